@@ -1,0 +1,1 @@
+//! Experiments, statistics, plots and property tests for zap.

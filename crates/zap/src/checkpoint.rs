@@ -1,0 +1,1 @@
+//! The story of a checkpoint: hold → capture → write → let go.

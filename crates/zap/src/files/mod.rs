@@ -1,0 +1,141 @@
+//! Open files: one kind, one file. [`KINDS`] is the table; a new kind is one module and one line there.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{CaptureError, RebuildError};
+use crate::ids::FileId;
+use crate::look::{Look, Subject};
+use crate::rebuild::Rebuild;
+
+mod table;
+
+pub use table::{FileTable, describe, intern};
+
+/// One open file description of the pod, seen through a copy of it that is ours (`pidfd_getfd`).
+///
+/// The copy *shares* offset and flags with the pod's: whatever a capture changes, it puts back.
+pub struct Descriptor {
+    /// The process through which it was met, for messages.
+    pub subject: Subject,
+    /// Its number there, or -1 when it is known only from a queue or a mapping.
+    pub number: i32,
+    /// Our copy.
+    pub file: OwnedFd,
+    /// What `/proc/self/fd/N` says: a path as seen from the pod's root, `pipe:[123]`, `anon_inode:[eventpoll]`.
+    pub link: Vec<u8>,
+    /// `/proc/self/fdinfo/N`, whole.
+    pub info: Vec<u8>,
+    /// `fstat`.
+    pub stat: libc::stat,
+}
+
+impl Descriptor {
+    /// The name of the object for messages: `file descriptor 9 (pipe:[123])`.
+    pub fn object(&self) -> String {
+        format!("file descriptor {} ({})", self.number, String::from_utf8_lossy(&self.link))
+    }
+
+    /// The error that refuses the pod because of this file.
+    pub fn refuse(&self, why: impl Into<String>) -> CaptureError {
+        self.subject.refuse(self.object(), why)
+    }
+
+    /// Status flags and access mode, as `open(2)` takes them, from `fdinfo`. `O_CLOEXEC` is not among them: it belongs
+    /// to the number, not to the description.
+    pub fn flags(&self) -> i32 {
+        self.field("flags:").and_then(|v| i32::from_str_radix(v, 8).ok()).unwrap_or(0) & !libc::O_CLOEXEC
+    }
+
+    /// The file offset, from `fdinfo`.
+    pub fn position(&self) -> u64 {
+        self.field("pos:").and_then(|v| v.parse().ok()).unwrap_or(0)
+    }
+
+    /// The first `fdinfo` line that begins with `label`, without it, trimmed.
+    pub fn field(&self, label: &str) -> Option<&str> {
+        self.info
+            .split(|b| *b == b'\n')
+            .filter_map(|line| std::str::from_utf8(line).ok())
+            .find_map(|line| line.strip_prefix(label))
+            .map(str::trim)
+    }
+
+    /// Our copy, borrowed.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// A kind of open file: how it is recognised, written down and made again.
+///
+/// States are encoded by [`crate::image::encode`] / [`crate::image::decode`]; a kind's encoding changes only together with its version.
+pub trait FileKind: Sync {
+    /// Its tag in the image and in messages: `pipe`, `tcp`, `eventfd`.
+    fn name(&self) -> &'static str;
+
+    /// Whether `descriptor` is of this kind. The first kind of the table that says so has it.
+    fn recognizes(&self, descriptor: &Descriptor) -> bool;
+
+    /// Whether it could be captured, asked while the pod still runs: cheap, changes nothing. The default accepts.
+    fn check(&self, _descriptor: &Descriptor) -> Result<(), CaptureError> {
+        Ok(())
+    }
+
+    /// Kernel → state. The pod is held. Returns the encoded state.
+    fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError>;
+
+    /// State → kernel, first stage: open the file. Other files may not exist yet.
+    fn open(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError>;
+
+    /// State → kernel, second stage: every file of the pod is open now (fill queues, pass descriptors, add to epoll).
+    fn connect(&self, _rebuild: &mut Rebuild<'_>, _id: FileId, _state: &[u8]) -> Result<(), RebuildError> {
+        Ok(())
+    }
+
+    /// State → kernel, last stage: runs in the *monitor* once every process of the pod exists and just before it is let go.
+    /// `file` is the monitor's copy; `host_pid` translates a PID of the pod. The default does nothing.
+    fn settle(
+        &self,
+        _file: BorrowedFd<'_>,
+        _state: &[u8],
+        _host_pid: &dyn Fn(crate::ids::PodPid) -> Option<crate::ids::HostPid>,
+    ) -> Result<(), RebuildError> {
+        Ok(())
+    }
+
+    /// Whether [`FileKind::settle`] has anything to do for this state (a copy is fetched only then).
+    fn needs_settling(&self, _state: &[u8]) -> bool {
+        false
+    }
+}
+
+/// An open file description in the image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FileState {
+    /// Its number.
+    pub id: FileId,
+    /// The tag of its kind.
+    pub kind: String,
+    /// The kind's own state, encoded.
+    #[serde(with = "serde_bytes")]
+    pub state: Vec<u8>,
+}
+
+/// Every kind that is known, in the order in which they are asked.
+pub static KINDS: &[&dyn FileKind] = &[];
+
+/// The kind of that name.
+pub fn kind(name: &str) -> Option<&'static dyn FileKind> {
+    KINDS.iter().copied().find(|k| k.name() == name)
+}
+
+/// The kind that recognises `descriptor`, or the refusal that names it.
+pub fn kind_of(descriptor: &Descriptor) -> Result<&'static dyn FileKind, CaptureError> {
+    KINDS
+        .iter()
+        .copied()
+        .find(|k| k.recognizes(descriptor))
+        .ok_or_else(|| descriptor.refuse("is of a kind that cannot be checkpointed yet"))
+}

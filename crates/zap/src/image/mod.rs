@@ -1,0 +1,99 @@
+//! The image: framing, checksums, versions. Knows nothing of what is inside.
+//!
+//! An image is a directory: `manifest` (readable: format version, host and CPU facts, sizes, checksums), `state`
+//! (length-framed, (kind, version)-tagged, checksummed records), `data` (bulk bytes: pages, queue contents, deleted files;
+//! page-aligned where asked for; a CRC-32 every MiB) and `layer-*` (archives of the upper layer and of tmpfs contents).
+//! It appears under its name only when it is complete.
+
+use std::io;
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Where some bulk bytes are in the `data` of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataRef {
+    /// Byte offset, after decompression.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+/// What can be wrong with an image. All but `Io` and `Exists` are exit code 5.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// Reading or writing failed.
+    #[error("{step} {path}: {source}", path = path.display())]
+    Io {
+        /// What was being done.
+        step: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// An image of that name is there already; nothing is overwritten.
+    #[error("{} exists; choose another name or remove it", .0.display())]
+    Exists(PathBuf),
+    /// It is not an image, or not of this program.
+    #[error("{}: not an image: {why}", path.display())]
+    Foreign {
+        /// The path that was given.
+        path: PathBuf,
+        /// Why it cannot be one.
+        why: String,
+    },
+    /// Bytes are missing or wrong.
+    #[error("{}: the image is damaged: {what}", path.display())]
+    Damaged {
+        /// The file of the image.
+        path: PathBuf,
+        /// What is wrong, and where.
+        what: String,
+    },
+    /// It was written by another version of the format.
+    #[error("{}: format version {found}, this zap reads {known}", path.display())]
+    Version {
+        /// The image.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+}
+
+/// Encodes a state. Self-describing (CBOR), so that fields can be added.
+pub fn encode<T: Serialize>(state: &T) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(state, &mut bytes).expect("writing to memory cannot fail");
+    bytes
+}
+
+/// Decodes a state whose checksum has been verified. Bytes left over are an error.
+pub fn decode<T: DeserializeOwned>(mut bytes: &[u8]) -> Result<T, String> {
+    let value = ciborium::from_reader(&mut bytes).map_err(|e| e.to_string())?;
+    if bytes.is_empty() { Ok(value) } else { Err(format!("{} bytes left over", bytes.len())) }
+}
+
+/// Collects bulk bytes. What is appended has its place at once; it reaches the disk when [`DataSink::flush`] is called
+/// (before the hold, or after it), never while the pod is held.
+#[derive(Default)]
+pub struct DataSink {
+    pending: Vec<Vec<u8>>,
+    end: u64,
+}
+
+impl DataSink {
+    /// Appends bytes that need no alignment.
+    pub fn append(&mut self, bytes: Vec<u8>) -> DataRef {
+        let here = DataRef { offset: self.end, length: bytes.len() as u64 };
+        self.end += here.length;
+        self.pending.push(bytes);
+        here
+    }
+}
+
+/// Reads an image that was verified.
+pub struct ImageReader {}

@@ -1,0 +1,23 @@
+//! Zap runs unmodified Linux programs in *pods*, and can stop a pod, write it down, and start it again.
+//!
+//! Start reading at [`checkpoint`] and [`restart`]: they tell the two stories from top to bottom. `ARCHITECTURE.md`
+//! in the repository has the map.
+
+pub mod checkpoint;
+pub mod cli;
+pub mod error;
+pub mod files;
+pub mod ids;
+pub mod image;
+pub mod ipc;
+pub mod look;
+pub mod memory;
+pub mod monitor;
+pub mod pod;
+pub mod process;
+pub mod rebuild;
+pub mod restart;
+pub mod sockets;
+#[allow(unsafe_code)]
+pub mod sys;
+pub mod tracee;

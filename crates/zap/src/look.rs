@@ -1,0 +1,60 @@
+//! What a checkpoint has found so far: the context that every `capture` is given.
+
+use std::collections::HashSet;
+
+use crate::error::CaptureError;
+use crate::files::FileTable;
+use crate::ids::{HostPid, PodPid};
+use crate::image::DataSink;
+use crate::pod::PodSpec;
+
+/// A process of the pod as a capture sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Subject {
+    /// Its PID on the host.
+    pub host: HostPid,
+    /// Its PID in the pod.
+    pub pod: PodPid,
+    /// Its command name (`comm`), lossily as text: for messages only.
+    pub command: String,
+}
+
+impl Subject {
+    /// The error that refuses the pod because of `object` of this process.
+    pub fn refuse(&self, object: impl Into<String>, why: impl Into<String>) -> CaptureError {
+        CaptureError::Refused {
+            process: self.pod,
+            command: self.command.clone(),
+            object: object.into(),
+            why: why.into(),
+        }
+    }
+}
+
+/// The state of a checkpoint in progress. One per checkpoint; lives in the pod's monitor.
+pub struct Look<'a> {
+    /// The pod that is being written down.
+    pub spec: &'a PodSpec,
+    /// The pod's PID 1 on the host: `/proc/PID/root` and `/proc/PID/ns` are the pod's.
+    pub init: HostPid,
+    /// The open file descriptions met so far. [`FileTable::intern`] is how one becomes a [`crate::ids::FileId`].
+    pub files: FileTable,
+    /// Where bulk bytes go (queue contents, pages, deleted files). Buffers are kept in memory until the pod runs again.
+    pub data: &'a mut DataSink,
+    /// Whether the image carries the contents of the root's files that are open or mapped.
+    pub carry_files: bool,
+    /// Objects (a pipe, a pty pair) whose shared part has been captured already: (kind, identity).
+    seen: HashSet<(&'static str, u64, u64)>,
+}
+
+impl<'a> Look<'a> {
+    /// A look that has seen nothing.
+    pub fn new(spec: &'a PodSpec, init: HostPid, data: &'a mut DataSink, carry_files: bool) -> Look<'a> {
+        Look { spec, init, files: FileTable::default(), data, carry_files, seen: HashSet::new() }
+    }
+
+    /// True the first time that this object is asked about: whoever gets `true` captures the shared part.
+    pub fn first_sight(&mut self, kind: &'static str, device: u64, inode: u64) -> bool {
+        self.seen.insert((kind, device, inode))
+    }
+}

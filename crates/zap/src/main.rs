@@ -1,0 +1,5 @@
+//! The `zap` command.
+
+fn main() -> std::process::ExitCode {
+    zap::cli::main()
+}

@@ -1,0 +1,1 @@
+//! Memory: layout, pages, dirty tracking, shared memory, vDSO.

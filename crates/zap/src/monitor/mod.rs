@@ -1,0 +1,1 @@
+//! The monitor: the pod's process on the host.

@@ -1,0 +1,1 @@
+//! Processes: tree, sessions, threads, credentials, signals, timers, limits, scheduling.

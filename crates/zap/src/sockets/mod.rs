@@ -1,0 +1,1 @@
+//! Sockets: unix, TCP, UDP. Kinds of open file; their table lines are in [`crate::files::KINDS`].

@@ -1,0 +1,15 @@
+//! Small calls on files that no safe library covers the way they are needed here.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use super::check;
+
+/// `fstat(2)`, whole.
+pub fn fstat(file: impl AsFd) -> io::Result<libc::stat> {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: the kernel fills the struct that we give it; all-zero is a valid value of it in any case.
+    check(unsafe { libc::fstat(file.as_fd().as_raw_fd(), stat.as_mut_ptr()) } as libc::c_long)?;
+    // SAFETY: zeroed, then filled.
+    Ok(unsafe { stat.assume_init() })
+}

@@ -1,0 +1,15 @@
+//! The only room with `unsafe`: thin, documented wrappers over kernel interfaces. One file an interface.
+
+pub mod clone;
+pub mod file;
+pub mod kcmp;
+pub mod memory;
+pub mod pidfd;
+pub mod ptrace;
+
+use std::io;
+
+/// The result of a raw system call as the standard library's error.
+pub(crate) fn check(result: libc::c_long) -> io::Result<u64> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as u64) }
+}
