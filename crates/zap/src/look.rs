@@ -1,6 +1,7 @@
 //! What a checkpoint has found so far: the context that every `capture` is given.
 
 use std::collections::HashSet;
+use std::os::fd::OwnedFd;
 
 use crate::error::CaptureError;
 use crate::files::FileTable;
@@ -31,6 +32,26 @@ impl Subject {
     }
 }
 
+/// The pod's console as its files show it: the far ends are the monitor's, outside the pod.
+#[derive(Debug, Default)]
+pub enum Console {
+    /// No console (PID 1 alone knows it).
+    #[default]
+    None,
+    /// Three pipes. Inode numbers of stdin, stdout, stderr; `stdin` is the monitor's end (to look at unread bytes).
+    Pipes {
+        /// `st_ino` of the pipes.
+        inodes: [u64; 3],
+    },
+    /// A pty of the pod's own devpts, whose master the monitor holds.
+    Pty {
+        /// N of `/dev/pts/N` in the pod.
+        index: u32,
+        /// The monitor's master side.
+        master: OwnedFd,
+    },
+}
+
 /// The state of a checkpoint in progress. One per checkpoint; lives in the pod's monitor.
 pub struct Look<'a> {
     /// The pod that is being written down.
@@ -41,6 +62,8 @@ pub struct Look<'a> {
     pub files: FileTable,
     /// Where bulk bytes go (queue contents, pages, deleted files). Buffers are kept in memory until the pod runs again.
     pub data: &'a mut DataSink,
+    /// The pod's console.
+    pub console: Console,
     /// Whether the image carries the contents of the root's files that are open or mapped.
     pub carry_files: bool,
     /// Objects (a pipe, a pty pair) whose shared part has been captured already: (kind, identity).
@@ -49,8 +72,14 @@ pub struct Look<'a> {
 
 impl<'a> Look<'a> {
     /// A look that has seen nothing.
-    pub fn new(spec: &'a PodSpec, init: HostPid, data: &'a mut DataSink, carry_files: bool) -> Look<'a> {
-        Look { spec, init, files: FileTable::default(), data, carry_files, seen: HashSet::new() }
+    pub fn new(
+        spec: &'a PodSpec,
+        init: HostPid,
+        data: &'a mut DataSink,
+        console: Console,
+        carry_files: bool,
+    ) -> Look<'a> {
+        Look { spec, init, files: FileTable::default(), data, console, carry_files, seen: HashSet::new() }
     }
 
     /// True the first time that this object is asked about: whoever gets `true` captures the shared part.

@@ -16,8 +16,10 @@ pub struct Rebuild<'a> {
     pub image: &'a ImageReader,
     /// The pod as it was born.
     pub spec: &'a PodSpec,
-    /// The pod's ends of its console: descriptor 0, 1, 2 of the command as it was started (pipes or a pty slave).
+    /// The pod's ends of new console pipes: stdin (read), stdout, stderr (write). Empty when the console is a pty.
     pub console: Vec<OwnedFd>,
+    /// The master of the console pty, left here by the kind that makes it; the builder hands it to the monitor.
+    pub console_master: Option<OwnedFd>,
     files: HashMap<FileId, OwnedFd>,
     objects: HashMap<(&'static str, u64), Box<dyn Any>>,
 }
@@ -25,7 +27,7 @@ pub struct Rebuild<'a> {
 impl<'a> Rebuild<'a> {
     /// A rebuild that has made nothing.
     pub fn new(image: &'a ImageReader, spec: &'a PodSpec, console: Vec<OwnedFd>) -> Rebuild<'a> {
-        Rebuild { image, spec, console, files: HashMap::new(), objects: HashMap::new() }
+        Rebuild { image, spec, console, console_master: None, files: HashMap::new(), objects: HashMap::new() }
     }
 
     /// Something that two files share (the pipe behind two ends), made by whoever comes first and kept under (kind, key).
