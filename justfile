@@ -1,0 +1,65 @@
+# Every habit as a recipe. `just` alone lists them; all are plain commands that work without it.
+
+_default:
+    @just --list --unsorted
+
+# Set up this machine and measure everything the paper shows
+repro *ARGS:
+    ./setup.sh repro {{ARGS}}
+
+# Set up this machine, then formatting, lints, build and the whole test suite
+ci:
+    ./setup.sh test
+
+# Development build
+build:
+    cargo build --workspace
+
+# Optimised build, the one that is measured
+release:
+    cargo build --workspace --release
+
+# Format everything
+fmt:
+    cargo fmt --all
+
+# What CI refuses: formatting and lints
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# The test suite, or the tests whose name contains NAME
+test NAME='': build
+    cargo test --workspace {{NAME}} -- --test-threads={{num_cpus()}}
+
+# Only the tests that need no pod: parsers, formats, statistics
+test-quick:
+    cargo test --workspace --lib
+
+# What this host offers, feature by feature
+check: build
+    target/debug/zap check
+
+# Experiments and workloads
+list: release
+    target/release/harness list
+
+# Run experiments: `just run checkpoint-restart --runs 20`
+run +ARGS: release
+    target/release/harness run {{ARGS}}
+
+# Plots and the report page from the raw samples in results/
+report *ARGS: release
+    target/release/harness report {{ARGS}}
+
+# Is this build slower than the baseline?
+gate BASELINE='results/baseline': release
+    target/release/harness gate --baseline {{BASELINE}}
+
+# Micro-benchmarks (criterion)
+bench *ARGS:
+    cargo bench -p harness {{ARGS}}
+
+# API documentation
+doc:
+    cargo doc --workspace --no-deps --document-private-items
