@@ -6,10 +6,26 @@
 //! It appears under its name only when it is complete.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+mod chunk;
+mod frame;
+mod manifest;
+mod reader;
+mod sink;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod writer;
+
+pub use chunk::Compression;
+pub use manifest::FORMAT;
+pub use reader::{ImageReader, LayerReader};
+pub use sink::DataSink;
+pub use writer::{ImageWriter, LayerWriter, Summary};
 
 /// Where some bulk bytes are in the `data` of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +80,16 @@ pub enum ImageError {
     },
 }
 
+impl ImageError {
+    fn io(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
+        move |source| ImageError::Io { step, path: path.to_owned(), source }
+    }
+
+    fn damaged(path: &Path, what: impl Into<String>) -> ImageError {
+        ImageError::Damaged { path: path.to_owned(), what: what.into() }
+    }
+}
+
 /// Encodes a state. Self-describing (CBOR), so that fields can be added.
 pub fn encode<T: Serialize>(state: &T) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -76,24 +102,3 @@ pub fn decode<T: DeserializeOwned>(mut bytes: &[u8]) -> Result<T, String> {
     let value = ciborium::from_reader(&mut bytes).map_err(|e| e.to_string())?;
     if bytes.is_empty() { Ok(value) } else { Err(format!("{} bytes left over", bytes.len())) }
 }
-
-/// Collects bulk bytes. What is appended has its place at once; it reaches the disk when [`DataSink::flush`] is called
-/// (before the hold, or after it), never while the pod is held.
-#[derive(Default)]
-pub struct DataSink {
-    pending: Vec<Vec<u8>>,
-    end: u64,
-}
-
-impl DataSink {
-    /// Appends bytes that need no alignment.
-    pub fn append(&mut self, bytes: Vec<u8>) -> DataRef {
-        let here = DataRef { offset: self.end, length: bytes.len() as u64 };
-        self.end += here.length;
-        self.pending.push(bytes);
-        here
-    }
-}
-
-/// Reads an image that was verified.
-pub struct ImageReader {}

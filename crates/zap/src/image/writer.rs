@@ -1,0 +1,214 @@
+//! Writing an image: beside its name, under which it appears when it is complete.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+use serde::Serialize;
+
+use super::chunk::{ChunkWriter, Compression, FileEntry};
+use super::frame::{self, Record};
+use super::manifest::Manifest;
+use super::{DataSink, ImageError, encode};
+
+/// An image that is being written. Dropped before [`ImageWriter::finish`], it leaves nothing.
+pub struct ImageWriter {
+    /// Bulk bytes.
+    pub data: DataSink,
+    state: Vec<u8>,
+    layers: Vec<(File, FileEntry)>,
+    compression: Compression,
+    partial: Partial,
+    path: PathBuf,
+}
+
+/// What was written, in bytes on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// All of it.
+    pub bytes: u64,
+    /// The state.
+    pub state_bytes: u64,
+    /// Pages and other bulk bytes.
+    pub data_bytes: u64,
+    /// Archives of the upper layer and of tmpfs contents.
+    pub layer_bytes: u64,
+}
+
+/// An archive that is being written into an image. [`ImageWriter::close_layer`] makes it part of it.
+pub struct LayerWriter {
+    out: ChunkWriter,
+}
+
+impl Write for LayerWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.append(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl ImageWriter {
+    /// Starts an image that will appear at `path`, which must not exist.
+    pub fn create(path: &Path, compression: Compression) -> Result<ImageWriter, ImageError> {
+        if fs::symlink_metadata(path).is_ok() {
+            return Err(ImageError::Exists(path.to_owned()));
+        }
+        let partial = Partial::create(path)?;
+        let file = partial.file("data")?;
+        let data = DataSink::new(ChunkWriter::new(file, "data", compression));
+        Ok(ImageWriter { data, state: Vec::new(), layers: Vec::new(), compression, partial, path: path.to_owned() })
+    }
+
+    /// Adds a record of state. It stays in memory until the end.
+    pub fn record(&mut self, kind: &str, version: u16, state: &impl Serialize) {
+        frame::push(&mut self.state, Record { kind, version, body: &encode(state) });
+    }
+
+    /// Starts an archive. Its name is plain: no slash.
+    pub fn layer(&mut self, name: &str) -> Result<LayerWriter, ImageError> {
+        let name = format!("layer-{name}");
+        Ok(LayerWriter { out: ChunkWriter::new(self.partial.file(&name)?, &name, self.compression) })
+    }
+
+    /// Ends an archive and makes it part of the image.
+    pub fn close_layer(&mut self, layer: LayerWriter) -> Result<(), ImageError> {
+        let closed = layer.out.finish().map_err(ImageError::io("writing", &self.partial.path))?;
+        self.layers.push(closed);
+        Ok(())
+    }
+
+    /// Completes the image: writes what is pending, synchronises, and gives it its name. `facts` are for people to read.
+    pub fn finish(self, facts: &impl Serialize) -> Result<Summary, ImageError> {
+        let ImageWriter { data, state, layers, partial, path, .. } = self;
+        let in_data = partial.path.join("data");
+        let data = data.finish().map_err(ImageError::io("writing", &in_data))?;
+        let mut parts: Vec<(File, FileEntry)> = vec![partial.whole("state", &state)?];
+        parts.extend(data);
+        parts.extend(layers);
+        let facts = serde_json::to_value(facts).unwrap_or_default();
+        let files: Vec<FileEntry> = parts.iter().map(|p| p.1.clone()).collect();
+        let manifest =
+            Manifest { id: content_id(&state, &files), machine: std::env::consts::ARCH.into(), facts, files };
+        let manifest = manifest.to_bytes();
+        parts.push(partial.whole("manifest", &manifest)?);
+        for (file, entry) in &parts {
+            file.sync_all().map_err(ImageError::io("synchronising", &partial.path.join(&entry.name)))?;
+        }
+        partial.complete(&path)?;
+        Ok(summarize(&parts))
+    }
+}
+
+fn content_id(state: &[u8], files: &[FileEntry]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(state);
+    for file in files {
+        hasher.update(file.name.as_bytes());
+        for sum in &file.crc32 {
+            hasher.update(&sum.to_le_bytes());
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+fn summarize(parts: &[(File, FileEntry)]) -> Summary {
+    let mut summary = Summary::default();
+    for (_, entry) in parts {
+        let bytes = entry.stored_length();
+        summary.bytes += bytes;
+        match &*entry.name {
+            "state" => summary.state_bytes += bytes,
+            "data" => summary.data_bytes += bytes,
+            "manifest" => {}
+            _ => summary.layer_bytes += bytes,
+        }
+    }
+    summary
+}
+
+/// The directory in which an image is written, locked while we live; removed when dropped.
+struct Partial {
+    path: PathBuf,
+    lock: Option<Flock<File>>,
+}
+
+impl Partial {
+    fn create(image: &Path) -> Result<Partial, ImageError> {
+        let name =
+            image.file_name().ok_or_else(|| ImageError::Exists(image.to_owned()))?.to_string_lossy().into_owned();
+        let parent = parent_of(image);
+        let prefix = format!(".{name}.partial-");
+        remove_orphans(parent, &prefix);
+        let path = parent.join(format!("{prefix}{}", std::process::id()));
+        fs::DirBuilder::new().mode(0o700).create(&path).map_err(ImageError::io("making", &path))?;
+        let mut partial = Partial { path, lock: None };
+        let directory = File::open(&partial.path).map_err(ImageError::io("opening", &partial.path))?;
+        let lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e.into());
+        partial.lock = Some(lock.map_err(ImageError::io("locking", &partial.path))?);
+        Ok(partial)
+    }
+
+    fn file(&self, name: &str) -> Result<File, ImageError> {
+        let path = self.path.join(name);
+        let opened = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+        opened.map_err(ImageError::io("making", &path))
+    }
+
+    fn whole(&self, name: &str, bytes: &[u8]) -> Result<(File, FileEntry), ImageError> {
+        let mut out = ChunkWriter::new(self.file(name)?, name, Compression::None);
+        let written = out.append(bytes).and_then(|()| out.finish());
+        written.map_err(ImageError::io("writing", &self.path.join(name)))
+    }
+
+    fn complete(mut self, image: &Path) -> Result<(), ImageError> {
+        let parent = parent_of(image);
+        if let Some(lock) = &self.lock {
+            lock.sync_all().map_err(ImageError::io("synchronising", &self.path))?;
+        }
+        rename_to_new(&self.path, image)?;
+        // the partial has become the image: nothing is left to remove
+        self.path = PathBuf::new();
+        let synced = File::open(parent).and_then(|p| p.sync_all());
+        synced.map_err(ImageError::io("synchronising", parent))
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn rename_to_new(from: &Path, to: &Path) -> Result<(), ImageError> {
+    use nix::errno::Errno;
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(Errno::EEXIST) => Err(ImageError::Exists(to.to_owned())),
+        // a file system without the flag: a directory never replaces anything but an empty directory
+        Err(Errno::EINVAL) => fs::rename(from, to).map_err(ImageError::io("naming", to)),
+        Err(error) => Err(ImageError::io("naming", to)(error.into())),
+    }
+}
+
+/// Removes what writers of the same image left that were killed: whoever lives holds a lock.
+fn remove_orphans(parent: &Path, prefix: &str) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    for entry in entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(prefix)) {
+        let locked = File::open(entry.path()).map(|d| Flock::lock(d, FlockArg::LockExclusiveNonblock));
+        if let Ok(Ok(_lock)) = locked {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
