@@ -5,6 +5,7 @@ pub mod file;
 pub mod kcmp;
 pub mod memory;
 pub mod pidfd;
+pub mod plain;
 pub mod ptrace;
 
 use std::io;

@@ -1,1 +1,231 @@
-//! `ptrace(2)`.
+//! `ptrace(2)`, in its `PTRACE_SEIZE` form. A tracee belongs to the *thread* that seized it.
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+
+use super::check;
+use crate::ids::HostPid;
+
+/// `PTRACE_O_SUSPEND_SECCOMP`: filters of the tracee do not run while it is traced. Inherited by auto-attached children.
+pub const SUSPEND_SECCOMP: i32 = 1 << 21;
+const PTRACE_SEIZE: u32 = 0x4206;
+const PTRACE_INTERRUPT: u32 = 0x4207;
+const PTRACE_LISTEN: u32 = 0x4208;
+const PTRACE_PEEKSIGINFO: u32 = 0x4209;
+const PTRACE_GETSIGMASK: u32 = 0x420a;
+const PTRACE_SETSIGMASK: u32 = 0x420b;
+const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
+const PTRACE_SECCOMP_GET_METADATA: u32 = 0x420d;
+const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
+const NT_PRSTATUS: usize = 1;
+const NT_X86_XSTATE: usize = 0x202;
+
+/// General registers of a thread (`struct user_regs_struct`).
+pub type Registers = libc::user_regs_struct;
+
+/// The raw bytes of a `siginfo_t` (128).
+pub type SigInfo = [u8; 128];
+
+/// Registers as the 27 words of the kernel's struct, in its order.
+pub fn registers_to_words(registers: &Registers) -> [u64; 27] {
+    // SAFETY: user_regs_struct is 27 u64 without padding (asserted below); any bit pattern is a valid u64.
+    unsafe { std::mem::transmute_copy(registers) }
+}
+
+/// The reverse of [`registers_to_words`].
+pub fn registers_from_words(words: &[u64; 27]) -> Registers {
+    // SAFETY: as above; every field is a u64, so any bit pattern is valid.
+    unsafe { std::mem::transmute_copy(words) }
+}
+
+const _: () = assert!(size_of::<Registers>() == 27 * 8);
+
+fn request(request: u32, tid: HostPid, address: usize, data: usize) -> io::Result<u64> {
+    // SAFETY: every caller in this file passes addresses of live, correctly sized buffers, or plain numbers.
+    check(unsafe { libc::syscall(libc::SYS_ptrace, request as libc::c_long, tid.0 as libc::c_long, address, data) })
+}
+
+/// Attaches without stopping.
+pub fn seize(tid: HostPid, options: i32) -> io::Result<()> {
+    request(PTRACE_SEIZE, tid, 0, options as usize).map(drop)
+}
+
+/// Asks a seized tracee to stop; it reports `PTRACE_EVENT_STOP`.
+pub fn interrupt(tid: HostPid) -> io::Result<()> {
+    request(PTRACE_INTERRUPT, tid, 0, 0).map(drop)
+}
+
+/// Lets a stopped tracee run on, delivering `signal` (0: none).
+pub fn cont(tid: HostPid, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_CONT, tid, 0, signal as usize).map(drop)
+}
+
+/// Leaves a tracee in its group stop, but listening for events.
+pub fn listen(tid: HostPid) -> io::Result<()> {
+    request(PTRACE_LISTEN, tid, 0, 0).map(drop)
+}
+
+/// Detaches from a stopped tracee, which runs on (or stays in a group stop that is in effect).
+pub fn detach(tid: HostPid, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_DETACH, tid, 0, signal as usize).map(drop)
+}
+
+fn get_regset(tid: HostPid, kind: usize, buffer: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    request(libc::PTRACE_GETREGSET, tid, kind, &raw mut vector as usize)?;
+    Ok(vector.iov_len)
+}
+
+/// Reads the general registers.
+pub fn registers(tid: HostPid) -> io::Result<Registers> {
+    let mut buffer = [MaybeUninit::<u8>::uninit(); size_of::<Registers>()];
+    let length = get_regset(tid, NT_PRSTATUS, &mut buffer)?;
+    if length != buffer.len() {
+        return Err(io::Error::other("the tracee is not a 64-bit process"));
+    }
+    // SAFETY: the kernel filled all of it; any bit pattern is valid.
+    Ok(unsafe { std::mem::transmute::<[MaybeUninit<u8>; size_of::<Registers>()], Registers>(buffer) })
+}
+
+/// Sets the general registers.
+pub fn set_registers(tid: HostPid, registers: &Registers) -> io::Result<()> {
+    let vector = libc::iovec { iov_base: (&raw const *registers).cast_mut().cast(), iov_len: size_of::<Registers>() };
+    request(libc::PTRACE_SETREGSET, tid, NT_PRSTATUS, &raw const vector as usize).map(drop)
+}
+
+/// Reads the extended state (x87, SSE, AVX …) in the uncompacted XSAVE format of this host into `buffer`; its length.
+pub fn extended_state(tid: HostPid, buffer: &mut Vec<u8>) -> io::Result<()> {
+    buffer.clear();
+    buffer.reserve(16 << 10);
+    let length = get_regset(tid, NT_X86_XSTATE, buffer.spare_capacity_mut())?;
+    // SAFETY: the kernel filled `length` bytes of the spare capacity.
+    unsafe { buffer.set_len(length) };
+    Ok(())
+}
+
+/// Sets the extended state; `bytes` must be exactly as long as this host's XSAVE area.
+pub fn set_extended_state(tid: HostPid, bytes: &[u8]) -> io::Result<()> {
+    let vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    request(libc::PTRACE_SETREGSET, tid, NT_X86_XSTATE, &raw const vector as usize).map(drop)
+}
+
+/// The blocked signals (the saved mask while in `sigsuspend` and its like).
+pub fn signal_mask(tid: HostPid) -> io::Result<u64> {
+    let mut mask = 0u64;
+    request(PTRACE_GETSIGMASK, tid, size_of::<u64>(), &raw mut mask as usize)?;
+    Ok(mask)
+}
+
+/// Sets the blocked signals.
+pub fn set_signal_mask(tid: HostPid, mask: u64) -> io::Result<()> {
+    request(PTRACE_SETSIGMASK, tid, size_of::<u64>(), &raw const mask as usize).map(drop)
+}
+
+#[repr(C)]
+struct PeekArgs {
+    offset: u64,
+    flags: u32,
+    count: i32,
+}
+
+/// The queued signals of the thread, or of its process (`shared`), in order; nothing is removed.
+pub fn pending_signals(tid: HostPid, shared: bool) -> io::Result<Vec<SigInfo>> {
+    let mut all = Vec::new();
+    loop {
+        let mut buffer = [[0u8; 128]; 32];
+        let args = PeekArgs { offset: all.len() as u64, flags: shared as u32, count: buffer.len() as i32 };
+        let got = request(PTRACE_PEEKSIGINFO, tid, &raw const args as usize, buffer.as_mut_ptr() as usize)? as usize;
+        all.extend_from_slice(&buffer[..got.min(buffer.len())]);
+        if got < buffer.len() {
+            return Ok(all);
+        }
+    }
+}
+
+/// One seccomp filter of the tracee's chain as classic BPF instructions (8 bytes each) and its flags; `None` past the end.
+pub fn seccomp_filter(tid: HostPid, index: usize) -> io::Result<Option<(Vec<u8>, u64)>> {
+    let count = match request(PTRACE_SECCOMP_GET_FILTER, tid, index, 0) {
+        Ok(count) => count as usize,
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let mut bytes = vec![0u8; count * 8];
+    request(PTRACE_SECCOMP_GET_FILTER, tid, index, bytes.as_mut_ptr() as usize)?;
+    let mut metadata = [index as u64, 0u64];
+    request(PTRACE_SECCOMP_GET_METADATA, tid, size_of_val(&metadata), metadata.as_mut_ptr() as usize)?;
+    Ok(Some((bytes, metadata[1])))
+}
+
+/// A thread's registered restartable-sequences area.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[repr(C)]
+pub struct RseqConfiguration {
+    /// Address of `struct rseq`; 0 when none is registered.
+    pub address: u64,
+    /// Its registered size in bytes.
+    pub size: u32,
+    /// The abort signature.
+    pub signature: u32,
+    /// Flags of the registration.
+    pub flags: u32,
+    pad: u32,
+}
+
+/// Reads the rseq registration.
+pub fn rseq_configuration(tid: HostPid) -> io::Result<RseqConfiguration> {
+    let mut configuration = RseqConfiguration::default();
+    let size = size_of::<RseqConfiguration>();
+    request(PTRACE_GET_RSEQ_CONFIGURATION, tid, size, &raw mut configuration as usize)?;
+    Ok(configuration)
+}
+
+/// How a tracee stopped or ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// A `PTRACE_EVENT_STOP`, with the stop signal (SIGTRAP unless it is in a group stop).
+    Event(i32),
+    /// About to get this signal.
+    Signal(i32),
+    /// Another ptrace event: its number.
+    Other(i32),
+    /// It ended: the wait status.
+    Ended(i32),
+}
+
+fn decode(status: i32) -> Stop {
+    if !libc::WIFSTOPPED(status) {
+        return Stop::Ended(status);
+    }
+    match (status >> 16, libc::WSTOPSIG(status)) {
+        (128, signal) => Stop::Event(signal),
+        (0, signal) => Stop::Signal(signal),
+        (event, _) => Stop::Other(event),
+    }
+}
+
+/// Waits until this tracee of the calling thread stops or ends.
+pub fn wait(tid: HostPid) -> io::Result<Stop> {
+    let mut status = 0;
+    loop {
+        // SAFETY: status outlives the call.
+        match check(unsafe { libc::waitpid(tid.0, &mut status, libc::__WALL) } as libc::c_long) {
+            Ok(_) => return Ok(decode(status)),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Waits for any tracee of the calling *thread*; who it is.
+pub fn wait_any() -> io::Result<(HostPid, Stop)> {
+    let mut status = 0;
+    loop {
+        // SAFETY: status outlives the call.
+        let result = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD) };
+        match check(result as libc::c_long) {
+            Ok(tid) => return Ok((HostPid(tid as i32), decode(status))),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        }
+    }
+}

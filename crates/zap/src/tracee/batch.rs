@@ -80,6 +80,8 @@ pub(super) struct Step {
 pub struct Batch {
     pub(super) steps: Vec<Step>,
     pub(super) data: Vec<u8>,
+    /// Words of the data that are offsets into it and become addresses when the batch is placed.
+    pointers: Vec<usize>,
 }
 
 impl Batch {
@@ -120,6 +122,32 @@ impl Batch {
         Arg::Data(offset)
     }
 
+    /// Marks the 8-byte word at `place` bytes behind `structure` as the address of `target` (both [`Arg::Data`]): pointers
+    /// inside structures that a call reads.
+    pub fn pointer(&mut self, structure: Arg, place: usize, target: Arg) {
+        if let (Arg::Data(structure), Arg::Data(target)) = (structure, target) {
+            let at = structure + place;
+            self.data[at..at + 8].copy_from_slice(&(target as u64).to_ne_bytes());
+            self.pointers.push(at);
+        }
+    }
+
+    /// The data with its pointers filled in, for a batch whose data begins at `base`.
+    pub(super) fn relocated(&self, base: u64) -> Vec<u8> {
+        let mut data = self.data.clone();
+        for &at in &self.pointers {
+            let mut word = [0; 8];
+            word.copy_from_slice(&data[at..at + 8]);
+            data[at..at + 8].copy_from_slice(&(u64::from_ne_bytes(word) + base).to_ne_bytes());
+        }
+        data
+    }
+
+    /// Bytes that the batch needs in a scratch area.
+    pub fn size(&self) -> usize {
+        super::stub::size(self.steps.len()) + self.data.len()
+    }
+
     /// Reserves a zeroed buffer of `length` bytes (8-byte aligned) for a call to fill.
     pub fn output(&mut self, length: usize) -> Output {
         let offset = self.data.len();
@@ -143,12 +171,19 @@ impl Batch {
 pub struct Results {
     pub(super) results: Vec<i64>,
     pub(super) data: Vec<u8>,
+    /// How many calls were left behind successfully (or allowed to fail).
+    pub(super) reached: usize,
 }
 
 impl Results {
     /// The result of a call as the kernel gave it: negative is an errno.
     pub fn get(&self, call: Call) -> i64 {
         self.results[call.0]
+    }
+
+    /// The call that ended the batch early, and its errno.
+    pub(super) fn failure(&self, batch: &Batch) -> Option<(usize, i32)> {
+        (self.reached < batch.steps.len()).then(|| (self.reached, -self.results[self.reached] as i32))
     }
 
     /// The bytes of an output buffer.

@@ -1,0 +1,245 @@
+//! Where in a tracee the stub and the batches live.
+//!
+//! The stub is in the zero tail of the vDSO, the batches in a scratch mapping that the stub's single-call entry makes and
+//! unmakes. In a restart the seed brings both along in one mapping of its own.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::mem::{offset_of, size_of};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use crate::ids::{HostPid, PodPid};
+use crate::tracee::batch::{Arg, Batch, OnFailure, Results};
+use crate::tracee::held::{Held, TraceeError};
+use crate::tracee::interrupted;
+use crate::tracee::stub::{self, RawCall, STOP_ON_FAILURE, Seat};
+
+/// Bytes of a seat with a small batch (a thread's).
+pub const SMALL_SEAT: usize = 2 << 10;
+
+/// The prepared ground of one process.
+#[derive(Debug)]
+pub struct Ground {
+    process: PodPid,
+    memory: File,
+    pub(super) stub: u64,
+    pub(super) single: u64,
+    /// The signal that ends a batch: one that the program neither handles nor has pending, and that is ignored by default.
+    pub(super) marker: i32,
+    scratch: Range<u64>,
+    seat_size: usize,
+    /// Where the stub lies in the vDSO; zeros belong there.
+    tail: Option<Range<u64>>,
+}
+
+/// Opens the memory of a process for reading and writing, whatever its protections.
+pub fn open_memory(process: HostPid) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(process.proc("mem"))
+}
+
+/// The zero tail of the vDSO page(s) at `vdso`, if it has room for the stub and a seat.
+fn find_tail(memory: &File, vdso: &Range<u64>, needed: usize) -> Option<Range<u64>> {
+    let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
+    memory.read_exact_at(&mut bytes, vdso.start).ok()?;
+    let used = bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1).next_multiple_of(16);
+    (used + needed <= bytes.len()).then(|| vdso.start + used as u64..vdso.end)
+}
+
+impl Ground {
+    /// Prepares a process found running: the stub goes to the tail of its vDSO, the scratch to `scratch` (unused addresses).
+    ///
+    /// `held` is any of its threads; it makes the mapping.
+    pub fn prepare(
+        held: &mut Held,
+        process: (HostPid, PodPid),
+        vdso: Range<u64>,
+        scratch: Range<u64>,
+        seat_size: usize,
+        marker: i32,
+    ) -> Result<Ground, TraceeError> {
+        let memory = open_memory(process.0).map_err(TraceeError::kernel("opening the memory of", process.1))?;
+        let stub = stub::assemble();
+        let seat_offset = stub.code.len().next_multiple_of(16);
+        let needed = seat_offset + size_of::<Seat>();
+        let tail = find_tail(&memory, &vdso, needed).ok_or(TraceeError::NoRoom(process.1))?;
+        let tail = tail.start..tail.start + needed as u64;
+        let ground = Ground {
+            process: process.1,
+            memory,
+            stub: tail.start,
+            single: tail.start + stub.single,
+            marker,
+            scratch: scratch.clone(),
+            seat_size,
+            tail: Some(tail.clone()),
+        };
+        let seat = ground.seat_of(held, tail.start + seat_offset as u64, 0);
+        let mut bytes = stub.code;
+        bytes.resize(seat_offset, 0);
+        bytes.extend_from_slice(as_bytes(&seat));
+        ground.write(tail.start, &bytes)?;
+        let (read_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let flags = private | libc::MAP_FIXED_NOREPLACE;
+        let length = scratch.end - scratch.start;
+        let args = [scratch.start, length, read_write as u64, flags as u64, u64::MAX, 0];
+        let mapped = held.single(&ground, tail.start + seat_offset as u64, libc::SYS_mmap, args)?;
+        if mapped as u64 != scratch.start {
+            return Err(TraceeError::NoRoom(process.1));
+        }
+        Ok(ground)
+    }
+
+    /// The ground that a seed brought along: the stub at the start of `code`, seats in `scratch`.
+    pub fn brought(
+        process: (HostPid, PodPid),
+        code: u64,
+        scratch: Range<u64>,
+        seat_size: usize,
+        marker: i32,
+    ) -> Result<Ground, TraceeError> {
+        let memory = open_memory(process.0).map_err(TraceeError::kernel("opening the memory of", process.1))?;
+        let single = code + stub::assemble().single;
+        Ok(Ground { process: process.1, memory, stub: code, single, marker, scratch, seat_size, tail: None })
+    }
+
+    /// Unmaps the scratch through the stub in the vDSO's tail and puts zeros back there. `held` goes home afterwards.
+    pub fn clear(self, held: &mut Held, also: Option<Range<u64>>) -> Result<(), TraceeError> {
+        let Some(tail) = &self.tail else { return Ok(()) };
+        let seat = self.tail_seat();
+        let header = self.seat_of(held, seat, 0);
+        self.write(seat, as_bytes(&header))?;
+        for range in [Some(self.scratch.clone()), also].into_iter().flatten() {
+            held.single(&self, seat, libc::SYS_munmap, [range.start, range.end - range.start, 0, 0, 0, 0])?;
+        }
+        self.write(tail.start, &vec![0; (tail.end - tail.start) as usize])
+    }
+
+    /// Moves the stub from a brought scratch to the tail of the vDSO that the process has by now, so that [`Ground::clear`]
+    /// can unmap `code` and the scratch both.
+    pub fn move_to_vdso(&mut self, vdso: Range<u64>) -> Result<(), TraceeError> {
+        let stub = stub::assemble();
+        let needed = stub.code.len().next_multiple_of(16) + size_of::<Seat>();
+        let tail = find_tail(&self.memory, &vdso, needed).ok_or(TraceeError::NoRoom(self.process))?;
+        self.write(tail.start, &stub.code)?;
+        (self.stub, self.single) = (tail.start, tail.start + stub.single);
+        self.tail = Some(tail.start..tail.start + needed as u64);
+        Ok(())
+    }
+
+    /// The address range of the scratch mapping: not the pod's.
+    pub fn scratch(&self) -> Range<u64> {
+        self.scratch.clone()
+    }
+
+    /// The signal that ends a batch.
+    pub fn marker(&self) -> i32 {
+        self.marker
+    }
+
+    /// The process's memory, whatever its protections.
+    pub fn memory(&self) -> &File {
+        &self.memory
+    }
+
+    /// How many seats of the ordinary size the scratch has.
+    pub fn seats(&self) -> usize {
+        (self.scratch.end - self.scratch.start) as usize / self.seat_size
+    }
+
+    fn tail_seat(&self) -> u64 {
+        self.tail.as_ref().map_or(0, |t| t.end - size_of::<Seat>() as u64)
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), TraceeError> {
+        self.memory.write_all_at(bytes, at).map_err(TraceeError::kernel("writing to", self.process))
+    }
+
+    fn seat_of(&self, held: &Held, at: u64, calls: usize) -> Seat {
+        let home = interrupted::orphan(&held.registers);
+        let first = at + size_of::<Seat>() as u64;
+        Seat {
+            calls: first,
+            calls_end: first + (calls * size_of::<RawCall>()) as u64,
+            reached: 0,
+            tgid: held.name.own.0 as u64,
+            tid: held.name.own.1 as u64,
+            signal: self.marker as u64,
+            mask: held.mask,
+            r15: home.r15,
+            r14: home.r14,
+            r13: home.r13,
+            r12: home.r12,
+            rbp: home.rbp,
+            rbx: home.rbx,
+            r11: home.r11,
+            r10: home.r10,
+            r9: home.r9,
+            r8: home.r8,
+            rax: home.rax,
+            rcx: home.rcx,
+            rdx: home.rdx,
+            rsi: home.rsi,
+            rdi: home.rdi,
+            rip: home.rip,
+            cs: home.cs,
+            rflags: home.eflags,
+            rsp: home.rsp,
+            ss: home.ss,
+        }
+    }
+
+    /// Writes seat, calls and data of a batch; the address of the seat.
+    pub(super) fn place(&self, seat: usize, held: &Held, batch: &Batch) -> Result<u64, TraceeError> {
+        let at = self.scratch.start + (seat * self.seat_size) as u64;
+        let header = self.seat_of(held, at, batch.steps.len());
+        let data_at = header.calls_end;
+        if data_at + batch.data.len() as u64 > self.scratch.end {
+            return Err(TraceeError::NoRoom(self.process));
+        }
+        let result_of = |call: usize| header.calls + (call * size_of::<RawCall>() + offset_of!(RawCall, result)) as u64;
+        let mut bytes = Vec::with_capacity((data_at - at) as usize + batch.data.len());
+        bytes.extend_from_slice(as_bytes(&header));
+        for step in &batch.steps {
+            let mut raw = RawCall { number: step.number, ..RawCall::default() };
+            for (index, arg) in step.args.iter().enumerate() {
+                raw.args[index] = match arg {
+                    Arg::Value(value) => *value,
+                    Arg::Data(offset) => data_at + *offset as u64,
+                    Arg::ResultOf(call) => result_of(call.0),
+                };
+                raw.flags |= u64::from(matches!(arg, Arg::ResultOf(_))) << index;
+            }
+            raw.flags |= if step.on_failure == OnFailure::Stop { STOP_ON_FAILURE } else { 0 };
+            bytes.extend_from_slice(as_bytes(&raw));
+        }
+        bytes.extend_from_slice(&batch.relocated(data_at));
+        self.write(at, &bytes)?;
+        Ok(at)
+    }
+
+    /// Reads results and data of a batch that has ended.
+    pub(super) fn collect(&self, seat: usize, held: &Held, batch: &Batch) -> Result<Results, TraceeError> {
+        let at = self.scratch.start + (seat * self.seat_size) as u64;
+        let mut bytes = vec![0; size_of::<Seat>() + batch.steps.len() * size_of::<RawCall>() + batch.data.len()];
+        self.memory.read_exact_at(&mut bytes, at).map_err(TraceeError::kernel("reading from", held.name.pod))?;
+        let word = |offset: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[offset..offset + 8]);
+            u64::from_ne_bytes(word)
+        };
+        let calls = size_of::<Seat>();
+        let reached = word(offset_of!(Seat, reached)).saturating_sub(at + calls as u64) as usize / size_of::<RawCall>();
+        let results = (0..batch.steps.len())
+            .map(|call| word(calls + call * size_of::<RawCall>() + offset_of!(RawCall, result)) as i64)
+            .collect();
+        let data = bytes.split_off(calls + batch.steps.len() * size_of::<RawCall>());
+        Ok(Results { results, data, reached })
+    }
+}
+
+fn as_bytes<T: Plain>(value: &T) -> &[u8] {
+    crate::sys::plain::bytes_of(value)
+}
+
+use crate::sys::plain::Plain;

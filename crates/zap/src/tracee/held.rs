@@ -1,0 +1,247 @@
+//! A thread that is held still, and acting through it.
+
+use std::io;
+
+use crate::ids::{HostPid, PodPid};
+use crate::sys::ptrace::{self, Registers, Stop};
+use crate::tracee::batch::{Batch, Results};
+use crate::tracee::ground::Ground;
+use crate::tracee::interrupted;
+
+/// What can go wrong with a tracee.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceeError {
+    /// It ended; the wait status is in the error.
+    #[error("thread {0} ended while it was held")]
+    Died(PodPid),
+    /// A ptrace request failed.
+    #[error("{step} thread {thread}: {source}")]
+    Kernel {
+        /// What was being done.
+        step: &'static str,
+        /// To which thread.
+        thread: PodPid,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A call of a batch failed in the tracee.
+    #[error("{what} in process {thread}: {source}")]
+    Call {
+        /// What the call was for.
+        what: String,
+        /// The thread that made it.
+        thread: PodPid,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// There is no room for the stub or the scratch area in the address space.
+    #[error("thread {0} has no room for a scratch area")]
+    NoRoom(PodPid),
+}
+
+impl TraceeError {
+    pub(crate) fn kernel(step: &'static str, thread: PodPid) -> impl FnOnce(io::Error) -> TraceeError {
+        move |source| match source.raw_os_error() {
+            Some(libc::ESRCH) => TraceeError::Died(thread),
+            _ => TraceeError::Kernel { step, thread, source },
+        }
+    }
+}
+
+/// How a thread is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ThreadName {
+    /// TID on the host.
+    pub host: HostPid,
+    /// TID in the pod.
+    pub pod: PodPid,
+    /// TGID and TID in the thread's own (innermost) PID namespace, for calls that it makes on itself.
+    pub own: (i32, i32),
+}
+
+/// A thread that was seized and asked to stop, but has not said yet that it has.
+#[must_use = "a seized thread must be waited for"]
+pub struct Seized {
+    name: ThreadName,
+}
+
+/// A thread that is stopped under our control. Cannot be copied; letting it go consumes it.
+#[derive(Debug)]
+#[must_use = "a held thread must be let go"]
+pub struct Held {
+    /// Who it is.
+    pub name: ThreadName,
+    /// The registers that it goes home with.
+    pub registers: Registers,
+    /// The signal mask that it goes home with.
+    pub mask: u64,
+    /// The stop signal of the group stop that it was found in.
+    pub group_stop: Option<i32>,
+    /// Whether its registers or mask are ours at the moment.
+    away: bool,
+}
+
+/// Seizes a thread and asks it to stop.
+pub fn seize(name: ThreadName, options: i32) -> Result<Seized, TraceeError> {
+    ptrace::seize(name.host, options).map_err(TraceeError::kernel("seizing", name.pod))?;
+    ptrace::interrupt(name.host).map_err(TraceeError::kernel("interrupting", name.pod))?;
+    Ok(Seized { name })
+}
+
+impl Seized {
+    /// A thread that the kernel attached for us (`CLONE_PTRACE`) and that stops before its first instruction.
+    pub fn newborn(name: ThreadName) -> Seized {
+        Seized { name }
+    }
+
+    /// Waits for the stop.
+    pub fn wait(self) -> Result<Held, TraceeError> {
+        let name = self.name;
+        let stop = loop {
+            match ptrace::wait(name.host).map_err(TraceeError::kernel("waiting for", name.pod))? {
+                Stop::Event(signal) => break signal,
+                Stop::Ended(_) => return Err(TraceeError::Died(name.pod)),
+                // A signal that was on its way; it goes on its way. The stop that was asked for follows.
+                Stop::Signal(signal) => {
+                    ptrace::cont(name.host, signal).map_err(TraceeError::kernel("continuing", name.pod))?
+                }
+                Stop::Other(_) => ptrace::cont(name.host, 0).map_err(TraceeError::kernel("continuing", name.pod))?,
+            }
+        };
+        let group_stop = (stop != libc::SIGTRAP).then_some(stop);
+        let mut held = Held {
+            name,
+            registers: ptrace::registers(name.host)
+                .map_err(TraceeError::kernel("reading the registers of", name.pod))?,
+            mask: ptrace::signal_mask(name.host).map_err(TraceeError::kernel("reading the mask of", name.pod))?,
+            group_stop,
+            away: false,
+        };
+        if interrupted::needs_rewind(&held.registers) && !held.has_deliverable_signal()? {
+            interrupted::rewind(&mut held.registers);
+            held.away = true;
+        }
+        Ok(held)
+    }
+}
+
+impl Held {
+    fn has_deliverable_signal(&self) -> Result<bool, TraceeError> {
+        for shared in [false, true] {
+            let queue = ptrace::pending_signals(self.name.host, shared)
+                .map_err(TraceeError::kernel("reading the queued signals of", self.name.pod))?;
+            let open = queue.iter().any(|info| {
+                let signal = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+                self.mask & (1 << (signal - 1)) == 0
+            });
+            if open {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Changes what the thread goes home with; it is written when it goes.
+    pub fn set_home(&mut self, registers: Registers, mask: u64) {
+        (self.registers, self.mask, self.away) = (registers, mask, true);
+    }
+
+    /// Starts a batch in this thread. Others may be started before its end is waited for.
+    pub fn begin(&mut self, ground: &Ground, seat: usize, batch: &Batch) -> Result<(), TraceeError> {
+        let seat = ground.place(seat, self, batch)?;
+        self.enter(ground, ground.stub, seat, None)
+    }
+
+    /// Waits for the end of a batch and reads what it brought back.
+    pub fn finish(&mut self, ground: &Ground, seat: usize, batch: &Batch) -> Result<Results, TraceeError> {
+        self.await_marker(ground.marker)?;
+        let results = ground.collect(seat, self, batch)?;
+        if let Some((call, errno)) = results.failure(batch) {
+            let source = io::Error::from_raw_os_error(errno);
+            return Err(TraceeError::Call { what: batch.steps[call].what.clone(), thread: self.name.pod, source });
+        }
+        Ok(results)
+    }
+
+    /// Runs a batch to its end.
+    pub fn run(&mut self, ground: &Ground, seat: usize, batch: &Batch) -> Result<Results, TraceeError> {
+        self.begin(ground, seat, batch)?;
+        self.finish(ground, seat, batch)
+    }
+
+    /// Makes one call with its arguments in registers, through the stub's second entry.
+    pub(super) fn single(
+        &mut self,
+        ground: &Ground,
+        seat: u64,
+        number: libc::c_long,
+        args: [u64; 6],
+    ) -> Result<i64, TraceeError> {
+        self.enter(ground, ground.single, seat, Some((number, args)))?;
+        self.await_marker(ground.marker)?;
+        let registers = ptrace::registers(self.name.host).map_err(self.failed("reading the registers of"))?;
+        Ok(registers.rbp as i64)
+    }
+
+    fn enter(
+        &mut self,
+        ground: &Ground,
+        entry: u64,
+        seat: u64,
+        call: Option<(libc::c_long, [u64; 6])>,
+    ) -> Result<(), TraceeError> {
+        let mut registers = self.registers;
+        registers.rip = entry;
+        registers.rbx = seat;
+        registers.orig_rax = u64::MAX;
+        registers.eflags &= !(0x100 | 0x400); // no single-stepping, no backwards string operations
+        if let Some((number, args)) = call {
+            registers.rax = number as u64;
+            [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] = args;
+        }
+        self.away = true;
+        // Registers first: a handler must not run at the stub's entry with the thread's own mask.
+        ptrace::set_registers(self.name.host, &registers).map_err(self.failed("setting the registers of"))?;
+        let all_but_marker = !(1u64 << (ground.marker - 1));
+        ptrace::set_signal_mask(self.name.host, all_but_marker).map_err(self.failed("setting the mask of"))?;
+        ptrace::cont(self.name.host, 0).map_err(self.failed("continuing"))
+    }
+
+    fn await_marker(&mut self, marker: i32) -> Result<(), TraceeError> {
+        loop {
+            match ptrace::wait(self.name.host).map_err(self.failed("waiting for"))? {
+                Stop::Signal(signal) if signal == marker => return Ok(()),
+                Stop::Ended(_) => return Err(TraceeError::Died(self.name.pod)),
+                // SIGSTOP and SIGKILL alone get past the mask; a stop asked for meanwhile is the pod's affair.
+                Stop::Signal(signal) => ptrace::cont(self.name.host, signal).map_err(self.failed("continuing"))?,
+                Stop::Event(_) | Stop::Other(_) => {
+                    ptrace::cont(self.name.host, 0).map_err(self.failed("continuing"))?
+                }
+            }
+        }
+    }
+
+    /// Gives the thread its registers and mask back; it stays held.
+    pub fn go_home(&mut self) -> Result<(), TraceeError> {
+        if self.away {
+            ptrace::set_signal_mask(self.name.host, self.mask).map_err(self.failed("setting the mask of"))?;
+            ptrace::set_registers(self.name.host, &self.registers).map_err(self.failed("setting the registers of"))?;
+            self.away = false;
+        }
+        Ok(())
+    }
+
+    /// Lets the thread run on from where it was held.
+    pub fn let_go(mut self) -> Result<(), TraceeError> {
+        self.go_home()?;
+        match ptrace::detach(self.name.host, 0) {
+            // Killed meanwhile: nothing is left to let go.
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            other => other.map_err(self.failed("detaching from")),
+        }
+    }
+
+    pub(super) fn failed(&self, step: &'static str) -> impl FnOnce(io::Error) -> TraceeError + use<> {
+        TraceeError::kernel(step, self.name.pod)
+    }
+}
