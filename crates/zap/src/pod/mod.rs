@@ -1,11 +1,16 @@
 //! What a pod is: spec, namespaces, root file system, network, cgroup, PID 1, registry.
 
+pub mod capabilities;
 mod cgroup;
 mod error;
+pub mod host_config;
 pub mod journal;
+pub mod limits;
 pub mod live;
+pub mod network;
 mod registry;
 pub mod rootfs;
+pub mod seccomp;
 mod spec;
 
 pub use cgroup::Cgroup;

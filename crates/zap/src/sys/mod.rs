@@ -1,5 +1,6 @@
 //! The only room with `unsafe`: thin, documented wrappers over kernel interfaces. One file an interface.
 
+pub mod capability;
 pub mod clone;
 pub mod file;
 pub mod kcmp;
@@ -7,6 +8,7 @@ pub mod memory;
 pub mod pidfd;
 pub mod plain;
 pub mod ptrace;
+pub mod seccomp;
 
 use std::io;
 

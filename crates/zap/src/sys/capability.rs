@@ -1,0 +1,62 @@
+//! Capabilities of the calling thread.
+
+use std::io;
+
+use super::check;
+
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Sets {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+const VERSION_3: u32 = 0x2008_0522;
+
+/// Confines the calling thread to the capabilities in `set` (one bit each): bounding, permitted and effective; nothing is
+/// inheritable or ambient. What the thread does not have it does not get. Only system calls, so it is safe after a fork.
+pub fn confine(set: u64) -> io::Result<()> {
+    for number in 0..64u64 {
+        if set & (1 << number) != 0 {
+            continue;
+        }
+        // SAFETY: prctl with numbers only. EINVAL: the kernel knows no more capabilities.
+        match check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0u64, 0u64, 0u64) }.into()) {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => break,
+            other => other?,
+        };
+    }
+    // SAFETY: as above.
+    check(
+        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0u64, 0u64, 0u64) }.into(),
+    )?;
+    let (low, high) = (set as u32, (set >> 32) as u32);
+    let had = current()?;
+    let keep =
+        |had: Sets, set: u32| Sets { effective: had.permitted & set, permitted: had.permitted & set, inheritable: 0 };
+    let sets = [keep(had[0], low), keep(had[1], high)];
+    let header = Header { version: VERSION_3, pid: 0 };
+    // SAFETY: the kernel reads one header and two sets (version 3), all of which outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) }).map(drop)
+}
+
+fn current() -> io::Result<[Sets; 2]> {
+    let mut header = Header { version: VERSION_3, pid: 0 };
+    let mut sets = [Sets::default(); 2];
+    // SAFETY: the kernel writes at most one header and two sets (version 3), which are ours.
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) })?;
+    Ok(sets)
+}
+
+/// The permitted capabilities of the calling thread, one bit each.
+pub fn permitted() -> io::Result<u64> {
+    let [low, high] = current()?;
+    Ok(u64::from(low.permitted) | u64::from(high.permitted) << 32)
+}
