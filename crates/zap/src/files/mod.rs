@@ -1,6 +1,7 @@
 //! Open files: one kind, one file. [`KINDS`] is the table; a new kind is one module and one line there.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,9 +10,27 @@ use crate::ids::FileId;
 use crate::look::{Look, Subject};
 use crate::rebuild::Rebuild;
 
+mod contents;
+mod descriptors;
+mod device;
+mod directory;
+mod identity;
+mod mounts;
+mod name_only;
+mod pipe;
+mod pool;
+mod refusals;
+mod regular;
+mod reopen;
 mod table;
+mod unlinked;
 
-pub use table::{FileTable, describe, intern};
+pub use contents::Contents;
+pub use descriptors::{CloseOnExec, DescriptorState, check_all, ask_close_on_exec, process_descriptors, read_close_on_exec};
+pub use identity::{FileIdentity, HashCache, identity_of};
+pub use pool::{connect_all, open_all, restart_descriptors, settle_all};
+pub use regular::verify_root;
+pub use table::{FileTable, describe, finish, intern, intern_file};
 
 /// One open file description of the pod, seen through a copy of it that is ours (`pidfd_getfd`).
 ///
@@ -22,7 +41,7 @@ pub struct Descriptor {
     /// Its number there, or -1 when it is known only from a queue or a mapping.
     pub number: i32,
     /// Our copy.
-    pub file: OwnedFd,
+    pub file: Arc<OwnedFd>,
     /// What `/proc/self/fd/N` says: a path as seen from the pod's root, `pipe:[123]`, `anon_inode:[eventpoll]`.
     pub link: Vec<u8>,
     /// `/proc/self/fdinfo/N`, whole.
@@ -68,6 +87,12 @@ impl Descriptor {
     }
 }
 
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 /// A kind of open file: how it is recognised, written down and made again.
 ///
 /// States are encoded by [`crate::image::encode`] / [`crate::image::decode`]; a kind's encoding changes only together with its version.
@@ -81,6 +106,11 @@ pub trait FileKind: Sync {
     /// Whether it could be captured, asked while the pod still runs: cheap, changes nothing. The default accepts.
     fn check(&self, _descriptor: &Descriptor) -> Result<(), CaptureError> {
         Ok(())
+    }
+
+    /// Whether a state of this kind names other files, so that it is captured when all have been met (see [`finish`]).
+    fn refers_to_others(&self) -> bool {
+        false
     }
 
     /// Kernel → state. The pod is held. Returns the encoded state.
@@ -124,7 +154,13 @@ pub struct FileState {
 }
 
 /// Every kind that is known, in the order in which they are asked.
-pub static KINDS: &[&dyn FileKind] = &[];
+pub static KINDS: &[&dyn FileKind] = &[
+    &name_only::NameOnly,
+    &regular::Regular,
+    &directory::Directory,
+    &pipe::Pipe,
+    &device::Device,
+];
 
 /// The kind of that name.
 pub fn kind(name: &str) -> Option<&'static dyn FileKind> {
@@ -133,9 +169,22 @@ pub fn kind(name: &str) -> Option<&'static dyn FileKind> {
 
 /// The kind that recognises `descriptor`, or the refusal that names it.
 pub fn kind_of(descriptor: &Descriptor) -> Result<&'static dyn FileKind, CaptureError> {
-    KINDS
-        .iter()
-        .copied()
-        .find(|k| k.recognizes(descriptor))
-        .ok_or_else(|| descriptor.refuse("is of a kind that cannot be checkpointed yet"))
+    let known = KINDS.iter().copied().find(|k| k.recognizes(descriptor));
+    known.ok_or_else(|| descriptor.refuse(refusals::why(descriptor)))
+}
+
+/// A state whose checksum was verified, decoded; what cannot be decoded is damage.
+pub fn decoded<T: serde::de::DeserializeOwned>(state: &[u8]) -> Result<T, RebuildError> {
+    crate::image::decode(state).map_err(RebuildError::Damaged)
+}
+
+/// Whether a file is one of `/proc`.
+fn of_proc(descriptor: &Descriptor) -> bool {
+    nix::sys::statfs::fstatfs(&descriptor.file)
+        .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
+}
+
+/// Bulk bytes of an image.
+fn data_of(_image: &crate::image::ImageReader, _place: crate::image::DataRef) -> std::io::Result<Vec<u8>> {
+    Err(std::io::Error::other("the data of an image cannot be read yet"))
 }

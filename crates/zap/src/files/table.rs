@@ -3,12 +3,15 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::sync::Arc;
 
 use crate::error::{CaptureError, Context};
-use crate::files::{Descriptor, FileState, kind_of};
+use crate::files::mounts::Mounts;
+use crate::files::{Descriptor, FileKind, FileState, kind_of};
 use crate::ids::FileId;
 use crate::look::{Look, Subject};
-use crate::sys::kcmp;
+use crate::sys::{descriptor, file, kcmp};
 
 /// Which open file descriptions have been met, and what was captured of each.
 #[derive(Default)]
@@ -16,13 +19,19 @@ pub struct FileTable {
     met: Vec<Met>,
     /// Candidates for identity: indexes into `met` of descriptions of one inode with the same flags, in kcmp's order.
     buckets: HashMap<Key, Vec<usize>>,
+    /// Descriptions whose capture refers to others, put off until all have been met.
+    late: Vec<(FileId, &'static dyn FileKind, Descriptor)>,
+    /// The mounts of the pod, read when first asked for.
+    pub(super) mounts: Mounts,
 }
 
 /// Device, inode, status flags.
 type Key = (u64, u64, i32);
 
 struct Met {
-    file: OwnedFd,
+    file: Arc<OwnedFd>,
+    device: u64,
+    inode: u64,
     captured: Option<FileState>,
 }
 
@@ -32,20 +41,32 @@ impl FileTable {
         self.met.iter().filter_map(|m| m.captured.as_ref())
     }
 
+    /// The state captured of one description.
+    pub fn state(&self, id: FileId) -> Option<&FileState> {
+        self.met.get(id.0 as usize)?.captured.as_ref()
+    }
+
     /// Our copy of a description that was met.
-    pub fn file(&self, id: FileId) -> Option<&OwnedFd> {
+    pub fn file(&self, id: FileId) -> Option<&Arc<OwnedFd>> {
         self.met.get(id.0 as usize).map(|m| &m.file)
     }
 
+    /// Every description of an inode that was met.
+    pub fn of_inode(&self, device: u64, inode: u64) -> impl Iterator<Item = (FileId, &Arc<OwnedFd>)> {
+        let same = move |m: &&Met| m.device == device && m.inode == inode;
+        let numbered = self.met.iter().zip(0u32..);
+        numbered.filter(move |(m, _)| same(m)).map(|(m, n)| (FileId(n), &m.file))
+    }
+
     /// Where in the bucket of `key` this description is, or where it belongs: buckets are in the kernel's own order.
-    fn find(&self, descriptor: &Descriptor, key: Key) -> Result<Result<usize, usize>, CaptureError> {
+    fn find(&self, file: &OwnedFd, key: Key) -> std::io::Result<Result<usize, usize>> {
         let ours = std::process::id() as i32;
-        let (mut low, bucket) = (0, self.buckets.get(&key).map_or(&[][..], Vec::as_slice));
-        let mut high = bucket.len();
+        let bucket = self.buckets.get(&key).map_or(&[][..], Vec::as_slice);
+        let (mut low, mut high) = (0, bucket.len());
         while low < high {
             let middle = (low + high) / 2;
-            let (a, b) = (self.met[bucket[middle]].file.as_raw_fd(), descriptor.file.as_raw_fd());
-            match kcmp::compare_files(ours, a, ours, b).capturing("comparing", descriptor.object())? {
+            let other = self.met[bucket[middle]].file.as_raw_fd();
+            match kcmp::compare_files(ours, other, ours, file.as_raw_fd())? {
                 Ordering::Equal => return Ok(Ok(bucket[middle])),
                 Ordering::Less => low = middle + 1,
                 Ordering::Greater => high = middle,
@@ -53,32 +74,77 @@ impl FileTable {
         }
         Ok(Err(low))
     }
+
+    fn insert(&mut self, key: Key, place: usize, file: Arc<OwnedFd>) -> FileId {
+        let id = FileId(self.met.len() as u32);
+        self.buckets.entry(key).or_default().insert(place, self.met.len());
+        self.met.push(Met { file, device: key.0, inode: key.1, captured: None });
+        id
+    }
+
+    fn keep(&mut self, id: FileId, kind: &'static dyn FileKind, state: Vec<u8>) {
+        self.met[id.0 as usize].captured = Some(FileState { id, kind: kind.name().to_owned(), state });
+    }
 }
 
-/// The number of the description behind `descriptor`; captures it when it is met for the first time.
+/// The number of the description behind `file`, descriptor `number` of `subject`; captures it when it is met for the
+/// first time. A description that was met before costs one `fstat`, one `fcntl` and a few `kcmp`s.
+pub fn intern_file(
+    look: &mut Look<'_>,
+    subject: &Subject,
+    number: i32,
+    file: OwnedFd,
+) -> Result<FileId, CaptureError> {
+    let name = || format!("file descriptor {number} of process {}", subject.pod);
+    let stat = file::fstat(&file).capturing("looking at", name())?;
+    let flags = descriptor::flags(&file).capturing("reading the flags", name())?;
+    let key = (stat.st_dev, stat.st_ino, flags);
+    match look.files.find(&file, key).capturing("comparing", name())? {
+        Ok(met) => Ok(FileId(met as u32)),
+        Err(place) => meet(look, describe(subject, number, file)?, key, place),
+    }
+}
+
+/// As [`intern_file`], for a file that has been described already.
 pub fn intern(look: &mut Look<'_>, descriptor: Descriptor) -> Result<FileId, CaptureError> {
-    let key = (descriptor.stat.st_dev, descriptor.stat.st_ino, descriptor.flags());
-    let place = match look.files.find(&descriptor, key)? {
-        Ok(met) => return Ok(FileId(met as u32)),
-        Err(place) => place,
-    };
+    let flags = descriptor::flags(&descriptor.file).capturing("reading the flags", descriptor.object())?;
+    let key = (descriptor.stat.st_dev, descriptor.stat.st_ino, flags);
+    match look.files.find(&descriptor.file, key).capturing("comparing", descriptor.object())? {
+        Ok(met) => Ok(FileId(met as u32)),
+        Err(place) => meet(look, descriptor, key, place),
+    }
+}
+
+fn meet(look: &mut Look<'_>, descriptor: Descriptor, key: Key, place: usize) -> Result<FileId, CaptureError> {
     let kind = kind_of(&descriptor)?;
-    let id = FileId(look.files.met.len() as u32);
-    let copy = descriptor.file.try_clone().capturing("copying", descriptor.object())?;
-    look.files.buckets.entry(key).or_default().insert(place, id.0 as usize);
-    look.files.met.push(Met { file: copy, captured: None });
-    let state = kind.capture(look, &descriptor)?;
-    look.files.met[id.0 as usize].captured = Some(FileState { id, kind: kind.name().to_owned(), state });
+    let id = look.files.insert(key, place, descriptor.file.clone());
+    if kind.refers_to_others() {
+        look.files.late.push((id, kind, descriptor));
+    } else {
+        let state = kind.capture(look, &descriptor)?;
+        look.files.keep(id, kind, state);
+    }
     Ok(id)
+}
+
+/// Captures the descriptions that refer to others (epoll). To be called once the descriptors of every process, and the
+/// files of every mapping and queue, have been met.
+pub fn finish(look: &mut Look<'_>) -> Result<(), CaptureError> {
+    // A capture may meet more of them: a queue's socket that holds an epoll.
+    while let Some((id, kind, descriptor)) = look.files.late.pop() {
+        let state = kind.capture(look, &descriptor)?;
+        look.files.keep(id, kind, state);
+    }
+    Ok(())
 }
 
 /// Reads what `/proc/self` says of a file that is ours, and makes a [`Descriptor`] of it.
 pub fn describe(subject: &Subject, number: i32, file: OwnedFd) -> Result<Descriptor, CaptureError> {
     let name = || format!("file descriptor {number} of process {}", subject.pod);
-    let link =
-        std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).capturing("reading the link", name())?;
-    let info = std::fs::read(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).capturing("reading fdinfo", name())?;
-    let stat = crate::sys::file::fstat(&file).capturing("looking at", name())?;
-    let link = std::os::unix::ffi::OsStringExt::into_vec(link.into_os_string());
-    Ok(Descriptor { subject: subject.clone(), number, file, link, info, stat })
+    let raw = file.as_raw_fd();
+    let link = std::fs::read_link(format!("/proc/self/fd/{raw}")).capturing("reading the link", name())?;
+    let info = std::fs::read(format!("/proc/self/fdinfo/{raw}")).capturing("reading fdinfo", name())?;
+    let stat = file::fstat(&file).capturing("looking at", name())?;
+    let link = link.into_os_string().into_vec();
+    Ok(Descriptor { subject: subject.clone(), number, file: Arc::new(file), link, info, stat })
 }

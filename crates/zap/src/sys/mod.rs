@@ -2,6 +2,7 @@
 
 pub mod capability;
 pub mod clone;
+pub mod descriptor;
 pub mod file;
 pub mod kcmp;
 pub mod memory;

@@ -1,0 +1,176 @@
+//! The mounts of a pod, and which of them travel with its image.
+
+use std::collections::HashMap;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{CaptureError, Context};
+use crate::ids::HostPid;
+use crate::look::Look;
+
+use super::Descriptor;
+
+/// A line of `/proc/PID/mountinfo`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Its number, unique on the host.
+    pub id: u64,
+    /// The directory of the file system that it shows.
+    pub root: PathBuf,
+    /// Where it is mounted, as the process whose file was read sees it.
+    pub point: PathBuf,
+    /// `overlay`, `tmpfs`, `ext4` …
+    pub file_system: String,
+    /// Options of the file system.
+    pub options: Vec<u8>,
+    /// Whether the mount or its file system is read-only.
+    pub read_only: bool,
+}
+
+impl Mount {
+    /// The value of an option of the file system.
+    pub fn option(&self, name: &str) -> Option<PathBuf> {
+        let prefix = format!("{name}=");
+        let value = self.options.split(|b| *b == b',').find_map(|o| o.strip_prefix(prefix.as_bytes()))?;
+        Some(path_of(unescape(value)))
+    }
+}
+
+/// Where the contents of a file come from after a restart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The upper layer or a tmpfs: it travels with the image.
+    Layer,
+    /// The lower root: it must be unchanged at the restart.
+    Lower,
+    /// A bind mount: looked for, not looked into.
+    External,
+    /// A file system whose files are the kernel's own: sysfs, cgroup.
+    Kernel,
+    /// Anything else.
+    Unknown(String),
+}
+
+/// The mounts that have been looked up, by number.
+#[derive(Debug, Default)]
+pub struct Mounts {
+    known: HashMap<u64, Mount>,
+}
+
+impl Mounts {
+    /// The mount with that number, as `init` or, failing that, `process` sees it.
+    fn find(&mut self, id: u64, init: HostPid, process: HostPid) -> std::io::Result<Option<&Mount>> {
+        for pid in [init, process] {
+            if self.known.contains_key(&id) {
+                break;
+            }
+            let lines = std::fs::read(pid.proc("mountinfo"))?;
+            self.known.extend(parse(&lines).map(|m| (m.id, m)));
+        }
+        Ok(self.known.get(&id))
+    }
+}
+
+/// The mount that a file was opened through.
+pub fn mount_of(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Option<Mount>, CaptureError> {
+    let id = descriptor.field("mnt_id:").and_then(|v| v.parse().ok()).unwrap_or(u64::MAX);
+    let found = look.files.mounts.find(id, look.init, descriptor.subject.host);
+    Ok(found.capturing("looking up the mount", descriptor.object())?.cloned())
+}
+
+/// Where the contents of `descriptor` (a file that still has its name `path`) come from after a restart.
+pub fn origin(look: &mut Look<'_>, descriptor: &Descriptor, path: &Path) -> Result<Origin, CaptureError> {
+    let Some(mount) = mount_of(look, descriptor)? else {
+        return Ok(Origin::Unknown("detached mount".into()));
+    };
+    Ok(classify(&mount, path, &look.spec.binds.iter().map(|b| b.target.as_path()).collect::<Vec<_>>()))
+}
+
+fn classify(mount: &Mount, path: &Path, binds: &[&Path]) -> Origin {
+    match mount.file_system.as_str() {
+        _ if binds.contains(&mount.point.as_path()) => Origin::External,
+        "overlay" => {
+            let below = path.strip_prefix(&mount.point).unwrap_or(path);
+            let in_upper = |upper: PathBuf| upper.join(below).symlink_metadata().is_ok();
+            if mount.option("upperdir").is_some_and(in_upper) { Origin::Layer } else { Origin::Lower }
+        }
+        "tmpfs" => Origin::Layer,
+        "sysfs" | "cgroup" | "cgroup2" | "devtmpfs" => Origin::Kernel,
+        _ if mount.read_only => Origin::Lower,
+        other => Origin::Unknown(other.to_owned()),
+    }
+}
+
+/// The lines of a `mountinfo` that make sense.
+pub fn parse(lines: &[u8]) -> impl Iterator<Item = Mount> {
+    lines.split(|b| *b == b'\n').filter_map(line)
+}
+
+fn line(line: &[u8]) -> Option<Mount> {
+    let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
+    let dash = fields.iter().skip(6).position(|f| *f == b"-")? + 6;
+    let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();
+    let read_only = |options: &[u8]| options.split(|b| *b == b',').any(|o| o == b"ro");
+    let options = fields.get(dash + 3).copied().unwrap_or_default();
+    Some(Mount {
+        id: number(fields[0])?,
+        root: path_of(unescape(fields[3])),
+        point: path_of(unescape(fields[4])),
+        file_system: String::from_utf8_lossy(fields.get(dash + 1)?).into_owned(),
+        options: options.to_vec(),
+        read_only: read_only(fields[5]) || read_only(options),
+    })
+}
+
+/// Undoes the kernel's `\ooo` for blanks and backslashes.
+pub(crate) fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, tail @ ..] = rest {
+        let octal = |t: &[u8]| u8::from_str_radix(std::str::from_utf8(t.get(..3)?).ok()?, 8).ok();
+        match (first, octal(tail)) {
+            (b'\\', Some(byte)) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+fn path_of(bytes: Vec<u8>) -> PathBuf {
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINES: &[u8] = b"27 1 0:31 / / rw,relatime - overlay overlay rw,lowerdir=/,upperdir=/var/z\\040p/upper,workdir=/w\n\
+        30 27 0:33 / /tmp rw - tmpfs tmpfs rw\nbad line\n\
+        31 27 8:1 /srv /data rw shared:1 master:2 - ext4 /dev/sda rw\n32 27 0:40 / /sys ro - sysfs sysfs rw\n";
+
+    #[test]
+    fn parses_mountinfo() {
+        let mounts: Vec<Mount> = parse(LINES).collect();
+        assert_eq!(mounts.iter().map(|m| m.id).collect::<Vec<_>>(), [27, 30, 31, 32]);
+        assert_eq!(mounts[0].option("upperdir"), Some(PathBuf::from("/var/z p/upper")));
+        assert_eq!((mounts[2].root.as_path(), mounts[2].file_system.as_str()), (Path::new("/srv"), "ext4"));
+        assert!(mounts[3].read_only && !mounts[0].read_only);
+    }
+
+    #[test]
+    fn tells_where_contents_come_from() {
+        let mounts: Vec<Mount> = parse(LINES).collect();
+        let of = |i: usize, path: &str| classify(&mounts[i], Path::new(path), &[Path::new("/data")]);
+        assert_eq!(of(0, "/bin/sh"), Origin::Lower);
+        assert_eq!(of(1, "/tmp/x"), Origin::Layer);
+        assert_eq!(of(2, "/data/x"), Origin::External);
+        assert_eq!(of(3, "/sys/x"), Origin::Kernel);
+        assert_eq!(classify(&mounts[2], Path::new("/data/x"), &[]), Origin::Unknown("ext4".into()));
+    }
+}

@@ -1,0 +1,104 @@
+//! The files of an image made again: all opened by the builder, kept in a pool of high descriptor numbers, and taken
+//! from there by each process.
+
+use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
+
+use super::{DescriptorState, FileKind, FileState, kind};
+use crate::error::{Context, RebuildError};
+use crate::ids::{FileId, HostPid, PodPid};
+use crate::rebuild::Rebuild;
+use crate::tracee::Batch;
+
+fn kind_named(name: &str) -> Result<&'static dyn FileKind, RebuildError> {
+    kind(name).ok_or_else(|| RebuildError::Damaged(format!("this zap does not know files of the kind {name:?}")))
+}
+
+/// Opens every file of the image.
+pub fn open_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<(), RebuildError> {
+    for state in states {
+        let file = kind_named(&state.kind)?.open(rebuild, state.id, &state.state)?;
+        rebuild.keep_file(state.id, file);
+    }
+    Ok(())
+}
+
+/// Connects every file with the others: first those that are only referred to, then those that refer.
+pub fn connect_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<(), RebuildError> {
+    for refers in [false, true] {
+        for state in states {
+            let kind = kind_named(&state.kind)?;
+            if kind.refers_to_others() == refers {
+                kind.connect(rebuild, state.id, &state.state)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Settles every file that needs it, in the monitor. `fetch` gives a copy of a file of the pool.
+pub fn settle_all(
+    states: &[FileState],
+    fetch: &dyn Fn(FileId) -> std::io::Result<OwnedFd>,
+    host_pid: &dyn Fn(PodPid) -> Option<HostPid>,
+) -> Result<(), RebuildError> {
+    for state in states {
+        let kind = kind_named(&state.kind)?;
+        if kind.needs_settling(&state.state) {
+            let file = fetch(state.id).rebuilding("fetching", state.id)?;
+            kind.settle(std::os::fd::AsFd::as_fd(&file), &state.state, host_pid)?;
+        }
+    }
+    Ok(())
+}
+
+/// The calls by which one process takes its descriptors from the pool and closes the rest of it. Everything that it has
+/// below the pool is closed first: a seed brings nothing of its own along.
+///
+/// # Errors
+///
+/// A number inside the pool, which the builder must have put higher than every number of the image.
+pub fn restart_descriptors(
+    descriptors: &[DescriptorState],
+    pool: &dyn Fn(FileId) -> i32,
+    range: RangeInclusive<i32>,
+) -> Result<Batch, RebuildError> {
+    let mut batch = Batch::new();
+    if *range.start() > 0 {
+        let close = [0.into(), (range.start() - 1).into(), 0.into()];
+        batch.call(libc::SYS_close_range, close, "closing the descriptors of the seed");
+    }
+    for descriptor in descriptors {
+        if descriptor.number < 0 || descriptor.number >= *range.start() {
+            return Err(RebuildError::Damaged(format!("descriptor {} is inside the pool", descriptor.number)));
+        }
+        let flags = if descriptor.close_on_exec { libc::O_CLOEXEC } else { 0 };
+        let source = pool(descriptor.file);
+        let what = format!("giving descriptor {} ({})", descriptor.number, descriptor.file);
+        batch.call(libc::SYS_dup3, [source.into(), descriptor.number.into(), flags.into()], what);
+    }
+    let close = [(*range.start()).into(), (*range.end()).into(), 0.into()];
+    batch.call(libc::SYS_close_range, close, "closing the pool");
+    Ok(batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn descriptor(number: i32, file: u32) -> DescriptorState {
+        DescriptorState { number, file: FileId(file), close_on_exec: number == 7 }
+    }
+
+    #[test]
+    fn takes_from_the_pool_and_closes_it() {
+        let list = [descriptor(0, 0), descriptor(7, 1)];
+        let batch = restart_descriptors(&list, &|id| 1000 + id.0 as i32, 1000..=1001).unwrap();
+        assert_eq!(batch.len(), 4);
+    }
+
+    #[test]
+    fn refuses_a_number_inside_the_pool() {
+        assert!(restart_descriptors(&[descriptor(1000, 0)], &|_| 1000, 1000..=1001).is_err());
+    }
+}

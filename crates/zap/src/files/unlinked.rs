@@ -1,0 +1,172 @@
+//! Regular files that are open but have lost the name they were opened by.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, open as open_file};
+use nix::sys::stat::{Mode, fchmod, futimens};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, fchown};
+use serde::{Deserialize, Serialize};
+
+use super::{Contents, Descriptor, reopen};
+use crate::error::{CaptureError, Context, RebuildError};
+use crate::look::Look;
+use crate::rebuild::Rebuild;
+
+/// A file without its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnlinkedState {
+    /// The file: device and inode when it was captured. Descriptions of one file have the same.
+    pub device: u64,
+    /// See `device`.
+    pub inode: u64,
+    /// What it is made of; with the description that was met first.
+    pub body: Option<Body>,
+}
+
+/// What a file without its name is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Body {
+    /// It has no name at all: everything about it.
+    Whole {
+        /// What is in it.
+        contents: Contents,
+        /// Permissions.
+        mode: u32,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+        /// Last access: seconds, nanoseconds.
+        accessed: (i64, i64),
+        /// Last change of contents.
+        modified: (i64, i64),
+        /// Whether it was born without a name (`O_TMPFILE`).
+        nameless: bool,
+    },
+    /// It has another name in the same directory.
+    OtherName(#[serde(with = "serde_bytes")] Vec<u8>),
+}
+
+/// Whether `path` leads, in the pod, to the file of `descriptor`.
+pub(super) fn is_named(look: &Look<'_>, descriptor: &Descriptor, path: &[u8]) -> bool {
+    let found = std::fs::symlink_metadata(reopen::from_host(look.init, path));
+    found.is_ok_and(|f| f.ino() == descriptor.stat.st_ino && f.dev() == descriptor.stat.st_dev)
+}
+
+/// Captures the file of `descriptor`, which `path` does not lead to any more.
+pub(super) fn capture(
+    look: &mut Look<'_>,
+    descriptor: &Descriptor,
+    path: &[u8],
+) -> Result<UnlinkedState, CaptureError> {
+    let (device, inode) = (descriptor.stat.st_dev, descriptor.stat.st_ino);
+    let first = look.first_sight("unlinked", device, inode);
+    let body = first.then(|| body(look, descriptor, path)).transpose()?;
+    Ok(UnlinkedState { device, inode, body })
+}
+
+fn body(look: &mut Look<'_>, descriptor: &Descriptor, path: &[u8]) -> Result<Body, CaptureError> {
+    if descriptor.stat.st_nlink > 0 {
+        let other = other_name(look, descriptor, path);
+        return other.map(Body::OtherName).ok_or_else(|| {
+            descriptor.refuse("lost the name it was opened by and has another one elsewhere, which cannot be followed yet")
+        });
+    }
+    let file = reopen::again(descriptor, libc::O_RDONLY | libc::O_NOATIME).capturing("opening", descriptor.object())?;
+    let stat = descriptor.stat;
+    let contents = Contents::take(&file, stat.st_size as u64, look.data).capturing("reading", descriptor.object())?;
+    Ok(Body::Whole {
+        contents,
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        accessed: (stat.st_atime, stat.st_atime_nsec),
+        modified: (stat.st_mtime, stat.st_mtime_nsec),
+        nameless: descriptor.flags() & libc::O_TMPFILE == libc::O_TMPFILE,
+    })
+}
+
+/// Another name of the file, in the directory of `path`.
+fn other_name(look: &Look<'_>, descriptor: &Descriptor, path: &[u8]) -> Option<Vec<u8>> {
+    let directory = reopen::as_path(path).parent()?;
+    let entries = std::fs::read_dir(reopen::from_host(look.init, directory.as_os_str().as_bytes())).ok()?;
+    let mut names = entries.flatten().map(|e| directory.join(e.file_name()).into_os_string().into_encoded_bytes());
+    names.find(|name| is_named(look, descriptor, name))
+}
+
+/// Opens the file again, made anew by whoever comes first.
+pub(super) fn open(
+    rebuild: &mut Rebuild<'_>,
+    path: &[u8],
+    flags: i32,
+    state: &UnlinkedState,
+) -> Result<OwnedFd, RebuildError> {
+    let shown = || format!("{} (deleted)", String::from_utf8_lossy(path));
+    if rebuild.object::<Made>("unlinked", state.inode).is_none() {
+        let Some(body) = &state.body else {
+            return Err(RebuildError::Damaged(format!("the contents of {} are not in it", shown())));
+        };
+        let file = make(rebuild, reopen::as_path(path), body).rebuilding("making", shown())?;
+        rebuild.keep_object("unlinked", state.inode, Made(file));
+    }
+    match rebuild.object::<Made>("unlinked", state.inode) {
+        Some(made) => reopen::again(&made.0, flags).rebuilding("opening", shown()),
+        None => Err(RebuildError::Damaged(format!("{} is of two kinds", shown()))),
+    }
+}
+
+struct Made(OwnedFd);
+
+fn make(rebuild: &Rebuild<'_>, path: &Path, body: &Body) -> std::io::Result<OwnedFd> {
+    let file = match body {
+        Body::OtherName(other) => borrow_name(path, |path| {
+            std::fs::hard_link(reopen::as_path(other), path)?;
+            Ok(reopen::path(path, libc::O_RDONLY)?)
+        })?,
+        Body::Whole { nameless: true, .. } => {
+            open_file(path.parent().unwrap_or(path), OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::S_IRWXU)?
+        }
+        Body::Whole { .. } => borrow_name(path, |path| {
+            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+            Ok(open_file(path, flags, Mode::S_IRWXU)?)
+        })?,
+    };
+    if let Body::Whole { contents, mode, uid, gid, accessed, modified, .. } = body {
+        contents.put(&file, rebuild.image)?;
+        fchown(&file, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))?;
+        fchmod(&file, Mode::from_bits_truncate(*mode))?;
+        futimens(&file, &TimeSpec::new(accessed.0, accessed.1), &TimeSpec::new(modified.0, modified.1))?;
+    }
+    Ok(file)
+}
+
+/// Runs `open`, which makes and opens `path`, and takes the name away again. What has the name now is moved aside
+/// meanwhile, and directories that are gone come back meanwhile: nobody else is in the pod yet.
+fn borrow_name(path: &Path, open: impl FnOnce(&Path) -> std::io::Result<OwnedFd>) -> std::io::Result<OwnedFd> {
+    let parent = path.parent().unwrap_or(path);
+    let missing: Vec<&Path> = parent.ancestors().take_while(|d| !d.exists()).collect();
+    std::fs::create_dir_all(parent)?;
+    let aside = path.symlink_metadata().is_ok().then(|| aside_of(path));
+    if let Some(aside) = &aside {
+        std::fs::rename(path, aside)?;
+    }
+    let opened = open(path);
+    let removed = if opened.is_ok() { std::fs::remove_file(path) } else { Ok(()) };
+    if let Some(aside) = &aside {
+        std::fs::rename(aside, path)?;
+    }
+    for directory in missing {
+        std::fs::remove_dir(directory)?;
+    }
+    removed.and(opened)
+}
+
+fn aside_of(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".zap-aside");
+    path.with_file_name(name)
+}

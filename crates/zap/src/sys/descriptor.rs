@@ -1,0 +1,33 @@
+//! `ioctl(2)` and `fcntl(2)` on open files, where no safe library has the call.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use super::check;
+
+/// How many bytes can be read at once (`FIONREAD`).
+pub fn unread(file: impl AsFd) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int to the address, which is that of an int of ours.
+    check(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) } as libc::c_long)?;
+    Ok(count.max(0) as usize)
+}
+
+/// Status flags and access mode (`F_GETFL`).
+pub fn flags(file: impl AsFd) -> io::Result<i32> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETFL) } as libc::c_long).map(|f| f as i32)
+}
+
+/// Sets the status flags that `F_SETFL` can set; the others are ignored by the kernel.
+pub fn set_flags(file: impl AsFd, flags: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_SETFL, flags) } as libc::c_long).map(drop)
+}
+
+/// Copies up to `length` bytes from one pipe to another without taking them out (`tee(2)`); never waits.
+pub fn tee(from: impl AsFd, to: impl AsFd, length: usize) -> io::Result<usize> {
+    let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
+    // SAFETY: numbers only.
+    check(unsafe { libc::tee(from, to, length, libc::SPLICE_F_NONBLOCK) } as libc::c_long).map(|n| n as usize)
+}
