@@ -58,3 +58,29 @@ impl FileKind for Directory {
         Ok(file)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::testing::round_trip;
+    use crate::look::Console;
+
+    #[test]
+    fn devices_directories_and_names_come_back() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        for name in ["a", "b", "c"] {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        let open = |path: &std::path::Path, flags| reopen::path(path, flags).unwrap();
+        let null = std::path::Path::new("/dev/null");
+        let files = [open(directory.path(), libc::O_DIRECTORY), open(null, libc::O_RDWR), open(null, libc::O_PATH)];
+        lseek(&files[0], 2, Whence::SeekSet).unwrap();
+        let (_, states, again) = round_trip(&[&files[0], &files[1], &files[2]], Console::None);
+        assert_eq!(states.iter().map(|s| s.kind.as_str()).collect::<Vec<_>>(), ["directory", "device", "name-only"]);
+        assert_eq!(lseek(&again[0], 0, Whence::SeekCur).unwrap(), 2);
+        for (old, new) in files.iter().zip(&again) {
+            let flags = crate::sys::descriptor::flags;
+            assert_eq!(flags(old).unwrap(), flags(new).unwrap());
+        }
+    }
+}

@@ -10,20 +10,22 @@ use crate::ids::FileId;
 use crate::look::{Look, Subject};
 use crate::rebuild::Rebuild;
 
-mod contents;
-mod descriptors;
-mod device;
-mod directory;
-mod identity;
-mod mounts;
-mod name_only;
-mod pipe;
+pub mod contents;
+pub mod descriptors;
+pub mod device;
+pub mod directory;
+pub mod identity;
+pub mod mounts;
+pub mod name_only;
+pub mod pipe;
 mod pool;
 mod refusals;
-mod regular;
+pub mod regular;
 mod reopen;
 mod table;
-mod unlinked;
+#[cfg(test)]
+mod testing;
+pub mod unlinked;
 
 pub use contents::Contents;
 pub use descriptors::{CloseOnExec, DescriptorState, check_all, ask_close_on_exec, process_descriptors, read_close_on_exec};
@@ -185,6 +187,6 @@ fn of_proc(descriptor: &Descriptor) -> bool {
 }
 
 /// Bulk bytes of an image.
-fn data_of(_image: &crate::image::ImageReader, _place: crate::image::DataRef) -> std::io::Result<Vec<u8>> {
-    Err(std::io::Error::other("the data of an image cannot be read yet"))
+fn data_of(image: &crate::image::ImageReader, place: crate::image::DataRef) -> std::io::Result<Vec<u8>> {
+    image.read(place).map_err(std::io::Error::other)
 }

@@ -47,7 +47,6 @@ impl FileKind for NameOnly {
     fn open(&self, _rebuild: &mut Rebuild<'_>, _id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {
         let state: NameOnlyState = decoded(state)?;
         let path = reopen::as_path(&state.path);
-        // The link of a symbolic link's own descriptor is the symbolic link's path.
-        reopen::path(path, state.flags | libc::O_NOFOLLOW).rebuilding("opening", path.display())
+        reopen::path(path, state.flags).rebuilding("opening", path.display())
     }
 }

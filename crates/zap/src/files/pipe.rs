@@ -173,8 +173,8 @@ pub(super) fn restore_shared(anchor: &OwnedFd, shared: &SharedState) -> nix::Res
     if shared.queue.is_empty() {
         return Ok(());
     }
-    let packets = if shared.packets { libc::O_DIRECT } else { 0 };
-    let writer = reopen::again(anchor, libc::O_WRONLY | libc::O_NONBLOCK | packets)?;
+    let writer = reopen::again(anchor, libc::O_WRONLY)?;
+    reopen::set_flags(&writer, libc::O_NONBLOCK | if shared.packets { libc::O_DIRECT } else { 0 })?;
     for piece in &shared.queue {
         if write(&writer, piece)? != piece.len() {
             return Err(nix::Error::ENOSPC);
@@ -190,12 +190,71 @@ fn end(pipe: &mut Rebuilt, flags: i32) -> nix::Result<OwnedFd> {
         libc::O_WRONLY => pipe.ends[1].take(),
         _ => None,
     };
-    let Some(file) = born else {
-        return reopen::again(&pipe.anchor, flags);
-    };
-    fcntl(&file, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags & !libc::O_ASYNC)))?;
+    // O_DIRECT (packets) can be set on a pipe, not asked for when it is opened.
+    let file = born.map_or_else(|| reopen::again(&pipe.anchor, flags & !libc::O_DIRECT), Ok)?;
+    reopen::set_flags(&file, flags)?;
     Ok(file)
 }
 
 /// `O_LARGEFILE` as the kernel shows it: every file that was opened by a path has it, a born end of a pipe has not.
 const LARGE_FILE: i32 = 0o100000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::testing::round_trip;
+
+    fn all(from: &OwnedFd) -> Vec<Vec<u8>> {
+        drain(from).unwrap()
+    }
+
+    #[test]
+    fn contents_stay_in_the_old_pipe_and_come_back_in_the_new() {
+        let (from, to) = pipe2(OFlag::O_NONBLOCK).unwrap();
+        fcntl(&to, FcntlArg::F_SETPIPE_SZ(1 << 17)).unwrap();
+        write(&to, &[7; 100_000]).unwrap();
+        let (_, _, again) = round_trip(&[&to, &from], Console::None);
+        for (end, other) in [(&from, &to), (&again[1], &again[0])] {
+            assert_eq!(all(end).concat(), vec![7; 100_000]);
+            assert_eq!(descriptor::flags(end).unwrap(), libc::O_NONBLOCK);
+            assert_eq!(descriptor::flags(other).unwrap(), libc::O_WRONLY | libc::O_NONBLOCK);
+            assert_eq!(fcntl(end, FcntlArg::F_GETPIPE_SZ).unwrap(), 1 << 17);
+        }
+        write(&again[0], b"on").unwrap();
+        assert_eq!(all(&again[1]), [b"on"]);
+    }
+
+    #[test]
+    fn packets_stay_packets() {
+        let (from, to) = pipe2(OFlag::O_NONBLOCK | OFlag::O_DIRECT).unwrap();
+        for piece in [&b"one"[..], b"three"] {
+            write(&to, piece).unwrap();
+        }
+        let (_, _, again) = round_trip(&[&from, &to], Console::None);
+        assert_eq!(all(&from), [&b"one"[..], b"three"]);
+        assert_eq!(all(&again[0]), [&b"one"[..], b"three"]);
+        assert_eq!(descriptor::flags(&again[1]).unwrap(), libc::O_WRONLY | libc::O_NONBLOCK | libc::O_DIRECT);
+    }
+
+    #[test]
+    fn a_pipe_whose_writers_are_gone_is_at_its_end() {
+        let (from, to) = pipe2(OFlag::empty()).unwrap();
+        write(&to, b"last").unwrap();
+        drop(to);
+        let (_, _, again) = round_trip(&[&from], Console::None);
+        let mut buffer = [0; 9];
+        assert_eq!(read(&again[0], &mut buffer).unwrap(), 4);
+        assert_eq!(read(&again[0], &mut buffer).unwrap(), 0);
+    }
+
+    #[test]
+    fn descriptions_are_shared_as_they_were() {
+        let (from, to) = pipe2(OFlag::empty()).unwrap();
+        let second = reopen::again(&to, libc::O_WRONLY).unwrap();
+        let (ids, states, again) = round_trip(&[&from, &from, &to, &second], Console::None);
+        assert_eq!(ids[0], ids[1]);
+        assert_ne!(ids[2], ids[3]);
+        assert_eq!(states.len(), 3);
+        assert_eq!(descriptor::flags(&again[3]).unwrap(), descriptor::flags(&second).unwrap());
+    }
+}

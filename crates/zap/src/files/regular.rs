@@ -161,3 +161,114 @@ pub fn verify_root<'s>(root: &Path, states: impl IntoIterator<Item = &'s FileSta
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::{FileExt, OpenOptionsExt};
+
+    use nix::unistd::{read, write};
+
+    use super::*;
+    use crate::files::testing::round_trip;
+    use crate::look::Console;
+    use crate::sys::{descriptor, file::fstat};
+
+    /// A directory on a tmpfs, as everything that travels in a layer.
+    fn directory() -> tempfile::TempDir {
+        tempfile::tempdir_in("/dev/shm").unwrap()
+    }
+
+    fn link(file: &OwnedFd) -> String {
+        fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap().to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn offset_and_flags_come_back() {
+        let directory = directory();
+        let file = fs::File::options().create(true).append(true).read(true).open(directory.path().join("log")).unwrap();
+        let file = OwnedFd::from(file);
+        write(&file, b"four").unwrap();
+        lseek(&file, 2, Whence::SeekSet).unwrap();
+        let (_, _, again) = round_trip(&[&file], Console::None);
+        assert_eq!(descriptor::flags(&again[0]).unwrap(), descriptor::flags(&file).unwrap());
+        assert_eq!(lseek(&again[0], 0, Whence::SeekCur).unwrap(), 2);
+        assert_eq!(link(&again[0]), link(&file));
+    }
+
+    #[test]
+    fn an_unlinked_file_is_made_anew_with_its_holes() {
+        let directory = directory();
+        let path = directory.path().join("gone (deleted)");
+        let file = fs::File::options().create(true).write(true).read(true).mode(0o640).open(&path).unwrap();
+        file.write_at(b"start", 0).unwrap();
+        file.write_at(b"end", 10 << 20).unwrap();
+        let reader = OwnedFd::from(fs::File::open(&path).unwrap());
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "another").unwrap();
+        let file = OwnedFd::from(file);
+        let (_, _, again) = round_trip(&[&file, &reader], Console::None);
+        let (old, new) = (fstat(&file).unwrap(), fstat(&again[0]).unwrap());
+        assert_eq!((old.st_size, old.st_mode, old.st_mtime_nsec), (new.st_size, new.st_mode, new.st_mtime_nsec));
+        assert_eq!((new.st_nlink, new.st_ino), (0, fstat(&again[1]).unwrap().st_ino));
+        assert!(new.st_blocks < 1000 && old.st_ino != new.st_ino);
+        assert_eq!(link(&again[0]), link(&file));
+        assert_eq!(fs::read(&path).unwrap(), b"another");
+        write(&again[0], b"S").unwrap();
+        let mut bytes = [0; 5];
+        read(&again[1], &mut bytes).unwrap();
+        assert_eq!(&bytes, b"Start");
+    }
+
+    #[test]
+    fn a_file_in_a_directory_that_is_gone() {
+        let directory = directory();
+        let inner = directory.path().join("a/b");
+        fs::create_dir_all(&inner).unwrap();
+        fs::write(inner.join("file"), "kept").unwrap();
+        let file = OwnedFd::from(fs::File::open(inner.join("file")).unwrap());
+        fs::remove_dir_all(directory.path().join("a")).unwrap();
+        let (_, _, again) = round_trip(&[&file], Console::None);
+        assert_eq!(link(&again[0]), link(&file));
+        assert!(!directory.path().join("a").exists());
+    }
+
+    #[test]
+    fn a_file_with_another_name_is_the_same_file() {
+        let directory = directory();
+        let (path, other) = (directory.path().join("one"), directory.path().join("two"));
+        fs::write(&path, "shared").unwrap();
+        fs::hard_link(&path, &other).unwrap();
+        let file = OwnedFd::from(fs::File::open(&path).unwrap());
+        fs::remove_file(&path).unwrap();
+        let (_, _, again) = round_trip(&[&file], Console::None);
+        assert_eq!(fstat(&again[0]).unwrap().st_ino, fstat(&file).unwrap().st_ino);
+        assert_eq!(link(&again[0]), link(&file));
+    }
+
+    #[test]
+    fn a_temporary_file_without_a_name() {
+        let directory = directory();
+        let options = |o: &mut fs::OpenOptions| o.custom_flags(libc::O_TMPFILE).write(true).open(directory.path());
+        let file = OwnedFd::from(options(&mut fs::File::options()).unwrap());
+        write(&file, b"12345").unwrap();
+        let (_, _, again) = round_trip(&[&file], Console::None);
+        assert_eq!(fstat(&again[0]).unwrap().st_size, 5);
+        assert_eq!(lseek(&again[0], 0, Whence::SeekCur).unwrap(), 5);
+    }
+
+    #[test]
+    fn a_changed_root_is_refused() {
+        let root = directory();
+        fs::write(root.path().join("program"), "old").unwrap();
+        let identity = identity::identity_of(&root.path().join("program")).unwrap();
+        let state = RegularState { path: b"/program".into(), flags: 0, position: 0, source: Source::Root(identity) };
+        let state = FileState { id: FileId(0), kind: "regular".into(), state: encode(&state) };
+        verify_root(root.path(), [&state]).unwrap();
+        fs::write(root.path().join("program"), "new").unwrap();
+        assert!(matches!(verify_root(root.path(), [&state]), Err(RebuildError::Changed { .. })));
+        fs::remove_file(root.path().join("program")).unwrap();
+        assert!(matches!(verify_root(root.path(), [&state]), Err(RebuildError::Changed { .. })));
+    }
+}

@@ -5,16 +5,23 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
 
 /// Flags that act at the moment of opening and must not act again.
-const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_TMPFILE & !libc::O_DIRECTORY;
+const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
 
 /// Opens `path` with the flags of a description that was captured; `O_ASYNC` is left to the owner's restoration.
 pub(crate) fn path(path: impl AsRef<Path>, flags: i32) -> nix::Result<OwnedFd> {
-    let flags = flags & !ONCE & !libc::O_ASYNC | libc::O_CLOEXEC | libc::O_NOCTTY;
+    // A file born without a name has O_TMPFILE, with O_DIRECTORY in it, for life.
+    let born = if flags & libc::O_TMPFILE == libc::O_TMPFILE { libc::O_TMPFILE } else { 0 };
+    let flags = flags & !ONCE & !born & !libc::O_ASYNC | libc::O_CLOEXEC | libc::O_NOCTTY;
     open(path.as_ref(), OFlag::from_bits_retain(flags), Mode::empty())
+}
+
+/// Sets the status flags that can be set later, among them those that some files refuse when they are opened.
+pub(crate) fn set_flags(file: impl AsFd, flags: i32) -> nix::Result<()> {
+    fcntl(file, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags & !libc::O_ASYNC))).map(drop)
 }
 
 /// A new description of the file behind `file`, which may have no name any more.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, open as open_file};
 use nix::sys::stat::{Mode, fchmod, futimens};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchown};
+use nix::unistd::{Gid, Uid, Whence, fchown, lseek};
 use serde::{Deserialize, Serialize};
 
 use super::{Contents, Descriptor, reopen};
@@ -110,8 +110,14 @@ pub(super) fn open(
         let Some(body) = &state.body else {
             return Err(RebuildError::Damaged(format!("the contents of {} are not in it", shown())));
         };
-        let file = make(rebuild, reopen::as_path(path), body).rebuilding("making", shown())?;
+        let file = make(rebuild, reopen::as_path(path), body, flags).rebuilding("making", shown())?;
+        let born = flags & libc::O_TMPFILE == libc::O_TMPFILE;
+        let born = born.then(|| file.try_clone()).transpose().rebuilding("copying", shown())?;
         rebuild.keep_object("unlinked", state.inode, Made(file));
+        if let Some(born) = born {
+            reopen::set_flags(&born, flags).rebuilding("setting the flags", shown())?;
+            return Ok(born);
+        }
     }
     match rebuild.object::<Made>("unlinked", state.inode) {
         Some(made) => reopen::again(&made.0, flags).rebuilding("opening", shown()),
@@ -121,14 +127,17 @@ pub(super) fn open(
 
 struct Made(OwnedFd);
 
-fn make(rebuild: &Rebuild<'_>, path: &Path, body: &Body) -> std::io::Result<OwnedFd> {
+fn make(rebuild: &Rebuild<'_>, path: &Path, body: &Body, flags: i32) -> std::io::Result<OwnedFd> {
     let file = match body {
         Body::OtherName(other) => borrow_name(path, |path| {
             std::fs::hard_link(reopen::as_path(other), path)?;
             Ok(reopen::path(path, libc::O_RDONLY)?)
         })?,
+        // Always open for writing, so that the description itself can be filled.
         Body::Whole { nameless: true, .. } => {
-            open_file(path.parent().unwrap_or(path), OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::S_IRWXU)?
+            let flags = flags & !libc::O_ASYNC & !libc::O_APPEND & !libc::O_DIRECT;
+            let flags = OFlag::from_bits_retain(flags) | OFlag::O_CLOEXEC;
+            open_file(path.parent().unwrap_or(path), flags, Mode::S_IRWXU)?
         }
         Body::Whole { .. } => borrow_name(path, |path| {
             let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
@@ -139,6 +148,7 @@ fn make(rebuild: &Rebuild<'_>, path: &Path, body: &Body) -> std::io::Result<Owne
         contents.put(&file, rebuild.image)?;
         fchown(&file, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))?;
         fchmod(&file, Mode::from_bits_truncate(*mode))?;
+        lseek(&file, 0, Whence::SeekSet)?;
         futimens(&file, &TimeSpec::new(accessed.0, accessed.1), &TimeSpec::new(modified.0, modified.1))?;
     }
     Ok(file)

@@ -1,0 +1,43 @@
+//! Captures files of the test's own process and opens them again in it.
+
+use std::os::fd::OwnedFd;
+
+use super::{FileState, connect_all, finish, intern_file, open_all};
+use crate::ids::{FileId, HostPid, PodPid};
+use crate::image::{DataSink, ImageReader};
+use crate::look::{Console, Look, Subject};
+use crate::pod::PodSpec;
+use crate::rebuild::Rebuild;
+
+pub(super) fn spec() -> PodSpec {
+    serde_json::from_value(serde_json::json!({
+        "name": "test", "hostname": "test", "root": "/", "binds": [], "network": "private", "address": null,
+        "publish": [], "command": [], "environment": [], "user": null, "workdir": "/", "tty": false,
+        "interactive": false, "limits": {"memory": null, "cpus": null, "pids": null}, "capabilities": [],
+        "seccomp": "default", "remove": false,
+    }))
+    .unwrap()
+}
+
+pub(super) fn subject() -> Subject {
+    let pid = std::process::id() as i32;
+    Subject { host: HostPid(pid), pod: PodPid(pid), command: "test".into() }
+}
+
+/// Copies of `files` are captured; what comes back are the numbers they got, the states, and the same files made again.
+pub(super) fn round_trip(files: &[&OwnedFd], console: Console) -> (Vec<FileId>, Vec<FileState>, Vec<OwnedFd>) {
+    let (spec, mut sink) = (spec(), DataSink::default());
+    let mut look = Look::new(&spec, subject().host, &mut sink, console, false);
+    let copies = files.iter().map(|f| f.try_clone().unwrap());
+    let ids: Vec<FileId> = copies.zip(0..).map(|(f, n)| intern_file(&mut look, &subject(), n, f).unwrap()).collect();
+    finish(&mut look).unwrap();
+    let states: Vec<FileState> = look.files.states().cloned().collect();
+    drop(look);
+    let image = ImageReader::of_sink(sink).unwrap();
+    let mut rebuild = Rebuild::new(&image, &spec, Vec::new());
+    open_all(&mut rebuild, &states).unwrap();
+    connect_all(&mut rebuild, &states).unwrap();
+    let opened = rebuild.into_files();
+    let again = ids.iter().map(|id| opened[id].try_clone().unwrap()).collect();
+    (ids, states, again)
+}
