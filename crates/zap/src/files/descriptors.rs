@@ -82,7 +82,11 @@ fn copies(subject: &Subject, pidfd: &PidFd) -> Result<Vec<(i32, OwnedFd)>, Captu
 fn failed(subject: &Subject, step: &'static str, source: std::io::Error) -> CaptureError {
     match source.raw_os_error() {
         Some(libc::ESRCH | libc::ENOENT) => CaptureError::Vanished(subject.pod),
-        _ => CaptureError::Kernel { step, object: format!("the files of process {} ({})", subject.pod, subject.command), source },
+        _ => CaptureError::Kernel {
+            step,
+            object: format!("the files of process {} ({})", subject.pod, subject.command),
+            source,
+        },
     }
 }
 

@@ -101,10 +101,8 @@ pub(crate) fn in_root(root: &Path, path: &[u8]) -> PathBuf {
 
 /// Refuses a file of the root that is not what it was.
 pub(crate) fn verify(root: &Path, path: &[u8], expected: &FileIdentity) -> Result<(), RebuildError> {
-    let changed = |what: &str| RebuildError::Changed {
-        path: String::from_utf8_lossy(path).into_owned(),
-        what: what.to_owned(),
-    };
+    let changed =
+        |what: &str| RebuildError::Changed { path: String::from_utf8_lossy(path).into_owned(), what: what.to_owned() };
     let here = in_root(root, path);
     match std::fs::metadata(&here) {
         Err(e) => return Err(changed(&format!("it cannot be read: {e}"))),

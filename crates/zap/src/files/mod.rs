@@ -28,7 +28,9 @@ mod testing;
 pub mod unlinked;
 
 pub use contents::Contents;
-pub use descriptors::{CloseOnExec, DescriptorState, check_all, ask_close_on_exec, process_descriptors, read_close_on_exec};
+pub use descriptors::{
+    CloseOnExec, DescriptorState, ask_close_on_exec, check_all, process_descriptors, read_close_on_exec,
+};
 pub use identity::{FileIdentity, HashCache, identity_of};
 pub use pool::{connect_all, open_all, restart_descriptors, settle_all};
 pub use regular::verify_root;
@@ -156,13 +158,8 @@ pub struct FileState {
 }
 
 /// Every kind that is known, in the order in which they are asked.
-pub static KINDS: &[&dyn FileKind] = &[
-    &name_only::NameOnly,
-    &regular::Regular,
-    &directory::Directory,
-    &pipe::Pipe,
-    &device::Device,
-];
+pub static KINDS: &[&dyn FileKind] =
+    &[&name_only::NameOnly, &regular::Regular, &directory::Directory, &pipe::Pipe, &device::Device];
 
 /// The kind of that name.
 pub fn kind(name: &str) -> Option<&'static dyn FileKind> {
@@ -182,8 +179,7 @@ pub fn decoded<T: serde::de::DeserializeOwned>(state: &[u8]) -> Result<T, Rebuil
 
 /// Whether a file is one of `/proc`.
 fn of_proc(descriptor: &Descriptor) -> bool {
-    nix::sys::statfs::fstatfs(&descriptor.file)
-        .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
+    nix::sys::statfs::fstatfs(&descriptor.file).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
 }
 
 /// Bulk bytes of an image.

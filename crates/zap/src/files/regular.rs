@@ -92,7 +92,9 @@ fn source(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(Vec<u8>, Sour
         Origin::Layer | Origin::Kernel => Source::Path,
         Origin::External => Source::External,
         Origin::Lower => lower(look, descriptor, &path)?,
-        Origin::Unknown(what) => return Err(descriptor.refuse(format!("is on {what}, which does not travel with a pod"))),
+        Origin::Unknown(what) => {
+            return Err(descriptor.refuse(format!("is on {what}, which does not travel with a pod")));
+        }
     };
     Ok((path, source))
 }

@@ -89,12 +89,7 @@ impl FileTable {
 
 /// The number of the description behind `file`, descriptor `number` of `subject`; captures it when it is met for the
 /// first time. A description that was met before costs one `fstat`, one `fcntl` and a few `kcmp`s.
-pub fn intern_file(
-    look: &mut Look<'_>,
-    subject: &Subject,
-    number: i32,
-    file: OwnedFd,
-) -> Result<FileId, CaptureError> {
+pub fn intern_file(look: &mut Look<'_>, subject: &Subject, number: i32, file: OwnedFd) -> Result<FileId, CaptureError> {
     let name = || format!("file descriptor {number} of process {}", subject.pod);
     let stat = file::fstat(&file).capturing("looking at", name())?;
     let flags = descriptor::flags(&file).capturing("reading the flags", name())?;

@@ -73,7 +73,8 @@ fn body(look: &mut Look<'_>, descriptor: &Descriptor, path: &[u8]) -> Result<Bod
     if descriptor.stat.st_nlink > 0 {
         let other = other_name(look, descriptor, path);
         return other.map(Body::OtherName).ok_or_else(|| {
-            descriptor.refuse("lost the name it was opened by and has another one elsewhere, which cannot be followed yet")
+            descriptor
+                .refuse("lost the name it was opened by and has another one elsewhere, which cannot be followed yet")
         });
     }
     let file = reopen::again(descriptor, libc::O_RDONLY | libc::O_NOATIME).capturing("opening", descriptor.object())?;
