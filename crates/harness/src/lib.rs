@@ -1,1 +1,13 @@
 //! Experiments, statistics, plots and property tests for zap.
+//!
+//! An [`experiment`] runs [`workload`]s in a [`lab`] (private network namespaces and a private registry of pods) and
+//! writes raw [`samples`]; [`report`] turns samples into plots, tables and a page, with the [`stats`].
+
+pub mod client;
+pub mod host;
+pub mod lab;
+pub mod samples;
+pub mod stats;
+#[allow(unsafe_code)]
+pub mod sys;
+pub mod workload;

@@ -1,0 +1,182 @@
+//! A place to measure in: one *host* of zap's own, and clients beside it, with no way out.
+//!
+//! A lab is a tmpfs with a registry of pods in it and a network namespace that zap runs in. Clients and native servers
+//! have network namespaces of their own, attached to the bridge that zap makes. When a lab is dropped, or the process is
+//! interrupted (see [`clean_up_on_interrupt`]), everything is gone.
+
+mod cleanup;
+mod native;
+mod netns;
+mod pod;
+mod zap;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::mount::{MsFlags, mount};
+
+pub use cleanup::clean_up_on_interrupt;
+pub use native::Native;
+pub use netns::Netns;
+pub use pod::{Pod, PodOptions, proportional_set_size};
+pub use zap::{CheckpointStats, Listed, Phase, Process, RestartStats, zap_binary};
+
+/// The port that workloads serve on.
+pub const PORT: u16 = 80;
+
+/// The client's interface in the host's namespace.
+const CLIENT_PORT: &str = "lab0";
+/// The client's address: far from those that zap leases first.
+const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 255, 10);
+/// The bridge that zap makes.
+const BRIDGE: &str = "zap0";
+/// How long anything that should happen at once may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Lab {
+    inner: Arc<Inner>,
+}
+
+/// What [`cleanup`] needs, shared with the thread that waits for an interruption.
+#[derive(Debug)]
+struct Inner {
+    directory: PathBuf,
+    zap: PathBuf,
+    host: Netns,
+    client: Netns,
+    /// True once the lab is being taken down: no command is started any more. Read-locked while one runs.
+    closed: RwLock<bool>,
+}
+
+impl Lab {
+    /// A lab with the `zap` that [`zap_binary`] finds.
+    pub fn new() -> Result<Self> {
+        Self::with_zap(zap_binary()?)
+    }
+
+    /// A lab with this `zap`.
+    pub fn with_zap(zap: PathBuf) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        ensure!(nix::unistd::geteuid().is_root(), "root is needed for pods and network namespaces");
+        cleanup::sweep(&zap);
+        let (host, client) = (Netns::new()?, Netns::new()?);
+        client.connect("eth0", &host, CLIENT_PORT)?;
+        client.ip(&[&format!("address add {CLIENT}/16 dev eth0")])?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let directory = PathBuf::from(format!("/run/zap-lab-{}-{number}", std::process::id()));
+        std::fs::create_dir(&directory).with_context(|| format!("making {}", directory.display()))?;
+        // An image on a tmpfs, so that it is zap that is measured and not a disk.
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        if let Err(error) = mount(Some("zap-lab"), &directory, Some("tmpfs"), flags, Some("mode=0755,size=75%")) {
+            let _ = std::fs::remove_dir(&directory);
+            return Err(error).with_context(|| format!("mounting a tmpfs on {}", directory.display()));
+        }
+        let inner = Arc::new(Inner { directory, zap, host, client, closed: RwLock::new(false) });
+        cleanup::register(&inner);
+        let lab = Self { inner };
+        std::fs::create_dir(lab.state()).context("making the lab's state directory")?;
+        std::fs::write(lab.state().join("config.toml"), format!("uplink = \"{CLIENT_PORT}\"\n"))
+            .context("writing the lab's config.toml")?;
+        Ok(lab)
+    }
+
+    /// The lab's directory, a tmpfs.
+    pub fn directory(&self) -> &Path {
+        &self.inner.directory
+    }
+
+    /// The state directory of its zap.
+    pub fn state(&self) -> PathBuf {
+        self.inner.directory.join("state")
+    }
+
+    /// The network namespace that zap runs in.
+    pub fn host(&self) -> &Netns {
+        &self.inner.host
+    }
+
+    /// The network namespace of a client, on the bridge.
+    pub fn client(&self) -> &Netns {
+        &self.inner.client
+    }
+
+    /// Runs `zap` with `arguments` in the lab to its end, whatever that is; and how long it took, from before it was
+    /// started until it had ended.
+    pub fn try_zap<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<(Output, Duration)> {
+        self.inner.zap(arguments)
+    }
+
+    /// The same, and anything but exit code 0 is an error.
+    pub fn zap<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<(String, Duration)> {
+        let (output, took) = self.try_zap(arguments)?;
+        if !output.status.success() {
+            let words: Vec<_> = arguments.iter().map(|a| a.as_ref().to_string_lossy()).collect();
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("zap {} ended with {}: {}", words.join(" "), output.status, said.trim());
+        }
+        Ok((String::from_utf8_lossy(&output.stdout).into_owned(), took))
+    }
+
+    /// Makes sure that the client is on the bridge, which is there from the first pod to the last.
+    pub fn attach_client(&self) -> Result<()> {
+        self.attach(CLIENT_PORT)
+    }
+
+    fn attach(&self, port: &str) -> Result<()> {
+        let host = self.host();
+        if !host.ip(&[&format!("-o link show dev {port}")])?.contains(&format!("master {BRIDGE} ")) {
+            host.ip(&[&format!("link set {port} master {BRIDGE}")])
+                .with_context(|| format!("putting {port} on the bridge, which a pod should have made"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn zap<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<(Output, Duration)> {
+        let closed = self.closed.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        ensure!(!*closed, "the lab is being taken down");
+        self.zap_in_any_case(arguments)
+    }
+
+    fn zap_in_any_case<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<(Output, Duration)> {
+        let mut command = Command::new(&self.zap);
+        command.arg("--state").arg(self.directory.join("state")).args(arguments);
+        let start = Instant::now();
+        let output = self.host.output(command.stdin(std::process::Stdio::null()))?;
+        Ok((output, start.elapsed()))
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        cleanup::take_down(&self.inner);
+    }
+}
+
+/// Waits until `check` succeeds, and says what it last said if that does not happen within [`PATIENCE`].
+pub fn wait_until<T>(what: &str, mut check: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match check() {
+            Ok(value) => return Ok(value),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error).with_context(|| format!("waited {} s for {what}", PATIENCE.as_secs()));
+            }
+            // A poll, not a pause to get past a race: there is nothing here to wait on.
+            Err(_) => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
+/// The address and port that a workload serves on.
+pub fn served_at(address: Ipv4Addr) -> SocketAddr {
+    (address, PORT).into()
+}

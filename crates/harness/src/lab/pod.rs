@@ -1,0 +1,121 @@
+//! A pod in a lab.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::zap::{self, CheckpointStats, Listed, Process, RestartStats};
+use super::{Lab, served_at};
+use crate::workload::Workload;
+
+/// How to run a pod beyond what its workload says.
+#[derive(Clone, Debug, Default)]
+pub struct PodOptions {
+    /// Further options of `zap run`.
+    pub options: Vec<String>,
+}
+
+/// A pod in a lab. It stays until it is removed, or until the lab goes.
+#[derive(Clone, Debug)]
+pub struct Pod<'a> {
+    lab: &'a Lab,
+    name: String,
+    address: Option<Ipv4Addr>,
+}
+
+impl Lab {
+    /// Runs `workload` in a pod and waits until it is ready.
+    pub fn start_pod(&self, workload: &dyn Workload, name: &str, options: &PodOptions) -> Result<Pod<'_>> {
+        let recipe = workload.in_pod(self)?;
+        let mut arguments: Vec<String> = ["run", "-d", "-n", name].map(Into::into).into();
+        arguments.extend(recipe.binds.iter().flat_map(|bind| ["--bind".into(), bind.clone()]));
+        arguments.extend(recipe.environment.iter().flat_map(|(key, value)| ["-e".into(), format!("{key}={value}")]));
+        arguments.extend(options.options.iter().cloned());
+        arguments.push("--".into());
+        arguments.extend(recipe.command);
+        self.zap(&arguments)?;
+        let pod = self.pod(name)?;
+        if pod.address.is_some() {
+            self.attach_client()?;
+            let ready = workload.ready(self, pod.served_at()?);
+            ready.with_context(|| format!("pod {name}; its log: {}", pod.log()))?;
+        }
+        Ok(pod)
+    }
+
+    /// The pod called `name`.
+    pub fn pod(&self, name: &str) -> Result<Pod<'_>> {
+        let listed = self.pods()?.into_iter().find(|pod| pod.name == name);
+        let listed = listed.with_context(|| format!("zap ls does not list pod {name}"))?;
+        let address = listed.address.as_deref().filter(|text| !text.is_empty()).map(str::parse).transpose();
+        Ok(Pod { lab: self, name: name.into(), address: address.context("the address in zap ls")? })
+    }
+
+    /// Every pod of the lab.
+    pub fn pods(&self) -> Result<Vec<Listed>> {
+        let (text, _) = self.zap(&["ls", "--json"])?;
+        serde_json::from_str(&text).with_context(|| format!("zap ls --json printed {text:?}"))
+    }
+
+    /// Restarts `image` with further `options`; also how long the whole command took.
+    pub fn restart(&self, image: &Path, options: &[&str]) -> Result<(Pod<'_>, RestartStats, Duration)> {
+        let image = image.to_string_lossy();
+        let (text, took) = self.zap(&[&["restart", &image, "-d", "--stats"], options].concat())?;
+        let stats: RestartStats = zap::stats(&text)?;
+        Ok((self.pod(&stats.name)?, stats, took))
+    }
+}
+
+impl Pod<'_> {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its workload serves.
+    pub fn served_at(&self) -> Result<SocketAddr> {
+        Ok(served_at(self.address.with_context(|| format!("pod {} has no address", self.name))?))
+    }
+
+    /// What it has printed.
+    pub fn log(&self) -> String {
+        self.lab.zap(&["logs", &self.name]).map_or_else(|e| format!("({e:#})"), |(text, _)| text)
+    }
+
+    /// Runs a command in it, and gives what it printed.
+    pub fn exec(&self, command: &[&str]) -> Result<String> {
+        Ok(self.lab.zap(&[&["exec", &self.name], command].concat())?.0)
+    }
+
+    /// Checkpoints it to `image` with further `options`; also how long the whole command took.
+    pub fn checkpoint(&self, image: &Path, options: &[&str]) -> Result<(CheckpointStats, Duration)> {
+        let image = image.to_string_lossy();
+        let (text, took) = self.lab.zap(&[&["checkpoint", &self.name, "-o", &image, "--stats"], options].concat())?;
+        Ok((zap::stats(&text)?, took))
+    }
+
+    /// Its processes.
+    pub fn processes(&self) -> Result<Vec<Process>> {
+        let (text, _) = self.lab.zap(&["ps", &self.name, "--json"])?;
+        serde_json::from_str(&text).with_context(|| format!("zap ps --json printed {text:?}"))
+    }
+
+    /// Removes it, running or not.
+    pub fn remove(self) -> Result<()> {
+        self.lab.zap(&["rm", "-f", &self.name]).map(|_| ())
+    }
+}
+
+/// Bytes of memory of `processes`, what they share counted once (the sum of `Pss`).
+pub fn proportional_set_size(processes: &[Process]) -> Result<u64> {
+    let of = |process: &Process| {
+        let path = format!("/proc/{}/smaps_rollup", process.host_pid);
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let field =
+            text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        field.map(|kilobytes| kilobytes * 1024).with_context(|| format!("{path} has no Pss"))
+    };
+    processes.iter().map(of).sum()
+}

@@ -1,0 +1,144 @@
+//! Raw samples: one row a measured value, with every parameter it depends on.
+//!
+//! Samples are written as they are measured and analysed separately: [`crate::report`] reads nothing else.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+/// One measured value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The experiment that measured it.
+    pub experiment: String,
+    /// What ran.
+    pub workload: String,
+    /// Everything that was set, as `key=value` joined by `;`.
+    pub parameters: String,
+    /// Which side of a comparison, such as `pod` or `native`.
+    pub arm: String,
+    /// Which repetition, from 0.
+    pub run: u32,
+    /// What was measured.
+    pub metric: String,
+    /// How much.
+    pub value: f64,
+    /// In what: `us`, `ns`, `bytes`, `1/s` …
+    pub unit: String,
+    /// Seed of the order and of whatever else was drawn at random.
+    pub seed: u64,
+}
+
+/// Writes the samples of one experiment, row by row: what was measured before an interruption is kept.
+#[derive(Debug)]
+pub struct Recorder {
+    writer: csv::Writer<File>,
+    experiment: &'static str,
+    seed: u64,
+}
+
+impl Recorder {
+    /// A recorder for `experiment` below `out`; earlier samples of the same experiment there are replaced.
+    pub fn create(out: &Path, experiment: &'static str, seed: u64) -> Result<Self> {
+        let path = path_of(out, experiment);
+        std::fs::create_dir_all(raw_dir(out)).with_context(|| format!("making {}", raw_dir(out).display()))?;
+        let writer = csv::Writer::from_path(&path).with_context(|| format!("making {}", path.display()))?;
+        Ok(Self { writer, experiment, seed })
+    }
+
+    /// The seed that is noted with each sample.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Notes one value.
+    pub fn record(&mut self, context: &Circumstances<'_>, metric: &str, value: f64, unit: &str) -> Result<()> {
+        self.writer.serialize(Sample {
+            experiment: self.experiment.into(),
+            workload: context.workload.into(),
+            parameters: context.parameters.into(),
+            arm: context.arm.into(),
+            run: context.run,
+            metric: metric.into(),
+            value,
+            unit: unit.into(),
+            seed: self.seed,
+        })?;
+        self.writer.flush().context("writing samples")
+    }
+}
+
+/// What the samples of one run have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances<'a> {
+    /// What ran.
+    pub workload: &'a str,
+    /// Everything that was set, as `key=value` joined by `;`.
+    pub parameters: &'a str,
+    /// Which side of a comparison.
+    pub arm: &'a str,
+    /// Which repetition.
+    pub run: u32,
+}
+
+/// Where raw samples are below `out`.
+pub fn raw_dir(out: &Path) -> PathBuf {
+    out.join("raw")
+}
+
+fn path_of(out: &Path, experiment: &str) -> PathBuf {
+    raw_dir(out).join(format!("{experiment}.csv"))
+}
+
+/// Every sample below `out`, in the order of file names and rows.
+pub fn read_all(out: &Path) -> Result<Vec<Sample>> {
+    let dir = raw_dir(out);
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(&dir)
+        .with_context(|| format!("there are no samples in {}", dir.display()))?
+        .filter_map(|entry| entry.ok().map(|e| e.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "csv"))
+        .collect();
+    paths.sort();
+    let mut samples = Vec::new();
+    for path in paths {
+        let mut reader = csv::Reader::from_path(&path).with_context(|| format!("reading {}", path.display()))?;
+        for row in reader.deserialize() {
+            samples.push(row.with_context(|| format!("a row of {}", path.display()))?);
+        }
+    }
+    Ok(samples)
+}
+
+/// The values of one metric of one arm of one workload.
+pub fn values(samples: &[Sample], experiment: &str, workload: &str, arm: &str, metric: &str) -> Vec<f64> {
+    let wanted =
+        |s: &&Sample| s.experiment == experiment && s.workload == workload && s.arm == arm && s.metric == metric;
+    samples.iter().filter(wanted).map(|s| s.value).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_recorded_is_read_back() {
+        let out = tempfile::tempdir().unwrap();
+        let mut recorder = Recorder::create(out.path(), "some", 7).unwrap();
+        let context = Circumstances { workload: "sleep", parameters: "a=1;b=2", arm: "pod", run: 3 };
+        recorder.record(&context, "downtime", 1234.5, "us").unwrap();
+        let samples = read_all(out.path()).unwrap();
+        assert_eq!(samples.len(), 1);
+        assert_eq!((samples[0].seed, samples[0].run, samples[0].value), (7, 3, 1234.5));
+        assert_eq!(values(&samples, "some", "sleep", "pod", "downtime"), [1234.5]);
+        assert!(values(&samples, "some", "sleep", "native", "downtime").is_empty());
+    }
+
+    #[test]
+    fn no_directory_says_so() {
+        let out = tempfile::tempdir().unwrap();
+        let error = read_all(&out.path().join("none")).unwrap_err().to_string();
+        assert!(error.starts_with("there are no samples in "), "{error}");
+    }
+}
