@@ -9,6 +9,7 @@ pub mod memory;
 pub mod pidfd;
 pub mod plain;
 pub mod ptrace;
+pub mod socket;
 pub mod seccomp;
 
 use std::io;

@@ -1,0 +1,259 @@
+//! What every socket has: options, buffer sizes, a filter, an owner.
+
+use std::os::fd::BorrowedFd;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{CaptureError, Context, RebuildError};
+use crate::files::Descriptor;
+use crate::sys::socket::{self, FilterStep};
+
+/// An option that is an `int`: (level, name).
+pub(super) type Name = (i32, i32);
+
+const fn sol(name: i32) -> Name {
+    (libc::SOL_SOCKET, name)
+}
+
+/// Options of every family. `SO_REUSEADDR` is apart: repair and restarts play with it.
+const GENERIC: &[Name] = &[
+    sol(libc::SO_REUSEPORT),
+    sol(libc::SO_KEEPALIVE),
+    sol(libc::SO_BROADCAST),
+    sol(libc::SO_OOBINLINE),
+    sol(libc::SO_PRIORITY),
+    sol(libc::SO_RCVLOWAT),
+    sol(libc::SO_MARK),
+    sol(libc::SO_DONTROUTE),
+    sol(libc::SO_TIMESTAMP),
+    sol(libc::SO_TIMESTAMPNS),
+    sol(libc::SO_TIMESTAMPING),
+    sol(libc::SO_NO_CHECK),
+    sol(libc::SO_RXQ_OVFL),
+    sol(libc::SO_SELECT_ERR_QUEUE),
+    sol(libc::SO_ZEROCOPY),
+];
+
+/// Options whose value is a structure: lingering, timeouts, pacing.
+const STRUCTURED: &[(Name, usize)] = &[
+    (sol(libc::SO_LINGER), size_of::<libc::linger>()),
+    (sol(libc::SO_RCVTIMEO), size_of::<libc::timeval>()),
+    (sol(libc::SO_SNDTIMEO), size_of::<libc::timeval>()),
+    (sol(libc::SO_MAX_PACING_RATE), 8),
+];
+
+/// Options of IPv4, and of IPv6 sockets when they carry IPv4.
+pub(super) const IPV4: &[Name] = &[
+    (libc::IPPROTO_IP, libc::IP_TOS),
+    (libc::IPPROTO_IP, libc::IP_TTL),
+    (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+    (libc::IPPROTO_IP, libc::IP_RECVERR),
+    (libc::IPPROTO_IP, libc::IP_FREEBIND),
+    (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+    (libc::IPPROTO_IP, libc::IP_PKTINFO),
+    (libc::IPPROTO_IP, libc::IP_RECVTOS),
+    (libc::IPPROTO_IP, libc::IP_RECVTTL),
+    (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
+    (libc::IPPROTO_IP, libc::IP_MINTTL),
+    (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
+];
+
+/// Options of IPv6.
+pub(super) const IPV6: &[Name] = &[
+    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
+    (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
+    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+    (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+    (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),
+    (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+    (libc::IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL),
+];
+
+/// Options, sizes, filter and owner of a socket. Names and values are the kernel's numbers, which are its ABI.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketOptions {
+    /// Status flags of the file (`O_NONBLOCK`, `O_ASYNC` …).
+    pub flags: i32,
+    /// Owner of the socket, which port sharing and firewalls look at.
+    pub owner: (u32, u32),
+    /// `SO_REUSEADDR`.
+    pub reuse: bool,
+    /// Options that are one number: level, name, value.
+    pub numbers: Vec<(i32, i32, i32)>,
+    /// Options that are a structure: level, name, its bytes.
+    pub structures: Vec<(i32, i32, Vec<u8>)>,
+    /// `SO_SNDBUF` and `SO_RCVBUF` as read: twice what was asked for.
+    pub buffers: (i32, i32),
+    /// `SO_BUF_LOCK`: which of them were set by hand.
+    pub buffer_lock: i32,
+    /// The interface it is bound to.
+    pub device: String,
+    /// The classic filter: code, jump-true, jump-false, operand.
+    pub filter: Vec<FilterStep>,
+    /// `SO_LOCK_FILTER`.
+    pub filter_locked: bool,
+    /// What `shutdown(2)` did to it, where the kind does not know better: bit 0 reading, bit 1 writing.
+    #[serde(default)]
+    pub shutdown: u8,
+}
+
+impl SocketOptions {
+    /// Reads the options of every socket and, of `more`, those that this one has.
+    pub(super) fn capture(descriptor: &Descriptor, more: &[&[Name]]) -> Result<SocketOptions, CaptureError> {
+        let fd = descriptor.as_fd();
+        let get = |name| socket::get_int(fd, libc::SOL_SOCKET, name).capturing("reading an option", descriptor.object());
+        // The type of service sets the priority, so the generic options come after.
+        let names = more.iter().chain([&GENERIC]).flat_map(|group| group.iter());
+        let numbers = names.filter_map(|&(l, n)| socket::get_int(fd, l, n).ok().map(|v| (l, n, v))).collect();
+        let structures = STRUCTURED.iter().filter_map(|&((l, n), size)| structure(fd, l, n, size)).collect();
+        let filter = socket::filter(fd).map_err(|_| descriptor.refuse("has an eBPF filter, which cannot be read back"))?;
+        Ok(SocketOptions {
+            flags: descriptor.flags() & !libc::O_ACCMODE,
+            owner: (descriptor.stat.st_uid, descriptor.stat.st_gid),
+            reuse: get(libc::SO_REUSEADDR)? != 0,
+            numbers,
+            structures,
+            buffers: (get(libc::SO_SNDBUF)?, get(libc::SO_RCVBUF)?),
+            buffer_lock: get(socket::SO_BUF_LOCK).unwrap_or(0),
+            device: device(fd),
+            filter,
+            filter_locked: get(libc::SO_LOCK_FILTER).unwrap_or(0) != 0,
+            shutdown: 0,
+        })
+    }
+
+    /// Reads further numeric options.
+    pub(super) fn add_numbers(&mut self, fd: BorrowedFd<'_>, names: &[Name]) {
+        let values = names.iter().filter_map(|&(l, n)| socket::get_int(fd, l, n).ok().map(|v| (l, n, v)));
+        self.numbers.extend(values);
+    }
+
+    /// The value of one numeric option, if it was captured.
+    pub(super) fn number(&self, (level, name): Name) -> Option<i32> {
+        self.numbers.iter().find(|o| (o.0, o.1) == (level, name)).map(|o| o.2)
+    }
+
+    /// Sets what counts before a socket is bound: everything but sizes, filter and `SO_REUSEADDR`.
+    pub(super) fn prepare(&self, fd: BorrowedFd<'_>, what: &str) -> Result<(), RebuildError> {
+        socket::change_owner(fd, self.owner.0, self.owner.1).rebuilding("giving its owner to", what)?;
+        for &(level, name, value) in &self.numbers {
+            if socket::get_int(fd, level, name).is_ok_and(|now| now == value) {
+                continue;
+            }
+            socket::set_int(fd, level, name, value).rebuilding("setting an option", option_of(what, level, name))?;
+        }
+        for (level, name, value) in &self.structures {
+            if structure(fd, *level, *name, value.len()).is_some_and(|now| now.2 == *value) {
+                continue;
+            }
+            socket::set_bytes(fd, *level, *name, value).rebuilding("setting an option", option_of(what, *level, *name))?;
+        }
+        if !self.device.is_empty() {
+            socket::set_bytes(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, self.device.as_bytes())
+                .rebuilding("binding to its interface", what)?;
+        }
+        Ok(())
+    }
+
+    /// Sets what must not be in the way while queues are filled: sizes, filter, `SO_REUSEADDR`, status flags.
+    pub(super) fn finish(&self, fd: BorrowedFd<'_>, what: &str) -> Result<(), RebuildError> {
+        let set = |name, value| socket::set_int(fd, libc::SOL_SOCKET, name, value).rebuilding("setting up", what);
+        self.set_buffers(fd, what)?;
+        set(libc::SO_REUSEADDR, self.reuse.into())?;
+        if !self.filter.is_empty() {
+            socket::attach_filter(fd, &self.filter).rebuilding("attaching the filter", what)?;
+        }
+        if self.filter_locked {
+            set(libc::SO_LOCK_FILTER, 1)?;
+        }
+        let flags = nix::fcntl::OFlag::from_bits_retain(self.flags);
+        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFL(flags)).rebuilding("setting the flags", what)?;
+        Ok(())
+    }
+
+    /// Sets the sizes of the buffers, and whose they are.
+    pub(super) fn set_buffers(&self, fd: BorrowedFd<'_>, what: &str) -> Result<(), RebuildError> {
+        let sizes = [
+            (libc::SO_SNDBUF, libc::SO_SNDBUFFORCE, self.buffers.0),
+            (libc::SO_RCVBUF, libc::SO_RCVBUFFORCE, self.buffers.1),
+        ];
+        for (name, force, size) in sizes {
+            // The kernel doubles what it is given.
+            if socket::get_int(fd, libc::SOL_SOCKET, name).is_ok_and(|now| now != size) {
+                socket::set_int(fd, libc::SOL_SOCKET, force, size / 2).rebuilding("sizing a buffer", what)?;
+            }
+        }
+        // Setting a size by hand stops the kernel from growing it; this says whose the sizes are.
+        match socket::set_int(fd, libc::SOL_SOCKET, socket::SO_BUF_LOCK, self.buffer_lock) {
+            Err(e) if e.raw_os_error() != Some(libc::ENOPROTOOPT) => Err(e).rebuilding("sizing a buffer", what),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Makes room for `bytes` in the buffer named by `force` (`SO_SNDBUFFORCE`, `SO_RCVBUFFORCE`): what a queue held fits in
+/// again whatever the overhead. [`SocketOptions::finish`] sets the true size.
+pub(super) fn make_room(fd: BorrowedFd<'_>, force: i32, bytes: usize) -> std::io::Result<()> {
+    let size = bytes.saturating_mul(4).saturating_add(1 << 20).min(i32::MAX as usize / 2);
+    socket::set_int(fd, libc::SOL_SOCKET, force, size as i32)
+}
+
+/// Whether the reading half of a socket is shut.
+pub(super) fn reading_shut(fd: BorrowedFd<'_>) -> std::io::Result<bool> {
+    Ok(socket::readiness(fd, libc::POLLRDHUP)? & libc::POLLRDHUP != 0)
+}
+
+/// Runs `bind` with the socket allowed to bind to an address that is not there (yet): IPv6 addresses take their time.
+pub(super) fn with_any_address<T>(
+    fd: BorrowedFd<'_>,
+    family: i32,
+    bind: impl FnOnce() -> Result<T, RebuildError>,
+) -> Result<T, RebuildError> {
+    let (level, name) =
+        if family == libc::AF_INET6 { (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND) } else { (libc::IPPROTO_IP, libc::IP_FREEBIND) };
+    let before = socket::get_int(fd, level, name).rebuilding("reading an option", "a socket")?;
+    socket::set_int(fd, level, name, 1).rebuilding("setting an option", "a socket")?;
+    let result = bind()?;
+    socket::set_int(fd, level, name, before).rebuilding("setting an option", "a socket")?;
+    Ok(result)
+}
+
+/// Runs `peek` with `SO_PEEK_OFF` out of the way. The offset is the shared socket's, so it is put back.
+pub(super) fn peeking_from_start<T>(
+    fd: BorrowedFd<'_>,
+    peek: impl FnOnce() -> std::io::Result<T>,
+) -> std::io::Result<T> {
+    let offset = socket::get_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap_or(-1);
+    if offset < 0 {
+        return peek();
+    }
+    socket::set_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, -1)?;
+    let result = peek();
+    socket::set_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)?;
+    result
+}
+
+fn structure(fd: BorrowedFd<'_>, level: i32, name: i32, size: usize) -> Option<(i32, i32, Vec<u8>)> {
+    let mut bytes = vec![0; size];
+    let length = socket::get_bytes(fd, level, name, &mut bytes).ok()?;
+    (length == size).then_some((level, name, bytes))
+}
+
+fn device(fd: BorrowedFd<'_>) -> String {
+    let mut name = [0; libc::IFNAMSIZ];
+    let length = socket::get_bytes(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, &mut name).unwrap_or(0);
+    String::from_utf8_lossy(&name[..length]).trim_end_matches('\0').to_owned()
+}
+
+fn option_of(what: &str, level: i32, name: i32) -> String {
+    format!("{what} (level {level}, option {name})")
+}

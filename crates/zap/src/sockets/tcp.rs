@@ -1,0 +1,348 @@
+//! TCP sockets: unbound, bound, listening, connecting, connected in every phase, ended.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use serde::{Deserialize, Serialize};
+
+use super::common::{self, Name, SocketOptions};
+use super::tcp_queues::{Connection, Phase};
+use super::tcp_repair::Agreed;
+use super::{address, tcp_fin};
+use crate::error::{CaptureError, Context, RebuildError};
+use crate::files::{Descriptor, FileKind};
+use crate::ids::{FileId, HostPid, PodPid};
+use crate::image;
+use crate::look::Look;
+use crate::rebuild::Rebuild;
+use crate::sys::socket;
+
+const fn tcp(name: i32) -> Name {
+    (libc::IPPROTO_TCP, name)
+}
+
+/// `TCP_CORK` is not here: it is put back last, when nothing of ours is to be held back by it.
+const OPTIONS: &[Name] = &[
+    tcp(libc::TCP_NODELAY),
+    tcp(libc::TCP_KEEPIDLE),
+    tcp(libc::TCP_KEEPINTVL),
+    tcp(libc::TCP_KEEPCNT),
+    tcp(libc::TCP_SYNCNT),
+    tcp(libc::TCP_LINGER2),
+    tcp(libc::TCP_DEFER_ACCEPT),
+    tcp(libc::TCP_USER_TIMEOUT),
+    tcp(libc::TCP_THIN_LINEAR_TIMEOUTS),
+    tcp(libc::TCP_NOTSENT_LOWAT),
+    tcp(libc::TCP_INQ),
+    tcp(libc::TCP_SAVE_SYN),
+    tcp(libc::TCP_FASTOPEN),
+    tcp(libc::TCP_FASTOPEN_CONNECT),
+    tcp(libc::TCP_FASTOPEN_NO_COOKIE),
+];
+
+/// Of a socket without a connection, this is what its owner asked for; of one with, what came of it.
+const UNCONNECTED: &[Name] = &[tcp(libc::TCP_MAXSEG), tcp(libc::TCP_WINDOW_CLAMP)];
+
+/// A TCP socket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TcpState {
+    /// `AF_INET` or `AF_INET6`.
+    pub family: i32,
+    /// Options.
+    pub options: SocketOptions,
+    /// `TCP_CORK`.
+    pub cork: bool,
+    /// Congestion control.
+    pub congestion: String,
+    /// What it does.
+    pub form: Form,
+}
+
+/// What a TCP socket does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Form {
+    /// Nothing; it may be bound.
+    Idle {
+        /// Where.
+        local: Option<SocketAddr>,
+    },
+    /// It listens.
+    Listening {
+        /// Where.
+        local: SocketAddr,
+        /// How many connections may wait to be accepted.
+        backlog: u32,
+    },
+    /// It has sent a SYN that was not answered.
+    Connecting {
+        /// Our address.
+        local: SocketAddr,
+        /// The peer's.
+        peer: SocketAddr,
+    },
+    /// It has a connection.
+    Connected(Box<Connection>),
+    /// It had a connection; nothing is left but what was received.
+    Ended {
+        /// Whether an error is waiting to be told.
+        reset: bool,
+        /// What was not read.
+        receive: image::DataRef,
+    },
+}
+
+/// The beginning of `struct tcp_info`.
+pub(super) struct Info([u8; 32]);
+
+impl Info {
+    pub(super) fn read(fd: BorrowedFd<'_>) -> std::io::Result<Info> {
+        let mut bytes = [0; 32];
+        let length = socket::get_bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut bytes)?;
+        if length < bytes.len() { Err(std::io::Error::other("TCP_INFO is too short")) } else { Ok(Info(bytes)) }
+    }
+
+    pub(super) fn state(&self) -> u8 {
+        self.0[0]
+    }
+
+    fn word(&self, offset: usize) -> u32 {
+        u32::from_ne_bytes([self.0[offset], self.0[offset + 1], self.0[offset + 2], self.0[offset + 3]])
+    }
+
+    /// Of a listener: connections that wait to be accepted.
+    fn waiting(&self) -> u32 {
+        self.word(24)
+    }
+
+    /// Of a listener: how many may wait.
+    fn backlog(&self) -> u32 {
+        self.word(28)
+    }
+
+    pub(super) fn agreed(&self, segment: u16, timestamp: u32) -> Agreed {
+        const TIMESTAMPS: u8 = 1;
+        const SELECTIVE: u8 = 2;
+        const SCALE: u8 = 4;
+        let has = |option| self.0[5] & option != 0;
+        Agreed {
+            segment,
+            scales: has(SCALE).then_some((self.0[6] & 0xf, self.0[6] >> 4)),
+            selective: has(SELECTIVE),
+            timestamp: has(TIMESTAMPS).then_some(timestamp),
+        }
+    }
+}
+
+/// The local address, and the peer's if there is one.
+pub(super) fn ends(descriptor: &Descriptor) -> Result<(SocketAddr, Option<SocketAddr>), CaptureError> {
+    let local = socket::local_name(descriptor.as_fd()).capturing("asking the address", descriptor.object())?;
+    let peer = socket::peer_name(descriptor.as_fd()).ok();
+    let local = address::from_kernel(&local).ok_or_else(|| CaptureError::Unexpected {
+        object: descriptor.object(),
+        what: "address".to_owned(),
+    })?;
+    Ok((local, peer.and_then(|p| address::from_kernel(&p))))
+}
+
+/// TCP.
+pub struct Tcp;
+
+const CLOSE: u8 = 7;
+const LISTEN: u8 = 10;
+const SYN_SENT: u8 = 2;
+
+impl Tcp {
+    fn refuse_waiting(descriptor: &Descriptor, info: &Info) -> Result<(), CaptureError> {
+        match info.waiting() {
+            0 => Ok(()),
+            n => Err(descriptor.refuse(format!(
+                "listens and has {n} connections that the program has not accepted; these cannot be checkpointed"
+            ))),
+        }
+    }
+
+    fn form(look: &mut Look<'_>, descriptor: &Descriptor, reuse: bool) -> Result<Form, CaptureError> {
+        let info = Info::read(descriptor.as_fd()).capturing("reading TCP_INFO", descriptor.object())?;
+        if let Some(phase) = Phase::of_state(info.state()) {
+            return Ok(Form::Connected(Connection::capture(look, descriptor, &info, phase, reuse)?.into()));
+        }
+        let (local, _) = ends(descriptor)?;
+        match info.state() {
+            LISTEN => {
+                Self::refuse_waiting(descriptor, &info)?;
+                Ok(Form::Listening { local, backlog: info.backlog() })
+            }
+            CLOSE => Self::closed(look, descriptor, local),
+            SYN_SENT => {
+                let peer = Self::peer_to_be(look, descriptor)?;
+                Ok(Form::Connecting { local, peer })
+            }
+            state => Err(descriptor.refuse(format!("is in TCP state {state}, which cannot be checkpointed yet"))),
+        }
+    }
+
+    /// `getpeername` does not tell whom a socket is still connecting to.
+    fn peer_to_be(_look: &mut Look<'_>, descriptor: &Descriptor) -> Result<SocketAddr, CaptureError> {
+        Err(descriptor.refuse("is still connecting, which cannot be checkpointed yet"))
+    }
+
+    fn closed(look: &mut Look<'_>, descriptor: &Descriptor, local: SocketAddr) -> Result<Form, CaptureError> {
+        let fd = descriptor.as_fd();
+        let ready =
+            socket::readiness(fd, libc::POLLIN | libc::POLLRDHUP).capturing("polling", descriptor.object())?;
+        if ready & libc::POLLRDHUP == 0 {
+            return Ok(Form::Idle { local: (local.port() != 0).then_some(local) });
+        }
+        let unread = socket::ioctl_int(fd, libc::FIONREAD).capturing("measuring the queue", descriptor.object())?;
+        let receive = super::tcp_queues::peek(fd, unread as u32).capturing("reading the queue", descriptor.object())?;
+        Ok(Form::Ended { reset: ready & libc::POLLERR != 0, receive: look.data.append(receive) })
+    }
+}
+
+impl FileKind for Tcp {
+    fn name(&self) -> &'static str {
+        "tcp"
+    }
+
+    fn recognizes(&self, descriptor: &Descriptor) -> bool {
+        let get = |name| socket::get_int(descriptor.as_fd(), libc::SOL_SOCKET, name).unwrap_or(-1);
+        descriptor.link.starts_with(b"socket:")
+            && get(libc::SO_PROTOCOL) == libc::IPPROTO_TCP
+            && get(libc::SO_TYPE) == libc::SOCK_STREAM
+            && matches!(get(libc::SO_DOMAIN), libc::AF_INET | libc::AF_INET6)
+    }
+
+    fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
+        let info = Info::read(descriptor.as_fd()).capturing("reading TCP_INFO", descriptor.object())?;
+        refuse_layers(descriptor)?;
+        if info.state() == LISTEN { Self::refuse_waiting(descriptor, &info) } else { Ok(()) }
+    }
+
+    fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
+        let fd = descriptor.as_fd();
+        refuse_layers(descriptor)?;
+        let get = |level, name| socket::get_int(fd, level, name).capturing("reading an option", descriptor.object());
+        let family = get(libc::SOL_SOCKET, libc::SO_DOMAIN)?;
+        let v6: &[Name] = if family == libc::AF_INET6 { common::IPV6 } else { &[] };
+        let mut options = SocketOptions::capture(descriptor, &[OPTIONS, common::IPV4, v6])?;
+        let form = Self::form(look, descriptor, options.reuse)?;
+        match &form {
+            Form::Idle { .. } | Form::Listening { .. } => options.add_numbers(fd, UNCONNECTED),
+            Form::Connected(connection) if !connection.phase.fin_theirs() => {
+                options.shutdown = common::reading_shut(fd).capturing("polling", descriptor.object())?.into();
+            }
+            _ => {}
+        }
+        let state = TcpState {
+            family,
+            options,
+            cork: get(libc::IPPROTO_TCP, libc::TCP_CORK)? != 0,
+            congestion: text_option(fd, libc::TCP_CONGESTION),
+            form,
+        };
+        Ok(image::encode(&state))
+    }
+
+    fn open(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {
+        let state = decode(state)?;
+        let what = describe(id, &state);
+        let socket =
+            socket::socket(state.family, libc::SOCK_STREAM, libc::IPPROTO_TCP).rebuilding("making", &what)?;
+        let fd = socket.as_fd();
+        state.options.prepare(fd, &what)?;
+        state.options.set_buffers(fd, &what)?;
+        if !state.congestion.is_empty() && text_option(fd, libc::TCP_CONGESTION) != state.congestion {
+            socket::set_bytes(fd, libc::IPPROTO_TCP, libc::TCP_CONGESTION, state.congestion.as_bytes())
+                .map_err(|_| RebuildError::Lacks(format!("the TCP congestion control {}", state.congestion)))?;
+        }
+        // Whatever else is bound to the port: the kernel agreed to it once. The true value comes back at the end.
+        socket::set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).rebuilding("setting up", &what)?;
+        common::with_any_address(fd, state.family, || match &state.form {
+            Form::Idle { local: None } | Form::Connecting { .. } => Ok(()),
+            Form::Idle { local: Some(local) } => {
+                socket::bind(fd, &address::to_kernel(*local, state.family)).rebuilding("binding", &what)
+            }
+            Form::Listening { local, backlog } => {
+                socket::bind(fd, &address::to_kernel(*local, state.family)).rebuilding("binding", &what)?;
+                socket::listen(fd, *backlog as i32).rebuilding("listening on", &what)
+            }
+            Form::Connected(connection) => connection.rebuild(fd, state.family, rebuild.image, &what),
+            Form::Ended { reset, receive } => tcp_fin::end(fd, state.family, *reset, *receive, rebuild.image, &what),
+        })?;
+        Ok(socket)
+    }
+
+    fn connect(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<(), RebuildError> {
+        let state = decode(state)?;
+        let what = describe(id, &state);
+        let fd = rebuild.file(id)?;
+        if let Form::Connected(connection) = &state.form {
+            tcp_fin::close(fd, connection, &what)?;
+            connection.open_windows(fd).rebuilding("opening the windows", &what)?;
+            if state.options.shutdown & 1 != 0 {
+                socket::shutdown(fd, libc::SHUT_RD).rebuilding("closing", &what)?;
+            }
+        }
+        state.options.finish(fd, &what)
+    }
+
+    fn settle(
+        &self,
+        file: BorrowedFd<'_>,
+        state: &[u8],
+        _host_pid: &dyn Fn(PodPid) -> Option<HostPid>,
+    ) -> Result<(), RebuildError> {
+        let state = decode(state)?;
+        state.let_go(file).rebuilding("leaving repair mode", "a TCP connection")
+    }
+
+    fn needs_settling(&self, state: &[u8]) -> bool {
+        decode(state).is_ok_and(|s| matches!(s.form, Form::Connected(_)))
+    }
+}
+
+impl TcpState {
+    /// Out of repair mode: the kernel asks the peer at once where it is, and sends what was not sent.
+    fn let_go(&self, fd: BorrowedFd<'_>) -> std::io::Result<()> {
+        let set = |level, name, value: bool| socket::set_int(fd, level, name, value.into());
+        set(libc::IPPROTO_TCP, libc::TCP_REPAIR, false)?;
+        set(libc::SOL_SOCKET, libc::SO_REUSEADDR, self.options.reuse)?;
+        if self.cork {
+            return set(libc::IPPROTO_TCP, libc::TCP_CORK, true);
+        }
+        // Setting this option is what pushes a queue.
+        set(libc::IPPROTO_TCP, libc::TCP_NODELAY, true)?;
+        let delay = self.options.number(tcp(libc::TCP_NODELAY)).unwrap_or(0);
+        socket::set_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, delay)
+    }
+}
+
+/// A protocol on top (TLS in the kernel …) keeps state of its own.
+fn refuse_layers(descriptor: &Descriptor) -> Result<(), CaptureError> {
+    let layer = text_option(descriptor.as_fd(), libc::TCP_ULP);
+    if layer.is_empty() {
+        return Ok(());
+    }
+    Err(descriptor.refuse(format!("has {layer} in the kernel on top of TCP, which cannot be checkpointed yet")))
+}
+
+fn text_option(fd: BorrowedFd<'_>, name: i32) -> String {
+    let mut bytes = [0; 16];
+    let length = socket::get_bytes(fd, libc::IPPROTO_TCP, name, &mut bytes).unwrap_or(0);
+    String::from_utf8_lossy(&bytes[..length]).trim_end_matches('\0').to_owned()
+}
+
+fn decode(state: &[u8]) -> Result<TcpState, RebuildError> {
+    image::decode(state).map_err(|e| RebuildError::Damaged(format!("a TCP socket: {e}")))
+}
+
+fn describe(id: FileId, state: &TcpState) -> String {
+    match &state.form {
+        Form::Idle { local: None } => format!("{id}, an unbound TCP socket"),
+        Form::Idle { local: Some(local) } => format!("{id}, the TCP socket bound to {local}"),
+        Form::Listening { local, .. } => format!("{id}, the TCP listener on {local}"),
+        Form::Connecting { local, peer } => format!("{id}, the TCP connection {local} to {peer}"),
+        Form::Connected(c) => format!("{id}, the TCP connection {} to {}", c.local, c.peer),
+        Form::Ended { .. } => format!("{id}, a TCP socket whose connection ended"),
+    }
+}

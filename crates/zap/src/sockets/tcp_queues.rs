@@ -1,0 +1,269 @@
+//! What a TCP connection is made of: sequence numbers, queues, windows.
+
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+
+use serde::{Deserialize, Serialize};
+
+use super::common::make_room;
+use super::tcp_repair::{self, Agreed, Queue, Repair, Window};
+use crate::error::{CaptureError, Context, RebuildError};
+use crate::files::Descriptor;
+use crate::image::{DataRef, ImageReader};
+use crate::look::Look;
+use crate::sys::socket;
+
+/// How far the two directions of a connection have been closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Both open.
+    Established,
+    /// We closed; the peer has not acknowledged it.
+    FinWait1,
+    /// We closed, and the peer knows.
+    FinWait2,
+    /// The peer closed.
+    CloseWait,
+    /// We closed, then the peer did, before it acknowledged ours.
+    Closing,
+    /// The peer closed, then we did; it has not acknowledged ours.
+    LastAck,
+}
+
+impl Phase {
+    /// The phase behind the kernel's number of a TCP state that has a connection.
+    pub(super) fn of_state(state: u8) -> Option<Phase> {
+        Some(match state {
+            1 => Phase::Established,
+            4 => Phase::FinWait1,
+            5 => Phase::FinWait2,
+            8 => Phase::CloseWait,
+            9 => Phase::LastAck,
+            11 => Phase::Closing,
+            _ => return None,
+        })
+    }
+
+    /// Whether a FIN of ours is in the send queue's numbers and not acknowledged.
+    pub(super) fn fin_pending(self) -> bool {
+        matches!(self, Phase::FinWait1 | Phase::Closing | Phase::LastAck)
+    }
+
+    /// Whether we closed.
+    pub(super) fn fin_ours(self) -> bool {
+        self.fin_pending() || self == Phase::FinWait2
+    }
+
+    /// Whether the peer closed.
+    pub(super) fn fin_theirs(self) -> bool {
+        matches!(self, Phase::CloseWait | Phase::LastAck | Phase::Closing)
+    }
+}
+
+/// A connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Connection {
+    /// Our address.
+    pub local: SocketAddr,
+    /// The peer's.
+    pub peer: SocketAddr,
+    /// How far it is closed.
+    pub phase: Phase,
+    /// What the two ends agreed upon.
+    pub agreed: Agreed,
+    /// Windows.
+    pub window: Window,
+    /// `TCP_WINDOW_CLAMP`.
+    pub clamp: u32,
+    /// Sequence number of the first byte of the send queue.
+    pub send_from: u32,
+    /// The send queue.
+    pub send: DataRef,
+    /// How many bytes at its end were never sent.
+    pub unsent: u32,
+    /// Whether our FIN was sent, if we closed.
+    pub fin_sent: bool,
+    /// Sequence number of the first byte of the receive queue.
+    pub receive_from: u32,
+    /// The receive queue.
+    pub receive: DataRef,
+}
+
+impl Connection {
+    /// Reads a connection. The pod is held, and nothing reaches it from outside.
+    pub(super) fn capture(
+        look: &mut Look<'_>,
+        descriptor: &Descriptor,
+        info: &super::tcp::Info,
+        phase: Phase,
+        reuse: bool,
+    ) -> Result<Connection, CaptureError> {
+        let fd = descriptor.as_fd();
+        let ends = super::tcp::ends(descriptor)?;
+        let (local, peer) = (ends.0, ends.1.ok_or_else(|| unexpected(descriptor, "lack of a peer"))?);
+        if socket::readiness(fd, libc::POLLPRI).capturing("polling", descriptor.object())? & libc::POLLPRI != 0 {
+            return Err(descriptor.refuse("has unread urgent data, which cannot be checkpointed yet"));
+        }
+        let raw = Raw::read(fd, reuse).capturing("reading the connection", descriptor.object())?;
+        let fin_pending = u32::from(phase.fin_pending());
+        if raw.send.len() as u32 + fin_pending != raw.unacknowledged || raw.receive.len() as u32 != raw.unread {
+            return Err(unexpected(descriptor, "length of a queue"));
+        }
+        let segment = raw.segment.try_into().map_err(|_| unexpected(descriptor, "segment size"))?;
+        let fin_sent = raw.unsent == 0;
+        Ok(Connection {
+            local,
+            peer,
+            phase,
+            agreed: info.agreed(segment, raw.timestamp),
+            window: raw.window,
+            clamp: raw.clamp,
+            // An acknowledged FIN is in no queue, yet it is to be sent and acknowledged again when rebuilding.
+            send_from: raw.send_end.wrapping_sub(raw.unacknowledged.max(u32::from(phase.fin_ours()))),
+            unsent: raw.unsent.saturating_sub(u32::from(phase.fin_ours() && !fin_sent)),
+            fin_sent,
+            receive_from: raw.receive_end.wrapping_sub(raw.unread + u32::from(phase.fin_theirs())),
+            send: look.data.append(raw.send),
+            receive: look.data.append(raw.receive),
+        })
+    }
+
+    /// Makes a fresh socket this connection, closed in neither direction yet, and leaves it in repair mode.
+    pub(super) fn rebuild(
+        &self,
+        fd: BorrowedFd<'_>,
+        family: i32,
+        image: &ImageReader,
+        what: &str,
+    ) -> Result<(), RebuildError> {
+        let read = |place| image.read(place).map_err(|e| RebuildError::Damaged(e.to_string()));
+        let (send, receive) = (read(self.send)?, read(self.receive)?);
+        let (sent, unsent) = send
+            .split_at_checked(send.len().wrapping_sub(self.unsent as usize))
+            .ok_or_else(|| RebuildError::Damaged(format!("{what} has more unsent bytes than bytes")))?;
+        socket::set_int(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1).rebuilding("entering repair mode", what)?;
+        tcp_repair::establish(fd, family, self.local, self.peer, (self.send_from, self.receive_from))
+            .rebuilding("connecting", what)?;
+        tcp_repair::set_agreed(fd, &self.agreed).rebuilding("setting the agreed options", what)?;
+        make_room(fd, libc::SO_RCVBUFFORCE, receive.len()).rebuilding("making room in", what)?;
+        make_room(fd, libc::SO_SNDBUFFORCE, send.len()).rebuilding("making room in", what)?;
+        fill(fd, Queue::Receive, &receive).rebuilding("filling the receive queue", what)?;
+        fill(fd, Queue::Send, sent).rebuilding("filling the send queue", what)?;
+        if self.phase.fin_ours() && self.fin_sent && !self.closed_second() {
+            // In repair mode with the send queue selected, a FIN is queued as if it had been sent.
+            socket::shutdown(fd, libc::SHUT_WR).rebuilding("closing", what)?;
+        }
+        if !unsent.is_empty() {
+            self.queue_unsent(fd, unsent).rebuilding("filling the send queue", what)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the peer closed before we did.
+    pub(super) fn closed_second(&self) -> bool {
+        self.phase == Phase::LastAck
+    }
+
+    /// Queues bytes as written but not sent. Outside repair mode, with the peer's window shut, so that none goes out yet.
+    fn queue_unsent(&self, fd: BorrowedFd<'_>, unsent: &[u8]) -> std::io::Result<()> {
+        let shut = Window { send: 0, receive_at: self.receive_from, receive: 0, ..self.window };
+        let shut = Window { update: self.receive_from, ..shut };
+        tcp_repair::set_window(fd, &shut)?;
+        leave_keeping_port(fd)?;
+        send_all(fd, unsent)?;
+        if self.phase.fin_ours() && !self.fin_sent && !self.closed_second() {
+            socket::shutdown(fd, libc::SHUT_WR)?;
+        }
+        socket::set_int(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1)
+    }
+
+    /// Sets the windows, once the queues and FINs are in place.
+    pub(super) fn open_windows(&self, fd: BorrowedFd<'_>) -> std::io::Result<()> {
+        tcp_repair::set_window(fd, &self.window)?;
+        socket::set_int(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, self.clamp as i32)
+    }
+}
+
+/// Leaves repair mode, nothing sent, `SO_REUSEADDR` on: others of the pod may still have to bind to the same port.
+fn leave_keeping_port(fd: BorrowedFd<'_>) -> std::io::Result<()> {
+    tcp_repair::leave_repair(fd, true)
+}
+
+/// What repair mode shows of a connection.
+struct Raw {
+    send_end: u32,
+    unacknowledged: u32,
+    unsent: u32,
+    send: Vec<u8>,
+    receive_end: u32,
+    unread: u32,
+    receive: Vec<u8>,
+    window: Window,
+    segment: i32,
+    timestamp: u32,
+    clamp: u32,
+}
+
+impl Raw {
+    fn read(fd: BorrowedFd<'_>, reuse: bool) -> std::io::Result<Raw> {
+        let clamp = socket::get_int(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP)? as u32;
+        let timestamp = socket::get_int(fd, libc::IPPROTO_TCP, socket::TCP_TIMESTAMP)? as u32;
+        let repair = Repair::enter(fd, reuse)?;
+        let unacknowledged = socket::ioctl_int(fd, libc::TIOCOUTQ)? as u32;
+        let unread = socket::ioctl_int(fd, libc::FIONREAD)? as u32;
+        tcp_repair::select(fd, Queue::Send)?;
+        let send_end = tcp_repair::sequence(fd)?;
+        let send = peek(fd, unacknowledged)?;
+        tcp_repair::select(fd, Queue::Receive)?;
+        let raw = Raw {
+            send_end,
+            unacknowledged,
+            unsent: socket::ioctl_int(fd, libc::SIOCOUTQNSD)? as u32,
+            send,
+            receive_end: tcp_repair::sequence(fd)?,
+            unread,
+            receive: peek(fd, unread)?,
+            window: tcp_repair::window(fd)?,
+            segment: socket::get_int(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG)?,
+            timestamp,
+            clamp,
+        };
+        repair.leave()?;
+        Ok(raw)
+    }
+}
+
+/// Up to `length` bytes of the selected queue, left where they are.
+pub(super) fn peek(fd: BorrowedFd<'_>, length: u32) -> std::io::Result<Vec<u8>> {
+    if length == 0 {
+        return Ok(Vec::new());
+    }
+    let mut bytes = vec![0; length as usize];
+    let read = super::common::peeking_from_start(fd, || {
+        socket::receive(fd, &mut bytes, libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+    });
+    match read {
+        Ok(length) => bytes.truncate(length),
+        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => bytes.clear(),
+        Err(e) => return Err(e),
+    }
+    Ok(bytes)
+}
+
+pub(super) fn fill(fd: BorrowedFd<'_>, queue: Queue, bytes: &[u8]) -> std::io::Result<()> {
+    tcp_repair::select(fd, queue)?;
+    // One buffer of the kernel's a call: larger pieces need memory in one piece.
+    bytes.chunks(32 * 1024).try_for_each(|piece| send_all(fd, piece))
+}
+
+fn send_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        let sent = socket::send(fd, bytes, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)?;
+        bytes = &bytes[sent..];
+    }
+    Ok(())
+}
+
+fn unexpected(descriptor: &Descriptor, what: &str) -> CaptureError {
+    CaptureError::Unexpected { object: descriptor.object(), what: what.to_owned() }
+}
