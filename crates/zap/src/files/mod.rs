@@ -24,7 +24,7 @@ pub mod regular;
 mod reopen;
 mod table;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod unlinked;
 
 pub use contents::Contents;
@@ -159,7 +159,7 @@ pub struct FileState {
 
 /// Every kind that is known, in the order in which they are asked.
 pub static KINDS: &[&dyn FileKind] =
-    &[&name_only::NameOnly, &regular::Regular, &directory::Directory, &pipe::Pipe, &device::Device];
+    &[&name_only::NameOnly, &regular::Regular, &directory::Directory, &pipe::Pipe, &device::Device, &crate::sockets::Tcp];
 
 /// The kind of that name.
 pub fn kind(name: &str) -> Option<&'static dyn FileKind> {

@@ -9,7 +9,7 @@ use crate::look::{Console, Look, Subject};
 use crate::pod::PodSpec;
 use crate::rebuild::Rebuild;
 
-pub(super) fn spec() -> PodSpec {
+pub(crate) fn spec() -> PodSpec {
     serde_json::from_value(serde_json::json!({
         "name": "test", "hostname": "test", "root": "/", "binds": [], "network": "private", "address": null,
         "publish": [], "command": [], "environment": [], "user": null, "workdir": "/", "tty": false,
@@ -19,13 +19,13 @@ pub(super) fn spec() -> PodSpec {
     .unwrap()
 }
 
-pub(super) fn subject() -> Subject {
+pub(crate) fn subject() -> Subject {
     let pid = std::process::id() as i32;
     Subject { host: HostPid(pid), pod: PodPid(pid), command: "test".into() }
 }
 
 /// Copies of `files` are captured; what comes back are the numbers they got, the states, and the same files made again.
-pub(super) fn round_trip(files: &[&OwnedFd], console: Console) -> (Vec<FileId>, Vec<FileState>, Vec<OwnedFd>) {
+pub(crate) fn round_trip(files: &[&OwnedFd], console: Console) -> (Vec<FileId>, Vec<FileState>, Vec<OwnedFd>) {
     let (spec, mut sink) = (spec(), DataSink::default());
     let mut look = Look::new(&spec, subject().host, &mut sink, console, false);
     let copies = files.iter().map(|f| f.try_clone().unwrap());

@@ -56,9 +56,6 @@ pub(super) const IPV4: &[Name] = &[
     (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
     (libc::IPPROTO_IP, libc::IP_MINTTL),
     (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
 ];
 
 /// Options of IPv6.
@@ -73,8 +70,6 @@ pub(super) const IPV6: &[Name] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
     (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),
     (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
-    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
-    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
     (libc::IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL),
 ];
 

@@ -1,0 +1,318 @@
+//! Sockets captured and made again, in network namespaces of the tests' own.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use crate::files::{FileState, connect_all, finish, intern_file, open_all, settle_all};
+use crate::ids::FileId;
+use crate::image::{DataSink, ImageReader};
+use crate::look::{Console, Look};
+use crate::rebuild::Rebuild;
+use crate::sys::socket;
+
+use crate::files::testing::{spec, subject};
+
+/// Runs a test in a thread with a network namespace of its own, in which loopback is up.
+fn in_private_network<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
+    std::thread::spawn(|| {
+        fresh_network();
+        test()
+    })
+    .join()
+    .unwrap()
+}
+
+fn fresh_network() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    ip("link set lo up");
+}
+
+fn ip(arguments: &str) {
+    let status = std::process::Command::new("ip").args(arguments.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+struct Captured {
+    ids: Vec<FileId>,
+    states: Vec<FileState>,
+    image: ImageReader,
+}
+
+fn capture(files: &[&OwnedFd]) -> Captured {
+    let (spec, mut sink) = (spec(), DataSink::default());
+    let mut look = Look::new(&spec, subject().host, &mut sink, Console::None, false);
+    let copies = files.iter().map(|f| f.try_clone().unwrap());
+    let ids = copies.zip(0..).map(|(f, n)| intern_file(&mut look, &subject(), n, f).unwrap()).collect();
+    finish(&mut look).unwrap();
+    let states = look.files.states().cloned().collect();
+    drop(look);
+    Captured { ids, states, image: ImageReader::of_sink(sink).unwrap() }
+}
+
+fn rebuild(captured: &Captured) -> Vec<OwnedFd> {
+    let spec = spec();
+    let mut rebuild = Rebuild::new(&captured.image, &spec, Vec::new());
+    open_all(&mut rebuild, &captured.states).unwrap();
+    connect_all(&mut rebuild, &captured.states).unwrap();
+    let files = rebuild.into_files();
+    settle_all(&captured.states, &|id| files[&id].try_clone(), &|_| None).unwrap();
+    captured.ids.iter().map(|id| files[id].try_clone().unwrap()).collect()
+}
+
+/// Captures the sockets and makes them again in another network namespace, without the originals.
+fn move_all(files: Vec<OwnedFd>) -> Vec<OwnedFd> {
+    let captured = capture(&files.iter().collect::<Vec<_>>());
+    fresh_network();
+    rebuild(&captured)
+}
+
+fn connected(address: &str) -> (TcpListener, TcpStream, TcpStream) {
+    let listener = TcpListener::bind(address).unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    (listener, client, server)
+}
+
+fn patient(fd: OwnedFd) -> TcpStream {
+    let stream = TcpStream::from(fd);
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream
+}
+
+#[test]
+fn a_listener_listens_again() {
+    in_private_network(|| {
+        let listener = TcpListener::bind("127.0.0.1:8080").unwrap();
+        let fd: OwnedFd = listener.into();
+        socket::set_int(&fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 1).unwrap();
+        socket::listen(&fd, 77).unwrap();
+        let deferred = socket::get_int(&fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT).unwrap();
+        let again = move_all(vec![fd]).remove(0);
+        assert_eq!(socket::get_int(&again, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT).unwrap(), deferred);
+        let mut info = [0; 32];
+        socket::get_bytes(&again, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info).unwrap();
+        assert_eq!((info[0], info[28]), (10, 77));
+        let listener = TcpListener::from(again);
+        let mut client = TcpStream::connect("127.0.0.1:8080").unwrap();
+        client.write_all(b"x").unwrap();
+        listener.accept().unwrap();
+    });
+}
+
+#[test]
+fn a_listener_with_a_connection_waiting_is_refused() {
+    in_private_network(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (spec, mut sink) = (spec(), DataSink::default());
+        let mut look = Look::new(&spec, subject().host, &mut sink, Console::None, false);
+        let refusal = intern_file(&mut look, &subject(), 3, listener.into()).unwrap_err().to_string();
+        assert!(refusal.contains("1 connections that the program has not accepted"), "{refusal}");
+    });
+}
+
+fn both_ends_keep_their_queues(address: &'static str) {
+    in_private_network(move || {
+        let (listener, mut client, mut server) = connected(address);
+        client.write_all(b"to the server").unwrap();
+        server.write_all(b"to the client").unwrap();
+        let port = listener.local_addr().unwrap();
+        let mut again = move_all(vec![server.into(), listener.into(), client.into()]).into_iter();
+        let (mut server, listener) = (patient(again.next().unwrap()), TcpListener::from(again.next().unwrap()));
+        let mut client = patient(again.next().unwrap());
+        assert_eq!(listener.local_addr().unwrap(), port);
+        server.write_all(b", and more").unwrap();
+        let mut text = [0; 23];
+        client.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"to the client, and more");
+        let mut text = [0; 13];
+        server.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"to the server");
+        drop(client);
+        assert_eq!(server.read(&mut text).unwrap(), 0);
+        TcpStream::connect(port).unwrap();
+    });
+}
+
+#[test]
+fn both_ends_of_a_connection_keep_their_queues() {
+    both_ends_keep_their_queues("127.0.0.1:0");
+}
+
+#[test]
+fn both_ends_of_an_ipv6_connection_keep_their_queues() {
+    both_ends_keep_their_queues("[::1]:0");
+}
+
+/// Fills a connection until neither queue takes more; how much went in.
+fn stuff(writer: &mut TcpStream) -> Vec<u8> {
+    writer.set_nonblocking(true).unwrap();
+    let mut written = Vec::new();
+    loop {
+        let piece: Vec<u8> = (0..5000u32).map(|n| ((written.len() as u32 + n) % 251) as u8).collect();
+        match writer.write(&piece) {
+            Ok(n) => written.extend(&piece[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return written,
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+#[test]
+fn full_queues_arrive_whole() {
+    in_private_network(|| {
+        let (_listener, mut client, server) = connected("127.0.0.1:0");
+        let sent = stuff(&mut client);
+        let mut again = move_all(vec![client.into(), server.into()]).into_iter();
+        let (mut client, mut server) = (patient(again.next().unwrap()), patient(again.next().unwrap()));
+        let mut received = vec![0; sent.len()];
+        server.read_exact(&mut received).unwrap();
+        assert!(received == sent, "the bytes differ");
+        client.set_nonblocking(false).unwrap();
+        client.write_all(b"end").unwrap();
+        let mut end = [0; 3];
+        server.read_exact(&mut end).unwrap();
+        assert_eq!(&end, b"end");
+    });
+}
+
+fn wait_until(condition: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "it never came true");
+        std::thread::yield_now();
+    }
+}
+
+fn state_of(fd: impl AsFd) -> u8 {
+    let mut info = [0; 32];
+    socket::get_bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info).unwrap();
+    info[0]
+}
+
+#[test]
+fn halves_that_were_closed_stay_closed() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        in_private_network(move || {
+            let (_listener, mut client, mut server) = connected(address);
+            client.write_all(b"last words").unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            server.write_all(b"answer").unwrap();
+            wait_until(|| state_of(&client) == 5);
+            let states = (5, 8);
+            let mut again = move_all(vec![client.into(), server.into()]).into_iter();
+            let (mut client, mut server) = (patient(again.next().unwrap()), patient(again.next().unwrap()));
+            assert_eq!((state_of(&client), state_of(&server)), states);
+            let mut text = String::new();
+            server.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "last words");
+            assert!(client.write_all(b"no").is_err());
+            server.write_all(b" and more").unwrap();
+            drop(server);
+            text.clear();
+            client.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "answer and more");
+        });
+    }
+}
+
+#[test]
+fn an_ended_connection_keeps_what_was_not_read() {
+    in_private_network(|| {
+        let (_listener, client, mut server) = connected("127.0.0.1:0");
+        server.write_all(b"rest").unwrap();
+        server.shutdown(Shutdown::Write).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        drop(server);
+        assert_eq!(state_of(&client), 7);
+        let mut client = patient(move_all(vec![client.into()]).remove(0));
+        assert_eq!(state_of(&client), 7);
+        let mut text = String::new();
+        client.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "rest");
+    });
+}
+
+#[test]
+fn a_reset_is_still_told() {
+    in_private_network(|| {
+        let (_listener, mut client, server) = connected("127.0.0.1:0");
+        client.write_all(b"unread").unwrap();
+        drop(server);
+        assert_eq!(state_of(&client), 7);
+        let client = patient(move_all(vec![client.into()]).remove(0));
+        assert_eq!(client.take_error().unwrap().unwrap().raw_os_error(), Some(libc::ECONNRESET));
+    });
+}
+
+#[test]
+fn a_capture_leaves_the_socket_as_it_was() {
+    in_private_network(|| {
+        let (_listener, mut client, mut server) = connected("127.0.0.1:0");
+        client.write_all(b"abc").unwrap();
+        let fd: OwnedFd = server.try_clone().unwrap().into();
+        socket::set_int(&fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 2).unwrap();
+        let reuse = socket::get_int(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap();
+        capture(&[&fd]);
+        assert_eq!(socket::get_int(&fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF).unwrap(), 2);
+        assert_eq!(socket::get_int(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap(), reuse);
+        assert_eq!(socket::get_int(&fd, libc::IPPROTO_TCP, libc::TCP_REPAIR).unwrap(), 0);
+        let mut text = [0; 3];
+        server.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"abc");
+        server.write_all(b"def").unwrap();
+        client.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"def");
+    });
+}
+
+#[test]
+fn options_come_back() {
+    in_private_network(|| {
+        let (_listener, client, server) = connected("[::1]:0");
+        client.set_nodelay(true).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let fd: OwnedFd = client.into();
+        let set = |level, name, value| socket::set_int(&fd, level, name, value).unwrap();
+        set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+        set(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 33);
+        set(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 4321);
+        set(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, 16);
+        set(libc::SOL_SOCKET, libc::SO_SNDBUF, 50_000);
+        let linger = [1i32.to_ne_bytes(), 7i32.to_ne_bytes()].concat();
+        socket::set_bytes(&fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger).unwrap();
+        let accept_all = [(0x06, 0, 0, u32::MAX)];
+        socket::attach_filter(&fd, &accept_all).unwrap();
+        let before = capture(&[&fd]);
+        let again = move_all(vec![fd, server.into()]).remove(0);
+        let after = capture(&[&again]);
+        let options = |c: &Captured| {
+            let mut state = crate::image::decode::<super::TcpState>(&c.states[0].state).unwrap();
+            // Binding to one address sets it, and nothing clears it afterwards.
+            state.options.numbers.retain(|o| (o.0, o.1) != (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY));
+            state
+        };
+        let (before, after) = (options(&before), options(&after));
+        assert_eq!(before.options, after.options);
+        assert_eq!(after.options.filter, accept_all);
+        let connection = |s: super::TcpState| match s.form {
+            super::Form::Connected(c) => (c.agreed.segment, c.agreed.scales, c.agreed.selective, c.window.receive),
+            _ => panic!(),
+        };
+        assert_eq!(connection(before), connection(after));
+    });
+}
+
+#[test]
+fn listener_and_connections_share_a_port_in_any_order() {
+    in_private_network(|| {
+        let (listener, client, server) = connected("0.0.0.0:9090");
+        let address: SocketAddr = listener.local_addr().unwrap();
+        socket::set_int(&listener, libc::SOL_SOCKET, libc::SO_REUSEADDR, 0).unwrap();
+        let again = move_all(vec![server.into(), client.into(), listener.into()]);
+        assert_eq!(socket::get_int(&again[2], libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap(), 0);
+        TcpStream::connect(address).unwrap();
+    });
+}
