@@ -158,8 +158,14 @@ pub struct FileState {
 }
 
 /// Every kind that is known, in the order in which they are asked.
-pub static KINDS: &[&dyn FileKind] =
-    &[&name_only::NameOnly, &regular::Regular, &directory::Directory, &pipe::Pipe, &device::Device, &crate::sockets::Tcp];
+pub static KINDS: &[&dyn FileKind] = &[
+    &name_only::NameOnly,
+    &regular::Regular,
+    &directory::Directory,
+    &pipe::Pipe,
+    &device::Device,
+    &crate::sockets::Tcp,
+];
 
 /// The kind of that name.
 pub fn kind(name: &str) -> Option<&'static dyn FileKind> {

@@ -105,12 +105,14 @@ impl SocketOptions {
     /// Reads the options of every socket and, of `more`, those that this one has.
     pub(super) fn capture(descriptor: &Descriptor, more: &[&[Name]]) -> Result<SocketOptions, CaptureError> {
         let fd = descriptor.as_fd();
-        let get = |name| socket::get_int(fd, libc::SOL_SOCKET, name).capturing("reading an option", descriptor.object());
+        let get =
+            |name| socket::get_int(fd, libc::SOL_SOCKET, name).capturing("reading an option", descriptor.object());
         // The type of service sets the priority, so the generic options come after.
         let names = more.iter().chain([&GENERIC]).flat_map(|group| group.iter());
         let numbers = names.filter_map(|&(l, n)| socket::get_int(fd, l, n).ok().map(|v| (l, n, v))).collect();
         let structures = STRUCTURED.iter().filter_map(|&((l, n), size)| structure(fd, l, n, size)).collect();
-        let filter = socket::filter(fd).map_err(|_| descriptor.refuse("has an eBPF filter, which cannot be read back"))?;
+        let filter =
+            socket::filter(fd).map_err(|_| descriptor.refuse("has an eBPF filter, which cannot be read back"))?;
         Ok(SocketOptions {
             flags: descriptor.flags() & !libc::O_ACCMODE,
             owner: (descriptor.stat.st_uid, descriptor.stat.st_gid),
@@ -150,7 +152,8 @@ impl SocketOptions {
             if structure(fd, *level, *name, value.len()).is_some_and(|now| now.2 == *value) {
                 continue;
             }
-            socket::set_bytes(fd, *level, *name, value).rebuilding("setting an option", option_of(what, *level, *name))?;
+            socket::set_bytes(fd, *level, *name, value)
+                .rebuilding("setting an option", option_of(what, *level, *name))?;
         }
         if !self.device.is_empty() {
             socket::set_bytes(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, self.device.as_bytes())
@@ -213,8 +216,11 @@ pub(super) fn with_any_address<T>(
     family: i32,
     bind: impl FnOnce() -> Result<T, RebuildError>,
 ) -> Result<T, RebuildError> {
-    let (level, name) =
-        if family == libc::AF_INET6 { (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND) } else { (libc::IPPROTO_IP, libc::IP_FREEBIND) };
+    let (level, name) = if family == libc::AF_INET6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_FREEBIND)
+    };
     let before = socket::get_int(fd, level, name).rebuilding("reading an option", "a socket")?;
     socket::set_int(fd, level, name, 1).rebuilding("setting an option", "a socket")?;
     let result = bind()?;

@@ -137,10 +137,8 @@ impl Info {
 pub(super) fn ends(descriptor: &Descriptor) -> Result<(SocketAddr, Option<SocketAddr>), CaptureError> {
     let local = socket::local_name(descriptor.as_fd()).capturing("asking the address", descriptor.object())?;
     let peer = socket::peer_name(descriptor.as_fd()).ok();
-    let local = address::from_kernel(&local).ok_or_else(|| CaptureError::Unexpected {
-        object: descriptor.object(),
-        what: "address".to_owned(),
-    })?;
+    let local = address::from_kernel(&local)
+        .ok_or_else(|| CaptureError::Unexpected { object: descriptor.object(), what: "address".to_owned() })?;
     Ok((local, peer.and_then(|p| address::from_kernel(&p))))
 }
 
@@ -188,8 +186,7 @@ impl Tcp {
 
     fn closed(look: &mut Look<'_>, descriptor: &Descriptor, local: SocketAddr) -> Result<Form, CaptureError> {
         let fd = descriptor.as_fd();
-        let ready =
-            socket::readiness(fd, libc::POLLIN | libc::POLLRDHUP).capturing("polling", descriptor.object())?;
+        let ready = socket::readiness(fd, libc::POLLIN | libc::POLLRDHUP).capturing("polling", descriptor.object())?;
         if ready & libc::POLLRDHUP == 0 {
             return Ok(Form::Idle { local: (local.port() != 0).then_some(local) });
         }
@@ -246,8 +243,7 @@ impl FileKind for Tcp {
     fn open(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {
         let state = decode(state)?;
         let what = describe(id, &state);
-        let socket =
-            socket::socket(state.family, libc::SOCK_STREAM, libc::IPPROTO_TCP).rebuilding("making", &what)?;
+        let socket = socket::socket(state.family, libc::SOCK_STREAM, libc::IPPROTO_TCP).rebuilding("making", &what)?;
         let fd = socket.as_fd();
         state.options.prepare(fd, &what)?;
         state.options.set_buffers(fd, &what)?;

@@ -22,7 +22,8 @@ const ACK: u8 = 16;
 const MARK: u32 = 0x5a41_5046;
 
 /// Lets only marked packets in: load the mark, compare, accept all or nothing.
-const ONLY_OURS: [FilterStep; 4] = [(0x20, 0, 0, 0xffff_f014), (0x15, 0, 1, MARK), (0x06, 0, 0, u32::MAX), (0x06, 0, 0, 0)];
+const ONLY_OURS: [FilterStep; 4] =
+    [(0x20, 0, 0, 0xffff_f014), (0x15, 0, 1, MARK), (0x06, 0, 0, u32::MAX), (0x06, 0, 0, 0)];
 
 /// Closes what `connection` says is closed, in the order in which it happened.
 pub(super) fn close(fd: BorrowedFd<'_>, connection: &Connection, what: &str) -> Result<(), RebuildError> {
@@ -42,7 +43,8 @@ pub(super) fn close(fd: BorrowedFd<'_>, connection: &Connection, what: &str) -> 
 /// The packets that a peer would have sent.
 fn tell(fd: BorrowedFd<'_>, connection: &Connection) -> std::io::Result<()> {
     let received = connection.receive_from.wrapping_add(connection.receive.length as u32);
-    let segment = Segment { from: connection.peer, to: connection.local, sequence: received, flags: ACK, acknowledges: 0 };
+    let segment =
+        Segment { from: connection.peer, to: connection.local, sequence: received, flags: ACK, acknowledges: 0 };
     if connection.phase == Phase::FinWait2 {
         let end = connection.send_from.wrapping_add(1);
         Segment { acknowledges: end, ..segment }.deliver()?;
@@ -93,11 +95,13 @@ pub(super) fn end(
 }
 
 fn end_with(fd: BorrowedFd<'_>, family: i32, reset: bool, unread: &[u8]) -> std::io::Result<()> {
-    let loopback: IpAddr = if family == libc::AF_INET { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
+    let loopback: IpAddr =
+        if family == libc::AF_INET { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
     let (first, port) = (1, 0);
     socket::set_int(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1)?;
     socket::bind(fd, &to_kernel(SocketAddr::new(loopback, port), family))?;
-    let local = super::address::from_kernel(&socket::local_name(fd)?).ok_or_else(|| std::io::Error::other("no address"))?;
+    let local =
+        super::address::from_kernel(&socket::local_name(fd)?).ok_or_else(|| std::io::Error::other("no address"))?;
     let peer = SocketAddr::new(loopback, 9);
     tcp_repair::select(fd, Queue::Send)?;
     tcp_repair::set_sequence(fd, first)?;

@@ -9,8 +9,8 @@ pub mod memory;
 pub mod pidfd;
 pub mod plain;
 pub mod ptrace;
-pub mod socket;
 pub mod seccomp;
+pub mod socket;
 
 use std::io;
 

@@ -179,7 +179,8 @@ pub fn send_to(fd: impl AsFd, bytes: &[u8], flags: i32, address: &[u8]) -> io::R
     let fd = fd.as_fd().as_raw_fd();
     let (to, to_length) = (address.as_ptr().cast(), address.len() as u32);
     // SAFETY: the kernel reads as many bytes as each slice has.
-    let sent = check(unsafe { libc::sendto(fd, bytes.as_ptr().cast(), bytes.len(), flags, to, to_length) } as libc::c_long)?;
+    let sent =
+        check(unsafe { libc::sendto(fd, bytes.as_ptr().cast(), bytes.len(), flags, to, to_length) } as libc::c_long)?;
     Ok(sent as usize)
 }
 
