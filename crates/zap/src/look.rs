@@ -7,6 +7,7 @@ use crate::error::CaptureError;
 use crate::files::FileTable;
 use crate::ids::{HostPid, PodPid};
 use crate::image::DataSink;
+use crate::memory::MappedFiles;
 use crate::pod::PodSpec;
 
 /// A process of the pod as a capture sees it.
@@ -60,6 +61,8 @@ pub struct Look<'a> {
     pub init: HostPid,
     /// The open file descriptions met so far. [`FileTable::intern`] is how one becomes a [`crate::ids::FileId`].
     pub files: FileTable,
+    /// The files behind mappings met so far.
+    pub mapped: MappedFiles,
     /// Where bulk bytes go (queue contents, pages, deleted files). Buffers are kept in memory until the pod runs again.
     pub data: &'a mut DataSink,
     /// The pod's console.
@@ -79,7 +82,16 @@ impl<'a> Look<'a> {
         console: Console,
         carry_files: bool,
     ) -> Look<'a> {
-        Look { spec, init, files: FileTable::default(), data, console, carry_files, seen: HashSet::new() }
+        Look {
+            spec,
+            init,
+            files: FileTable::default(),
+            mapped: MappedFiles::default(),
+            data,
+            console,
+            carry_files,
+            seen: HashSet::new(),
+        }
     }
 
     /// True the first time that this object is asked about: whoever gets `true` captures the shared part.

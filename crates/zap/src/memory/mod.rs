@@ -1,1 +1,26 @@
-//! Memory: layout, pages, dirty tracking, shared memory, vDSO.
+//! Address spaces: their layout, their pages, which pages were written, and how all of it is made again.
+//!
+//! [`survey`] reads what the kernel tells of an address space, [`capture`] makes a [`MemoryState`] of it (kernel → state);
+//! [`rebuild_batches`] and [`late_batch`] plan the system calls that make it again (state → kernel), without doing any.
+
+mod capture;
+mod kinship;
+pub mod layout;
+mod mapped;
+mod pages;
+mod plan;
+mod ranges;
+mod state;
+mod survey;
+mod vdso;
+
+pub use capture::{Captured, Request, capture, check};
+pub use layout::Mapping;
+pub use mapped::MappedFiles;
+pub use pages::Frames;
+pub use plan::{MemoryBatch, Target, free_gap, late_batch, rebuild_batches};
+pub use state::{Backing, MemoryState, MmFields, PageRun, PageSource, VdsoState, VmaState};
+pub use survey::{Survey, mappings, survey};
+
+/// Bytes of a page on x86-64.
+pub(crate) const PAGE: u64 = 4096;

@@ -6,6 +6,7 @@ pub mod descriptor;
 pub mod file;
 pub mod kcmp;
 pub mod memory;
+pub mod pagemap;
 pub mod pidfd;
 pub mod plain;
 pub mod ptrace;

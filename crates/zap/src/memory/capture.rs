@@ -1,0 +1,159 @@
+//! Kernel → state, for an address space.
+
+use std::ops::Range;
+
+use super::kinship;
+use super::layout::{Mapping, Nature, flag};
+use super::pages::{self, Frames};
+use super::state::{Backing, MemoryState, MmFields, PageRun, PageSource, VmaState};
+use super::survey::Survey;
+use super::{PAGE, mapped, ranges, vdso};
+use crate::error::{CaptureError, Context};
+use crate::look::{Look, Subject};
+use crate::sys::pagemap::page;
+
+/// What is to be captured, and what is known already.
+pub struct Request<'a> {
+    /// The process, held.
+    pub subject: &'a Subject,
+    /// What `brk(0)` says in it.
+    pub brk: u64,
+    /// Its parent, if it was forked and captured before: pages that they share are not stored again.
+    pub parent: Option<&'a Captured>,
+    /// Whether it has children that may share its pages.
+    pub has_children: bool,
+}
+
+/// An address space written down.
+pub struct Captured {
+    /// What goes into the image.
+    pub state: MemoryState,
+    /// The frames behind its pages, for its children; empty unless it has any.
+    pub frames: Frames,
+}
+
+/// Flags that a restart makes again.
+const CARRIED: u32 = flag::GROWSDOWN
+    | flag::LOCKED
+    | flag::LOCK_ON_FAULT
+    | flag::DONTFORK
+    | flag::WIPEONFORK
+    | flag::MERGEABLE
+    | flag::HUGEPAGE
+    | flag::NOHUGEPAGE
+    | flag::DONTDUMP
+    | flag::RANDOM
+    | flag::SEQUENTIAL
+    | flag::NORESERVE
+    | flag::DROPPABLE
+    | flag::SEALED;
+
+/// Writes down the address space that `survey` saw.
+pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: &Survey) -> Result<Captured, CaptureError> {
+    let subject = request.subject;
+    let mut vmas = Vec::with_capacity(survey.mappings.len());
+    for mapping in survey.mappings.iter().filter(|m| m.nature() != Nature::Kernel) {
+        vmas.push(vma(look, subject, mapping)?);
+    }
+    let exe = mapped::executable(look, subject)?;
+    let mut state = MemoryState {
+        fields: MmFields { brk: request.brk, exe, ..survey.fields.clone() },
+        vdso: vdso::capture(&survey.mappings),
+        guards: guards(survey),
+        vmas,
+        pages: Vec::new(),
+    };
+    let wanted = wanted(&state, survey);
+    let read_frames = |wanted: &[Range<u64>]| {
+        Frames::read(&survey.pagemap, wanted).capturing("reading the page frames", format!("process {}", subject.pod))
+    };
+    let frames = match request.has_children || request.parent.is_some() {
+        true => read_frames(&wanted)?,
+        false => Frames::default(),
+    };
+    let shared = request.parent.map_or(Vec::new(), |p| frames.shared_with(&p.frames, &kinship::kept(&p.state, &state)));
+    let own: Vec<Range<u64>> = wanted.iter().flat_map(|r| ranges::without(r.clone(), &shared)).collect();
+    state.pages = pages::store(look.data, subject, &own)?;
+    let inherited = shared.iter().map(|r| PageRun { start: r.start, end: r.end, source: PageSource::Parent });
+    state.pages.extend(inherited);
+    state.pages.sort_by_key(|r| r.start);
+    Ok(Captured { state, frames })
+}
+
+/// The pages to keep: what is there in private memory that the kernel may not drop.
+fn wanted(state: &MemoryState, survey: &Survey) -> Vec<Range<u64>> {
+    let private =
+        state.vmas.iter().filter(|v| v.is_private() && !v.has(flag::DROPPABLE)).map(VmaState::range).collect();
+    let there = survey.regions.iter().filter(|r| r.is & page::GUARD == 0).map(|r| r.start..r.end).collect();
+    ranges::common(&ranges::joined(private), &ranges::joined(there))
+}
+
+fn guards(survey: &Survey) -> Vec<Range<u64>> {
+    ranges::joined(survey.regions.iter().filter(|r| r.is & page::GUARD != 0).map(|r| r.start..r.end).collect())
+}
+
+fn vma(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<VmaState, CaptureError> {
+    if let Some(why) = why_not(mapping) {
+        return Err(subject.refuse(mapped::object(mapping), format!("{why}, which cannot be checkpointed yet")));
+    }
+    let offset = mapping.offset;
+    let backing = match mapping.nature() {
+        Nature::Anonymous | Nature::Kernel => Backing::Anonymous,
+        // the inode of a segment is its identifier
+        Nature::SystemV => {
+            whole_segment(subject, mapping)?;
+            Backing::SystemV { id: mapping.inode as i32, offset }
+        }
+        Nature::File => {
+            let file = mapped::file_of(look, subject, mapping)?;
+            if mapping.shared { Backing::Shared { file, offset } } else { Backing::Private { file, offset } }
+        }
+    };
+    Ok(VmaState {
+        start: mapping.start,
+        end: mapping.end,
+        protection: mapping.protection,
+        flags: mapping.flags.known & CARRIED,
+        backing,
+        name: mapping.given_name().map(|name| serde_bytes::ByteBuf::from(name.to_vec())),
+    })
+}
+
+/// A segment is attached as a whole: a part of one cannot be made again.
+fn whole_segment(subject: &Subject, mapping: &Mapping) -> Result<(), CaptureError> {
+    let object = || mapped::object(mapping);
+    let shown = subject.host.proc(&format!("map_files/{:x}-{:x}", mapping.start, mapping.end));
+    let size = std::fs::metadata(shown).capturing("looking at", object())?.len();
+    if mapping.offset == 0 && size.next_multiple_of(PAGE) == mapping.end - mapping.start {
+        return Ok(());
+    }
+    Err(subject.refuse(object(), "is part of a System V segment, which cannot be checkpointed yet"))
+}
+
+/// Why a mapping cannot be captured.
+fn why_not(mapping: &Mapping) -> Option<&'static str> {
+    let has = |flags: u32| mapping.flags.known & flags != 0;
+    match &mapping.path[..] {
+        _ if has(flag::DEVICE | flag::FRAMES) => Some("shows the memory of a device"),
+        _ if has(flag::HUGETLB) => Some("is of hugetlbfs"),
+        _ if has(flag::SHADOW_STACK) => Some("is a shadow stack"),
+        _ if has(flag::FAULTS_MISSING | flag::FAULTS_MINOR) => Some("is served by a userfaultfd"),
+        _ if mapping.key != 0 => Some("has a protection key"),
+        path if path.starts_with(b"/[aio]") => Some("is the ring of asynchronous I/O (io_setup)"),
+        path if path.starts_with(b"anon_inode:") => Some("shows a kernel object"),
+        _ if mapping.nature() == Nature::SystemV && mapping.offset != 0 => {
+            Some("is the rest of a segment that was cut")
+        }
+        _ => None,
+    }
+}
+
+/// Refuses what cannot be captured, while the process still runs.
+pub fn check(subject: &Subject, mappings: &[Mapping]) -> Result<(), CaptureError> {
+    match mappings.iter().filter(|m| m.nature() != Nature::Kernel).find_map(|m| why_not(m).map(|why| (m, why))) {
+        None => Ok(()),
+        Some((mapping, why)) => {
+            Err(subject.refuse(mapped::object(mapping), format!("{why}, which cannot be checkpointed yet")))
+        }
+    }
+}

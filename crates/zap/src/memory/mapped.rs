@@ -1,0 +1,62 @@
+//! The files behind mappings: one open file each, however many mappings and processes show it.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+
+use super::layout::{Mapping, flag};
+use crate::error::{CaptureError, Context};
+use crate::files;
+use crate::ids::FileId;
+use crate::look::{Look, Subject};
+
+/// The files met so far, by device, inode, path, and whether it is open for writing.
+#[derive(Default)]
+pub struct MappedFiles(HashMap<(u64, u64, Vec<u8>, bool), FileId>);
+
+/// The file behind a mapping.
+pub(super) fn file_of(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<FileId, CaptureError> {
+    let writable = mapping.shared && mapping.flags.known & flag::MAY_WRITE != 0;
+    let key = (mapping.device, mapping.inode, mapping.path.clone(), writable);
+    if let Some(id) = look.mapped.0.get(&key) {
+        return Ok(*id);
+    }
+    let path = subject.host.proc(&format!("map_files/{:x}-{:x}", mapping.start, mapping.end));
+    let opened = OpenOptions::new().read(true).write(writable).custom_flags(libc::O_NOCTTY).open(path);
+    let file = opened.capturing("opening", object(mapping))?;
+    intern(look, subject, key, file)
+}
+
+/// The executable of a process; `None` for a process without one.
+pub(super) fn executable(look: &mut Look<'_>, subject: &Subject) -> Result<Option<FileId>, CaptureError> {
+    let object = || format!("the executable of process {}", subject.pod);
+    let link = match std::fs::read_link(subject.host.proc("exe")) {
+        Ok(link) => link,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).capturing("reading the link", object()),
+    };
+    let file = File::open(subject.host.proc("exe")).capturing("opening", object())?;
+    let found = file.metadata().capturing("looking at", object())?;
+    let key = (found.dev(), found.ino(), link.as_os_str().as_bytes().to_vec(), false);
+    if let Some(id) = look.mapped.0.get(&key) {
+        return Ok(Some(*id));
+    }
+    intern(look, subject, key, file).map(Some)
+}
+
+fn intern(
+    look: &mut Look<'_>,
+    subject: &Subject,
+    key: (u64, u64, Vec<u8>, bool),
+    file: File,
+) -> Result<FileId, CaptureError> {
+    let id = files::intern(look, files::describe(subject, -1, file.into())?)?;
+    look.mapped.0.insert(key, id);
+    Ok(id)
+}
+
+/// A mapping for messages.
+pub(super) fn object(mapping: &Mapping) -> String {
+    format!("mapping {:#x}-{:#x} ({})", mapping.start, mapping.end, String::from_utf8_lossy(&mapping.path))
+}

@@ -1,0 +1,171 @@
+//! What an image says of an address space. Plain data.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::FileId;
+
+/// An address space: what is mapped, what is in it, and what the kernel knows of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryState {
+    /// The mappings, in order of their addresses; the kernel's own ([vdso] and its like) are not among them.
+    pub vmas: Vec<VmaState>,
+    /// The kernel's notes on the program.
+    pub fields: MmFields,
+    /// The contents of private memory, in order of their addresses. What is in no run is as it was mapped.
+    pub pages: Vec<PageRun>,
+    /// Guard pages (`MADV_GUARD_INSTALL`).
+    pub guards: Vec<Range<u64>>,
+    /// The vDSO; `None` for a process that unmapped it.
+    pub vdso: Option<VdsoState>,
+}
+
+/// A mapping.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmaState {
+    /// Its first address.
+    pub start: u64,
+    /// The address behind it.
+    pub end: u64,
+    /// `PROT_*`.
+    pub protection: i32,
+    /// Bits of [`super::layout::flag`].
+    pub flags: u32,
+    /// What it shows.
+    pub backing: Backing,
+    /// Name given by the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<serde_bytes::ByteBuf>,
+}
+
+/// What a mapping shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Backing {
+    /// Private memory of no file.
+    Anonymous,
+    /// A private view of a file: its pages until they are written to.
+    Private {
+        /// The file.
+        file: FileId,
+        /// Offset of the first byte.
+        offset: u64,
+    },
+    /// A shared view of a file or of shared memory.
+    Shared {
+        /// The file.
+        file: FileId,
+        /// Offset of the first byte.
+        offset: u64,
+    },
+    /// A System V segment.
+    SystemV {
+        /// Its identifier in the pod.
+        id: i32,
+        /// Offset of the first byte.
+        offset: u64,
+    },
+}
+
+/// `struct prctl_mm_map`, the auxiliary vector, and the executable.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names of prctl(2), PR_SET_MM")]
+pub struct MmFields {
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub brk: u64,
+    pub start_stack: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+    /// The auxiliary vector, whole.
+    #[serde(with = "serde_bytes")]
+    pub auxv: Vec<u8>,
+    /// What `/proc/PID/exe` shows.
+    pub exe: Option<FileId>,
+}
+
+/// Pages in a row whose contents are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u64, u64, Option<u64>)", into = "(u64, u64, Option<u64>)")]
+pub struct PageRun {
+    /// First address.
+    pub start: u64,
+    /// Address behind the last.
+    pub end: u64,
+    /// Where they are.
+    pub source: PageSource,
+}
+
+/// Where the contents of pages are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageSource {
+    /// In the image's data, from this offset on.
+    Data(u64),
+    /// In the parent, at the same address: shared copy-on-write.
+    Parent,
+}
+
+impl From<(u64, u64, Option<u64>)> for PageRun {
+    fn from((start, end, data): (u64, u64, Option<u64>)) -> PageRun {
+        PageRun { start, end, source: data.map_or(PageSource::Parent, PageSource::Data) }
+    }
+}
+
+impl From<PageRun> for (u64, u64, Option<u64>) {
+    fn from(run: PageRun) -> (u64, u64, Option<u64>) {
+        let data = match run.source {
+            PageSource::Data(offset) => Some(offset),
+            PageSource::Parent => None,
+        };
+        (run.start, run.end, data)
+    }
+}
+
+/// The kernel's code in a process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VdsoState {
+    /// The kernel's mappings from the first to the last: name, first address, address behind.
+    pub parts: Vec<(String, u64, u64)>,
+    /// BLAKE3 of the code, in hexadecimal: another kernel has another.
+    pub digest: String,
+    /// Its functions: name and offset, for a host whose code differs.
+    pub symbols: Vec<(String, u64)>,
+}
+
+impl VdsoState {
+    /// From the first address to behind the last.
+    pub fn range(&self) -> Range<u64> {
+        let start = self.parts.first().map_or(0, |p| p.1);
+        start..self.parts.last().map_or(start, |p| p.2)
+    }
+}
+
+impl VmaState {
+    /// Its addresses.
+    pub fn range(&self) -> Range<u64> {
+        self.start..self.end
+    }
+
+    /// Whether it has that bit of [`super::layout::flag`].
+    pub fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Whether its contents belong to this address space.
+    pub fn is_private(&self) -> bool {
+        matches!(self.backing, Backing::Anonymous | Backing::Private { .. })
+    }
+}
+
+impl MemoryState {
+    /// Bytes whose contents the image has.
+    pub fn stored_bytes(&self) -> u64 {
+        let stored = self.pages.iter().filter(|r| r.source != PageSource::Parent);
+        stored.map(|r| r.end - r.start).sum()
+    }
+}

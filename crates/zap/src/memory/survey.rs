@@ -1,0 +1,122 @@
+//! What the kernel tells of an address space, read in one go. Needs nothing of the checkpoint: several processes can be
+//! surveyed at once.
+
+use std::fs::File;
+use std::ops::Range;
+
+use super::layout::{self, Mapping};
+use super::ranges;
+use super::state::MmFields;
+use super::{PAGE, pages};
+use crate::error::{CaptureError, Context};
+use crate::ids::HostPid;
+use crate::sys::pagemap::Region;
+
+/// What was read.
+pub struct Survey {
+    /// The process.
+    pub process: HostPid,
+    /// Its mappings.
+    pub mappings: Vec<Mapping>,
+    /// Private pages that are there, and guards.
+    pub(super) regions: Vec<Region>,
+    /// Fields of the kernel's; `brk` and `exe` are still open.
+    pub(super) fields: MmFields,
+    pub(super) pagemap: File,
+}
+
+/// The mappings of a process, without their flags: cheap.
+pub fn mappings(process: HostPid) -> Result<Vec<Mapping>, CaptureError> {
+    read_mappings(process, "maps")
+}
+
+fn read_mappings(process: HostPid, name: &str) -> Result<Vec<Mapping>, CaptureError> {
+    let object = || format!("/proc/{process}/{name}");
+    let text = std::fs::read(process.proc(name)).capturing("reading", object())?;
+    layout::parse(&text).map_err(|e| CaptureError::Unexpected { object: object(), what: e.to_string() })
+}
+
+/// Looks at the address space of a process that is held. `ours` are ranges that zap itself has put there: as if they were
+/// not there.
+pub fn survey(process: HostPid, ours: &[Range<u64>]) -> Result<Survey, CaptureError> {
+    let found = read_mappings(process, "smaps")?;
+    let ours = ranges::joined(ours.to_vec());
+    let mappings: Vec<Mapping> = found.iter().flat_map(|m| cut(m, &ours)).collect();
+    let pagemap = File::open(process.proc("pagemap")).capturing("opening", format!("/proc/{process}/pagemap"))?;
+    let regions = pages::find(&pagemap, &mappings).capturing("scanning the pages", format!("process {process}"))?;
+    let fields = read_fields(process)?;
+    Ok(Survey { process, mappings, regions, fields, pagemap })
+}
+
+/// The parts of a mapping that are not ours.
+fn cut(mapping: &Mapping, ours: &[Range<u64>]) -> Vec<Mapping> {
+    let part = |r: Range<u64>| {
+        let offset = if mapping.inode == 0 { mapping.offset } else { mapping.offset + (r.start - mapping.start) };
+        Mapping { start: r.start, end: r.end, offset, ..mapping.clone() }
+    };
+    ranges::without(mapping.start..mapping.end, ours).into_iter().map(part).collect()
+}
+
+fn read_fields(process: HostPid) -> Result<MmFields, CaptureError> {
+    let object = || format!("/proc/{process}/stat");
+    let stat = std::fs::read(process.proc("stat")).capturing("reading", object())?;
+    let auxv = std::fs::read(process.proc("auxv")).capturing("reading", format!("/proc/{process}/auxv"))?;
+    parse_stat(&stat, auxv).ok_or_else(|| CaptureError::Unexpected { object: object(), what: "text".into() })
+}
+
+/// Fields of proc(5), counted from 1; the command in parentheses may hold anything.
+fn parse_stat(stat: &[u8], auxv: Vec<u8>) -> Option<MmFields> {
+    let behind = stat.iter().rposition(|b| *b == b')')? + 2;
+    let words: Vec<&[u8]> = stat.get(behind..)?.split(|b| *b == b' ').collect();
+    let field = |number: usize| std::str::from_utf8(words.get(number - 3)?.trim_ascii()).ok()?.parse::<u64>().ok();
+    Some(MmFields {
+        start_code: field(26)?,
+        end_code: field(27)?,
+        start_stack: field(28)?,
+        start_data: field(45)?,
+        end_data: field(46)?,
+        start_brk: field(47)?,
+        arg_start: field(48)?,
+        arg_end: field(49)?,
+        env_start: field(50)?,
+        env_end: field(51)?,
+        auxv,
+        ..MmFields::default()
+    })
+}
+
+impl Survey {
+    /// Pages of private memory that are there, in bytes: what a capture would at most copy.
+    pub fn private_bytes(&self) -> u64 {
+        self.regions.iter().map(|r| (r.end - r.start) / PAGE * PAGE).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_is_understood() {
+        let stat = std::fs::read("/proc/self/stat").unwrap();
+        let fields = parse_stat(&stat, Vec::new()).unwrap();
+        let maps = mappings(HostPid(std::process::id() as i32)).unwrap();
+        let at = |name: &[u8]| maps.iter().find(|m| m.path == name).map(|m| m.start..m.end).unwrap();
+        assert!(at(b"[stack]").contains(&fields.start_stack));
+        assert!(at(b"[stack]").contains(&fields.arg_start) && fields.arg_start < fields.arg_end);
+        assert!(at(b"[heap]").contains(&fields.start_brk));
+        assert!(fields.start_code < fields.end_code);
+        assert!(parse_stat(b"1 (x) y) R 1 2", Vec::new()).is_none());
+        assert!(parse_stat(b"", Vec::new()).is_none());
+    }
+
+    #[test]
+    fn what_is_ours_is_cut_out() {
+        let file = Mapping { start: 0x1000, end: 0x5000, offset: 0x7000, inode: 9, ..Mapping::default() };
+        let parts = cut(&file, &[0x2000..0x3000]);
+        assert_eq!(
+            parts.iter().map(|m| (m.start, m.end, m.offset)).collect::<Vec<_>>(),
+            [(0x1000, 0x2000, 0x7000), (0x3000, 0x5000, 0x9000)]
+        );
+    }
+}
