@@ -35,6 +35,7 @@ pub fn process_descriptors(
     let mut found = Vec::new();
     for (number, file) in copies(subject, pidfd)? {
         let file = intern_file(look, subject, number, file)?;
+        look.files.note(subject.host, number, file);
         found.push(DescriptorState { number, file, close_on_exec: false });
     }
     Ok(found)

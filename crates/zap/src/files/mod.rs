@@ -14,6 +14,8 @@ pub mod contents;
 pub mod descriptors;
 pub mod device;
 pub mod directory;
+pub mod epoll;
+pub mod eventfd;
 pub mod identity;
 pub mod mounts;
 pub mod name_only;
@@ -22,9 +24,12 @@ mod pool;
 mod refusals;
 pub mod regular;
 mod reopen;
+pub mod signalfd;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;
+mod testing;
+pub mod timerfd;
 pub mod unlinked;
 
 pub use contents::Contents;
@@ -83,6 +88,24 @@ impl Descriptor {
             .filter_map(|line| std::str::from_utf8(line).ok())
             .find_map(|line| line.strip_prefix(label))
             .map(str::trim)
+    }
+
+    /// A number of `fdinfo`, which must be there.
+    pub fn decimal(&self, label: &str) -> Result<u64, CaptureError> {
+        self.number(label, 10)
+    }
+
+    /// A hexadecimal number of `fdinfo`, which must be there.
+    pub fn hexadecimal(&self, label: &str) -> Result<u64, CaptureError> {
+        self.number(label, 16)
+    }
+
+    fn number(&self, label: &str, radix: u32) -> Result<u64, CaptureError> {
+        let text = self.field(label);
+        text.and_then(|v| u64::from_str_radix(v, radix).ok()).ok_or_else(|| CaptureError::Unexpected {
+            object: self.object(),
+            what: format!("fdinfo: {label} {}", text.unwrap_or("is missing")),
+        })
     }
 
     /// Our copy, borrowed.
@@ -158,6 +181,7 @@ pub struct FileState {
 }
 
 /// Every kind that is known, in the order in which they are asked.
+#[rustfmt::skip]
 pub static KINDS: &[&dyn FileKind] = &[
     &name_only::NameOnly,
     &regular::Regular,
@@ -165,6 +189,10 @@ pub static KINDS: &[&dyn FileKind] = &[
     &pipe::Pipe,
     &device::Device,
     &crate::sockets::Tcp,
+    &eventfd::Eventfd,
+    &epoll::Epoll,
+    &timerfd::Timerfd,
+    &signalfd::Signalfd,
 ];
 
 /// The kind of that name.

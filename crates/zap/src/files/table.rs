@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::error::{CaptureError, Context};
 use crate::files::mounts::Mounts;
 use crate::files::{Descriptor, FileKind, FileState, kind_of};
-use crate::ids::FileId;
+use crate::ids::{FileId, HostPid};
 use crate::look::{Look, Subject};
 use crate::sys::{descriptor, file, kcmp};
 
@@ -21,6 +21,8 @@ pub struct FileTable {
     buckets: HashMap<Key, Vec<usize>>,
     /// Descriptions whose capture refers to others, put off until all have been met.
     late: Vec<(FileId, &'static dyn FileKind, Descriptor)>,
+    /// What the descriptors of the processes led to, by process and number.
+    numbers: HashMap<(HostPid, i32), FileId>,
     /// The mounts of the pod, read when first asked for.
     pub(super) mounts: Mounts,
 }
@@ -49,6 +51,17 @@ impl FileTable {
     /// Our copy of a description that was met.
     pub fn file(&self, id: FileId) -> Option<&Arc<OwnedFd>> {
         self.met.get(id.0 as usize).map(|m| &m.file)
+    }
+
+    /// The description that a number of a process leads to, with our copy.
+    pub fn numbered(&self, process: HostPid, number: i32) -> Option<(FileId, &Arc<OwnedFd>)> {
+        let id = *self.numbers.get(&(process, number))?;
+        Some((id, self.file(id)?))
+    }
+
+    /// Notes where a number of a process leads to.
+    pub(super) fn note(&mut self, process: HostPid, number: i32, id: FileId) {
+        self.numbers.insert((process, number), id);
     }
 
     /// Every description of an inode that was met.

@@ -1,10 +1,12 @@
 //! The only room with `unsafe`: thin, documented wrappers over kernel interfaces. One file an interface.
 
+pub mod anonymous;
 pub mod capability;
 pub mod clone;
 pub mod descriptor;
 pub mod file;
 pub mod kcmp;
+pub mod lock;
 pub mod memory;
 pub mod pagemap;
 pub mod pidfd;

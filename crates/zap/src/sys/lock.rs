@@ -1,0 +1,78 @@
+//! Locks and owners of open files.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use super::check;
+
+/// `flock(2)`, never waiting.
+pub fn flock(file: impl AsFd, exclusive: bool) -> io::Result<()> {
+    let operation = libc::LOCK_NB | if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+    // SAFETY: numbers only.
+    check(unsafe { libc::flock(file.as_fd().as_raw_fd(), operation) } as libc::c_long).map(drop)
+}
+
+/// A lock of a range as `fcntl(2)` takes it; a length of 0 reaches to the end of the file.
+pub fn range(write: bool, start: u64, length: u64) -> libc::flock {
+    libc::flock {
+        l_type: if write { libc::F_WRLCK } else { libc::F_RDLCK } as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start as i64,
+        l_len: length as i64,
+        l_pid: 0,
+    }
+}
+
+/// A lock of a range that belongs to the open file description (`F_OFD_SETLK`).
+pub fn lock_range(file: impl AsFd, write: bool, start: u64, length: u64) -> io::Result<()> {
+    let lock = range(write, start, length);
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads one struct flock that outlives the call.
+    check(unsafe { libc::fcntl(fd, libc::F_OFD_SETLK, &raw const lock) } as libc::c_long).map(drop)
+}
+
+/// Takes a lease (`F_SETLEASE`): `F_RDLCK` or `F_WRLCK`.
+pub fn lease(file: impl AsFd, kind: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_SETLEASE, kind) } as libc::c_long).map(drop)
+}
+
+/// `struct f_owner_ex`.
+#[repr(C)]
+struct OwnerEx {
+    kind: libc::c_int,
+    pid: libc::pid_t,
+}
+
+const F_SETOWN_EX: i32 = 15;
+const F_GETOWN_EX: i32 = 16;
+
+/// Who gets the signals of a file: (0 thread, 1 process, 2 process group; its ID as the caller sees it, or 0).
+pub fn owner(file: impl AsFd) -> io::Result<(i32, i32)> {
+    let mut owner = OwnerEx { kind: 0, pid: 0 };
+    // SAFETY: the kernel fills one struct f_owner_ex of ours.
+    check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), F_GETOWN_EX, &raw mut owner) } as libc::c_long)?;
+    Ok((owner.kind, owner.pid))
+}
+
+/// Sets who gets the signals of a file.
+pub fn set_owner(file: impl AsFd, kind: i32, pid: i32) -> io::Result<()> {
+    let owner = OwnerEx { kind, pid };
+    // SAFETY: the kernel reads one struct f_owner_ex that outlives the call.
+    check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), F_SETOWN_EX, &raw const owner) } as libc::c_long).map(drop)
+}
+
+const F_SETSIG: i32 = 10;
+const F_GETSIG: i32 = 11;
+
+/// The signal that a file sends in place of SIGIO, or 0.
+pub fn signal(file: impl AsFd) -> io::Result<i32> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), F_GETSIG) } as libc::c_long).map(|s| s as i32)
+}
+
+/// Sets the signal that a file sends in place of SIGIO.
+pub fn set_signal(file: impl AsFd, signal: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), F_SETSIG, signal) } as libc::c_long).map(drop)
+}
