@@ -118,7 +118,8 @@ fn target(look: &Look<'_>, descriptor: &Descriptor, line: Line, earlier: u32) ->
             return Ok(id);
         }
     }
-    Err(descriptor.refuse(format!("watches number {}, a file that no process of the pod has open any more", line.number)))
+    Err(descriptor
+        .refuse(format!("watches number {}, a file that no process of the pod has open any more", line.number)))
 }
 
 fn lines(info: &[u8]) -> impl Iterator<Item = Line> {
@@ -148,8 +149,8 @@ mod tests {
     use nix::unistd::pipe;
 
     use super::*;
-    use crate::files::testing::{round_trip, subject};
     use crate::files::describe;
+    use crate::files::testing::{round_trip, subject};
     use crate::look::Console;
 
     fn epoll(watches: &[(&OwnedFd, i32, i32, u64)]) -> OwnedFd {
@@ -174,7 +175,8 @@ mod tests {
 
     #[test]
     fn parses_fdinfo() {
-        let text = b"pos:\t0\nflags:\t02\ntfd:        5 events:       19 data:     7ffd00000005  pos:0 ino:408 sdev:f\n";
+        let text =
+            b"pos:\t0\nflags:\t02\ntfd:        5 events:       19 data:     7ffd00000005  pos:0 ino:408 sdev:f\n";
         let expected = Line { number: 5, events: 0x19, data: 0x7ffd_0000_0005, inode: 0x408, device: 15 };
         assert_eq!(lines(text).collect::<Vec<_>>(), [expected]);
     }
