@@ -28,7 +28,6 @@ pub mod signalfd;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;
-mod testing;
 pub mod timerfd;
 pub mod unlinked;
 

@@ -69,8 +69,7 @@ impl FileKind for Pipe {
             _ => None,
         };
         let first = look.first_sight("pipe", descriptor.stat.st_dev, inode);
-        // What the pod wrote to its console is the monitor's to read.
-        let shared = first.then(|| shared(descriptor, matches!(console, None | Some(0)))).transpose()?;
+        let shared = first.then(|| shared(descriptor)).transpose()?;
         Ok(encode(&PipeState { pipe: inode, flags: descriptor.flags(), console, shared }))
     }
 
@@ -97,12 +96,10 @@ fn object(state: &PipeState) -> String {
     }
 }
 
-fn shared(descriptor: &Descriptor, with_queue: bool) -> Result<SharedState, CaptureError> {
+fn shared(descriptor: &Descriptor) -> Result<SharedState, CaptureError> {
     let capacity = fcntl(descriptor, FcntlArg::F_GETPIPE_SZ).capturing("reading the capacity", descriptor.object())?;
-    let (queue, packets) = match with_queue {
-        true => queue(descriptor.as_fd(), descriptor.flags(), capacity).capturing("reading", descriptor.object())?,
-        false => (Vec::new(), false),
-    };
+    let (queue, packets) =
+        queue(descriptor.as_fd(), descriptor.flags(), capacity).capturing("reading", descriptor.object())?;
     let (uid, gid) = (descriptor.stat.st_uid, descriptor.stat.st_gid);
     Ok(SharedState { capacity, queue: queue.into_iter().map(ByteBuf::from).collect(), packets, uid, gid })
 }
