@@ -90,12 +90,21 @@ impl Subnet {
 
     /// Every address of the network that a machine may have.
     pub fn hosts(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
-        let first = self.address.to_bits() & self.mask();
-        let last = first | !self.mask();
-        (first.saturating_add(1)..last).map(Ipv4Addr::from_bits)
+        (self.first().to_bits().saturating_add(1)..self.last().to_bits()).map(Ipv4Addr::from_bits)
     }
 
-    fn mask(&self) -> u32 {
+    /// The address of the network itself.
+    pub fn first(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.address.to_bits() & self.mask())
+    }
+
+    /// The broadcast address.
+    pub fn last(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.address.to_bits() | !self.mask())
+    }
+
+    /// The bits that the network's addresses have in common.
+    pub fn mask(&self) -> u32 {
         u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0)
     }
 }

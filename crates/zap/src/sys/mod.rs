@@ -8,6 +8,7 @@ pub mod file;
 pub mod kcmp;
 pub mod lock;
 pub mod memory;
+pub mod packet;
 pub mod pagemap;
 pub mod pidfd;
 pub mod plain;

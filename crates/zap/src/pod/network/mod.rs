@@ -4,13 +4,28 @@
 //! leased by the *name* of the host's side of its veth (`zv` and the address in hexadecimal; the kernel refuses a second
 //! one), and goes when the pod's network namespace goes.
 
+mod announce;
+mod bridge;
+mod filter;
+mod lease;
+mod links;
+mod namespace;
+mod netlink;
+mod way_out;
+
+use std::fs::File;
+use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::HostPid;
 use crate::pod::host_config::HostConfig;
 use crate::pod::{AddressPlan, Publish};
+use crate::sys::packet;
+use links::{FarEnd, PortState};
+use netlink::{Batch, Channel};
 
 /// What a pod asks of the network.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +50,7 @@ pub struct Network {
     config: HostConfig,
     init: HostPid,
     link: String,
+    index: u32,
     inner: AddressPlan,
     outer: AddressPlan,
     publish: Vec<Publish>,
@@ -76,11 +92,88 @@ impl NetworkError {
     }
 }
 
+impl From<netlink::Failed> for NetworkError {
+    fn from(failed: netlink::Failed) -> NetworkError {
+        match failed.source.raw_os_error() {
+            Some(libc::EPERM) => NetworkError::Lacks("the right to change its network (CAP_NET_ADMIN)".to_owned()),
+            _ => NetworkError::Kernel { step: failed.step, object: failed.object, source: failed.source },
+        }
+    }
+}
+
+/// Gives a kernel error its step and object.
+fn kernel(step: &'static str, object: &str) -> impl FnOnce(io::Error) -> NetworkError {
+    move |source| NetworkError::Kernel { step, object: object.to_owned(), source }
+}
+
+/// The pod's end of its link has this index on every host: programs keep it in the scope of link-local addresses.
+const ETH0: (&str, u32) = ("eth0", 64);
+
 impl Network {
     /// Connects the network namespace of `init` (a fresh one) to the bridge of ours: leases an address, makes the veth, and
     /// gives the pod `eth0` and `lo`. On failure nothing is left.
-    pub fn attach(_config: &HostConfig, _request: &Request<'_>, _init: HostPid) -> Result<Network, NetworkError> {
-        Err(NetworkError::Lacks("a network yet".to_owned()))
+    pub fn attach(config: &HostConfig, request: &Request<'_>, init: HostPid) -> Result<Network, NetworkError> {
+        let channel = open()?;
+        let network = {
+            let _lock = namespace::lock().map_err(kernel("locking", "the network namespace"))?;
+            let bridge = bridge::ensure(config, &channel)?;
+            Network::lease(config, request, init, &channel, bridge)
+                .inspect_err(|_| drop(bridge::remove_if_idle(config, &channel, None)))?
+        };
+        network.bring_up(&channel, request.blocked).inspect_err(|_| drop(network.detach()))?;
+        Ok(network)
+    }
+
+    /// Takes an address by making the link that is named after it.
+    fn lease(
+        config: &HostConfig,
+        request: &Request<'_>,
+        init: HostPid,
+        channel: &Channel,
+        bridge: u32,
+    ) -> Result<Network, NetworkError> {
+        let namespace = File::open(init.proc("ns/net")).map_err(kernel("opening", "the pod's network namespace"))?;
+        let links = bridge::list(channel)?;
+        let outer = lease::choose(config, request, &links)?;
+        let inner = request.inner.unwrap_or(&outer).clone();
+        let link = lease::link_name(outer.ipv4);
+        let (name, index) = ETH0;
+        let far = FarEnd { name, index, mac: Some(inner.mac), namespace: Some(namespace.as_raw_fd()) };
+        // The kernel takes an index for the far end only when it is given one for the near end.
+        let next = links.last().map_or(1, |l| l.index) + 1;
+        let mut batch = Batch::default();
+        links::add_veth(&mut batch, &link, next, bridge, &far);
+        links::set_alias(&mut batch, &link, &lease::link_alias(request.pod, outer.mac));
+        links::set_up(&mut batch, &link);
+        channel.run(&batch)?;
+        Ok(Network { config: config.clone(), init, link, index: next, inner, outer, publish: request.publish.to_vec() })
+    }
+
+    /// Switches the pod's end on and gives it its addresses; they come only after the block, so nothing can leave before it.
+    fn bring_up(&self, channel: &Channel, blocked: bool) -> Result<(), NetworkError> {
+        let inside = namespace::inside(self.init, || {
+            let channel = Channel::route()?;
+            let mut batch = Batch::default();
+            links::set_up(&mut batch, "lo");
+            links::set_up(&mut batch, ETH0.0);
+            channel.run(&batch).map(|()| channel).map_err(io::Error::from)
+        });
+        let inside = inside.map_err(kernel("switching on", "the pod's interface"))?;
+        links::await_carrier(channel, self.index).map_err(kernel("waiting for", &self.link))?;
+        if blocked {
+            self.block()?;
+        }
+        let mut batch = Batch::default();
+        let plan = &self.inner;
+        links::add_address(&mut batch, ETH0, plan.ipv4.into(), plan.prefix4);
+        links::add_default_route(&mut batch, ETH0.1, plan.gateway4.into());
+        links::add_address(&mut batch, ETH0, links::link_local(plan.mac).into(), 64);
+        batch.optional();
+        links::add_address(&mut batch, ETH0, plan.ipv6.into(), plan.prefix6);
+        batch.optional();
+        links::add_default_route(&mut batch, ETH0.1, plan.gateway6.into());
+        batch.optional();
+        Ok(inside.run(&batch)?)
     }
 
     /// The addresses that the pod sees. To be kept as [`crate::pod::PodSpec::address`].
@@ -93,38 +186,70 @@ impl Network {
         &self.outer
     }
 
-    /// Drops the pod's packets from now on, both ways, on the host's side: the pod cannot tell.
+    /// Drops the pod's packets from now on, both ways, on the host's side: the pod cannot tell, and what the bridge has
+    /// learned stays.
     pub fn block(&self) -> Result<(), NetworkError> {
-        Ok(())
+        self.set_port(PortState::Disabled)
     }
 
     /// Lets packets through again.
     pub fn unblock(&self) -> Result<(), NetworkError> {
-        Ok(())
+        self.set_port(PortState::Forwarding)
+    }
+
+    fn set_port(&self, state: PortState) -> Result<(), NetworkError> {
+        let mut batch = Batch::default();
+        links::set_port(&mut batch, (&self.link, self.index), state);
+        Ok(open()?.run(&batch)?)
     }
 
     /// Tells the bridge's neighbours where the pod's addresses are now (gratuitous ARP, unsolicited NA).
     pub fn announce(&self) -> Result<(), NetworkError> {
-        Ok(())
+        let frames = announce::frames(&self.inner);
+        namespace::inside(self.init, || frames.iter().try_for_each(|frame| packet::send_frame(ETH0.1, frame)))
+            .map_err(kernel("announcing", &self.outer.ipv4.to_string()))
     }
 
     /// Takes back what this process holds for the pod (published ports), after reading a written-down connection.
-    pub fn resume(&mut self, _init: HostPid) -> Result<(), NetworkError> {
+    pub fn resume(&mut self, init: HostPid) -> Result<(), NetworkError> {
+        self.init = init;
         Ok(())
     }
 
     /// Removes the pod's link and rules, and the bridge with its last pod. Whether its processes live or not; again is no error.
     pub fn detach(&self) -> Result<(), NetworkError> {
-        Ok(())
+        let channel = open()?;
+        let _lock = namespace::lock().map_err(kernel("locking", "the network namespace"))?;
+        if bridge::remove_if_idle(&self.config, &channel, Some(&self.link))? {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        links::delete(&mut batch, &self.link);
+        match channel.run(&batch) {
+            // The pod's last process ended, and the kernel has removed the link with the pod's namespace.
+            Err(gone) if gone.source.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            other => Ok(other?),
+        }
     }
 }
 
+fn open() -> Result<Channel, NetworkError> {
+    Channel::route().map_err(kernel("opening", "a netlink socket"))
+}
+
 /// Switches the loopback interface on in the network namespace of `init` (`--net private`; [`Network::attach`] does it itself).
-pub fn loopback(_init: HostPid) -> Result<(), NetworkError> {
-    Ok(())
+pub fn loopback(init: HostPid) -> Result<(), NetworkError> {
+    let set_up = || {
+        let mut batch = Batch::default();
+        links::set_up(&mut batch, "lo");
+        Channel::route()?.run(&batch).map_err(io::Error::from)
+    };
+    namespace::inside(init, set_up).map_err(kernel("switching on", "the pod's loopback interface"))
 }
 
 /// Removes the bridge if no pod is left on it: for the command that finds that a pod's monitor died with it.
-pub fn tidy(_config: &HostConfig) -> Result<(), NetworkError> {
-    Ok(())
+pub fn tidy(config: &HostConfig) -> Result<(), NetworkError> {
+    let channel = open()?;
+    let _lock = namespace::lock().map_err(kernel("locking", "the network namespace"))?;
+    bridge::remove_if_idle(config, &channel, None).map(drop)
 }

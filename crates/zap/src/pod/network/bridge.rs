@@ -1,0 +1,182 @@
+//! The bridge that pods are put on: made with the first, gone with the last, and nothing of it remembered elsewhere.
+//!
+//! What removing it has to restore is written in its alias, so any zap process can, and a bridge without such an alias
+//! is somebody else's: used, but neither changed nor removed.
+
+use super::lease::{ipv6_of, leased, mac_of};
+use super::links::{self, FarEnd, Link};
+use super::netlink::{Batch, Channel};
+use super::way_out::WayOut;
+use super::{NetworkError, kernel};
+use crate::pod::host_config::HostConfig;
+
+/// The mark at the beginning of the alias of what is ours.
+const MARK: &str = "zap";
+
+/// What was off before the bridge was made, and is to be switched off with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Undo {
+    forward4: bool,
+    forward6: bool,
+    uplink: Option<String>,
+}
+
+impl Undo {
+    fn to_alias(&self) -> String {
+        let mut alias = MARK.to_owned();
+        if self.forward4 {
+            alias.push_str(" forward4");
+        }
+        if self.forward6 {
+            alias.push_str(" forward6");
+        }
+        if let Some(uplink) = &self.uplink {
+            alias.push_str(&format!(" uplink={uplink}"));
+        }
+        alias
+    }
+
+    /// What an alias says; `None` if the bridge is not ours.
+    fn from_alias(alias: &str) -> Option<Undo> {
+        let mut words = alias.split(' ');
+        if words.next() != Some(MARK) {
+            return None;
+        }
+        let mut undo = Undo::default();
+        for word in words {
+            undo.forward4 |= word == "forward4";
+            undo.forward6 |= word == "forward6";
+            undo.uplink = undo.uplink.or(word.strip_prefix("uplink=").map(str::to_owned));
+        }
+        Some(undo)
+    }
+}
+
+/// The index of the bridge of `config`, made if need be. The caller has the lock.
+pub(super) fn ensure(config: &HostConfig, channel: &Channel) -> Result<u32, NetworkError> {
+    let links = list(channel)?;
+    match find(config, &links) {
+        Some(bridge) if bridge.up => return Ok(bridge.index),
+        // One of ours that is down is what a maker who was killed has left.
+        Some(bridge) if Undo::from_alias(&bridge.alias).is_some() || bridge.alias.is_empty() => {
+            remove(config, channel, &links, None)?;
+        }
+        Some(_) => return Err(NetworkError::Lacks(format!("the bridge {}: it is switched off", config.bridge))),
+        None => {}
+    }
+    let uplink = config.uplink.as_deref().map(|name| usable_uplink(&links, name)).transpose()?;
+    make(config, channel, uplink).inspect_err(|_| {
+        if let Ok(links) = list(channel) {
+            let _ = remove(config, channel, &links, None);
+        }
+    })
+}
+
+/// Every link of the namespace, in the order of their making as far as it is known.
+pub(super) fn list(channel: &Channel) -> Result<Vec<Link>, NetworkError> {
+    let mut links = links::list(channel).map_err(kernel("listing", "the links"))?;
+    links.sort_by_key(|l| l.index);
+    Ok(links)
+}
+
+/// Removes the bridge if it is ours and idle; `last` is a pod's link that goes at the same time. The caller has the lock.
+/// Returns whether it has removed it.
+pub(super) fn remove_if_idle(config: &HostConfig, channel: &Channel, last: Option<&str>) -> Result<bool, NetworkError> {
+    let links = list(channel)?;
+    let Some(bridge) = find(config, &links).filter(|b| Undo::from_alias(&b.alias).is_some()) else { return Ok(false) };
+    let is_pod = |l: &&Link| l.master == Some(bridge.index) && leased(l).is_some() && Some(l.name.as_str()) != last;
+    if links.iter().any(|l| is_pod(&l)) {
+        return Ok(false);
+    }
+    remove(config, channel, &links, last).map(|()| true)
+}
+
+fn find<'a>(config: &HostConfig, links: &'a [Link]) -> Option<&'a Link> {
+    links.iter().find(|l| l.name == config.bridge)
+}
+
+fn make(config: &HostConfig, channel: &Channel, uplink: Option<&Link>) -> Result<u32, NetworkError> {
+    let name = config.bridge.as_str();
+    let way = WayOut::of_this_host(config);
+    let undo = Undo {
+        forward4: way.switches_on_ipv4(),
+        forward6: way.switches_on_ipv6(),
+        uplink: uplink.filter(|l| !l.up).map(|l| l.name.clone()),
+    };
+    let mut batch = Batch::default();
+    links::add_bridge(&mut batch, name, mac_of(config.address.address));
+    links::set_alias(&mut batch, name, &undo.to_alias());
+    channel.run(&batch)?;
+    let links = list(channel)?;
+    let index = find(config, &links).map_or(0, |l| l.index);
+    let mut batch = Batch::default();
+    add_keeper(config, &mut batch, index);
+    if let Some(uplink) = uplink {
+        links::set_master(&mut batch, &uplink.name, index);
+        links::set_up(&mut batch, &uplink.name);
+    }
+    links::add_address(&mut batch, (name, index), config.address.address.into(), config.address.prefix);
+    links::add_address(&mut batch, (name, index), ipv6_of(config.address.address).into(), 64);
+    batch.optional();
+    channel.run(&batch)?;
+    way.open(config)?;
+    let mut batch = Batch::default();
+    links::set_up(&mut batch, name);
+    channel.run(&batch)?;
+    Ok(index)
+}
+
+/// Gives the bridge a port that is always open. Without one, blocking the only pod takes the carrier from the bridge, and
+/// the kernel then forgets the host's neighbours and holds the lock on links for many milliseconds.
+fn add_keeper(config: &HostConfig, batch: &mut Batch, bridge: u32) {
+    let [near, far] = keeper(config);
+    links::add_veth(batch, &near, 0, bridge, &FarEnd { name: &far, index: 0, mac: None, namespace: None });
+    links::set_up(batch, &near);
+    links::set_up(batch, &far);
+}
+
+fn keeper(config: &HostConfig) -> [String; 2] {
+    [format!("{}-a", config.bridge), format!("{}-b", config.bridge)]
+}
+
+fn usable_uplink<'a>(links: &'a [Link], name: &str) -> Result<&'a Link, NetworkError> {
+    let found = links.iter().find(|l| l.name == name);
+    let found = found.ok_or_else(|| NetworkError::Lacks(format!("the interface {name} (`uplink` in config.toml)")))?;
+    match found.master {
+        Some(_) => Err(NetworkError::Taken(format!("the interface {name} (`uplink` in config.toml)"))),
+        None => Ok(found),
+    }
+}
+
+fn remove(config: &HostConfig, channel: &Channel, links: &[Link], last: Option<&str>) -> Result<(), NetworkError> {
+    let Some(bridge) = find(config, links) else { return Ok(()) };
+    let undo = Undo::from_alias(&bridge.alias).unwrap_or_default();
+    WayOut::close(config, undo.forward4, undo.forward6)?;
+    let mut batch = Batch::default();
+    // A number that is no other bridge's.
+    let group = 0x5a00_0000 | bridge.index;
+    let [near, _] = keeper(config);
+    let together = |l: &&Link| l.index == bridge.index || l.name == near || Some(l.name.as_str()) == last;
+    for link in links.iter().filter(together) {
+        links::set_group(&mut batch, &link.name, group);
+    }
+    if let Some(uplink) = &undo.uplink {
+        links::set_down(&mut batch, uplink);
+        batch.optional();
+    }
+    links::delete_group(&mut batch, group);
+    Ok(channel.run(&batch)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_undone_is_read_back_from_the_alias() {
+        for undo in [Undo::default(), Undo { forward4: true, forward6: false, uplink: Some("eth1".to_owned()) }] {
+            assert_eq!(Undo::from_alias(&undo.to_alias()), Some(undo));
+        }
+        assert_eq!(Undo::from_alias("my bridge"), None);
+    }
+}

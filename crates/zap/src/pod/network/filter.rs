@@ -1,0 +1,405 @@
+//! Rules of the packet filter (nf_tables), as requests to the kernel: no `nft` program is needed, and none is waited for.
+
+use std::io;
+use std::net::IpAddr;
+
+use super::netlink::{Attributes, Batch, Channel};
+use super::{NetworkError, kernel};
+
+const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
+const NFNL_MSG_BATCH_END: u16 = 0x11;
+const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;
+const CREATE: i32 = libc::NLM_F_CREATE;
+const REGISTER: u32 = 1;
+const SECOND_REGISTER: u32 = 2;
+const LIST_ELEMENT: u16 = 1;
+const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+
+/// The kinds of attributes (`NFTA_…` of linux/netfilter/nf_tables.h).
+mod kind {
+    pub(super) const TABLE_NAME: u16 = 1;
+    pub(super) const CHAIN_TABLE: u16 = 1;
+    pub(super) const CHAIN_NAME: u16 = 3;
+    pub(super) const CHAIN_HOOK: u16 = 4;
+    pub(super) const CHAIN_TYPE: u16 = 7;
+    pub(super) const HOOK_HOOKNUM: u16 = 1;
+    pub(super) const HOOK_PRIORITY: u16 = 2;
+    pub(super) const HOOK_DEV: u16 = 3;
+    pub(super) const RULE_TABLE: u16 = 1;
+    pub(super) const RULE_CHAIN: u16 = 2;
+    pub(super) const RULE_EXPRESSIONS: u16 = 4;
+    pub(super) const EXPR_NAME: u16 = 1;
+    pub(super) const EXPR_DATA: u16 = 2;
+    pub(super) const CMP_SREG: u16 = 1;
+    pub(super) const CMP_OP: u16 = 2;
+    pub(super) const CMP_DATA: u16 = 3;
+    pub(super) const META_DREG: u16 = 1;
+    pub(super) const META_KEY: u16 = 2;
+    pub(super) const PAYLOAD_DREG: u16 = 1;
+    pub(super) const PAYLOAD_BASE: u16 = 2;
+    pub(super) const PAYLOAD_OFFSET: u16 = 3;
+    pub(super) const PAYLOAD_LEN: u16 = 4;
+    pub(super) const PAYLOAD_SREG: u16 = 5;
+    pub(super) const PAYLOAD_CSUM_TYPE: u16 = 6;
+    pub(super) const PAYLOAD_CSUM_OFFSET: u16 = 7;
+    pub(super) const PAYLOAD_CSUM_FLAGS: u16 = 8;
+    pub(super) const IMMEDIATE_DREG: u16 = 1;
+    pub(super) const IMMEDIATE_DATA: u16 = 2;
+    pub(super) const NAT_TYPE: u16 = 1;
+    pub(super) const NAT_FAMILY: u16 = 2;
+    pub(super) const NAT_REG_ADDR_MIN: u16 = 3;
+    pub(super) const NAT_REG_PROTO_MIN: u16 = 5;
+    pub(super) const NAT_FLAGS: u16 = 7;
+    pub(super) const VERDICT_CODE: u16 = 1;
+    pub(super) const FIB_DREG: u16 = 1;
+    pub(super) const FIB_RESULT: u16 = 2;
+    pub(super) const FIB_FLAGS: u16 = 3;
+    pub(super) const BITWISE_SREG: u16 = 1;
+    pub(super) const BITWISE_DREG: u16 = 2;
+    pub(super) const BITWISE_LEN: u16 = 3;
+    pub(super) const BITWISE_MASK: u16 = 4;
+    pub(super) const BITWISE_XOR: u16 = 5;
+}
+
+/// Which packets a table sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Family {
+    /// IPv4 and IPv6 packets of the host.
+    Inet = 1,
+    /// Frames of one device.
+    Device = 5,
+}
+
+/// Where a chain sits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hook {
+    /// Before routing.
+    Prerouting,
+    /// Made by the host itself.
+    Output,
+    /// After routing.
+    Postrouting,
+    /// Come in by a device.
+    Ingress,
+    /// About to leave by a device.
+    Egress,
+}
+
+impl Hook {
+    fn number(self) -> u32 {
+        match self {
+            Hook::Prerouting | Hook::Ingress => 0,
+            Hook::Egress => 1,
+            Hook::Output => 3,
+            Hook::Postrouting => 4,
+        }
+    }
+}
+
+/// Where in a packet an offset counts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Base {
+    /// The Ethernet header.
+    Link = 0,
+    /// The ARP, IPv4 or IPv6 header.
+    Network = 1,
+    /// The TCP, UDP or ICMP header.
+    Transport = 2,
+}
+
+/// Which checksums a change of a packet has to be carried over to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Checksum {
+    /// None.
+    None,
+    /// The one at this offset, of the same header.
+    At(u32),
+    /// That of the header after it, which counts the addresses in.
+    Pseudo,
+    /// Both.
+    AtAndPseudo(u32),
+}
+
+/// A table that is made in one transaction.
+pub(super) struct Ruleset {
+    batch: Batch,
+    family: Family,
+    table: String,
+}
+
+impl Ruleset {
+    /// A table of that name, which must not be there yet.
+    pub(super) fn new(family: Family, table: &str) -> Ruleset {
+        let mut batch = Batch::default();
+        begin(&mut batch);
+        let flags = CREATE | libc::NLM_F_EXCL;
+        request(&mut batch, family, libc::NFT_MSG_NEWTABLE, flags, table, |attributes| {
+            attributes.put_str(kind::TABLE_NAME, table);
+        });
+        Ruleset { batch, family, table: table.to_owned() }
+    }
+
+    /// A chain of it that packets come to: of type `filter` or `nat`.
+    pub(super) fn chain(&mut self, name: &str, kind: &str, hook: Hook, priority: i32, device: Option<&str>) {
+        let table = self.table.clone();
+        request(&mut self.batch, self.family, libc::NFT_MSG_NEWCHAIN, CREATE, &table, |chain| {
+            chain.put_str(kind::CHAIN_TABLE, &table).put_str(kind::CHAIN_NAME, name);
+            chain.nest(kind::CHAIN_HOOK, |at| {
+                at.put_be32(kind::HOOK_HOOKNUM, hook.number());
+                at.put_be32(kind::HOOK_PRIORITY, priority as u32);
+                if let Some(device) = device {
+                    at.put_str(kind::HOOK_DEV, device);
+                }
+            });
+            chain.put_str(kind::CHAIN_TYPE, kind);
+        });
+    }
+
+    /// A rule at the end of a chain.
+    pub(super) fn rule(&mut self, chain: &str, rule: Rule) {
+        let table = self.table.clone();
+        let flags = CREATE | libc::NLM_F_APPEND;
+        request(&mut self.batch, self.family, libc::NFT_MSG_NEWRULE, flags, &table, |attributes| {
+            attributes.put_str(kind::RULE_TABLE, &table).put_str(kind::RULE_CHAIN, chain);
+            attributes.put(kind::RULE_EXPRESSIONS | libc::NLA_F_NESTED as u16, rule.0.bytes());
+        });
+    }
+
+    /// Makes it, whole or not at all.
+    pub(super) fn make(mut self) -> Result<(), NetworkError> {
+        end(&mut self.batch);
+        Ok(open()?.run(&self.batch)?)
+    }
+}
+
+/// Removes a table, if it is there.
+pub(super) fn delete_table(family: Family, table: &str) -> Result<(), NetworkError> {
+    let mut batch = Batch::default();
+    begin(&mut batch);
+    request(&mut batch, family, libc::NFT_MSG_DELTABLE, 0, table, |attributes| {
+        attributes.put_str(kind::TABLE_NAME, table);
+    });
+    end(&mut batch);
+    match open()?.run(&batch) {
+        Err(failed) if failed.source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+fn open() -> Result<Channel, NetworkError> {
+    Channel::filter().map_err(|e| match e.raw_os_error() {
+        Some(libc::EPROTONOSUPPORT) => NetworkError::Lacks("nftables in its kernel".to_owned()),
+        _ => kernel("opening", "the packet filter")(e),
+    })
+}
+
+fn begin(batch: &mut Batch) {
+    batch.mark(NFNL_MSG_BATCH_BEGIN, &header(0, SUBSYSTEM));
+}
+
+fn end(batch: &mut Batch) {
+    batch.mark(NFNL_MSG_BATCH_END, &header(0, SUBSYSTEM));
+}
+
+/// struct nfgenmsg: family, version, resource (in network byte order).
+fn header(family: u8, resource: u16) -> [u8; 4] {
+    let [high, low] = resource.to_be_bytes();
+    [family, 0, high, low]
+}
+
+fn request(
+    batch: &mut Batch,
+    family: Family,
+    message: libc::c_int,
+    flags: i32,
+    table: &str,
+    fill: impl FnOnce(&mut Attributes),
+) {
+    let message = SUBSYSTEM << 8 | message as u16;
+    batch.push(("changing the packet filter's table", table), (message, flags), &header(family as u8, 0), fill);
+}
+
+/// One rule: conditions, then what is done.
+#[derive(Default)]
+pub(super) struct Rule(Attributes);
+
+impl Rule {
+    fn expression(mut self, name: &str, fill: impl FnOnce(&mut Attributes)) -> Rule {
+        self.0.nest(LIST_ELEMENT, |element| {
+            element.put_str(kind::EXPR_NAME, name).nest(kind::EXPR_DATA, fill);
+        });
+        self
+    }
+
+    fn compare(self, operation: libc::c_int, value: &[u8]) -> Rule {
+        self.expression("cmp", |e| {
+            e.put_be32(kind::CMP_SREG, REGISTER).put_be32(kind::CMP_OP, operation as u32);
+            e.nest(kind::CMP_DATA, |data| {
+                data.put(DATA_VALUE, value);
+            });
+        })
+    }
+
+    fn meta(self, key: libc::c_int, operation: libc::c_int, value: &[u8]) -> Rule {
+        let loaded = self.expression("meta", |e| {
+            e.put_be32(kind::META_DREG, REGISTER).put_be32(kind::META_KEY, key as u32);
+        });
+        loaded.compare(operation, value)
+    }
+
+    /// If the frame carries this protocol (an EtherType).
+    pub(super) fn ether_type(self, number: u16) -> Rule {
+        self.meta(libc::NFT_META_PROTOCOL, libc::NFT_CMP_EQ, &number.to_be_bytes())
+    }
+
+    /// If it is of the address family of `address`, in a table that sees both.
+    pub(super) fn family_of(self, address: IpAddr) -> Rule {
+        let family = if address.is_ipv4() { libc::NFPROTO_IPV4 } else { libc::NFPROTO_IPV6 };
+        self.meta(libc::NFT_META_NFPROTO, libc::NFT_CMP_EQ, &[family as u8])
+    }
+
+    /// If it carries this protocol (TCP, UDP, ICMP).
+    pub(super) fn transport(self, number: i32) -> Rule {
+        self.meta(libc::NFT_META_L4PROTO, libc::NFT_CMP_EQ, &[number as u8])
+    }
+
+    /// If it came in by this device.
+    pub(super) fn in_by(self, device: &str) -> Rule {
+        self.meta(libc::NFT_META_IIFNAME, libc::NFT_CMP_EQ, &padded(device))
+    }
+
+    /// If it leaves by this device.
+    pub(super) fn out_by(self, device: &str) -> Rule {
+        self.meta(libc::NFT_META_OIFNAME, libc::NFT_CMP_EQ, &padded(device))
+    }
+
+    /// If it leaves by another device.
+    pub(super) fn not_out_by(self, device: &str) -> Rule {
+        self.meta(libc::NFT_META_OIFNAME, libc::NFT_CMP_NEQ, &padded(device))
+    }
+
+    /// If it is for an address of the host itself.
+    pub(super) fn to_this_host(self) -> Rule {
+        const RESULT_ADDRESS_TYPE: u32 = 3;
+        const LOOK_AT_DESTINATION: u32 = 1 << 1;
+        let loaded = self.expression("fib", |e| {
+            e.put_be32(kind::FIB_DREG, REGISTER).put_be32(kind::FIB_RESULT, RESULT_ADDRESS_TYPE);
+            e.put_be32(kind::FIB_FLAGS, LOOK_AT_DESTINATION);
+        });
+        loaded.compare(libc::NFT_CMP_EQ, &u32::from(libc::RTN_LOCAL).to_ne_bytes())
+    }
+
+    fn load(self, base: Base, offset: u32, length: usize) -> Rule {
+        self.expression("payload", |e| {
+            e.put_be32(kind::PAYLOAD_DREG, REGISTER).put_be32(kind::PAYLOAD_BASE, base as u32);
+            e.put_be32(kind::PAYLOAD_OFFSET, offset);
+            e.put_be32(kind::PAYLOAD_LEN, length as u32);
+        })
+    }
+
+    /// If these bytes are there.
+    pub(super) fn has(self, base: Base, offset: u32, value: &[u8]) -> Rule {
+        self.load(base, offset, value.len()).compare(libc::NFT_CMP_EQ, value)
+    }
+
+    /// If these bytes are there, as far as the bits of `mask` go.
+    pub(super) fn has_masked(self, base: Base, offset: u32, value: &[u8], mask: &[u8]) -> Rule {
+        let masked = self.load(base, offset, value.len()).expression("bitwise", |e| {
+            e.put_be32(kind::BITWISE_SREG, REGISTER).put_be32(kind::BITWISE_DREG, REGISTER);
+            e.put_be32(kind::BITWISE_LEN, value.len() as u32);
+            for (part, bytes) in [(kind::BITWISE_MASK, mask), (kind::BITWISE_XOR, &vec![0; mask.len()][..])] {
+                e.nest(part, |data| {
+                    data.put(DATA_VALUE, bytes);
+                });
+            }
+        });
+        masked.compare(libc::NFT_CMP_EQ, value)
+    }
+
+    fn immediate(self, register: u32, value: &[u8]) -> Rule {
+        self.expression("immediate", |e| {
+            e.put_be32(kind::IMMEDIATE_DREG, register);
+            e.nest(kind::IMMEDIATE_DATA, |data| {
+                data.put(DATA_VALUE, value);
+            });
+        })
+    }
+
+    /// Puts these bytes there.
+    pub(super) fn put(self, base: Base, offset: u32, value: &[u8], checksum: Checksum) -> Rule {
+        let (own, pseudo) = match checksum {
+            Checksum::None => (None, 0),
+            Checksum::At(offset) => (Some(offset), 0),
+            Checksum::Pseudo => (None, 1),
+            Checksum::AtAndPseudo(offset) => (Some(offset), 1),
+        };
+        self.immediate(REGISTER, value).expression("payload", |e| {
+            e.put_be32(kind::PAYLOAD_SREG, REGISTER).put_be32(kind::PAYLOAD_BASE, base as u32);
+            e.put_be32(kind::PAYLOAD_OFFSET, offset);
+            e.put_be32(kind::PAYLOAD_LEN, value.len() as u32);
+            e.put_be32(kind::PAYLOAD_CSUM_TYPE, u32::from(own.is_some()));
+            e.put_be32(kind::PAYLOAD_CSUM_OFFSET, own.unwrap_or(0));
+            e.put_be32(kind::PAYLOAD_CSUM_FLAGS, pseudo);
+        })
+    }
+
+    /// Sends its connection to another address and port.
+    pub(super) fn redirect(self, address: IpAddr, port: u16) -> Rule {
+        let (family, octets) = match address {
+            IpAddr::V4(v4) => (libc::NFPROTO_IPV4, v4.octets().to_vec()),
+            IpAddr::V6(v6) => (libc::NFPROTO_IPV6, v6.octets().to_vec()),
+        };
+        let loaded = self.immediate(REGISTER, &octets).immediate(SECOND_REGISTER, &port.to_be_bytes());
+        loaded.expression("nat", |e| {
+            const SPECIFIED_PORT: u32 = 2;
+            e.put_be32(kind::NAT_TYPE, libc::NFT_NAT_DNAT as u32);
+            e.put_be32(kind::NAT_FAMILY, family as u32);
+            e.put_be32(kind::NAT_REG_ADDR_MIN, REGISTER);
+            e.put_be32(kind::NAT_REG_PROTO_MIN, SECOND_REGISTER);
+            e.put_be32(kind::NAT_FLAGS, SPECIFIED_PORT);
+        })
+    }
+
+    /// Gives its connection the address of the device by which it leaves.
+    pub(super) fn masquerade(self) -> Rule {
+        self.expression("masq", |_| {})
+    }
+
+    /// Lets it through; the rest of the chain does not see it.
+    pub(super) fn accept(self) -> Rule {
+        self.verdict(1)
+    }
+
+    /// Drops it.
+    pub(super) fn drop(self) -> Rule {
+        self.verdict(0)
+    }
+
+    fn verdict(self, code: u32) -> Rule {
+        self.expression("immediate", |e| {
+            e.put_be32(kind::IMMEDIATE_DREG, 0);
+            e.nest(kind::IMMEDIATE_DATA, |data| {
+                data.nest(DATA_VERDICT, |verdict| {
+                    verdict.put_be32(kind::VERDICT_CODE, code);
+                });
+            });
+        })
+    }
+}
+
+/// A device's name as the kernel compares it.
+fn padded(device: &str) -> [u8; 16] {
+    let mut name = [0; 16];
+    let length = device.len().min(15);
+    name[..length].copy_from_slice(&device.as_bytes()[..length]);
+    name
+}
+
+/// Whether the kernel has a packet filter that this thread may use.
+pub(super) fn is_there() -> io::Result<()> {
+    const NFT_MSG_GETGEN: u16 = 16;
+    Channel::filter()?.ask(SUBSYSTEM << 8 | NFT_MSG_GETGEN, 0, &header(0, 0)).map(drop)
+}

@@ -1,0 +1,266 @@
+//! Links, addresses and routes, as requests to the kernel.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+use super::netlink::{Attributes, Batch, Channel, attributes};
+
+const CREATE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+const UP: u32 = libc::IFF_UP as u32;
+const AF_INET6: u16 = libc::AF_INET6 as u16;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const ADDR_GEN_NONE: u8 = 1;
+const IFLA_BR_FORWARD_DELAY: u16 = 1;
+const IFLA_BR_MCAST_SNOOPING: u16 = 23;
+const IFLA_BRPORT_STATE: u16 = 1;
+const VETH_INFO_PEER: u16 = 1;
+const OPERSTATE_UP: u8 = 6;
+const SKIP_STATISTICS: u32 = 1 << 3;
+
+/// A link as the kernel lists it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) alias: String,
+    pub(super) up: bool,
+    pub(super) master: Option<u32>,
+    pub(super) address: Vec<u8>,
+    pub(super) carries: bool,
+}
+
+/// Whether a port of the bridge lets packets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum PortState {
+    Disabled = 0,
+    Forwarding = 3,
+}
+
+/// One end of a veth in another network namespace.
+pub(super) struct FarEnd<'a> {
+    pub(super) name: &'a str,
+    pub(super) index: u32,
+    pub(super) mac: Option<[u8; 6]>,
+    pub(super) namespace: Option<i32>,
+}
+
+fn link_header(index: u32, flags: u32, change: u32) -> Vec<u8> {
+    // struct ifinfomsg: family, padding, type, index, flags, change.
+    [[0; 4], index.to_ne_bytes(), flags.to_ne_bytes(), change.to_ne_bytes()].concat()
+}
+
+/// Makes a bridge without the delays of a spanning tree. Multicast goes to every port: with no querier on the network
+/// snooping would cut neighbour discovery off after minutes.
+pub(super) fn add_bridge(batch: &mut Batch, name: &str, mac: [u8; 6]) {
+    batch.push(("making the bridge", name), (libc::RTM_NEWLINK, CREATE), &link_header(0, 0, 0), |link| {
+        link.put_str(libc::IFLA_IFNAME, name).put(libc::IFLA_ADDRESS, &mac).nest(libc::IFLA_LINKINFO, |info| {
+            info.put_str(libc::IFLA_INFO_KIND, "bridge").nest(libc::IFLA_INFO_DATA, |data| {
+                data.put_u32(IFLA_BR_FORWARD_DELAY, 0).put(IFLA_BR_MCAST_SNOOPING, &[0]);
+            });
+        });
+    });
+}
+
+/// Makes a veth: our end a port of the bridge `master`, the far end where it says.
+pub(super) fn add_veth(batch: &mut Batch, name: &str, index: u32, master: u32, far: &FarEnd<'_>) {
+    batch.push(("making the link", name), (libc::RTM_NEWLINK, CREATE), &link_header(index, 0, 0), |link| {
+        link.put_str(libc::IFLA_IFNAME, name).put_u32(libc::IFLA_MASTER, master).nest(libc::IFLA_LINKINFO, |info| {
+            info.put_str(libc::IFLA_INFO_KIND, "veth").nest(libc::IFLA_INFO_DATA, |data| {
+                data.nest_after(VETH_INFO_PEER, &link_header(far.index, 0, 0), |peer| far.fill(peer));
+            });
+        });
+    });
+}
+
+impl FarEnd<'_> {
+    fn fill(&self, peer: &mut Attributes) {
+        peer.put_str(libc::IFLA_IFNAME, self.name);
+        if let Some(mac) = self.mac {
+            peer.put(libc::IFLA_ADDRESS, &mac);
+        }
+        if let Some(namespace) = self.namespace {
+            peer.put_u32(libc::IFLA_NET_NS_FD, namespace as u32);
+        }
+    }
+}
+
+/// Switches a link on, without the link-local address that the kernel would choose for it.
+pub(super) fn set_up(batch: &mut Batch, name: &str) {
+    batch.push(("setting up", name), (libc::RTM_NEWLINK, 0), &link_header(0, 0, 0), |link| {
+        link.put_str(libc::IFLA_IFNAME, name).nest(libc::IFLA_AF_SPEC, |family| {
+            family.nest(AF_INET6, |v6| {
+                v6.put(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_NONE]);
+            });
+        });
+    });
+    batch.optional();
+    batch.push(("switching on", name), (libc::RTM_NEWLINK, 0), &link_header(0, UP, UP), |link| {
+        link.put_str(libc::IFLA_IFNAME, name);
+    });
+}
+
+/// Notes something about a link, where `ip link` shows it.
+pub(super) fn set_alias(batch: &mut Batch, name: &str, alias: &str) {
+    batch.push(("noting about", name), (libc::RTM_NEWLINK, 0), &link_header(0, 0, 0), |link| {
+        link.put_str(libc::IFLA_IFNAME, name).put(libc::IFLA_IFALIAS, alias.as_bytes());
+    });
+}
+
+/// Switches a link off.
+pub(super) fn set_down(batch: &mut Batch, name: &str) {
+    batch.push(("switching off", name), (libc::RTM_NEWLINK, 0), &link_header(0, 0, UP), |link| {
+        link.put_str(libc::IFLA_IFNAME, name);
+    });
+}
+
+/// Puts a link into the bridge `master`.
+pub(super) fn set_master(batch: &mut Batch, name: &str, master: u32) {
+    batch.push(("putting into the bridge", name), (libc::RTM_NEWLINK, 0), &link_header(0, 0, 0), |link| {
+        link.put_str(libc::IFLA_IFNAME, name).put_u32(libc::IFLA_MASTER, master);
+    });
+}
+
+/// Puts links into a group, so that they can be removed together.
+pub(super) fn set_group(batch: &mut Batch, name: &str, group: u32) {
+    batch.push(("grouping", name), (libc::RTM_NEWLINK, 0), &link_header(0, 0, 0), |link| {
+        link.put_str(libc::IFLA_IFNAME, name).put_u32(libc::IFLA_GROUP, group);
+    });
+}
+
+/// Opens or closes a port of a bridge. What the bridge has learned stays.
+///
+/// Asked for as a change of the bridge's: asked for as a change of the link, the kernel announces the link as changed
+/// afterwards, and the bridge opens a closed port whose link has changed and has a carrier.
+pub(super) fn set_port(batch: &mut Batch, (name, index): (&str, u32), state: PortState) {
+    let mut header = link_header(index, 0, 0);
+    header[0] = libc::PF_BRIDGE as u8;
+    batch.push(("setting the port", name), (libc::RTM_SETLINK, 0), &header, |link| {
+        link.nest(libc::IFLA_PROTINFO, |port| {
+            port.put(IFLA_BRPORT_STATE, &[state as u8]);
+        });
+    });
+}
+
+/// Removes a link.
+pub(super) fn delete(batch: &mut Batch, name: &str) {
+    batch.push(("removing the link", name), (libc::RTM_DELLINK, 0), &link_header(0, 0, 0), |link| {
+        link.put_str(libc::IFLA_IFNAME, name);
+    });
+}
+
+/// Removes every link of a group: one wait of the kernel's for all of them, not one for each.
+pub(super) fn delete_group(batch: &mut Batch, group: u32) {
+    batch.push(("removing the links", "of the bridge"), (libc::RTM_DELLINK, 0), &link_header(0, 0, 0), |link| {
+        link.put_u32(libc::IFLA_GROUP, group);
+    });
+}
+
+/// Gives a link an address. IPv6 addresses are usable at once: nobody else can have them.
+pub(super) fn add_address(batch: &mut Batch, (name, index): (&str, u32), address: IpAddr, prefix: u8) {
+    let flags = if address.is_ipv6() { libc::IFA_F_NODAD as u8 } else { 0 };
+    let scope = match address {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => libc::RT_SCOPE_LINK,
+        _ => libc::RT_SCOPE_UNIVERSE,
+    };
+    // struct ifaddrmsg: family, prefix length, flags, scope, index.
+    let mut header = vec![family(address), prefix, flags, scope];
+    header.extend(index.to_ne_bytes());
+    batch.push(("giving an address to", name), (libc::RTM_NEWADDR, CREATE), &header, |request| {
+        request.put(libc::IFA_LOCAL, &octets(address)).put(libc::IFA_ADDRESS, &octets(address));
+        if let IpAddr::V4(v4) = address {
+            let broadcast = Ipv4Addr::from_bits(v4.to_bits() | u32::MAX.checked_shr(prefix.into()).unwrap_or(0));
+            request.put(libc::IFA_BROADCAST, &broadcast.octets());
+        }
+    });
+}
+
+/// Adds a default route.
+pub(super) fn add_default_route(batch: &mut Batch, index: u32, gateway: IpAddr) {
+    // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags.
+    let header = [
+        family(gateway),
+        0,
+        0,
+        0,
+        libc::RT_TABLE_MAIN,
+        libc::RTPROT_BOOT,
+        libc::RT_SCOPE_UNIVERSE,
+        libc::RTN_UNICAST,
+        0,
+        0,
+        0,
+        0,
+    ];
+    batch.push(("adding a route through", &gateway.to_string()), (libc::RTM_NEWROUTE, CREATE), &header, |route| {
+        route.put(libc::RTA_GATEWAY, &octets(gateway)).put_u32(libc::RTA_OIF, index);
+    });
+}
+
+/// Every link of the namespace.
+pub(super) fn list(channel: &Channel) -> io::Result<Vec<Link>> {
+    let answers = channel.ask(libc::RTM_GETLINK, libc::NLM_F_DUMP, &with_mask(link_header(0, 0, 0)))?;
+    Ok(answers.iter().filter_map(|body| parse(body)).collect())
+}
+
+/// Waits until the kernel has taken notice that the far end is on: only then does the bridge open the port, and it would
+/// open it again if it were closed before.
+pub(super) fn await_carrier(channel: &Channel, index: u32) -> io::Result<()> {
+    // Subscribed before asking, so that the change cannot fall between the two.
+    let mut news = Socket::new(NETLINK_ROUTE)?;
+    news.bind(&SocketAddr::new(0, libc::RTMGRP_LINK as u32))?;
+    while !get(channel, index)?.carries {
+        news.recv_from_full()?;
+    }
+    Ok(())
+}
+
+/// One link. Asking for one makes the kernel (6.8 and later) catch up with changes of its carrier first.
+fn get(channel: &Channel, index: u32) -> io::Result<Link> {
+    let answers = channel.ask(libc::RTM_GETLINK, 0, &with_mask(link_header(index, 0, 0)))?;
+    answers.first().and_then(|body| parse(body)).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+}
+
+fn with_mask(header: Vec<u8>) -> Vec<u8> {
+    let mut mask = vec![8, 0, libc::IFLA_EXT_MASK as u8, 0];
+    mask.extend(SKIP_STATISTICS.to_ne_bytes());
+    [header, mask].concat()
+}
+
+fn parse(body: &[u8]) -> Option<Link> {
+    let word = |at: usize| Some(u32::from_ne_bytes(body.get(at..at + 4)?.try_into().ok()?));
+    let text = |value: &[u8]| String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned();
+    let mut link = Link { index: word(4)?, up: word(8)? & UP != 0, ..Link::default() };
+    for (kind, value) in attributes(body.get(16..)?) {
+        match kind {
+            libc::IFLA_IFNAME => link.name = text(value),
+            libc::IFLA_IFALIAS => link.alias = text(value),
+            libc::IFLA_ADDRESS => link.address = value.to_vec(),
+            libc::IFLA_MASTER => link.master = value.try_into().ok().map(u32::from_ne_bytes),
+            libc::IFLA_OPERSTATE => link.carries = value == [OPERSTATE_UP],
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn family(address: IpAddr) -> u8 {
+    if address.is_ipv4() { libc::AF_INET as u8 } else { libc::AF_INET6 as u8 }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// The link-local address that goes with a MAC address.
+pub(super) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    let low = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    Ipv6Addr::from_bits((0xfe80u128 << 112) | u128::from(u64::from_be_bytes(low)))
+}

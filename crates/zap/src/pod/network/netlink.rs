@@ -1,0 +1,264 @@
+//! Netlink requests: attributes, batches, answers. Knows nothing of what is asked.
+//!
+//! The requests of a batch travel in one datagram; the kernel carries them out in order before `send` returns, and goes
+//! on after one that failed.
+
+use std::io;
+
+use netlink_sys::Socket;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+
+const HEADER: usize = 16;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+
+/// Attributes of a request, laid out as the kernel reads them.
+#[derive(Default)]
+pub(super) struct Attributes(Vec<u8>);
+
+impl Attributes {
+    /// As the kernel reads them.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Appends one.
+    pub(super) fn put(&mut self, kind: u16, value: &[u8]) -> &mut Attributes {
+        self.0.extend(((value.len() + 4) as u16).to_ne_bytes());
+        self.0.extend(kind.to_ne_bytes());
+        self.0.extend(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        self
+    }
+
+    /// Appends a number in the host's byte order, as rtnetlink has them.
+    pub(super) fn put_u32(&mut self, kind: u16, value: u32) -> &mut Attributes {
+        self.put(kind, &value.to_ne_bytes())
+    }
+
+    /// Appends a number in network byte order, as nfnetlink has them.
+    pub(super) fn put_be32(&mut self, kind: u16, value: u32) -> &mut Attributes {
+        self.put(kind, &value.to_be_bytes())
+    }
+
+    /// Appends a string, with the zero byte at its end.
+    pub(super) fn put_str(&mut self, kind: u16, value: &str) -> &mut Attributes {
+        self.put(kind, &[value.as_bytes(), &[0]].concat())
+    }
+
+    /// Appends attributes inside an attribute, after a fixed `header` where the kernel wants one.
+    pub(super) fn nest_after(
+        &mut self,
+        kind: u16,
+        header: &[u8],
+        fill: impl FnOnce(&mut Attributes),
+    ) -> &mut Attributes {
+        let mut inside = Attributes(header.to_vec());
+        fill(&mut inside);
+        self.put(kind, &inside.0)
+    }
+
+    /// Appends attributes inside an attribute.
+    pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes)) -> &mut Attributes {
+        self.nest_after(kind | libc::NLA_F_NESTED as u16, &[], fill)
+    }
+}
+
+/// The attributes in `bytes`, as (kind without flags, value). What is malformed ends the list.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+        Some((kind & libc::NLA_TYPE_MASK as u16, value))
+    })
+}
+
+/// One request of a batch and what it is for.
+struct Step {
+    step: &'static str,
+    object: String,
+    optional: bool,
+}
+
+/// Requests that go together.
+#[derive(Default)]
+pub(super) struct Batch {
+    bytes: Vec<u8>,
+    steps: Vec<Step>,
+}
+
+/// A request that failed.
+#[derive(Debug)]
+pub(super) struct Failed {
+    /// What was being done.
+    pub(super) step: &'static str,
+    /// To what.
+    pub(super) object: String,
+    /// What the kernel said.
+    pub(super) source: io::Error,
+}
+
+impl From<Failed> for io::Error {
+    fn from(failed: Failed) -> io::Error {
+        failed.source
+    }
+}
+
+impl Batch {
+    /// Appends a request: its type, flags, fixed header and attributes.
+    pub(super) fn push(
+        &mut self,
+        (step, object): (&'static str, &str),
+        (kind, flags): (u16, i32),
+        header: &[u8],
+        fill: impl FnOnce(&mut Attributes),
+    ) -> &mut Batch {
+        let mut body = Attributes(header.to_vec());
+        fill(&mut body);
+        // No acknowledgements: errors are answered in any case.
+        message(&mut self.bytes, kind, flags, self.steps.len() as u32, &body.0);
+        self.steps.push(Step { step, object: object.to_owned(), optional: false });
+        self
+    }
+
+    /// Appends a message that is not a request but the frame of requests.
+    pub(super) fn mark(&mut self, kind: u16, body: &[u8]) {
+        message(&mut self.bytes, kind, 0, self.steps.len() as u32, body);
+    }
+
+    /// Lets the last request fail: for what the host may be without, such as IPv6.
+    pub(super) fn optional(&mut self) -> &mut Batch {
+        if let Some(last) = self.steps.last_mut() {
+            last.optional = true;
+        }
+        self
+    }
+}
+
+/// Appends a request: header (length, type, flags, sequence number, sender) and body.
+fn message(bytes: &mut Vec<u8>, kind: u16, flags: i32, sequence: u32, body: &[u8]) {
+    bytes.extend(((body.len() + HEADER) as u32).to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(((flags | libc::NLM_F_REQUEST) as u16).to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend(0u32.to_ne_bytes());
+    bytes.extend(body);
+}
+
+/// A conversation with one part of the kernel, in the network namespace of the thread that opened it.
+pub(super) struct Channel(Socket);
+
+impl Channel {
+    /// With the part that has links, addresses and routes.
+    pub(super) fn route() -> io::Result<Channel> {
+        Channel::open(NETLINK_ROUTE)
+    }
+
+    /// With the packet filter.
+    pub(super) fn filter() -> io::Result<Channel> {
+        Channel::open(NETLINK_NETFILTER)
+    }
+
+    fn open(protocol: isize) -> io::Result<Channel> {
+        let socket = Socket::new(protocol)?;
+        socket.set_cap_ack(true)?;
+        socket.set_non_blocking(true)?;
+        Ok(Channel(socket))
+    }
+
+    /// Carries out a batch; the first failure that matters is the result, after all have been tried.
+    pub(super) fn run(&self, batch: &Batch) -> Result<(), Failed> {
+        let at = |index: usize, source| {
+            let step = &batch.steps[index.min(batch.steps.len() - 1)];
+            Failed { step: step.step, object: step.object.clone(), source }
+        };
+        self.0.send(&batch.bytes, 0).map_err(|e| at(0, e))?;
+        let mut failed = Ok(());
+        while let Some(bytes) = self.receive().map_err(|e| at(0, e))? {
+            for answer in messages(&bytes) {
+                let (index, error) = (answer.sequence as usize, answer.error().unwrap_or(0));
+                let optional = batch.steps.get(index).is_some_and(|s| s.optional);
+                if error != 0 && !optional && failed.is_ok() {
+                    failed = Err(at(index, io::Error::from_raw_os_error(error)));
+                }
+            }
+        }
+        failed
+    }
+
+    /// Asks for one thing or a list (`flags` says), and returns the body of each answer.
+    pub(super) fn ask(&self, kind: u16, flags: i32, header: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        let mut request = Vec::new();
+        message(&mut request, kind, flags, 0, header);
+        self.0.send(&request, 0)?;
+        let mut found = Vec::new();
+        while let Some(bytes) = self.receive()? {
+            for answer in messages(&bytes) {
+                match (answer.kind, answer.error()) {
+                    (NLMSG_DONE, _) => return Ok(found),
+                    (_, Some(error)) => return Err(io::Error::from_raw_os_error(error)),
+                    _ => found.push(answer.body.to_vec()),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The next datagram, if there is one: the kernel has queued all that it will answer when `send` returns.
+    fn receive(&self) -> io::Result<Option<Vec<u8>>> {
+        match self.0.recv_from_full() {
+            Ok((bytes, _)) => Ok(Some(bytes)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+struct Answer<'a> {
+    kind: u16,
+    sequence: u32,
+    body: &'a [u8],
+}
+
+impl Answer<'_> {
+    /// The error number of an acknowledgement, 0 for success.
+    fn error(&self) -> Option<i32> {
+        let code = self.body.get(..4)?.try_into().ok()?;
+        (self.kind == NLMSG_ERROR).then(|| -i32::from_ne_bytes(code))
+    }
+}
+
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Answer<'_>> {
+    std::iter::from_fn(move || {
+        let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        let length = word(0)? as usize;
+        let answer = Answer { kind: word(4)? as u16, sequence: word(8)?, body: bytes.get(HEADER..length)? };
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+        Some(answer)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_padded_and_read_back() {
+        let mut put = Attributes::default();
+        put.put(1, b"abc").nest(2, |inside| {
+            inside.put_u32(3, 7);
+        });
+        assert_eq!(put.0.len(), 8 + 12);
+        let read: Vec<_> = attributes(&put.0).collect();
+        assert_eq!(read[0], (1, &b"abc"[..]));
+        assert_eq!(attributes(read[1].1).next(), Some((3, &7u32.to_ne_bytes()[..])));
+    }
+
+    #[test]
+    fn malformed_attributes_end_the_list() {
+        assert_eq!(attributes(&[9, 0, 1, 0, 5]).count(), 0);
+        assert_eq!(attributes(&[0, 0, 0, 0]).count(), 0);
+    }
+}

@@ -1,0 +1,86 @@
+//! A network namespace: a thread that lives in it and does what it is told. It goes with the thread.
+
+use std::net::IpAddr;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+use zap::ids::HostPid;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+pub(crate) struct Namespace {
+    thread: HostPid,
+    jobs: Option<Sender<Job>>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Namespace {
+    /// A fresh one, with its loopback interface on.
+    pub(crate) fn new() -> Namespace {
+        let (jobs, queue) = channel::<Job>();
+        let (ready, thread) = channel();
+        let handle = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("network namespaces need root");
+            ready.send(HostPid(nix::unistd::gettid().as_raw())).unwrap();
+            queue.iter().for_each(|job| job());
+        });
+        let namespace = Namespace { thread: thread.recv().unwrap(), jobs: Some(jobs), handle: Some(handle) };
+        zap::pod::network::loopback(namespace.thread).unwrap();
+        namespace
+    }
+
+    pub(crate) fn id(&self) -> HostPid {
+        self.thread
+    }
+
+    /// Runs `act` in it.
+    pub(crate) fn run<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> T {
+        let (result, received) = channel();
+        self.jobs.as_ref().unwrap().send(Box::new(move || drop(result.send(act())))).unwrap();
+        received.recv().expect("the job panicked in its namespace")
+    }
+
+    pub(crate) fn links(&self) -> Vec<String> {
+        let text = self.run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+        let mut names: Vec<_> = text.lines().skip(2).map(|l| l.split(':').next().unwrap().trim().to_owned()).collect();
+        names.sort();
+        names
+    }
+
+    pub(crate) fn await_links(&self, there: impl Fn(&[String]) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !there(&self.links()) {
+            assert!(Instant::now() < deadline, "still there: {:?}", self.links());
+            std::thread::yield_now();
+        }
+    }
+
+    pub(crate) fn addresses(&self, link: &'static str) -> Vec<IpAddr> {
+        self.run(move || {
+            let all = nix::ifaddrs::getifaddrs().unwrap().filter(|a| a.interface_name == link);
+            let ip = |a: nix::ifaddrs::InterfaceAddress| {
+                let address = a.address?;
+                let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
+                v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
+            };
+            all.filter_map(ip).collect()
+        })
+    }
+
+    /// Whether a link is on and has its carrier.
+    pub(crate) fn is_running(&self, link: &'static str) -> bool {
+        self.run(move || {
+            let mut all = nix::ifaddrs::getifaddrs().unwrap();
+            all.any(|a| a.interface_name == link && a.flags.contains(nix::net::if_::InterfaceFlags::IFF_RUNNING))
+        })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        self.jobs = None;
+        let _ = self.handle.take().map(JoinHandle::join);
+    }
+}
