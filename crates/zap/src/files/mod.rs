@@ -17,8 +17,10 @@ pub mod directory;
 pub mod epoll;
 pub mod eventfd;
 pub mod identity;
+pub mod locks;
 pub mod mounts;
 pub mod name_only;
+pub mod owner;
 pub mod pipe;
 mod pool;
 mod refusals;
@@ -36,6 +38,7 @@ pub use descriptors::{
     CloseOnExec, DescriptorState, ask_close_on_exec, check_all, process_descriptors, read_close_on_exec,
 };
 pub use identity::{FileIdentity, HashCache, identity_of};
+pub use locks::{PosixLock, holders_of_posix_locks, posix_locks, take_posix_locks};
 pub use pool::{connect_all, open_all, restart_descriptors, settle_all};
 pub use regular::verify_root;
 pub use table::{FileTable, describe, finish, intern, intern_file};
@@ -177,6 +180,19 @@ pub struct FileState {
     /// The kind's own state, encoded.
     #[serde(with = "serde_bytes")]
     pub state: Vec<u8>,
+    /// Who is told by a signal that it is ready, if anybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<owner::OwnerState>,
+    /// Locks and leases that belong to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub locks: Vec<locks::LockState>,
+}
+
+impl FileState {
+    /// A file of which nothing but its kind's state is worth mentioning.
+    pub fn new(id: FileId, kind: &str, state: Vec<u8>) -> FileState {
+        FileState { id, kind: kind.to_owned(), state, owner: None, locks: Vec::new() }
+    }
 }
 
 /// Every kind that is known, in the order in which they are asked.

@@ -2,9 +2,9 @@
 //! from there by each process.
 
 use std::ops::RangeInclusive;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use super::{DescriptorState, FileKind, FileState, kind};
+use super::{DescriptorState, FileKind, FileState, kind, locks, owner};
 use crate::error::{Context, RebuildError};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::rebuild::Rebuild;
@@ -33,6 +33,9 @@ pub fn connect_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<()
             }
         }
     }
+    for state in states.iter().filter(|s| !s.locks.is_empty()) {
+        locks::connect(rebuild.file(state.id)?, &state.locks).map_err(locks::failed(state.id))?;
+    }
     Ok(())
 }
 
@@ -44,9 +47,16 @@ pub fn settle_all(
 ) -> Result<(), RebuildError> {
     for state in states {
         let kind = kind_named(&state.kind)?;
-        if kind.needs_settling(&state.state) {
-            let file = fetch(state.id).rebuilding("fetching", state.id)?;
-            kind.settle(std::os::fd::AsFd::as_fd(&file), &state.state, host_pid)?;
+        let of_kind = kind.needs_settling(&state.state);
+        if !of_kind && state.owner.is_none() {
+            continue;
+        }
+        let file = fetch(state.id).rebuilding("fetching", state.id)?;
+        if of_kind {
+            kind.settle(file.as_fd(), &state.state, host_pid)?;
+        }
+        if let Some(owner) = &state.owner {
+            owner::settle(file.as_fd(), owner, host_pid)?;
         }
     }
     Ok(())

@@ -266,7 +266,7 @@ mod tests {
         fs::write(root.path().join("program"), "old").unwrap();
         let identity = identity::identity_of(&root.path().join("program")).unwrap();
         let state = RegularState { path: b"/program".into(), flags: 0, position: 0, source: Source::Root(identity) };
-        let state = FileState { id: FileId(0), kind: "regular".into(), state: encode(&state) };
+        let state = FileState::new(FileId(0), "regular", encode(&state));
         verify_root(root.path(), [&state]).unwrap();
         fs::write(root.path().join("program"), "new").unwrap();
         assert!(matches!(verify_root(root.path(), [&state]), Err(RebuildError::Changed { .. })));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::error::{CaptureError, Context};
 use crate::files::mounts::Mounts;
-use crate::files::{Descriptor, FileKind, FileState, kind_of};
+use crate::files::{Descriptor, FileKind, FileState, kind_of, locks, owner};
 use crate::ids::{FileId, HostPid};
 use crate::look::{Look, Subject};
 use crate::sys::{descriptor, file, kcmp};
@@ -95,8 +95,9 @@ impl FileTable {
         id
     }
 
-    fn keep(&mut self, id: FileId, kind: &'static dyn FileKind, state: Vec<u8>) {
-        self.met[id.0 as usize].captured = Some(FileState { id, kind: kind.name().to_owned(), state });
+    fn keep(&mut self, state: FileState) {
+        let place = state.id.0 as usize;
+        self.met[place].captured = Some(state);
     }
 }
 
@@ -129,10 +130,21 @@ fn meet(look: &mut Look<'_>, descriptor: Descriptor, key: Key, place: usize) -> 
     if kind.refers_to_others() {
         look.files.late.push((id, kind, descriptor));
     } else {
-        let state = kind.capture(look, &descriptor)?;
-        look.files.keep(id, kind, state);
+        capture(look, id, kind, &descriptor)?;
     }
     Ok(id)
+}
+
+fn capture(
+    look: &mut Look<'_>,
+    id: FileId,
+    kind: &'static dyn FileKind,
+    descriptor: &Descriptor,
+) -> Result<(), CaptureError> {
+    let state = kind.capture(look, descriptor)?;
+    let (owner, locks) = (owner::capture(descriptor)?, locks::capture(descriptor)?);
+    look.files.keep(FileState { owner, locks, ..FileState::new(id, kind.name(), state) });
+    Ok(())
 }
 
 /// Captures the descriptions that refer to others (epoll). To be called once the descriptors of every process, and the
@@ -140,8 +152,7 @@ fn meet(look: &mut Look<'_>, descriptor: Descriptor, key: Key, place: usize) -> 
 pub fn finish(look: &mut Look<'_>) -> Result<(), CaptureError> {
     // A capture may meet more of them: a queue's socket that holds an epoll.
     while let Some((id, kind, descriptor)) = look.files.late.pop() {
-        let state = kind.capture(look, &descriptor)?;
-        look.files.keep(id, kind, state);
+        capture(look, id, kind, &descriptor)?;
     }
     Ok(())
 }

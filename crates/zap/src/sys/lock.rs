@@ -76,3 +76,16 @@ pub fn set_signal(file: impl AsFd, signal: i32) -> io::Result<()> {
     // SAFETY: numbers only.
     check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), F_SETSIG, signal) } as libc::c_long).map(drop)
 }
+
+/// A lock as the bytes that the kernel reads.
+pub fn bytes(lock: &libc::flock) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(size_of::<libc::flock>());
+    bytes.extend(lock.l_type.to_ne_bytes());
+    bytes.extend(lock.l_whence.to_ne_bytes());
+    bytes.resize(std::mem::offset_of!(libc::flock, l_start), 0);
+    bytes.extend(lock.l_start.to_ne_bytes());
+    bytes.extend(lock.l_len.to_ne_bytes());
+    bytes.extend(lock.l_pid.to_ne_bytes());
+    bytes.resize(size_of::<libc::flock>(), 0);
+    bytes
+}
