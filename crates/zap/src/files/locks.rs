@@ -179,7 +179,8 @@ mod tests {
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
         let paths = [directory.path().join("a"), directory.path().join("b")];
         let open = |path: &std::path::Path| {
-            let options = |o: &mut std::fs::OpenOptions| o.create(true).truncate(false).read(true).write(true).open(path);
+            let options =
+                |o: &mut std::fs::OpenOptions| o.create(true).truncate(false).read(true).write(true).open(path);
             OwnedFd::from(options(&mut std::fs::File::options()).unwrap())
         };
         let files = [open(&paths[0]), open(&paths[1])];

@@ -69,8 +69,8 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-    use crate::files::{describe, reopen};
     use crate::files::testing::{round_trip, subject};
+    use crate::files::{describe, reopen};
     use crate::look::Console;
 
     #[test]
