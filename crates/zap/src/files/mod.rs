@@ -18,6 +18,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod identity;
 pub mod locks;
+pub mod memfd;
 pub mod mounts;
 pub mod name_only;
 pub mod owner;
@@ -26,6 +27,7 @@ mod pool;
 mod refusals;
 pub mod regular;
 mod reopen;
+pub mod shared_memory;
 pub mod signalfd;
 mod table;
 #[cfg(test)]
@@ -200,6 +202,8 @@ impl FileState {
 pub static KINDS: &[&dyn FileKind] = &[
     &name_only::NameOnly,
     &regular::Regular,
+    &memfd::Memfd,
+    &shared_memory::SharedMemory,
     &directory::Directory,
     &pipe::Pipe,
     &device::Device,

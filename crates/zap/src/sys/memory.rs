@@ -1,7 +1,9 @@
 //! Memory of other processes.
 
+use std::fs::OpenOptions;
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 
 use super::check;
 use crate::ids::HostPid;
@@ -34,4 +36,21 @@ pub fn read(process: HostPid, ranges: &[Range<u64>], buffer: &mut [u8]) -> io::R
         }
     }
     Ok(done)
+}
+
+/// New shared anonymous memory, and a descriptor of it: what `mmap` makes of `MAP_SHARED | MAP_ANONYMOUS`.
+pub fn shared_anonymous(size: u64) -> io::Result<OwnedFd> {
+    let size = size as usize;
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping at an address of the kernel's choice; nothing refers to it, and it is unmapped below.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), size, protection, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let address = start as usize;
+    let end = address + size.next_multiple_of(4096);
+    let opened = OpenOptions::new().read(true).write(true).open(format!("/proc/self/map_files/{address:x}-{end:x}"));
+    // SAFETY: the mapping made above, to which nothing refers.
+    unsafe { libc::munmap(start, size) };
+    opened.map(OwnedFd::from)
 }
