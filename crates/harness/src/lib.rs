@@ -3,11 +3,16 @@
 //! An [`experiment`] runs [`workload`]s in a [`lab`] (private network namespaces and a private registry of pods) and
 //! writes raw [`samples`]; [`report`] turns samples into plots, tables and a page, with the [`stats`].
 
+pub mod cli;
 pub mod client;
+pub mod experiment;
+pub mod gate;
 pub mod host;
 pub mod lab;
+pub mod report;
 pub mod samples;
 pub mod stats;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod targets;
 pub mod workload;

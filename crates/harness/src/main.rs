@@ -1,3 +1,5 @@
 //! The `harness` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    harness::cli::main()
+}

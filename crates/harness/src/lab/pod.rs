@@ -61,10 +61,19 @@ impl Lab {
 
     /// Restarts `image` with further `options`; also how long the whole command took.
     pub fn restart(&self, image: &Path, options: &[&str]) -> Result<(Pod<'_>, RestartStats, Duration)> {
+        let (stats, took) = self.restart_only(image, options)?;
+        Ok((self.pod(&stats.name)?, stats, took))
+    }
+
+    /// The same, without looking at the pod afterwards: nothing but the restart takes time.
+    pub fn restart_only(&self, image: &Path, options: &[&str]) -> Result<(RestartStats, Duration)> {
         let image = image.to_string_lossy();
         let (text, took) = self.zap(&[&["restart", &image, "-d", "--stats"], options].concat())?;
         let stats: RestartStats = zap::stats(&text)?;
-        Ok((self.pod(&stats.name)?, stats, took))
+        if stats.address.is_some() {
+            self.attach_client()?;
+        }
+        Ok((stats, took))
     }
 }
 

@@ -1,9 +1,12 @@
 //! What the `zap` command prints, as its command line promises it.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+
+use super::served_at;
 
 /// A pod in `zap ls --json`.
 #[derive(Clone, Debug, Deserialize)]
@@ -72,6 +75,14 @@ pub struct RestartStats {
     /// Its outer address.
     #[serde(default)]
     pub address: Option<String>,
+}
+
+impl RestartStats {
+    /// Where the pod's workload serves.
+    pub fn served_at(&self) -> Result<SocketAddr> {
+        let address = self.address.as_deref().with_context(|| format!("pod {} has no address", self.name))?;
+        Ok(served_at(address.parse().context("the address in the stats of a restart")?))
+    }
 }
 
 /// The JSON object on the last line of what `--stats` printed.

@@ -34,6 +34,10 @@ pub trait Workload: std::fmt::Debug + Sync {
     fn in_pod(&self, lab: &Lab) -> Result<Recipe>;
     /// How it starts natively, with `directory` for whatever it writes.
     fn natively(&self, lab: &Lab, directory: &Path) -> Result<Recipe>;
+    /// Whether it answers requests over the network.
+    fn serves(&self) -> bool {
+        true
+    }
     /// Waits until it is ready to be driven at `address`.
     fn ready(&self, lab: &Lab, address: SocketAddr) -> Result<()>;
     /// Whether it works: everything that it offers, tried once.

@@ -29,6 +29,10 @@ impl Workload for Sleep {
         self.in_pod(lab)
     }
 
+    fn serves(&self) -> bool {
+        false
+    }
+
     fn ready(&self, _lab: &Lab, _address: SocketAddr) -> Result<()> {
         Ok(())
     }

@@ -1,0 +1,93 @@
+//! The command line: one file a command.
+
+mod gate;
+mod list;
+mod report;
+mod repro;
+mod run;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::experiment::Settings;
+
+/// Measures zap, and shows what of the paper is reproduced.
+#[derive(Debug, Parser)]
+#[command(name = "harness", version, max_term_width = 80)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Experiments and workloads, each with the claim it serves
+    List,
+    /// Run experiments; their raw samples go to DIR/raw
+    ///
+    /// Example: harness run checkpoint-restart --runs 20
+    Run(run::Arguments),
+    /// Plots and one self-contained page, from the raw samples alone
+    Report(report::Arguments),
+    /// Is this build slower than the baseline? Exit 1 names what, by how much, and how sure that is
+    Gate(gate::Arguments),
+    /// Everything the paper shows, then the report
+    Repro(repro::Arguments),
+}
+
+/// What every command that measures is told.
+#[derive(Debug, Args)]
+struct Common {
+    /// Repetitions [default: each experiment's own]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    runs: Option<u32>,
+    /// Where results go
+    #[arg(long, value_name = "DIR", default_value = "results/latest")]
+    out: PathBuf,
+    /// Seed of the order of runs [default: drawn, and printed]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+impl Common {
+    fn settings(&self) -> Settings {
+        let seed = self.seed.unwrap_or_else(rand::random);
+        eprintln!("seed {seed}");
+        let quiet = ["NO_COLOR", "CI"].iter().any(|name| std::env::var_os(name).is_some());
+        let progress = std::io::stderr().is_terminal() && !quiet;
+        Settings { out: self.out.clone(), runs: self.runs, seed, progress }
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::List => list::run(),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
+        Command::Gate(arguments) => gate::run(&arguments),
+        Command::Repro(arguments) => repro::run(&arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("harness: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definitions_agree_with_themselves() {
+        Cli::command().debug_assert();
+    }
+}

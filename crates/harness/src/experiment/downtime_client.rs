@@ -1,0 +1,46 @@
+//! Downtime as a client sees it, against what the pod reports.
+
+use anyhow::{Context, Result};
+
+use super::{Experiment, Session};
+use crate::client::Prober;
+use crate::lab::{Lab, PATIENCE, PodOptions};
+use crate::samples::Circumstances;
+use crate::workload::{Apache, Mpm, Workload};
+
+pub(super) const EXPERIMENT: Experiment = Experiment {
+    name: "downtime-client",
+    claim: "a peer notices a pause, nothing else",
+    what: "the longest time that a client goes without an answer across a checkpoint, and the downtime that the pod reports",
+    runs: 20,
+    run,
+};
+
+fn run(session: &mut Session) -> Result<()> {
+    let lab = Lab::new()?;
+    let image = lab.directory().join("image");
+    let apache = Apache { mpm: Mpm::Event };
+    let mut pod = lab.start_pod(&apache, "web", &PodOptions::default())?;
+    session.expect(u64::from(session.runs + 1) * 2);
+    for run in 0..=session.runs {
+        for arm in ["leave-running", "stop-restart"] {
+            session.step(arm);
+            let prober = Prober::start(lab.client(), pod.served_at()?, PATIENCE)?;
+            let options: &[&str] = if arm == "leave-running" { &["--leave-running"] } else { &[] };
+            let (stats, _) = pod.checkpoint(&image, options)?;
+            if arm == "stop-restart" {
+                pod = lab.restart(&image, &[])?.0;
+            }
+            // One more answer, so that the pause has ended before the prober stops.
+            apache.ready(&lab, pod.served_at()?)?;
+            let gaps = prober.finish().context("the client, across the checkpoint")?;
+            std::fs::remove_dir_all(&image).with_context(|| format!("removing {}", image.display()))?;
+            let Some(run) = run.checked_sub(1) else { continue };
+            let of = Circumstances { workload: apache.name(), parameters: "connections=1", arm, run };
+            session.record_duration(&of, "client_gap", gaps.longest)?;
+            session.record_duration(&of, "client_typical", gaps.typical)?;
+            session.record(&of, "pod_downtime", stats.downtime_us as f64, "us")?;
+        }
+    }
+    pod.remove()
+}

@@ -1,0 +1,51 @@
+//! From raw samples to plots, a table on the terminal and one self-contained page. Reads samples and host facts, nothing
+//! else: a report can be made again, differently, from the same measurement.
+
+mod findings;
+mod page;
+mod plots;
+mod table;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+pub use findings::{Finding, Findings, Verdict};
+pub use plots::Plot;
+
+use crate::host::HostFacts;
+use crate::samples;
+
+/// What a report consists of.
+#[derive(Debug)]
+pub struct Report {
+    /// The numbers.
+    pub findings: Findings,
+    /// The page.
+    pub page: PathBuf,
+    /// The plots, as SVG.
+    pub plots: Vec<PathBuf>,
+}
+
+/// Makes the report of the samples below `out`: `out/plots/*.svg` (and PNG where `rsvg-convert` is installed) and
+/// `out/report.html`.
+pub fn make(out: &Path) -> Result<Report> {
+    let samples = samples::read_all(out)?;
+    let host = HostFacts::read(out)?;
+    let findings = Findings::of(&samples);
+    let plots = plots::all(&samples)?;
+    let directory = out.join("plots");
+    std::fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    let paths = plots.iter().map(|plot| plot.write(&directory)).collect::<Result<_>>()?;
+    let page = out.join("report.html");
+    let html = page::render(&findings, &plots, &samples, &host);
+    std::fs::write(&page, html).with_context(|| format!("writing {}", page.display()))?;
+    Ok(Report { findings, page, plots: paths })
+}
+
+impl Report {
+    /// The table for the terminal.
+    pub fn table(&self) -> String {
+        table::render(&self.findings)
+    }
+}

@@ -1,0 +1,217 @@
+//! Three kinds of picture, as SVG.
+
+use anyhow::{Result, anyhow};
+use plotters::coord::ranged1d::SegmentValue;
+use plotters::prelude::*;
+
+use crate::stats::Estimate;
+
+const WIDTH: u32 = 900;
+const ROW: u32 = 28;
+const LABELS: u32 = 220;
+const FONT: (&str, u32) = ("DejaVu Sans, sans-serif", 14);
+/// Colours that people who see few can tell apart (the first eight are Okabe and Ito's).
+const COLOURS: [RGBColor; 11] = [
+    RGBColor(0, 114, 178),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(213, 94, 0),
+    RGBColor(240, 228, 66),
+    RGBColor(100, 100, 100),
+    RGBColor(136, 34, 85),
+    RGBColor(170, 200, 60),
+    RGBColor(0, 60, 90),
+];
+
+/// A row: a value and its interval.
+pub(super) struct Interval {
+    pub(super) label: String,
+    pub(super) estimate: Estimate,
+}
+
+/// A row: parts that add up.
+pub(super) struct Bar {
+    pub(super) label: String,
+    pub(super) parts: Vec<(String, f64)>,
+}
+
+/// Dots with whiskers, a row each; `marks` are values to draw a line at. `None` if there are no rows.
+pub(super) fn intervals(title: &str, unit: &str, rows: &[Interval], marks: &[f64]) -> Result<Option<String>> {
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    // Segments grow upwards, rows are read downwards.
+    let rows: Vec<&Interval> = rows.iter().rev().collect();
+    let all = rows.iter().flat_map(|row| [row.estimate.low, row.estimate.high]).chain(marks.iter().copied());
+    let (low, high) = all.fold((0.0_f64, 0.0_f64), |(low, high), v| (low.min(v), high.max(v)));
+    let pad = (high - low).max(1e-9) * 0.05;
+    let range = (if low < 0.0 { low - pad } else { 0.0 })..high + pad;
+    let labels: Vec<&str> = rows.iter().map(|row| row.label.as_str()).collect();
+    rows_chart(title, unit, &labels, range, false, |chart, count| {
+        for mark in marks {
+            let line = [(*mark, SegmentValue::Exact(0)), (*mark, SegmentValue::Exact(count))];
+            chart.draw_series(LineSeries::new(line, BLACK.mix(0.5)))?;
+        }
+        for (i, row) in rows.iter().enumerate() {
+            let (at, e) = (SegmentValue::CenterOf(i), row.estimate);
+            let style = COLOURS[0].stroke_width(2);
+            chart.draw_series(LineSeries::new([(e.low, at.clone()), (e.high, at.clone())], style))?;
+            chart.draw_series([Circle::new((e.value, at), 4, COLOURS[0].filled())])?;
+        }
+        Ok(())
+    })
+    .map(Some)
+}
+
+/// Bars of parts, a row each, with a legend where there is more than one part. `None` if there are no rows.
+pub(super) fn stacked(title: &str, unit: &str, bars: &[Bar]) -> Result<Option<String>> {
+    if bars.is_empty() {
+        return Ok(None);
+    }
+    let bars: Vec<&Bar> = bars.iter().rev().collect();
+    let longest = bars.iter().map(|bar| bar.parts.iter().map(|(_, v)| v).sum::<f64>()).fold(1e-9, f64::max);
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in bars.iter().rev().flat_map(|bar| &bar.parts) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    let labels: Vec<&str> = bars.iter().map(|bar| bar.label.as_str()).collect();
+    // Room for the legend beside the bars.
+    let room = if names.len() > 1 { 1.2 } else { 1.05 };
+    rows_chart(title, unit, &labels, 0.0..longest * room, names.len() > 1, |chart, _| {
+        for (n, name) in names.iter().enumerate() {
+            let colour = COLOURS[n % COLOURS.len()];
+            let rectangles = bars.iter().enumerate().filter_map(|(i, bar)| {
+                let position = bar.parts.iter().position(|(part, _)| part == name)?;
+                let start: f64 = bar.parts[..position].iter().map(|(_, v)| v).sum();
+                let corners =
+                    [(start, SegmentValue::Exact(i)), (start + bar.parts[position].1, SegmentValue::Exact(i + 1))];
+                let mut rectangle = Rectangle::new(corners, colour.filled());
+                rectangle.set_margin(4, 4, 0, 0);
+                Some(rectangle)
+            });
+            let series = chart.draw_series(rectangles)?;
+            if names.len() > 1 {
+                series
+                    .label(*name)
+                    .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled()));
+            }
+        }
+        Ok(())
+    })
+    .map(Some)
+}
+
+/// Points, and the line on which both coordinates are equal. `None` if there are no points.
+pub(super) fn scatter(title: &str, axes: (&str, &str), points: &[(f64, f64)]) -> Result<Option<String>> {
+    if points.is_empty() {
+        return Ok(None);
+    }
+    let largest = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).fold(1e-9, f64::max) * 1.1;
+    let (width, height) = (largest(|p| p.0), largest(|p| p.1));
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (WIDTH, 420)).into_drawing_area();
+        let failed = |e| anyhow!("drawing {title}: {e}");
+        root.fill(&WHITE).map_err(failed)?;
+        let mut chart = ChartBuilder::on(&root)
+            .caption(title, (FONT.0, 18))
+            .margin(10)
+            .x_label_area_size(44)
+            .y_label_area_size(64)
+            .build_cartesian_2d(0.0..width, 0.0..height)
+            .map_err(failed)?;
+        let mut mesh = chart.configure_mesh();
+        mesh.x_desc(axes.0).y_desc(axes.1).label_style(FONT).axis_desc_style(FONT).light_line_style(TRANSPARENT);
+        mesh.draw().map_err(failed)?;
+        let end = width.min(height);
+        chart.draw_series(LineSeries::new([(0.0, 0.0), (end, end)], BLACK.mix(0.4))).map_err(failed)?;
+        let dots = points.iter().map(|point| Circle::new(*point, 4, COLOURS[0].mix(0.7).filled()));
+        chart.draw_series(dots).map_err(failed)?;
+        root.present().map_err(failed)?;
+    }
+    Ok(Some(svg))
+}
+
+type RowChart<'a, 'b> = ChartContext<
+    'a,
+    SVGBackend<'b>,
+    Cartesian2d<
+        plotters::coord::types::RangedCoordf64,
+        plotters::coord::ranged1d::SegmentedCoord<plotters::coord::types::RangedCoordusize>,
+    >,
+>;
+type Drawn<'b> = Result<(), DrawingAreaErrorKind<<SVGBackend<'b> as DrawingBackend>::ErrorType>>;
+
+/// A chart with a labelled row each, drawn top to bottom by `draw`.
+fn rows_chart<'b>(
+    title: &str,
+    unit: &str,
+    labels: &[&str],
+    range: std::ops::Range<f64>,
+    legend: bool,
+    draw: impl FnOnce(&mut RowChart<'_, '_>, usize) -> Drawn<'b>,
+) -> Result<String> {
+    let mut svg = String::new();
+    {
+        let failed = |e: &dyn std::fmt::Display| anyhow!("drawing {title}: {e}");
+        let height = 90 + ROW * labels.len() as u32;
+        let root = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
+        root.fill(&WHITE).map_err(|e| failed(&e))?;
+        let mut chart = ChartBuilder::on(&root)
+            .caption(title, (FONT.0, 18))
+            .margin(10)
+            .x_label_area_size(44)
+            .y_label_area_size(LABELS)
+            .build_cartesian_2d(range, (0..labels.len().saturating_sub(1)).into_segmented())
+            .map_err(|e| failed(&e))?;
+        let row_label = |row: &SegmentValue<usize>| match row {
+            SegmentValue::CenterOf(i) => labels.get(*i).copied().unwrap_or_default().to_string(),
+            _ => String::new(),
+        };
+        let mut mesh = chart.configure_mesh();
+        mesh.x_desc(unit).label_style(FONT).axis_desc_style(FONT).light_line_style(TRANSPARENT);
+        mesh.y_labels(labels.len()).y_label_formatter(&row_label).disable_y_mesh();
+        mesh.draw().map_err(|e| failed(&e))?;
+        draw(&mut chart, labels.len()).map_err(|e| failed(&e))?;
+        if legend {
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::LowerRight)
+                .label_font(FONT)
+                .background_style(WHITE.mix(0.85))
+                .border_style(BLACK.mix(0.2))
+                .draw()
+                .map_err(|e| failed(&e))?;
+        }
+        root.present().map_err(|e| failed(&e))?;
+    }
+    Ok(svg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_to_draw_is_no_plot() {
+        assert!(intervals("t", "u", &[], &[1.0]).unwrap().is_none());
+        assert!(stacked("t", "u", &[]).unwrap().is_none());
+        assert!(scatter("t", ("x", "y"), &[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn labels_and_parts_are_in_the_picture() {
+        let estimate = Estimate { value: 2.0, low: -1.0, high: 3.0 };
+        let svg =
+            intervals("Title", "ms", &[Interval { label: "some row".into(), estimate }], &[0.0]).unwrap().unwrap();
+        assert!(svg.starts_with("<svg") && svg.contains("some row") && svg.contains("Title"));
+        let parts = vec![("hold".to_string(), 1.0), ("look".to_string(), 2.0)];
+        let svg = stacked("Title", "ms", &[Bar { label: "a".into(), parts }]).unwrap().unwrap();
+        assert!(svg.contains("hold") && svg.contains("look"));
+        assert!(scatter("T", ("x", "y"), &[(1.0, 2.0)]).unwrap().unwrap().contains("<circle"));
+    }
+}
