@@ -80,7 +80,7 @@ pub(super) fn stacked(title: &str, unit: &str, bars: &[Bar]) -> Result<Option<St
     }
     let labels: Vec<&str> = bars.iter().map(|bar| bar.label.as_str()).collect();
     // Room for the legend beside the bars.
-    let room = if names.len() > 1 { 1.2 } else { 1.05 };
+    let room = if names.len() > 1 { 1.25 } else { 1.05 };
     rows_chart(title, unit, &labels, 0.0..longest * room, names.len() > 1, |chart, _| {
         for (n, name) in names.iter().enumerate() {
             let colour = COLOURS[n % COLOURS.len()];
