@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use namespace::Namespace;
 use zap::pod::host_config::HostConfig;
 use zap::pod::network::{Network, NetworkError, Request};
+use zap::pod::{AddressPlan, Publish};
 
 /// A host, and pods on it.
 struct Host {
@@ -205,6 +206,194 @@ fn an_announcement_reaches_the_neighbours_tables() {
     for neighbour in [&host.namespace, &other.namespace] {
         assert!(ask(neighbour, address, 80).unwrap().starts_with("second"));
     }
+}
+
+/// As a restart of an image asks, for a pod born with these addresses.
+fn born_with(plan: &AddressPlan) -> Request<'static> {
+    Request { inner: Some(Box::leak(Box::new(plan.clone()))), ..Request::default() }
+}
+
+#[test]
+fn copies_keep_their_address_inside_and_are_reached_at_others() {
+    let host = Host::new();
+    let original = host.pod(Request::default());
+    let plan = original.network.outer().clone();
+    let copies = [host.pod(born_with(&plan)), host.pod(born_with(&plan))];
+    let client = host.pod(Request::default());
+    serve(&original.namespace, "[::]:80", "original");
+    for copy in &copies {
+        assert_eq!(copy.network.inner(), &plan);
+        assert_ne!(copy.address(), plan.ipv4);
+        assert_ne!(copy.network.outer().mac, plan.mac);
+        assert!(copy.namespace.addresses("eth0").contains(&plan.ipv4.into()));
+        serve(&copy.namespace, "[::]:80", "copy");
+        let outer = copy.network.outer().clone();
+        for neighbour in [&host.namespace, &client.namespace, &original.namespace] {
+            assert!(ask(neighbour, outer.ipv4, 80).unwrap().starts_with("copy"));
+            assert!(ask(neighbour, outer.ipv6, 80).unwrap().starts_with("copy"));
+        }
+    }
+    for address in [IpAddr::from(plan.ipv4), plan.ipv6.into()] {
+        assert!(ask(&host.namespace, address, 80).unwrap().starts_with("original"));
+        assert!(ask(&client.namespace, address, 80).unwrap().starts_with("original"));
+    }
+    for pod in [&copies[0], &copies[1], &client] {
+        pod.on_host(|network| network.detach().unwrap());
+    }
+    original.remove();
+    assert_eq!(host.namespace.tables(), "");
+}
+
+#[test]
+fn a_copy_can_talk_out_under_its_outer_address() {
+    let host = Host::new();
+    let original = host.pod(Request::default());
+    let copy = host.pod(born_with(original.network.outer()));
+    let server = host.pod(Request::default());
+    serve(&server.namespace, "[::]:80", "seen from");
+    serve(&host.namespace, "[::]:80", "seen from");
+    let outer = copy.network.outer().clone();
+    let v4 = format!("seen from ::ffff:{}", outer.ipv4);
+    let v6 = format!("seen from {}", outer.ipv6);
+    let hosts = server.network.outer().clone();
+    for (to4, to6) in [(hosts.ipv4, hosts.ipv6), (hosts.gateway4, hosts.gateway6)] {
+        assert_eq!(ask(&copy.namespace, to4, 80).unwrap(), v4);
+        assert_eq!(ask(&copy.namespace, to6, 80).unwrap(), v6);
+    }
+}
+
+#[test]
+fn a_pod_from_a_host_with_another_gateway_talks_out() {
+    let elsewhere: HostConfig = toml::from_str("address = '198.18.7.1/16'").unwrap();
+    let there = Host { namespace: Namespace::new(), config: elsewhere };
+    let born = there.pod(at([198, 18, 7, 9]));
+    let host = Host::new();
+    let moved = host.pod(born_with(born.network.outer()));
+    assert_eq!(moved.address(), born.address());
+    serve(&host.namespace, "[::]:80", "seen from");
+    for gateway in [IpAddr::from([198, 18, 7, 1]), "fd5a:4150::c612:701".parse().unwrap()] {
+        assert!(ask(&moved.namespace, gateway, 80).unwrap().starts_with("seen from"), "{gateway}");
+    }
+}
+
+#[test]
+fn a_published_port_leads_into_the_pod() {
+    let host = Host::new();
+    let ports = vec![
+        Publish { address: None, host_port: 8080, pod_port: 80, udp: false },
+        Publish { address: None, host_port: 5353, pod_port: 53, udp: true },
+    ];
+    let publish: &'static [Publish] = Box::leak(ports.into_boxed_slice());
+    let pod = host.pod(Request { publish, ..Request::default() });
+    let other = host.pod(Request::default());
+    serve(&pod.namespace, "[::]:80", "pod");
+    for here in ["127.0.0.1", "198.18.0.1", "fd5a:4150::c612:1"] {
+        let address: IpAddr = here.parse().unwrap();
+        assert!(ask(&host.namespace, address, 8080).is_ok_and(|said| said.starts_with("pod")), "from the host, {here}");
+    }
+    // The kernel routes nothing from ::1: refused at once, so that clients go on to the next address of `localhost`.
+    let refused = ask(&host.namespace, std::net::Ipv6Addr::LOCALHOST, 8080).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    for gateway in [IpAddr::from([198, 18, 0, 1]), "fd5a:4150::c612:1".parse().unwrap()] {
+        assert!(ask(&other.namespace, gateway, 8080).unwrap().starts_with("pod"), "from a pod, {gateway}");
+    }
+    pod.namespace.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:53").unwrap();
+        std::thread::spawn(move || {
+            let (_, from) = socket.recv_from(&mut [0; 8]).unwrap();
+            socket.send_to(b"answer", from).unwrap();
+        });
+    });
+    let answer = host.namespace.run(|| {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        socket.send_to(b"?", "127.0.0.1:5353").unwrap();
+        socket.recv(&mut [0; 8])
+    });
+    assert_eq!(answer.unwrap(), 6);
+    other.remove();
+    pod.remove();
+    assert_eq!(host.namespace.tables(), "");
+}
+
+#[test]
+fn a_port_that_is_taken_is_an_error_and_leaves_nothing() {
+    let host = Host::new();
+    let before = host.namespace.links();
+    let _listener = host.namespace.run(|| TcpListener::bind("127.0.0.1:8080").unwrap());
+    let publish: &'static [Publish] = &[Publish { address: None, host_port: 8080, pod_port: 80, udp: false }];
+    let request = Request { publish, ..Request::default() };
+    assert_eq!(host.attach(&Namespace::new(), request).unwrap_err().exit_code(), 6);
+    assert_eq!(host.namespace.links(), before);
+    let publish: &'static [Publish] = &[Publish { address: None, host_port: 8081, pod_port: 80, udp: false }];
+    let request = Request { publish, ..Request::default() };
+    let first = host.pod(request.clone());
+    assert_eq!(host.attach(&Namespace::new(), request).unwrap_err().exit_code(), 6);
+    first.remove();
+    assert_eq!(host.namespace.links(), before);
+}
+
+#[test]
+fn a_pod_cannot_reach_the_hosts_loopback_through_a_published_port() {
+    let host = Host::new();
+    serve(&host.namespace, "127.0.0.1:99", "secret");
+    let publish: &'static [Publish] = &[Publish { address: None, host_port: 8080, pod_port: 80, udp: false }];
+    let pod = host.pod(Request { publish, ..Request::default() });
+    let route = |args: &'static [&'static str]| {
+        pod.namespace.run(move || std::process::Command::new("ip").args(args).status().unwrap().success())
+    };
+    pod.namespace.run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap());
+    assert!(route(&["route", "add", "127.9.9.9/32", "via", "198.18.0.1"]));
+    assert!(route(&["route", "del", "table", "local", "127.0.0.0/8", "dev", "lo"]));
+    assert!(route(&["route", "add", "127.0.0.1/32", "via", "198.18.0.1", "src", "198.18.0.2"]));
+    let reached = pod
+        .namespace
+        .run(|| TcpStream::connect_timeout(&"127.0.0.1:99".parse().unwrap(), Duration::from_millis(300)).is_ok());
+    assert!(!reached);
+}
+
+#[test]
+fn a_host_with_a_way_out_lends_it_and_is_restored() {
+    let host = Host::new();
+    let world = Namespace::new();
+    let forwards = || host.namespace.run(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap());
+    let command = |namespace: &Namespace, line: String| {
+        let words: Vec<_> = line.split(' ').map(str::to_owned).collect();
+        assert!(namespace.run(move || std::process::Command::new("ip").args(words).status().unwrap().success()));
+    };
+    command(&host.namespace, format!("link add out0 type veth peer name in0 netns {}", world.id()));
+    command(&host.namespace, "addr add 192.0.2.1/24 dev out0".to_owned());
+    command(&host.namespace, "link set out0 up".to_owned());
+    command(&world, "addr add 192.0.2.2/24 dev in0".to_owned());
+    command(&world, "link set in0 up".to_owned());
+    command(&host.namespace, "route add default via 192.0.2.2".to_owned());
+    let (before, off) = (host.namespace.links(), forwards());
+    let pod = host.pod(Request::default());
+    serve(&world, "0.0.0.0:80", "seen from");
+    assert_eq!(ask(&pod.namespace, [192, 0, 2, 2], 80).unwrap(), "seen from 192.0.2.1");
+    assert_eq!(forwards(), "1\n");
+    pod.remove();
+    assert_eq!((host.namespace.links(), forwards()), (before, off));
+    assert_eq!(host.namespace.tables(), "");
+}
+
+#[test]
+fn two_hosts_share_a_network_by_their_uplinks() {
+    let (mut a, mut b) = (Host::new(), Host::new());
+    let other = b.namespace.id();
+    a.namespace.run(move || {
+        let line = format!("link add up0 type veth peer name up0 netns {other}");
+        assert!(std::process::Command::new("ip").args(line.split(' ')).status().unwrap().success());
+    });
+    a.config = toml::from_str("uplink = 'up0'\npool = '198.18.1.0/24'").unwrap();
+    b.config = toml::from_str("uplink = 'up0'\naddress = '198.18.0.254/16'\npool = '198.18.2.0/24'").unwrap();
+    let (on_a, on_b) = (a.pod(Request::default()), b.pod(Request::default()));
+    a.namespace.await_running("up0");
+    b.namespace.await_running("up0");
+    serve(&on_a.namespace, "0.0.0.0:80", "a");
+    assert_eq!(ask(&on_b.namespace, on_a.address(), 80).unwrap(), "a 198.18.2.1");
+    on_a.remove();
+    assert!(!a.namespace.is_running("up0"));
 }
 
 /// Not a judgement but a record: printed, with limits that only something broken passes.

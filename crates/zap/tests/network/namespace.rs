@@ -78,6 +78,22 @@ impl Namespace {
     }
 }
 
+impl Namespace {
+    pub(crate) fn await_running(&self, link: &'static str) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.is_running(link) {
+            assert!(Instant::now() < deadline, "{link} has no carrier");
+            std::thread::yield_now();
+        }
+    }
+
+    /// The tables of the packet filter, as `nft` lists them.
+    pub(crate) fn tables(&self) -> String {
+        let listed = self.run(|| std::process::Command::new("nft").args(["list", "tables"]).output().unwrap());
+        String::from_utf8(listed.stdout).unwrap()
+    }
+}
+
 impl Drop for Namespace {
     fn drop(&mut self) {
         self.jobs = None;

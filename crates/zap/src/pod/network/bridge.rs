@@ -6,7 +6,7 @@
 use super::lease::{ipv6_of, leased, mac_of};
 use super::links::{self, FarEnd, Link};
 use super::netlink::{Batch, Channel};
-use super::way_out::WayOut;
+use super::way_out::{self, WayOut};
 use super::{NetworkError, kernel};
 use crate::pod::host_config::HostConfig;
 
@@ -18,18 +18,15 @@ const MARK: &str = "zap";
 struct Undo {
     forward4: bool,
     forward6: bool,
+    guard: bool,
     uplink: Option<String>,
 }
 
 impl Undo {
     fn to_alias(&self) -> String {
         let mut alias = MARK.to_owned();
-        if self.forward4 {
-            alias.push_str(" forward4");
-        }
-        if self.forward6 {
-            alias.push_str(" forward6");
-        }
+        let words = [(self.forward4, " forward4"), (self.forward6, " forward6"), (self.guard, " guard")];
+        alias.extend(words.iter().filter(|(is, _)| *is).map(|(_, word)| *word));
         if let Some(uplink) = &self.uplink {
             alias.push_str(&format!(" uplink={uplink}"));
         }
@@ -46,6 +43,7 @@ impl Undo {
         for word in words {
             undo.forward4 |= word == "forward4";
             undo.forward6 |= word == "forward6";
+            undo.guard |= word == "guard";
             undo.uplink = undo.uplink.or(word.strip_prefix("uplink=").map(str::to_owned));
         }
         Some(undo)
@@ -91,6 +89,31 @@ pub(super) fn remove_if_idle(config: &HostConfig, channel: &Channel, last: Optio
     remove(config, channel, &links, last).map(|()| true)
 }
 
+/// Prepares the host for published ports: they need forwarding, and packets of its loopback addresses on the bridge if
+/// `loopback` ports are among them. The caller has the lock.
+pub(super) fn let_in(config: &HostConfig, channel: &Channel, loopback: bool) -> Result<(), NetworkError> {
+    let links = list(channel)?;
+    let Some((bridge, undo)) = find(config, &links).and_then(|b| Some((b, Undo::from_alias(&b.alias)?))) else {
+        return Ok(());
+    };
+    let (off4, off6) = way_out::forwarding_is_off(config);
+    let guard = loopback && !undo.guard;
+    if !off4 && !off6 && !guard {
+        return Ok(());
+    }
+    let undo = Undo {
+        forward4: undo.forward4 || off4,
+        forward6: undo.forward6 || off6,
+        guard: undo.guard || guard,
+        uplink: undo.uplink,
+    };
+    let mut batch = Batch::default();
+    links::set_alias(&mut batch, &bridge.name, &undo.to_alias());
+    channel.run(&batch)?;
+    way_out::forward(off4, off6)?;
+    if guard { way_out::guard(config) } else { Ok(()) }
+}
+
 fn find<'a>(config: &HostConfig, links: &'a [Link]) -> Option<&'a Link> {
     links.iter().find(|l| l.name == config.bridge)
 }
@@ -101,6 +124,7 @@ fn make(config: &HostConfig, channel: &Channel, uplink: Option<&Link>) -> Result
     let undo = Undo {
         forward4: way.switches_on_ipv4(),
         forward6: way.switches_on_ipv6(),
+        guard: false,
         uplink: uplink.filter(|l| !l.up).map(|l| l.name.clone()),
     };
     let mut batch = Batch::default();
@@ -151,7 +175,7 @@ fn usable_uplink<'a>(links: &'a [Link], name: &str) -> Result<&'a Link, NetworkE
 fn remove(config: &HostConfig, channel: &Channel, links: &[Link], last: Option<&str>) -> Result<(), NetworkError> {
     let Some(bridge) = find(config, links) else { return Ok(()) };
     let undo = Undo::from_alias(&bridge.alias).unwrap_or_default();
-    WayOut::close(config, undo.forward4, undo.forward6)?;
+    way_out::close(config, undo.forward4, undo.forward6, undo.guard)?;
     let mut batch = Batch::default();
     // A number that is no other bridge's.
     let group = 0x5a00_0000 | bridge.index;
@@ -174,7 +198,9 @@ mod tests {
 
     #[test]
     fn what_is_to_be_undone_is_read_back_from_the_alias() {
-        for undo in [Undo::default(), Undo { forward4: true, forward6: false, uplink: Some("eth1".to_owned()) }] {
+        for undo in
+            [Undo::default(), Undo { forward4: true, forward6: false, guard: true, uplink: Some("eth1".to_owned()) }]
+        {
             assert_eq!(Undo::from_alias(&undo.to_alias()), Some(undo));
         }
         assert_eq!(Undo::from_alias("my bridge"), None);

@@ -51,6 +51,8 @@ mod kind {
     pub(super) const NAT_REG_ADDR_MIN: u16 = 3;
     pub(super) const NAT_REG_PROTO_MIN: u16 = 5;
     pub(super) const NAT_FLAGS: u16 = 7;
+    pub(super) const REJECT_TYPE: u16 = 1;
+    pub(super) const REJECT_ICMP_CODE: u16 = 2;
     pub(super) const VERDICT_CODE: u16 = 1;
     pub(super) const FIB_DREG: u16 = 1;
     pub(super) const FIB_RESULT: u16 = 2;
@@ -371,6 +373,15 @@ impl Rule {
     /// Lets it through; the rest of the chain does not see it.
     pub(super) fn accept(self) -> Rule {
         self.verdict(1)
+    }
+
+    /// Tells the sender that nobody is there: a reset for TCP, an error message otherwise.
+    pub(super) fn refuse(self, protocol: i32) -> Rule {
+        let (reset, unreachable, port) = (1, 2, 1);
+        self.expression("reject", |e| {
+            e.put_be32(kind::REJECT_TYPE, if protocol == libc::IPPROTO_TCP { reset } else { unreachable });
+            e.put(kind::REJECT_ICMP_CODE, &[port]);
+        })
     }
 
     /// Drops it.

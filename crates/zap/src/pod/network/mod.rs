@@ -11,6 +11,8 @@ mod lease;
 mod links;
 mod namespace;
 mod netlink;
+mod publish;
+mod translate;
 mod way_out;
 
 use std::fs::File;
@@ -54,6 +56,9 @@ pub struct Network {
     inner: AddressPlan,
     outer: AddressPlan,
     publish: Vec<Publish>,
+    /// The host's ports, as long as this process lives.
+    #[serde(skip)]
+    held: Vec<publish::Held>,
 }
 
 /// Why a pod could not be connected.
@@ -114,13 +119,17 @@ impl Network {
     /// gives the pod `eth0` and `lo`. On failure nothing is left.
     pub fn attach(config: &HostConfig, request: &Request<'_>, init: HostPid) -> Result<Network, NetworkError> {
         let channel = open()?;
-        let network = {
+        let held = publish::hold(request.publish)?;
+        let mut network = {
             let _lock = namespace::lock().map_err(kernel("locking", "the network namespace"))?;
             let bridge = bridge::ensure(config, &channel)?;
             Network::lease(config, request, init, &channel, bridge)
                 .inspect_err(|_| drop(bridge::remove_if_idle(config, &channel, None)))?
         };
-        network.bring_up(&channel, request.blocked).inspect_err(|_| drop(network.detach()))?;
+        network.held = held;
+        network.add_rules(&channel).and_then(|()| network.bring_up(&channel, request.blocked)).inspect_err(|_| {
+            let _ = network.detach();
+        })?;
         Ok(network)
     }
 
@@ -146,7 +155,28 @@ impl Network {
         links::set_alias(&mut batch, &link, &lease::link_alias(request.pod, outer.mac));
         links::set_up(&mut batch, &link);
         channel.run(&batch)?;
-        Ok(Network { config: config.clone(), init, link, index: next, inner, outer, publish: request.publish.to_vec() })
+        let publish = request.publish.to_vec();
+        Ok(Network { config: config.clone(), init, link, index: next, inner, outer, publish, held: Vec::new() })
+    }
+
+    /// Translates and publishes, where need be: most pods need no rule at all.
+    fn add_rules(&self, channel: &Channel) -> Result<(), NetworkError> {
+        if translate::is_needed(&self.inner, &self.outer) {
+            translate::install(&self.link, &self.inner, &self.outer)?;
+        }
+        if self.publish.is_empty() {
+            return Ok(());
+        }
+        let _lock = namespace::lock().map_err(kernel("locking", "the network namespace"))?;
+        bridge::let_in(&self.config, channel, publish::needs_loopback(&self.publish))?;
+        publish::install(&self.config, &self.link, &self.outer, &self.publish)
+    }
+
+    fn remove_rules(&self) -> Result<(), NetworkError> {
+        if translate::is_needed(&self.inner, &self.outer) {
+            translate::remove(&self.link)?;
+        }
+        if self.publish.is_empty() { Ok(()) } else { publish::remove(&self.link) }
     }
 
     /// Switches the pod's end on and gives it its addresses; they come only after the block, so nothing can leave before it.
@@ -213,6 +243,7 @@ impl Network {
     /// Takes back what this process holds for the pod (published ports), after reading a written-down connection.
     pub fn resume(&mut self, init: HostPid) -> Result<(), NetworkError> {
         self.init = init;
+        self.held = publish::hold(&self.publish)?;
         Ok(())
     }
 
@@ -220,6 +251,7 @@ impl Network {
     pub fn detach(&self) -> Result<(), NetworkError> {
         let channel = open()?;
         let _lock = namespace::lock().map_err(kernel("locking", "the network namespace"))?;
+        self.remove_rules()?;
         if bridge::remove_if_idle(&self.config, &channel, Some(&self.link))? {
             return Ok(());
         }

@@ -45,12 +45,7 @@ impl WayOut {
 
     /// Opens the ways: forwarding, and the host's address in place of the pod's.
     pub(super) fn open(&self, config: &HostConfig) -> Result<(), NetworkError> {
-        if self.switches_on_ipv4() {
-            fs::write(FORWARD4, "1").map_err(kernel("setting", FORWARD4))?;
-        }
-        if self.switches_on_ipv6() {
-            fs::write(FORWARD6, "1").map_err(kernel("setting", FORWARD6))?;
-        }
+        forward(self.switches_on_ipv4(), self.switches_on_ipv6())?;
         if !self.ipv4 && !self.ipv6 {
             return Ok(());
         }
@@ -69,14 +64,54 @@ impl WayOut {
         }
         rules.make()
     }
+}
 
-    /// Closes the ways, and switches off again what was off.
-    pub(super) fn close(config: &HostConfig, forward4: bool, forward6: bool) -> Result<(), NetworkError> {
-        for (path, _) in [(FORWARD4, forward4), (FORWARD6, forward6)].iter().filter(|(_, was_off)| *was_off) {
-            fs::write(path, "0").map_err(kernel("setting", path))?;
-        }
-        filter::delete_table(Family::Inet, &config.bridge)
+/// Switches forwarding on.
+pub(super) fn forward(ipv4: bool, ipv6: bool) -> Result<(), NetworkError> {
+    set_forwarding(ipv4, ipv6, "1")
+}
+
+fn set_forwarding(ipv4: bool, ipv6: bool, to: &str) -> Result<(), NetworkError> {
+    for (_, path) in [(ipv4, FORWARD4), (ipv6, FORWARD6)].iter().filter(|(wanted, _)| *wanted) {
+        fs::write(path, to).map_err(kernel("setting", path))?;
     }
+    Ok(())
+}
+
+/// Which kinds of forwarding could be switched on (IPv4, IPv6) and are not. IPv6 is left alone on a host that learned its
+/// way out from a router: it would lose it.
+pub(super) fn forwarding_is_off(config: &HostConfig) -> (bool, bool) {
+    let routes = fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap_or_default();
+    let off = |path: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == "0");
+    (off(FORWARD4), off(FORWARD6) && !learned_its_way_out(&routes, &config.bridge))
+}
+
+/// Lets packets with the host's loopback addresses be routed by the bridge, but none that a pod has sent.
+pub(super) fn guard(config: &HostConfig) -> Result<(), NetworkError> {
+    let table = guard_table(config);
+    filter::delete_table(Family::Inet, &table)?;
+    let mut rules = Ruleset::new(Family::Inet, &table);
+    rules.chain("in", "filter", Hook::Prerouting, -300, None);
+    let any4 = Rule::default().family_of(config.address.address.into()).in_by(&config.bridge);
+    rules.rule("in", any4.has(Base::Network, 16, &[127]).drop());
+    rules.make()?;
+    let path = format!("/proc/sys/net/ipv4/conf/{}/route_localnet", config.bridge);
+    fs::write(&path, "1").map_err(kernel("setting", &path))
+}
+
+fn guard_table(config: &HostConfig) -> String {
+    format!("{}-guard", config.bridge)
+}
+
+/// Closes the ways of a bridge that is about to go, and switches off again what was off.
+pub(super) fn close(config: &HostConfig, forward4: bool, forward6: bool, guard: bool) -> Result<(), NetworkError> {
+    set_forwarding(forward4, forward6, "0")?;
+    if guard {
+        let path = format!("/proc/sys/net/ipv4/conf/{}/route_localnet", config.bridge);
+        fs::write(&path, "0").map_err(kernel("setting", &path))?;
+        filter::delete_table(Family::Inet, &guard_table(config))?;
+    }
+    filter::delete_table(Family::Inet, &config.bridge)
 }
 
 fn is_on(path: &str) -> bool {
@@ -95,12 +130,20 @@ fn leads_out4(routes: &str, bridge: &str) -> bool {
 /// Whether `/proc/net/ipv6_route` has a default route that is neither over `bridge` nor learned from a router: a host that
 /// forwards stops listening to routers and would lose its own.
 fn leads_out6(routes: &str, bridge: &str) -> bool {
-    routes.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>()).any(|fields| {
-        let flags = fields.get(8).and_then(|f| u32::from_str_radix(f, 16).ok()).unwrap_or(LEARNED);
-        fields.get(9).is_some_and(|name| *name != bridge && *name != "lo")
-            && fields[0].bytes().all(|b| b == b'0')
-            && fields[1] == "00"
-            && flags & LEARNED == 0
+    default_routes6(routes, bridge).any(|flags| flags & LEARNED == 0)
+}
+
+fn learned_its_way_out(routes: &str, bridge: &str) -> bool {
+    default_routes6(routes, bridge).any(|flags| flags & LEARNED != 0)
+}
+
+/// The flags of default routes over neither `bridge` nor `lo` (where the kernel keeps a refusal).
+fn default_routes6(routes: &str, bridge: &str) -> impl Iterator<Item = u32> {
+    routes.lines().filter_map(move |line| {
+        let fields: Vec<_> = line.split_ascii_whitespace().collect();
+        let [to, length, .., flags, name] = fields[..] else { return None };
+        let is_default = to.bytes().all(|b| b == b'0') && length == "00" && name != bridge && name != "lo";
+        u32::from_str_radix(flags, 16).ok().filter(|_| is_default)
     })
 }
 
