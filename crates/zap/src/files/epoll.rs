@@ -1,6 +1,6 @@
 //! Epoll instances and what they watch.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
@@ -146,6 +146,8 @@ fn line(line: &str) -> Option<Line> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use nix::unistd::pipe;
 
     use super::*;

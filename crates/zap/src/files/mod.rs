@@ -24,12 +24,14 @@ pub mod name_only;
 pub mod owner;
 pub mod pipe;
 mod pool;
+pub mod pty;
 mod refusals;
 pub mod regular;
 mod reopen;
 pub mod shared_memory;
 pub mod signalfd;
 mod table;
+pub mod terminal;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod timerfd;
@@ -43,6 +45,7 @@ pub use identity::{FileIdentity, HashCache, identity_of};
 pub use locks::{PosixLock, holders_of_posix_locks, posix_locks, take_posix_locks};
 pub use pool::{connect_all, open_all, restart_descriptors, settle_all};
 pub use regular::verify_root;
+pub use terminal::{controlling_pty, set_foreground, take_terminal};
 pub use table::{FileTable, describe, finish, intern, intern_file};
 
 /// One open file description of the pod, seen through a copy of it that is ours (`pidfd_getfd`).
@@ -212,6 +215,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &epoll::Epoll,
     &timerfd::Timerfd,
     &signalfd::Signalfd,
+    &pty::Pty,
 ];
 
 /// The kind of that name.

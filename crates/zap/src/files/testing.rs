@@ -24,20 +24,40 @@ pub(crate) fn subject() -> Subject {
     Subject { host: HostPid(pid), pod: PodPid(pid), command: "test".into() }
 }
 
-/// Copies of `files` are captured; what comes back are the numbers they got, the states, and the same files made again.
-pub(crate) fn round_trip(files: &[&OwnedFd], console: Console) -> (Vec<FileId>, Vec<FileState>, Vec<OwnedFd>) {
+/// Files that were captured: the numbers they got, their states, and the data.
+pub(crate) struct Captured {
+    pub(crate) ids: Vec<FileId>,
+    pub(crate) states: Vec<FileState>,
+    sink: DataSink,
+}
+
+/// Captures copies of `files` by the root of the thread that calls.
+pub(crate) fn captured(files: &[&OwnedFd], console: Console) -> Captured {
     let (spec, mut sink) = (spec(), DataSink::default());
-    let mut look = Look::new(&spec, subject().host, &mut sink, console, false);
+    let init = HostPid(nix::unistd::gettid().as_raw());
+    let mut look = Look::new(&spec, init, &mut sink, console, false);
     let copies = files.iter().map(|f| f.try_clone().unwrap());
     let ids: Vec<FileId> = copies.zip(0..).map(|(f, n)| intern_file(&mut look, &subject(), n, f).unwrap()).collect();
     finish(&mut look).unwrap();
     let states: Vec<FileState> = look.files.states().cloned().collect();
     drop(look);
-    let image = ImageReader::of_sink(sink).unwrap();
+    Captured { ids, states, sink }
+}
+
+/// The same files made again, and the master of the console if there is one.
+pub(crate) fn rebuilt(captured: Captured) -> (Vec<OwnedFd>, Option<OwnedFd>) {
+    let (image, spec) = (ImageReader::of_sink(captured.sink).unwrap(), spec());
     let mut rebuild = Rebuild::new(&image, &spec, Vec::new());
-    open_all(&mut rebuild, &states).unwrap();
-    connect_all(&mut rebuild, &states).unwrap();
+    open_all(&mut rebuild, &captured.states).unwrap();
+    connect_all(&mut rebuild, &captured.states).unwrap();
+    let console = rebuild.console_master.take();
     let opened = rebuild.into_files();
-    let again = ids.iter().map(|id| opened[id].try_clone().unwrap()).collect();
-    (ids, states, again)
+    (captured.ids.iter().map(|id| opened[id].try_clone().unwrap()).collect(), console)
+}
+
+/// Copies of `files` are captured; what comes back are the numbers they got, the states, and the same files made again.
+pub(crate) fn round_trip(files: &[&OwnedFd], console: Console) -> (Vec<FileId>, Vec<FileState>, Vec<OwnedFd>) {
+    let captured = captured(files, console);
+    let (ids, states) = (captured.ids.clone(), captured.states.clone());
+    (ids, states, rebuilt(captured).0)
 }

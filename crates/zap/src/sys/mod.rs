@@ -15,6 +15,7 @@ pub mod plain;
 pub mod ptrace;
 pub mod seccomp;
 pub mod socket;
+pub mod terminal;
 
 use std::io;
 
