@@ -45,8 +45,8 @@ pub use identity::{FileIdentity, HashCache, identity_of};
 pub use locks::{PosixLock, holders_of_posix_locks, posix_locks, take_posix_locks};
 pub use pool::{connect_all, open_all, restart_descriptors, settle_all};
 pub use regular::verify_root;
-pub use terminal::{controlling_pty, set_foreground, take_terminal};
 pub use table::{FileTable, describe, finish, intern, intern_file};
+pub use terminal::{controlling_pty, set_foreground, take_terminal};
 
 /// One open file description of the pod, seen through a copy of it that is ours (`pidfd_getfd`).
 ///

@@ -67,7 +67,9 @@ pub(super) fn capture(
     let object = || descriptor.object();
     let settings = terminal::settings(&master).capturing("reading the settings", object())?;
     if settings.line != 0 {
-        return Err(descriptor.refuse(format!("has the line discipline {}, which cannot be checkpointed", settings.line)));
+        return Err(
+            descriptor.refuse(format!("has the line discipline {}, which cannot be checkpointed", settings.line))
+        );
     }
     let path = look.init.proc("root").join(format!("dev/pts/{index}"));
     let facts = std::fs::metadata(&path).capturing("looking at", path.display())?;
