@@ -1,5 +1,7 @@
 //! Debian's Apache in a pod, with clients connected, through checkpoints and restarts.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! The workloads and the client, without any pod: what the pod's tests stand on.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use harness::client::{Crowd, Prober, load};
