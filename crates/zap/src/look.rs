@@ -65,6 +65,8 @@ pub struct Look<'a> {
     pub mapped: MappedFiles,
     /// Where bulk bytes go (queue contents, pages, deleted files). Buffers are kept in memory until the pod runs again.
     pub data: &'a mut DataSink,
+    /// What is known of its sockets.
+    pub sockets: crate::sockets::Sightings,
     /// The pod's console.
     pub console: Console,
     /// Whether the image carries the contents of the root's files that are open or mapped.
@@ -88,6 +90,7 @@ impl<'a> Look<'a> {
             files: FileTable::default(),
             mapped: MappedFiles::default(),
             data,
+            sockets: Default::default(),
             console,
             carry_files,
             seen: HashSet::new(),

@@ -216,6 +216,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &timerfd::Timerfd,
     &signalfd::Signalfd,
     &pty::Pty,
+    &crate::sockets::Unix,
 ];
 
 /// The kind of that name.

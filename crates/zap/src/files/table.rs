@@ -154,7 +154,7 @@ pub fn finish(look: &mut Look<'_>) -> Result<(), CaptureError> {
     while let Some((id, kind, descriptor)) = look.files.late.pop() {
         capture(look, id, kind, &descriptor)?;
     }
-    Ok(())
+    look.sockets.complete()
 }
 
 /// Reads what `/proc/self` says of a file that is ours, and makes a [`Descriptor`] of it.

@@ -32,6 +32,7 @@ const GENERIC: &[Name] = &[
     sol(libc::SO_RXQ_OVFL),
     sol(libc::SO_SELECT_ERR_QUEUE),
     sol(libc::SO_ZEROCOPY),
+    sol(libc::SO_PEEK_OFF),
 ];
 
 /// Options whose value is a structure: lingering, timeouts, pacing.
@@ -205,6 +206,23 @@ pub(super) fn make_room(fd: BorrowedFd<'_>, force: i32, bytes: usize) -> std::io
     socket::set_int(fd, libc::SOL_SOCKET, force, size as i32)
 }
 
+/// Runs `send` with room for `bytes` more in the sender's buffer, whose size is put back.
+pub(super) fn with_room(
+    fd: BorrowedFd<'_>,
+    bytes: usize,
+    send: impl FnOnce() -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let size = socket::get_int(fd, libc::SOL_SOCKET, libc::SO_SNDBUF)?;
+    let lock = socket::get_int(fd, libc::SOL_SOCKET, socket::SO_BUF_LOCK);
+    // What was sent before and is not read yet counts as well.
+    let unread = socket::ioctl_int(fd, libc::TIOCOUTQ)?;
+    make_room(fd, libc::SO_SNDBUFFORCE, bytes + unread as usize)?;
+    let sent = send();
+    socket::set_int(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, size / 2)?;
+    lock.and_then(|lock| socket::set_int(fd, libc::SOL_SOCKET, socket::SO_BUF_LOCK, lock))?;
+    sent
+}
+
 /// Whether the reading half of a socket is shut.
 pub(super) fn reading_shut(fd: BorrowedFd<'_>) -> std::io::Result<bool> {
     Ok(socket::readiness(fd, libc::POLLRDHUP)? & libc::POLLRDHUP != 0)
@@ -240,6 +258,19 @@ pub(super) fn peeking_from_start<T>(
     socket::set_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, -1)?;
     let result = peek();
     socket::set_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)?;
+    result
+}
+
+/// Runs `walk` with peeks that go on where the last one ended, from the start; the argument jumps to an offset.
+pub(super) fn peeking_by_offset<T>(
+    fd: BorrowedFd<'_>,
+    walk: impl FnOnce(&dyn Fn(usize) -> std::io::Result<()>) -> std::io::Result<T>,
+) -> std::io::Result<T> {
+    let before = socket::get_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
+    let set = |offset| socket::set_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset);
+    set(0)?;
+    let result = walk(&|offset| set(offset as i32));
+    set(before)?;
     result
 }
 

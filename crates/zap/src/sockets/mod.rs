@@ -7,14 +7,24 @@
 
 mod address;
 mod common;
+mod diag;
 mod tcp;
 mod tcp_fin;
 mod tcp_queues;
 mod tcp_repair;
 #[cfg(test)]
 mod tests;
+mod unix;
+mod unix_creds;
+mod unix_name;
+mod unix_pair;
+mod unix_queue;
 
 pub use common::SocketOptions;
+pub use diag::Sightings;
 pub use tcp::{Form, Tcp, TcpState};
 pub use tcp_queues::{Connection, Phase};
 pub use tcp_repair::{Agreed, Window, leave_repair};
+pub use unix::{Unix, UnixForm, UnixState};
+pub use unix_name::{BoundFile, UnixName};
+pub use unix_queue::Queued;

@@ -145,7 +145,7 @@ pub(super) fn ends(descriptor: &Descriptor) -> Result<(SocketAddr, Option<Socket
 /// TCP.
 pub struct Tcp;
 
-const CLOSE: u8 = 7;
+pub(super) const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
 const SYN_SENT: u8 = 2;
 

@@ -51,20 +51,24 @@ fn tell(fd: BorrowedFd<'_>, connection: &Connection) -> std::io::Result<()> {
     } else {
         Segment { acknowledges: connection.send_from, flags: FIN | ACK, ..segment }.deliver()?;
     }
-    expect_state(fd, connection.phase)
+    expect_phase(fd, connection.phase)
 }
 
-/// Loopback delivers before the call returns, or a moment later when another CPU has the packet; then `poll` tells.
-fn expect_state(fd: BorrowedFd<'_>, phase: Phase) -> std::io::Result<()> {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(2);
+fn expect_phase(fd: BorrowedFd<'_>, phase: Phase) -> std::io::Result<()> {
     let wanted = if phase == Phase::LastAck { Phase::CloseWait } else { phase };
+    expect(fd, |state| Phase::of_state(state) == Some(wanted))
+}
+
+/// Loopback delivers before the call that sends returns, or a moment later when another CPU has the packet.
+fn expect(fd: BorrowedFd<'_>, wanted: impl Fn(u8) -> bool) -> std::io::Result<()> {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(2);
     loop {
         let state = super::tcp::Info::read(fd)?.state();
-        if Phase::of_state(state) == Some(wanted) {
+        if wanted(state) {
             return Ok(());
         }
         if std::time::Instant::now() > deadline {
-            return Err(std::io::Error::other(format!("the connection is in state {state}, not in {wanted:?}")));
+            return Err(std::io::Error::other(format!("the connection is in state {state} and stays there")));
         }
         std::thread::yield_now();
     }
@@ -122,12 +126,13 @@ fn end_with(fd: BorrowedFd<'_>, family: i32, reset: bool, unread: &[u8]) -> std:
         Segment { flags: RST | ACK, ..segment }.deliver()?;
     } else {
         Segment { flags: FIN | ACK, ..segment }.deliver()?;
-        expect_state(fd, Phase::CloseWait)?;
+        expect_phase(fd, Phase::CloseWait)?;
         tcp_repair::select(fd, Queue::Send)?;
         socket::shutdown(fd, libc::SHUT_WR)?;
         let sequence = segment.sequence.wrapping_add(1);
         Segment { sequence, acknowledges: first.wrapping_add(1), ..segment }.deliver()?;
     }
+    expect(fd, |state| state == super::tcp::CLOSE)?;
     socket::set_int(fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)?;
     tcp_repair::leave_repair(fd, true)
 }

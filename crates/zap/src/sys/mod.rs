@@ -14,6 +14,7 @@ pub mod pidfd;
 pub mod plain;
 pub mod ptrace;
 pub mod seccomp;
+pub mod message;
 pub mod socket;
 pub mod terminal;
 

@@ -1,72 +1,13 @@
-//! Sockets captured and made again, in network namespaces of the tests' own.
+//! TCP.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use crate::files::{FileState, connect_all, finish, intern_file, open_all, settle_all};
-use crate::ids::FileId;
-use crate::image::{DataSink, ImageReader};
-use crate::look::{Console, Look};
-use crate::rebuild::Rebuild;
+use super::*;
+use crate::sockets::{Form, TcpState};
 use crate::sys::socket;
-
-use crate::files::testing::{spec, subject};
-
-/// Runs a test in a thread with a network namespace of its own, in which loopback is up.
-fn in_private_network<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
-    std::thread::spawn(|| {
-        fresh_network();
-        test()
-    })
-    .join()
-    .unwrap()
-}
-
-fn fresh_network() {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-    ip("link set lo up");
-}
-
-fn ip(arguments: &str) {
-    let status = std::process::Command::new("ip").args(arguments.split(' ')).status().unwrap();
-    assert!(status.success(), "ip {arguments}");
-}
-
-struct Captured {
-    ids: Vec<FileId>,
-    states: Vec<FileState>,
-    image: ImageReader,
-}
-
-fn capture(files: &[&OwnedFd]) -> Captured {
-    let (spec, mut sink) = (spec(), DataSink::default());
-    let mut look = Look::new(&spec, subject().host, &mut sink, Console::None, false);
-    let copies = files.iter().map(|f| f.try_clone().unwrap());
-    let ids = copies.zip(0..).map(|(f, n)| intern_file(&mut look, &subject(), n, f).unwrap()).collect();
-    finish(&mut look).unwrap();
-    let states = look.files.states().cloned().collect();
-    drop(look);
-    Captured { ids, states, image: ImageReader::of_sink(sink).unwrap() }
-}
-
-fn rebuild(captured: &Captured) -> Vec<OwnedFd> {
-    let spec = spec();
-    let mut rebuild = Rebuild::new(&captured.image, &spec, Vec::new());
-    open_all(&mut rebuild, &captured.states).unwrap();
-    connect_all(&mut rebuild, &captured.states).unwrap();
-    let files = rebuild.into_files();
-    settle_all(&captured.states, &|id| files[&id].try_clone(), &|_| None).unwrap();
-    captured.ids.iter().map(|id| files[id].try_clone().unwrap()).collect()
-}
-
-/// Captures the sockets and makes them again in another network namespace, without the originals.
-fn move_all(files: Vec<OwnedFd>) -> Vec<OwnedFd> {
-    let captured = capture(&files.iter().collect::<Vec<_>>());
-    fresh_network();
-    rebuild(&captured)
-}
 
 fn connected(address: &str) -> (TcpListener, TcpStream, TcpStream) {
     let listener = TcpListener::bind(address).unwrap();
@@ -107,7 +48,7 @@ fn a_listener_with_a_connection_waiting_is_refused() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (spec, mut sink) = (spec(), DataSink::default());
-        let mut look = Look::new(&spec, subject().host, &mut sink, Console::None, false);
+        let mut look = Look::new(&spec, this_thread(), &mut sink, Console::None, false);
         let refusal = intern_file(&mut look, &subject(), 3, listener.into()).unwrap_err().to_string();
         assert!(refusal.contains("1 connections that the program has not accepted"), "{refusal}");
     });
@@ -178,14 +119,6 @@ fn full_queues_arrive_whole() {
     });
 }
 
-fn wait_until(condition: impl Fn() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    while !condition() {
-        assert!(std::time::Instant::now() < deadline, "it never came true");
-        std::thread::yield_now();
-    }
-}
-
 fn state_of(fd: impl AsFd) -> u8 {
     let mut info = [0; 32];
     socket::get_bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info).unwrap();
@@ -226,7 +159,7 @@ fn an_ended_connection_keeps_what_was_not_read() {
         server.shutdown(Shutdown::Write).unwrap();
         client.shutdown(Shutdown::Write).unwrap();
         drop(server);
-        assert_eq!(state_of(&client), 7);
+        wait_until(|| state_of(&client) == 7);
         let mut client = patient(move_all(vec![client.into()]).remove(0));
         assert_eq!(state_of(&client), 7);
         let mut text = String::new();
@@ -241,7 +174,7 @@ fn a_reset_is_still_told() {
         let (_listener, mut client, server) = connected("127.0.0.1:0");
         client.write_all(b"unread").unwrap();
         drop(server);
-        assert_eq!(state_of(&client), 7);
+        wait_until(|| state_of(&client) == 7);
         let client = patient(move_all(vec![client.into()]).remove(0));
         assert_eq!(client.take_error().unwrap().unwrap().raw_os_error(), Some(libc::ECONNRESET));
     });
@@ -289,7 +222,7 @@ fn options_come_back() {
         let again = move_all(vec![fd, server.into()]).remove(0);
         let after = capture(&[&again]);
         let options = |c: &Captured| {
-            let mut state = crate::image::decode::<super::TcpState>(&c.states[0].state).unwrap();
+            let mut state = crate::image::decode::<TcpState>(&c.states[0].state).unwrap();
             // Binding to one address sets it, and nothing clears it afterwards.
             state.options.numbers.retain(|o| (o.0, o.1) != (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY));
             state
@@ -297,8 +230,8 @@ fn options_come_back() {
         let (before, after) = (options(&before), options(&after));
         assert_eq!(before.options, after.options);
         assert_eq!(after.options.filter, accept_all);
-        let connection = |s: super::TcpState| match s.form {
-            super::Form::Connected(c) => (c.agreed.segment, c.agreed.scales, c.agreed.selective, c.window.receive),
+        let connection = |s: TcpState| match s.form {
+            Form::Connected(c) => (c.agreed.segment, c.agreed.scales, c.agreed.selective, c.window.receive),
             _ => panic!(),
         };
         assert_eq!(connection(before), connection(after));

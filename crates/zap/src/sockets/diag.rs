@@ -1,0 +1,183 @@
+//! What `sock_diag` tells of unix sockets, and only it: who is whose peer, who waits to be accepted.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::error::CaptureError;
+use crate::files::Descriptor;
+use crate::ids::HostPid;
+use crate::look::Subject;
+use crate::sys::socket;
+
+/// A unix socket as `sock_diag` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct UnixFacts {
+    /// `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_SEQPACKET`.
+    pub(super) kind: u8,
+    /// 1 connected, 7 unconnected, 10 listening.
+    pub(super) state: u8,
+    /// Its name, the bytes of `sun_path`.
+    pub(super) name: Vec<u8>,
+    /// The peer's inode; zero if the peer is nobody's (closed, or not accepted yet).
+    pub(super) peer: Option<u32>,
+    /// Of a listener: the inodes of those that wait to be accepted.
+    pub(super) waiting: Vec<u32>,
+    /// Of a listener: how many may wait.
+    pub(super) backlog: u32,
+    /// Bit 0 reading, bit 1 writing.
+    pub(super) shutdown: u8,
+}
+
+/// What a checkpoint has learnt about sockets so far.
+#[derive(Debug, Default)]
+pub struct Sightings {
+    unix: Option<HashMap<u32, UnixFacts>>,
+    met: HashSet<u32>,
+    expected: Vec<(u32, Subject, String)>,
+}
+
+impl Sightings {
+    /// The facts about the unix socket of that inode in the network namespace of `init`, asked once per checkpoint.
+    pub(super) fn unix(&mut self, init: HostPid) -> io::Result<&HashMap<u32, UnixFacts>> {
+        if self.unix.is_none() {
+            self.unix = Some(dump_unix(init)?);
+        }
+        self.unix.as_ref().ok_or_else(|| io::Error::other("no facts"))
+    }
+
+    /// The unix socket of that inode is being captured.
+    pub(super) fn meet_unix(&mut self, inode: u32) {
+        self.met.insert(inode);
+    }
+
+    /// The unix socket of that inode is the peer of `descriptor`, and must be captured, too.
+    pub(super) fn expect_unix(&mut self, inode: u32, descriptor: &Descriptor) {
+        self.expected.push((inode, descriptor.subject.clone(), descriptor.object()));
+    }
+
+    /// Refuses a socket whose peer is held by nobody of the pod. For when every file has been captured.
+    pub fn complete(&self) -> Result<(), CaptureError> {
+        match self.expected.iter().find(|(inode, ..)| !self.met.contains(inode)) {
+            None => Ok(()),
+            Some((_, subject, object)) => Err(subject.refuse(object, "is connected to a socket outside the pod")),
+        }
+    }
+}
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const REQUEST_DUMP: u16 = 0x301;
+const DONE: u16 = 3;
+const ERROR: u16 = 2;
+
+fn dump_unix(init: HostPid) -> io::Result<HashMap<u32, UnixFacts>> {
+    let netlink = netlink_in(init)?;
+    let mut request = Vec::with_capacity(40);
+    request.extend(40u32.to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend(REQUEST_DUMP.to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
+    request.extend(u32::MAX.to_ne_bytes());
+    request.extend(0u32.to_ne_bytes());
+    // Name, peer, who waits, queue lengths.
+    request.extend((1u32 | 4 | 8 | 16).to_ne_bytes());
+    request.extend([0xff; 8]);
+    socket::send(&netlink, &request, 0)?;
+    let mut facts = HashMap::new();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let length = socket::receive(&netlink, &mut buffer, 0)?;
+        if parse_dump(&buffer[..length], &mut facts)? {
+            return Ok(facts);
+        }
+    }
+}
+
+/// A `sock_diag` socket in the network namespace of `init`. A socket stays in the namespace that it was made in.
+fn netlink_in(init: HostPid) -> io::Result<OwnedFd> {
+    let make = || socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG);
+    let namespace = std::fs::File::open(init.proc("ns/net"))?;
+    // A namespace is entered by a thread, never to come back.
+    let entered = std::thread::spawn(move || {
+        nix::sched::setns(namespace.as_fd(), nix::sched::CloneFlags::CLONE_NEWNET)?;
+        make()
+    });
+    entered.join().map_err(|_| io::Error::other("the thread panicked"))?
+}
+
+/// Reads one datagram of answers into `facts`; whether it was the last.
+fn parse_dump(mut bytes: &[u8], facts: &mut HashMap<u32, UnixFacts>) -> io::Result<bool> {
+    let broken = || io::Error::other("sock_diag gave an answer that is cut off");
+    while let Some((length, _)) = bytes.split_first_chunk::<4>() {
+        let length = u32::from_ne_bytes(*length) as usize;
+        let message = bytes.get(..length).filter(|m| m.len() >= 16).ok_or_else(broken)?;
+        match u16::from_ne_bytes([message[4], message[5]]) {
+            DONE => return Ok(true),
+            ERROR => return Err(netlink_error(message.get(16..20).ok_or_else(broken)?)),
+            _ => {
+                let (inode, fact) = parse_unix(&message[16..]).ok_or_else(broken)?;
+                facts.insert(inode, fact);
+            }
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+fn netlink_error(code: &[u8]) -> io::Error {
+    let code = code.first_chunk::<4>().map_or(-libc::EIO, |c| i32::from_ne_bytes(*c));
+    io::Error::from_raw_os_error(-code)
+}
+
+/// A `struct unix_diag_msg` and its attributes.
+fn parse_unix(message: &[u8]) -> Option<(u32, UnixFacts)> {
+    const NAME: u16 = 0;
+    const PEER: u16 = 2;
+    const WAITING: u16 = 3;
+    const LENGTHS: u16 = 4;
+    const SHUTDOWN: u16 = 6;
+    let (head, mut rest) = message.split_at_checked(16)?;
+    let word = |bytes: &[u8]| bytes.first_chunk::<4>().map(|w| u32::from_ne_bytes(*w));
+    let mut fact = UnixFacts { kind: head[1], state: head[2], ..UnixFacts::default() };
+    while rest.len() >= 4 {
+        let length = usize::from(u16::from_ne_bytes([rest[0], rest[1]]));
+        let value = rest.get(4..length)?;
+        match u16::from_ne_bytes([rest[2], rest[3]]) {
+            NAME => fact.name = value.to_vec(),
+            PEER => fact.peer = Some(word(value)?),
+            WAITING => fact.waiting = value.as_chunks::<4>().0.iter().map(|w| u32::from_ne_bytes(*w)).collect(),
+            LENGTHS => fact.backlog = word(value.get(4..)?)?,
+            SHUTDOWN => fact.shutdown = *value.first()?,
+            _ => {}
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Some((word(&head[4..])?, fact))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_understood() {
+        let mut message = vec![libc::AF_UNIX as u8, 1, 1, 0];
+        message.extend(77u32.to_ne_bytes());
+        message.extend([0; 8]);
+        message.extend([7, 0, 0, 0, 0, b'a', b'b', 0]);
+        message.extend([8, 0, 2, 0, 5, 0, 0, 0]);
+        message.extend([5, 0, 6, 0, 2, 0, 0, 0]);
+        let (inode, fact) = parse_unix(&message).unwrap();
+        assert_eq!((inode, fact.name.as_slice(), fact.peer, fact.shutdown), (77, &b"\0ab"[..], Some(5), 2));
+        assert!(parse_unix(&message[..18]).is_some());
+        message[16] = 200;
+        assert!(parse_unix(&message).is_none());
+    }
+
+    #[test]
+    fn a_cut_answer_is_an_error() {
+        assert!(parse_dump(&[40, 0, 0, 0, 20, 0], &mut HashMap::new()).is_err());
+        assert!(!parse_dump(&[], &mut HashMap::new()).unwrap());
+    }
+}

@@ -1,0 +1,159 @@
+//! Names of unix sockets: paths, absolute or relative to a directory of long ago, whose file may be gone; abstract names.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::sys::{file, message, socket};
+
+/// The name that a unix socket is bound to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixName {
+    /// `sun_path` as it was given: a path without the final NUL, or a NUL and an abstract name. Empty: none.
+    #[serde(with = "serde_bytes")]
+    pub bytes: Vec<u8>,
+    /// The file that a path made, unless it was removed.
+    pub file: Option<BoundFile>,
+}
+
+/// The file of a bound socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoundFile {
+    /// Where it is now, in the pod.
+    pub path: PathBuf,
+    /// Permissions.
+    pub mode: u32,
+    /// Owner.
+    pub user: u32,
+    /// Group.
+    pub group: u32,
+}
+
+impl UnixName {
+    /// Whether it is a path (rather than abstract, or none).
+    pub(super) fn is_path(&self) -> bool {
+        self.bytes.first().is_some_and(|b| *b != 0)
+    }
+
+    /// The `sockaddr_un`.
+    pub(super) fn to_kernel(&self) -> Vec<u8> {
+        let mut address = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
+        address.extend(&self.bytes);
+        if self.is_path() && self.bytes.len() < 108 {
+            address.push(0);
+        }
+        address
+    }
+}
+
+/// `sun_path` of a `sockaddr_un` as [`UnixName::bytes`] has it.
+pub(super) fn plain(address: &[u8]) -> Vec<u8> {
+    let path = address.get(2..).unwrap_or_default();
+    match path.first() {
+        Some(0) => path.to_vec(),
+        _ => path.split(|b| *b == 0).next().unwrap_or_default().to_vec(),
+    }
+}
+
+/// The name of a socket.
+pub(super) fn capture(fd: BorrowedFd<'_>) -> io::Result<UnixName> {
+    let mut name = UnixName { bytes: plain(&socket::local_name(fd)?), file: None };
+    if name.is_path()
+        && let Ok(bound) = message::bound_file(fd)
+    {
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", bound.as_raw_fd()))?;
+        let stat = file::fstat(&bound)?;
+        let there = stat.st_nlink > 0 && !path.as_os_str().as_bytes().ends_with(b" (deleted)");
+        name.file = there.then(|| BoundFile { path, mode: stat.st_mode & 0o7777, user: stat.st_uid, group: stat.st_gid });
+    }
+    Ok(name)
+}
+
+/// Binds a socket to its name. The file of a path appears where it was; one that was removed appears nowhere.
+pub(super) fn bind(fd: BorrowedFd<'_>, name: &UnixName) -> io::Result<()> {
+    match (&name.file, name.bytes.is_empty()) {
+        (_, true) => Ok(()),
+        (Some(bound), _) if directory_of(name, &bound.path).is_some() => bind_in_place(fd, name, bound),
+        _ if name.is_path() => in_nowhere(name, || socket::bind(fd, &name.to_kernel())),
+        _ => socket::bind(fd, &name.to_kernel()),
+    }
+}
+
+/// The directory in which binding to `name` makes `path`; `None` if no directory does (the file was renamed).
+fn directory_of(name: &UnixName, path: &Path) -> Option<PathBuf> {
+    let given = Path::new(std::ffi::OsStr::from_bytes(&name.bytes));
+    let parent = given.file_name().filter(|n| path.file_name() == Some(n)).and(path.parent())?;
+    if given.is_absolute() {
+        // The same file by another path (a link on the way) is as good.
+        return Some(PathBuf::from("/"));
+    }
+    let above = given.parent()?;
+    let base = parent.as_os_str().as_bytes().strip_suffix(above.as_os_str().as_bytes())?;
+    Some(PathBuf::from(std::ffi::OsStr::from_bytes(base)))
+}
+
+fn bind_in_place(fd: BorrowedFd<'_>, name: &UnixName, bound: &BoundFile) -> io::Result<()> {
+    let directory = directory_of(name, &bound.path).unwrap_or_else(|| PathBuf::from("/"));
+    match std::fs::remove_file(&bound.path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    in_directory(&directory, || socket::bind(fd, &name.to_kernel()))?;
+    std::os::unix::fs::chown(&bound.path, Some(bound.user), Some(bound.group))?;
+    std::fs::set_permissions(&bound.path, std::os::unix::fs::PermissionsExt::from_mode(bound.mode))
+}
+
+/// Runs `bind` with another working directory, in a thread that has one of its own.
+fn in_directory(directory: &Path, bind: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
+    in_thread(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+        nix::unistd::chdir(directory)?;
+        bind()
+    })
+}
+
+/// Runs `bind` where a path leads to an empty file system that nobody else sees, and removes what it made there: so a
+/// socket gets a name whose file is gone, whatever is at that path in the pod.
+pub(super) fn in_nowhere(name: &UnixName, bind: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
+    use nix::mount::{MsFlags, mount};
+    let path = Path::new(std::ffi::OsStr::from_bytes(&name.bytes));
+    in_thread(|| {
+        let none: Option<&str> = None;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        mount(Some("tmpfs"), "/proc", Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
+        nix::unistd::chroot("/proc")?;
+        nix::unistd::chdir("/")?;
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        bind()?;
+        std::fs::remove_file(path)
+    })
+}
+
+fn in_thread(work: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
+    let joined = std::thread::scope(|scope| scope.spawn(work).join());
+    joined.unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+}
+
+/// A `sockaddr_un` by which a bound socket is reached, and what must stay open meanwhile.
+pub(super) struct Way(pub(super) Vec<u8>, #[allow(dead_code)] Option<OwnedFd>);
+
+/// How `target`, which is bound to `name`, is reached, wherever its file is, even removed.
+pub(super) fn way_to(target: BorrowedFd<'_>, name: &UnixName) -> io::Result<Way> {
+    if !name.is_path() {
+        return Ok(Way(name.to_kernel(), None));
+    }
+    let bound = message::bound_file(target)?;
+    let path = format!("/proc/self/fd/{}", bound.as_raw_fd());
+    Ok(Way(UnixName { bytes: path.into_bytes(), file: None }.to_kernel(), Some(bound)))
+}
+
+/// Connects to a bound socket.
+pub(super) fn connect_to(fd: BorrowedFd<'_>, target: BorrowedFd<'_>, name: &UnixName) -> io::Result<()> {
+    socket::connect(fd, &way_to(target, name)?.0)
+}

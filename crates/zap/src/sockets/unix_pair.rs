@@ -1,0 +1,187 @@
+//! Making connected unix sockets again: both ends at once, or one end and a peer that is closed afterwards.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::unix::{UnixForm, UnixState};
+use super::unix_name::{self, UnixName};
+use super::unix_queue::Sender;
+use crate::error::{Context, RebuildError};
+use crate::ids::FileId;
+use crate::rebuild::Rebuild;
+use crate::sys::socket;
+
+/// Object: the file number of the unix socket of an inode.
+pub(super) const NUMBER: &str = "unix-number";
+/// Object: the end of a pair that waits to be taken by the socket of an inode.
+const WAITING: &str = "unix-waiting";
+/// Object: the peer of a socket (by its inode) that belongs to nobody, until its queue is filled.
+pub(super) const OTHER_END: &str = "unix-other-end";
+/// Object: the one [`Listeners`].
+const LISTENERS: &str = "unix-listeners";
+
+/// Object: the one [`Namesakes`].
+const NAMESAKES: &str = "unix-namesakes";
+
+/// Sockets of the pod that have an abstract name: type, name, number.
+struct Namesakes(Vec<(i32, Vec<u8>, FileId)>);
+
+/// Listeners that accept sockets that have their name, of the pod or made for now: type, name, socket.
+#[derive(Default)]
+struct Listeners(Vec<(i32, Vec<u8>, OwnedFd)>);
+
+/// The socket of `state`, with its peer made as well.
+pub(super) fn take(rebuild: &mut Rebuild<'_>, state: &UnixState, what: &str) -> Result<OwnedFd, RebuildError> {
+    let waiting = rebuild.object::<Option<OwnedFd>>(WAITING, state.inode).and_then(Option::take);
+    if let Some(end) = waiting {
+        return Ok(end);
+    }
+    let UnixForm::Connected { peer, .. } = &state.form else {
+        return Err(RebuildError::Damaged(format!("{what} has no peer")));
+    };
+    let (ours, theirs) = make(rebuild, state).rebuilding("making a pair for", what)?;
+    match peer {
+        Some(peer) => rebuild.keep_object(WAITING, *peer, Some(theirs)),
+        None => rebuild.keep_object(OTHER_END, state.inode, Some(theirs)),
+    }
+    Ok(ours)
+}
+
+fn make(rebuild: &mut Rebuild<'_>, state: &UnixState) -> io::Result<(OwnedFd, OwnedFd)> {
+    let UnixForm::Connected { peer_name, peer_shared_name, .. } = &state.form else {
+        return Err(io::Error::other("it is not connected"));
+    };
+    if state.shared_name {
+        let (accepted, connected) = accept_at(rebuild, state.kind, &state.name, peer_name)?;
+        return Ok((accepted, connected));
+    }
+    if *peer_shared_name || (state.form.peer_is_gone() && !peer_name.bytes.is_empty()) {
+        let (accepted, connected) = accept_at(rebuild, state.kind, peer_name, &state.name)?;
+        return Ok((connected, accepted));
+    }
+    let (ours, theirs) = socket::pair(libc::AF_UNIX, state.kind)?;
+    unix_name::bind(ours.as_fd(), &state.name)?;
+    unix_name::bind(theirs.as_fd(), &UnixName { file: None, ..peer_name.clone() })?;
+    Ok((ours, theirs))
+}
+
+impl UnixForm {
+    pub(super) fn peer_is_gone(&self) -> bool {
+        matches!(self, UnixForm::Connected { peer: None, .. })
+    }
+}
+
+/// A socket accepted by a listener of the given name, and the one that connected to it: (accepted, connected).
+fn accept_at(
+    rebuild: &mut Rebuild<'_>,
+    kind: i32,
+    name: &UnixName,
+    connector: &UnixName,
+) -> io::Result<(OwnedFd, OwnedFd)> {
+    let connected = socket::socket(libc::AF_UNIX, kind, 0)?;
+    unix_name::bind(connected.as_fd(), connector)?;
+    let listener = listener(rebuild, kind, name)?;
+    unix_name::connect_to(connected.as_fd(), listener.as_fd(), name)?;
+    Ok((socket::accept(listener)?, connected))
+}
+
+/// The listener of a name: the pod's own if it is abstract and open already (there can be only one), or one for now.
+fn listener<'r>(rebuild: &'r mut Rebuild<'_>, kind: i32, name: &UnixName) -> io::Result<&'r OwnedFd> {
+    let all = listeners(rebuild);
+    if let Some(found) = all.iter().position(|(k, n, _)| *k == kind && *n == name.bytes) {
+        return Ok(&all[found].2);
+    }
+    let socket = socket::socket(libc::AF_UNIX, kind, 0)?;
+    unix_name::bind(socket.as_fd(), &UnixName { file: None, ..name.clone() })?;
+    socket::listen(&socket, 8)?;
+    all.push((kind, name.bytes.clone(), socket));
+    Ok(&all[all.len() - 1].2)
+}
+
+fn listeners<'r>(rebuild: &'r mut Rebuild<'_>) -> &'r mut Vec<(i32, Vec<u8>, OwnedFd)> {
+    if rebuild.object::<Listeners>(LISTENERS, 0).is_none() {
+        rebuild.keep_object(LISTENERS, 0, Listeners::default());
+    }
+    &mut rebuild.object::<Listeners>(LISTENERS, 0).expect("it was just kept").0
+}
+
+/// Gives an abstract name back that a listener for now has, because its owner is about to bind to it.
+pub(super) fn free_name(rebuild: &mut Rebuild<'_>, kind: i32, name: &UnixName) {
+    listeners(rebuild).retain(|(k, n, _)| *k != kind || *n != name.bytes);
+}
+
+/// Lets sockets that were accepted under the abstract name of `socket` be accepted by it.
+pub(super) fn offer_listener(
+    rebuild: &mut Rebuild<'_>,
+    kind: i32,
+    name: &UnixName,
+    socket: &OwnedFd,
+) -> io::Result<()> {
+    if name.bytes.first() == Some(&0) {
+        listeners(rebuild).push((kind, name.bytes.clone(), socket.try_clone()?));
+    }
+    Ok(())
+}
+
+/// Remembers who of the pod has an abstract name.
+pub(super) fn remember_name(rebuild: &mut Rebuild<'_>, id: FileId, state: &UnixState) {
+    if state.name.bytes.first() != Some(&0) {
+        return;
+    }
+    match rebuild.object::<Namesakes>(NAMESAKES, 0) {
+        Some(all) => all.0.push((state.kind, state.name.bytes.clone(), id)),
+        None => rebuild.keep_object(NAMESAKES, 0, Namesakes(vec![(state.kind, state.name.bytes.clone(), id)])),
+    }
+}
+
+/// Who sends to the socket `id` what it had received from `name`.
+pub(super) fn sender(rebuild: &mut Rebuild<'_>, id: FileId, state: &UnixState, name: &[u8]) -> io::Result<Sender> {
+    if state.comes_in_pairs() {
+        if let UnixForm::Connected { peer: Some(peer), .. } = &state.form {
+            let number = rebuild.object::<FileId>(NUMBER, *peer).copied();
+            return number.map(Sender::File).ok_or_else(|| io::Error::other("its peer is not in the image"));
+        }
+        let kept = rebuild.object::<Option<OwnedFd>>(OTHER_END, state.inode).and_then(Option::take);
+        return kept.map(Sender::Kept).ok_or_else(|| io::Error::other("it has no peer"));
+    }
+    let all = rebuild.object::<Namesakes>(NAMESAKES, 0);
+    let namesake = all.and_then(|all| all.0.iter().find(|(k, n, _)| *k == state.kind && n == name)).map(|n| n.2);
+    let receiver = rebuild.file(id).map_err(io::Error::other)?;
+    let way = unix_name::way_to(receiver, &state.name)?;
+    if let Some(namesake) = namesake {
+        return Ok(Sender::Namesake(namesake, way));
+    }
+    let stranger = socket::socket(libc::AF_UNIX, state.kind, 0)?;
+    unix_name::bind(stranger.as_fd(), &UnixName { bytes: name.to_vec(), file: None })?;
+    socket::connect(&stranger, &way.0)?;
+    Ok(Sender::Stranger(stranger))
+}
+
+/// Connects a datagram socket to its peer, which may have been closed since.
+pub(super) fn connect_datagram(
+    rebuild: &mut Rebuild<'_>,
+    id: FileId,
+    peer: Option<u64>,
+    peer_name: &UnixName,
+) -> io::Result<()> {
+    let number = peer.and_then(|p| rebuild.object::<FileId>(NUMBER, p).copied());
+    let socket = rebuild.file(id).map_err(io::Error::other)?;
+    if let Some(number) = number {
+        let target = rebuild.file(number).map_err(io::Error::other)?;
+        return unix_name::connect_to(socket, target, peer_name);
+    }
+    let gone = socket::socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0)?;
+    unix_name::bind(gone.as_fd(), peer_name)?;
+    unix_name::connect_to(socket, gone.as_fd(), peer_name)
+}
+
+/// Closes the peer that belongs to nobody. If the socket is to learn that what it sent was never read, something is sent.
+pub(super) fn close_other_end(rebuild: &mut Rebuild<'_>, id: FileId, inode: u64, reset: bool) -> io::Result<()> {
+    let end = rebuild.object::<Option<OwnedFd>>(OTHER_END, inode).and_then(Option::take);
+    if reset {
+        let socket = rebuild.file(id).map_err(io::Error::other)?;
+        socket::send(socket, b"\0", libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)?;
+    }
+    drop(end);
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! What a unix socket has received and not read: bytes, message boundaries, descriptors in flight, senders.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use serde::{Deserialize, Serialize};
+
+use super::common::with_room;
+use super::unix::UnixState;
+use super::unix_name;
+use super::unix_pair;
+use crate::error::{CaptureError, Context, RebuildError};
+use crate::files::{Descriptor, intern_file};
+use crate::ids::FileId;
+use crate::image::DataRef;
+use crate::look::Look;
+use crate::rebuild::Rebuild;
+use crate::sys::message::{self, Credentials, Message};
+use crate::sys::socket;
+
+/// A message, or a run of a stream's bytes that one read may return.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queued {
+    /// Its bytes.
+    pub bytes: DataRef,
+    /// The descriptors that it carries.
+    pub files: Vec<FileId>,
+    /// The name of the sender, if it had one (datagrams).
+    pub sender: Vec<u8>,
+    /// The sender's PID in the pod, user and group, if the receiver asks for them.
+    pub credentials: Option<Credentials>,
+}
+
+/// Reads the queue and leaves it as it is.
+pub(super) fn capture(look: &mut Look<'_>, descriptor: &Descriptor, kind: i32) -> Result<Vec<Queued>, CaptureError> {
+    let fd = descriptor.as_fd();
+    let unread = socket::ioctl_int(fd, libc::FIONREAD).unwrap_or(0);
+    let ready = socket::readiness(fd, libc::POLLIN).capturing("polling", descriptor.object())?;
+    if ready & libc::POLLIN == 0 || (kind == libc::SOCK_STREAM && unread == 0) {
+        return Ok(Vec::new());
+    }
+    if ready & libc::POLLERR != 0 && kind != libc::SOCK_STREAM {
+        return Err(descriptor.refuse("has an error to tell before what it has received, which cannot be checkpointed yet"));
+    }
+    let walked = super::common::peeking_by_offset(fd, |at| match kind {
+        libc::SOCK_STREAM => walk_stream(fd, unread as usize, at),
+        _ => walk_messages(fd),
+    });
+    let walked = walked.capturing("walking the queue", descriptor.object())?;
+    walked.into_iter().map(|(message, bytes)| keep(look, descriptor, message, bytes)).collect()
+}
+
+type Walked = Vec<(Message, Vec<u8>)>;
+
+const PEEK: i32 = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+
+fn ended(result: io::Result<Message>) -> io::Result<Option<Message>> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+fn walk_messages(fd: BorrowedFd<'_>) -> io::Result<Walked> {
+    let mut walked = Vec::new();
+    loop {
+        let ready = socket::readiness(fd, libc::POLLIN | libc::POLLRDHUP)?;
+        // With no room and MSG_TRUNC the length comes and the offset stays.
+        let Some(first) = ended(message::receive(fd, &mut [], PEEK | libc::MSG_TRUNC))? else { return Ok(walked) };
+        if first.length == 0 {
+            // At the end of a shut connection a read gives nothing for ever.
+            if ready & (libc::POLLRDHUP | libc::POLLHUP) != 0 {
+                return Ok(walked);
+            }
+            // A second look at an empty message would find the next one.
+            walked.push((first, Vec::new()));
+            continue;
+        }
+        let mut bytes = vec![0; first.length];
+        let Some(message) = ended(message::receive(fd, &mut bytes, PEEK))? else { return Ok(walked) };
+        walked.push((message, bytes));
+    }
+}
+
+/// A read of a stream ends after a buffer that carries descriptors, but may begin before it. Nothing is read past the
+/// end: that would take an error that the program is to see.
+fn walk_stream(fd: BorrowedFd<'_>, unread: usize, at: &dyn Fn(usize) -> io::Result<()>) -> io::Result<Walked> {
+    let mut walked: Walked = Vec::new();
+    let mut position = 0;
+    while position < unread {
+        let mut bytes = vec![0; unread - position];
+        let Some(message) = ended(message::receive(fd, &mut bytes, PEEK))? else { break };
+        if message.length == 0 {
+            break;
+        }
+        bytes.truncate(message.length);
+        let end = position + message.length;
+        if !message.files.is_empty() {
+            at(position)?;
+            // The last buffer of the run is the one that carries them.
+            let plain = message::peek_all_but_last_buffer(fd, message.length)?;
+            at(end)?;
+            let rest = bytes.split_off(plain);
+            if plain > 0 {
+                let credentials = message.credentials;
+                walked.push((Message { length: plain, credentials, ..Message::default() }, bytes));
+            }
+            bytes = rest;
+        }
+        walked.push((message, bytes));
+        position = end;
+    }
+    Ok(walked)
+}
+
+fn keep(look: &mut Look<'_>, descriptor: &Descriptor, message: Message, bytes: Vec<u8>) -> Result<Queued, CaptureError> {
+    if message.flags & libc::MSG_CTRUNC != 0 {
+        return Err(descriptor.refuse("has a queue with more control data than can be read"));
+    }
+    let files = message.files.into_iter().map(|file| intern_file(look, &descriptor.subject, -1, file));
+    Ok(Queued {
+        files: files.collect::<Result<_, _>>()?,
+        bytes: look.data.append(bytes),
+        sender: unix_name::plain(&message.name),
+        credentials: message.credentials.map(|c| super::unix_creds::in_pod(look, c)),
+    })
+}
+
+/// Sends everything to the socket again, from its peer, or from whoever had the sender's name.
+pub(super) fn fill(rebuild: &mut Rebuild<'_>, id: FileId, state: &UnixState, what: &str) -> Result<(), RebuildError> {
+    for queued in &state.queue {
+        let bytes = rebuild.image.read(queued.bytes).map_err(|e| RebuildError::Damaged(e.to_string()))?;
+        let sender = unix_pair::sender(rebuild, id, state, &queued.sender).rebuilding("finding the sender to", what)?;
+        let files = queued.files.iter().map(|f| rebuild.file(*f)).collect::<Result<Vec<_>, _>>()?;
+        let (from, to): (BorrowedFd<'_>, &[u8]) = match &sender {
+            Sender::File(number) => (rebuild.file(*number)?, &[]),
+            Sender::Kept(end) | Sender::Stranger(end) => (end.as_fd(), &[]),
+            Sender::Namesake(number, to) => (rebuild.file(*number)?, &to.0),
+        };
+        with_room(from, bytes.len(), || send(from, to, &bytes, &files)).rebuilding("filling the queue of", what)?;
+        if let Sender::Kept(end) = sender {
+            rebuild.keep_object(unix_pair::OTHER_END, state.inode, Some(end));
+        }
+    }
+    Ok(())
+}
+
+/// Who sends a queued message again.
+pub(super) enum Sender {
+    /// The peer, a file of the pod.
+    File(FileId),
+    /// The other end of a pair whose owner was closed.
+    Kept(OwnedFd),
+    /// A socket made for this, connected to the receiver.
+    Stranger(OwnedFd),
+    /// A file of the pod that has the sender's name, and the way to the receiver.
+    Namesake(FileId, unix_name::Way),
+}
+
+fn send(from: BorrowedFd<'_>, to: &[u8], bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let mut sent = message::send(from, bytes, files, None, to, flags)?;
+    while sent < bytes.len() {
+        sent += message::send(from, &bytes[sent..], &[], None, to, flags)?;
+    }
+    Ok(())
+}
