@@ -149,7 +149,8 @@ impl FileKind for Unix {
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
         let fd = descriptor.as_fd();
         look.sockets.meet_unix(descriptor.stat.st_ino as u32);
-        let kind = socket::get_int(fd, libc::SOL_SOCKET, libc::SO_TYPE).capturing("asking the type of", descriptor.object())?;
+        let kind = socket::get_int(fd, libc::SOL_SOCKET, libc::SO_TYPE)
+            .capturing("asking the type of", descriptor.object())?;
         let mut options = SocketOptions::capture(descriptor, &[OPTIONS])?;
         let (form, shared_name, shutdown) = Self::form(look, descriptor)?;
         options.shutdown = shutdown;
@@ -188,7 +189,8 @@ impl FileKind for Unix {
             if !state.comes_in_pairs() {
                 unix_pair::connect_datagram(rebuild, id, *peer, peer_name).rebuilding("connecting", &what)?;
             } else if peer.is_none() {
-                unix_pair::close_other_end(rebuild, id, state.inode, *reset).rebuilding("closing the peer of", &what)?;
+                unix_pair::close_other_end(rebuild, id, state.inode, *reset)
+                    .rebuilding("closing the peer of", &what)?;
             }
         }
         state.options.finish(rebuild.file(id)?, &what)
@@ -211,9 +213,8 @@ impl FileKind for Unix {
 
     fn needs_settling(&self, state: &[u8]) -> bool {
         // A closed peer shuts the socket down by itself.
-        decoded::<UnixState>(state).is_ok_and(|s| {
-            s.options.shutdown != 0 && !matches!(s.form, UnixForm::Connected { peer: None, .. })
-        })
+        decoded::<UnixState>(state)
+            .is_ok_and(|s| s.options.shutdown != 0 && !matches!(s.form, UnixForm::Connected { peer: None, .. }))
     }
 }
 
@@ -222,7 +223,9 @@ impl UnixState {
     pub(super) fn comes_in_pairs(&self) -> bool {
         match &self.form {
             UnixForm::Connected { peer, mutual, peer_name, .. } => {
-                self.kind != libc::SOCK_DGRAM || (*mutual && peer_name.bytes.is_empty()) || (peer.is_none() && peer_name.bytes.is_empty())
+                self.kind != libc::SOCK_DGRAM
+                    || (*mutual && peer_name.bytes.is_empty())
+                    || (peer.is_none() && peer_name.bytes.is_empty())
             }
             _ => false,
         }

@@ -40,7 +40,9 @@ pub(super) fn capture(look: &mut Look<'_>, descriptor: &Descriptor, kind: i32) -
         return Ok(Vec::new());
     }
     if ready & libc::POLLERR != 0 && kind != libc::SOCK_STREAM {
-        return Err(descriptor.refuse("has an error to tell before what it has received, which cannot be checkpointed yet"));
+        return Err(
+            descriptor.refuse("has an error to tell before what it has received, which cannot be checkpointed yet")
+        );
     }
     let walked = super::common::peeking_by_offset(fd, |at| match kind {
         libc::SOCK_STREAM => walk_stream(fd, unread as usize, at),
@@ -113,7 +115,12 @@ fn walk_stream(fd: BorrowedFd<'_>, unread: usize, at: &dyn Fn(usize) -> io::Resu
     Ok(walked)
 }
 
-fn keep(look: &mut Look<'_>, descriptor: &Descriptor, message: Message, bytes: Vec<u8>) -> Result<Queued, CaptureError> {
+fn keep(
+    look: &mut Look<'_>,
+    descriptor: &Descriptor,
+    message: Message,
+    bytes: Vec<u8>,
+) -> Result<Queued, CaptureError> {
     if message.flags & libc::MSG_CTRUNC != 0 {
         return Err(descriptor.refuse("has a queue with more control data than can be read"));
     }

@@ -8,13 +8,13 @@ pub mod file;
 pub mod kcmp;
 pub mod lock;
 pub mod memory;
+pub mod message;
 pub mod packet;
 pub mod pagemap;
 pub mod pidfd;
 pub mod plain;
 pub mod ptrace;
 pub mod seccomp;
-pub mod message;
 pub mod socket;
 pub mod terminal;
 

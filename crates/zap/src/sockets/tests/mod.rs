@@ -80,4 +80,3 @@ fn move_all(files: Vec<OwnedFd>) -> Vec<OwnedFd> {
     fresh_network();
     rebuild(&captured)
 }
-
