@@ -1,1 +1,15 @@
-//! The monitor: the pod's process on the host.
+//! The pod's process on the host: makes the pod, serves commands, keeps the undo journal, log and console.
+//!
+//! Start reading at [`protocol`] for what it can be asked, and `start.rs` for its life.
+
+pub mod client;
+pub mod frame;
+pub mod protocol;
+mod serve;
+pub mod session;
+mod start;
+
+pub use start::main;
+
+/// The first argument by which `zap` knows that it is to be a monitor.
+pub const ARGUMENT: &str = "monitor";

@@ -1,44 +1,142 @@
 //! A pod's cgroup (v2): what its processes are, freezing them, and ending them all.
 
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
 
 use crate::ids::HostPid;
-use crate::pod::PodError;
+use crate::pod::{PodError, Store};
+
+/// How long processes may take to stand still, or to die: longer only in uninterruptible sleep.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The cgroup of a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cgroup {
     path: PathBuf,
 }
 
 impl Cgroup {
+    /// Makes the group of a pod, empty.
+    pub fn create(store: &Store, pod: &str) -> Result<Cgroup, PodError> {
+        let path = hierarchy()?.join(group_of(store)).join(pod);
+        fs::create_dir_all(&path).map_err(failed("making", &path))?;
+        Ok(Cgroup { path })
+    }
+
     /// Its directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Freezes every process, and returns when all stand still.
+    /// Its directory, opened.
+    pub fn open(&self) -> Result<OwnedFd, PodError> {
+        File::open(&self.path).map(OwnedFd::from).map_err(failed("opening", &self.path))
+    }
+
+    /// Whether it is there.
+    pub fn exists(&self) -> bool {
+        self.path.is_dir()
+    }
+
+    /// Freezes every process, and returns when all stand still. If one does not, all go on and it is an error.
     pub fn freeze(&self) -> Result<(), PodError> {
-        todo!()
+        self.write("cgroup.freeze", "1")?;
+        let frozen = self.wait_until("frozen 1", "freezing");
+        if frozen.is_err() {
+            self.thaw()?;
+        }
+        frozen
     }
 
     /// Lets them go on.
     pub fn thaw(&self) -> Result<(), PodError> {
-        todo!()
+        self.write("cgroup.freeze", "0")
+    }
+
+    /// Whether it was told to freeze.
+    pub fn is_frozen(&self) -> bool {
+        fs::read(self.path.join("cgroup.freeze")).is_ok_and(|t| t.starts_with(b"1"))
     }
 
     /// Kills every process, PID 1 too, and returns when all are gone.
     pub fn kill(&self) -> Result<(), PodError> {
-        todo!()
+        self.write("cgroup.kill", "1")?;
+        self.wait_until("populated 0", "ending")
     }
 
     /// The processes in it (not threads), PID 1 too.
     pub fn pids(&self) -> Result<Vec<HostPid>, PodError> {
-        todo!()
+        let path = self.path.join("cgroup.procs");
+        let text = fs::read_to_string(&path).map_err(failed("reading", &path))?;
+        Ok(text.lines().filter_map(|l| l.parse().ok()).map(HostPid).collect())
     }
 
-    /// Removes the empty group.
+    /// Removes the empty group, and the one above it if it was the host's last pod. Again is no error.
     pub fn remove(&self) -> Result<(), PodError> {
-        todo!()
+        match fs::remove_dir(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("removing", &self.path)(e)),
+            _ => {}
+        }
+        if let Some(parent) = self.path.parent() {
+            // Other pods of this host may still be in it.
+            let _ = fs::remove_dir(parent);
+        }
+        Ok(())
     }
+
+    fn write(&self, file: &str, text: &str) -> Result<(), PodError> {
+        let path = self.path.join(file);
+        fs::write(&path, text).map_err(failed("writing", &path))
+    }
+
+    /// Waits until `cgroup.events` has this line; the kernel reports changes of that file as POLLPRI.
+    fn wait_until(&self, line: &str, step: &'static str) -> Result<(), PodError> {
+        let path = self.path.join("cgroup.events");
+        let mut events = File::open(&path).map_err(failed("opening", &path))?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut text = String::new();
+            events.rewind().and_then(|()| events.read_to_string(&mut text)).map_err(failed("reading", &path))?;
+            if text.lines().any(|l| l == line) {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(failed(step, &self.path)(io::ErrorKind::TimedOut.into()));
+            }
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout) {
+                Err(nix::Error::EINTR) | Ok(_) => {}
+                Err(e) => return Err(failed(step, &self.path)(e.into())),
+            }
+        }
+    }
+}
+
+fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PodError + use<> {
+    let path = path.to_owned();
+    move |source| PodError::Store { step, path, source }
+}
+
+/// The directory that holds the groups of one host's pods.
+fn group_of(store: &Store) -> String {
+    let hash = blake3::hash(store.state().as_os_str().as_encoded_bytes());
+    format!("zap-{}", &hash.to_hex()[..12])
+}
+
+/// Where the cgroup v2 hierarchy is mounted.
+fn hierarchy() -> Result<PathBuf, PodError> {
+    let path = Path::new("/proc/self/mountinfo");
+    let table = fs::read(path).map_err(failed("reading", path))?;
+    crate::pod::mounts::parse(&table)
+        .into_iter()
+        .find(|m| m.kind == "cgroup2")
+        .map(|m| m.target)
+        .ok_or_else(|| PodError::Lacks("a mounted cgroup v2 hierarchy".to_owned()))
 }

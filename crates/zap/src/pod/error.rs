@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::error::RebuildError;
+use crate::pod::network::NetworkError;
 
 /// Why a pod could not be made, found, or acted on.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +77,14 @@ pub enum PodError {
     /// This host lacks something (exit code 4).
     #[error("this host lacks {0}")]
     Lacks(String),
+    /// Its network could not be set up or changed.
+    #[error("pod {pod}: {source}")]
+    Network {
+        /// The pod.
+        pod: String,
+        /// What and why.
+        source: NetworkError,
+    },
     /// PID 1 of the pod ended.
     #[error("pod {0} ended meanwhile")]
     Ended(String),
@@ -91,6 +100,7 @@ impl PodError {
             PodError::Unknown(_) | PodError::Taken(_) | PodError::Busy(_) => 6,
             PodError::Lacks(_) | PodError::Unpack(RebuildError::Lacks(_) | RebuildError::Changed { .. }) => 4,
             PodError::Unpack(RebuildError::Damaged(_)) => 5,
+            PodError::Network { source, .. } => source.exit_code(),
             PodError::Exec { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
             PodError::Exec { .. } => 126,
             _ => 1,

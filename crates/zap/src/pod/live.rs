@@ -1,13 +1,23 @@
 //! A pod that is alive, as its monitor holds it.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use crate::error::RebuildError;
 use crate::ids::{HostPid, PodPid};
 use crate::look::Console;
+use crate::monitor::session::{self, Session};
+use crate::pod::console::Ends;
+use crate::pod::control::{self, Control};
+use crate::pod::init::Command;
 use crate::pod::journal::Journal;
-use crate::pod::{Cgroup, PodError, PodSpec, Store};
+use crate::pod::limits::LimitGroups;
+use crate::pod::network::Network;
+use crate::pod::registry::{Claim, PodState, ProcessId, Record};
+use crate::pod::{Cgroup, PodError, PodSpec, Store, birth, rootfs};
+use crate::sys::pidfd::PidFd;
 
 /// How far a pod's clocks are from the host's, in nanoseconds: the pod's clock is the host's plus this.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +35,10 @@ pub struct Birth<'a> {
     pub clocks: Option<ClockOffsets>,
     /// Whether its network starts out blocked (a restart lets it go last).
     pub network_blocked: bool,
+    /// The outer address asked for, with the length of its prefix.
+    pub address: Option<(std::net::Ipv4Addr, Option<u8>)>,
+    /// The MAC address asked for.
+    pub mac: Option<[u8; 6]>,
     /// Fills the upper layers, in the directory that it is given, before they are mounted.
     pub unpack: Option<Unpack<'a>>,
 }
@@ -44,66 +58,151 @@ pub struct LivePod {
     pub cgroup: Cgroup,
     /// Its first command, whose end is the pod's.
     pub main: Option<PodPid>,
+    /// Its connection, if it has one.
+    pub network: Option<Network>,
     /// What must be undone if this monitor dies.
     pub journal: Journal,
+    pub(super) limits: LimitGroups,
+    pub(super) control: Control,
+    pub(super) session: Option<Session>,
+    pub(super) hush: Option<session::Hush>,
+    pub(super) created: String,
+    pub(super) state: PodState,
+    pub(super) _claim: Claim,
 }
 
 impl LivePod {
-    /// Makes a pod: namespaces, root, network, PID 1. No command runs in it.
-    pub fn create(_store: Store, _spec: PodSpec, _birth: Birth<'_>) -> Result<LivePod, PodError> {
-        todo!()
+    /// Makes a pod: namespaces, root, network, PID 1. No command runs in it. On failure nothing is left. The caller must
+    /// be its process's only thread.
+    pub fn create(store: Store, spec: PodSpec, birth: Birth<'_>) -> Result<LivePod, PodError> {
+        birth::create(store, spec, birth)
     }
 
-    /// Starts the first command, with a console of its own.
+    fn failed(&self, step: &str) -> impl FnOnce(io::Error) -> PodError + use<> {
+        let (pod, step) = (self.spec.name.clone(), step.to_owned());
+        move |source| PodError::Kernel { pod, step, source }
+    }
+
+    /// Starts the first command, with a console of its own, which nobody reads until [`LivePod::open_console`].
     pub fn start_main(&mut self) -> Result<(), PodError> {
-        todo!()
+        let made = if self.spec.tty { Ends::pty(self.init) } else { Ends::pipes(self.spec.interactive) };
+        let (ends, stdio) = made.map_err(self.failed("making the console"))?;
+        self.keep_console(&ends)?;
+        self.start_session(ends)?;
+        let command = Command {
+            argv: self.spec.command.clone(),
+            environment: self.spec.environment.clone(),
+            user: self.spec.user.clone(),
+            workdir: self.spec.workdir.clone(),
+            capabilities: self.spec.capabilities.clone(),
+            seccomp: self.spec.seccomp.clone(),
+        };
+        let pid = self.control.spawn(&command, &stdio, self.spec.tty, true)?;
+        self.set_main(pid)
+    }
+
+    /// Has PID 1 keep copies of the far ends, so that the pod survives a monitor that dies.
+    fn keep_console(&self, ends: &Ends) -> Result<(), PodError> {
+        ends.kept().into_iter().try_for_each(|(slot, file)| self.control.keep(slot, &[file]))
+    }
+
+    pub(super) fn start_session(&mut self, ends: Ends) -> Result<(), PodError> {
+        let mut options = File::options();
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let path = self.store.log_file(&self.spec.name);
+        let log = options.create(true).append(true).open(path).map_err(self.failed("opening the log"))?;
+        let control = self.control.clone();
+        let stdin_closed = Box::new(move || drop(control.drop_kept(0)));
+        let plan = session::Plan { log: Some(log), stdin_closed: Some(stdin_closed) };
+        let session = Session::start(ends, plan).map_err(self.failed("starting the console"))?;
+        self.hush = Some(session.hush());
+        self.session = Some(session);
+        Ok(())
+    }
+
+    pub(super) fn set_main(&mut self, pid: PodPid) -> Result<(), PodError> {
+        self.main = Some(pid);
+        if let (Some(session), Some(host)) = (&self.session, self.host_pid(pid)) {
+            // If it is gone already there is nobody to signal.
+            if let Ok(process) = PidFd::open(host) {
+                session.set_target(process);
+            }
+        }
+        self.save()
     }
 
     /// Has PID 1 clone a child with this PID that runs [`crate::restart::builder`] with these files (numbered from 3
-    /// on, in this order; nothing else is open in it).
-    pub fn build(&self, _pid: PodPid, _files: Vec<OwnedFd>) -> Result<HostPid, PodError> {
-        todo!()
+    /// on, in this order; nothing else but the null device as stdio is open in it).
+    pub fn build(&self, pid: PodPid, files: Vec<OwnedFd>) -> Result<HostPid, PodError> {
+        let pid = self.control.build(pid, &files)?;
+        self.host_pid(pid).ok_or_else(|| PodError::Ended(self.spec.name.clone()))
     }
 
     /// The far ends of the console, for a checkpoint.
     pub fn console(&self) -> Result<Console, PodError> {
-        todo!()
+        match &self.session {
+            Some(session) => session.ends().look().map_err(self.failed("looking at the console")),
+            None => Ok(Console::None),
+        }
     }
 
-    /// Stops reading the console's output until the guard is dropped, so that what is in the pipes is in the image, and
-    /// not in the log as well.
-    pub fn hush_console(&self) -> Hush {
-        todo!()
+    /// Leaves the console alone until the guard is dropped, so that what is in the pipes is in the image, and not in the
+    /// log as well.
+    pub fn hush_console(&self) -> session::Hush {
+        self.session.as_ref().map_or_else(session::Hush::of_nothing, Session::hush)
     }
 
     /// For a restart: makes a new console of pipes and returns the pod's ends: stdin, stdout, stderr.
     pub fn new_console_pipes(&mut self) -> Result<[OwnedFd; 3], PodError> {
-        todo!()
+        let (ends, stdio) = Ends::pipes(self.spec.interactive).map_err(self.failed("making the console"))?;
+        self.keep_console(&ends)?;
+        self.start_session(ends)?;
+        Ok(stdio)
     }
 
     /// For a restart: the console is this pty.
-    pub fn adopt_console_master(&mut self, _master: OwnedFd) -> Result<(), PodError> {
-        todo!()
+    pub fn adopt_console_master(&mut self, master: OwnedFd) -> Result<(), PodError> {
+        let ends = Ends::of_master(master).map_err(self.failed("adopting the console"))?;
+        self.keep_console(&ends)?;
+        self.start_session(ends)
     }
 
     /// For a restart: the end of this process is the end of the pod.
-    pub fn watch_main(&mut self, _pid: PodPid) -> Result<(), PodError> {
-        todo!()
+    pub fn watch_main(&mut self, pid: PodPid) -> Result<(), PodError> {
+        self.control.watch(pid)?;
+        self.set_main(pid)
+    }
+
+    /// Begins to carry the console's output to the log and to whoever is attached by now.
+    pub fn open_console(&mut self) {
+        self.hush = None;
     }
 
     /// Reads all that is in the console into the log.
     pub fn drain_console(&self) {
-        todo!()
+        if let Some(session) = &self.session {
+            session.drain();
+        }
+    }
+
+    /// Its console.
+    pub fn session(&self) -> Option<&Session> {
+        self.session.as_ref()
+    }
+
+    /// The line to its PID 1.
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
     }
 
     /// The host's PID of a process of the pod.
-    pub fn host_pid(&self, _pid: PodPid) -> Option<HostPid> {
-        todo!()
+    pub fn host_pid(&self, pid: PodPid) -> Option<HostPid> {
+        control::host_pid(&self.cgroup.pids().ok()?, pid)
     }
 
     /// The directory of its upper layers: one directory for each overlay, the root's is `root`.
     pub fn upper(&self) -> PathBuf {
-        todo!()
+        rootfs::upper_dir(&self.store, &self.spec.name)
     }
 
     /// A path as the pod sees it, as the host reaches it.
@@ -111,11 +210,79 @@ impl LivePod {
         self.init.proc("root").join(path.trim_start_matches('/'))
     }
 
-    /// Ends it and removes all of it from the host, its record included.
-    pub fn destroy(self) -> Result<(), PodError> {
-        todo!()
+    /// What the pod does.
+    pub fn state(&self) -> PodState {
+        self.state
+    }
+
+    /// Holds every process still until [`LivePod::resume`].
+    pub fn suspend(&mut self) -> Result<(), PodError> {
+        self.cgroup.freeze()?;
+        self.state = PodState::Suspended;
+        self.save()
+    }
+
+    /// Lets every process go on.
+    pub fn resume(&mut self) -> Result<(), PodError> {
+        self.cgroup.thaw()?;
+        self.state = PodState::Running;
+        self.save()
+    }
+
+    /// Writes down in the registry how the pod is now.
+    pub fn save(&self) -> Result<(), PodError> {
+        self.store.save(&self.record(None))
+    }
+
+    fn record(&self, ended: Option<i32>) -> Record {
+        let living = ended.is_none();
+        Record {
+            spec: self.spec.clone(),
+            state: if living { self.state } else { PodState::Stopped },
+            init: living.then(|| ProcessId::of(self.init)).flatten(),
+            monitor: ProcessId::of(HostPid(std::process::id() as i32)),
+            main: self.main,
+            exit_code: ended,
+            created: self.created.clone(),
+            cgroup: self.cgroup.clone(),
+            network: self.network.as_ref().and_then(|n| serde_json::to_value(n).ok()),
+            limits: self.limits.clone(),
+        }
+    }
+
+    /// Kills every process, PID 1 too; the monitor then notices the end.
+    pub fn end_all(&self) -> Result<(), PodError> {
+        self.cgroup.kill()
+    }
+
+    /// Ends every process and takes everything away but the record and the log, which then say `stopped`.
+    pub fn stop(&mut self, exit_code: i32) -> Result<(), PodError> {
+        self.take_down()?;
+        self.store.save(&self.record(Some(exit_code)))
+    }
+
+    fn take_down(&mut self) -> Result<(), PodError> {
+        if self.cgroup.exists() {
+            self.cgroup.kill()?;
+        }
+        // PID 1 is a child of ours unless an earlier monitor made it.
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(self.init.0), None);
+        self.drain_console();
+        if let Some(network) = self.network.take() {
+            let pod = self.spec.name.clone();
+            network.detach().map_err(|source| PodError::Network { pod, source })?;
+        }
+        let _ = self.limits.remove();
+        self.cgroup.remove()?;
+        rootfs::remove_layers(&self.store.storage_dir(&self.spec.name))
+    }
+
+    /// Ends it and removes all of it from the host, its record included. Whoever is attached hears `end`.
+    pub fn destroy(mut self, end: session::End) -> Result<(), PodError> {
+        let gone = self.take_down().and_then(|()| self.store.forget(&self.spec.name));
+        if let Some(session) = self.session.take() {
+            session.end(end);
+        }
+        gone
     }
 }
-
-/// While it lives, nobody reads the console's output.
-pub struct Hush {}

@@ -1,20 +1,29 @@
 //! What a pod is: spec, namespaces, root file system, network, cgroup, PID 1, registry.
 
+mod birth;
 pub mod capabilities;
 mod cgroup;
+pub mod console;
+pub mod control;
 mod error;
 pub mod host_config;
+mod init;
 pub mod journal;
 pub mod limits;
 pub mod live;
+pub mod mounts;
+mod namespaces;
 pub mod network;
-mod registry;
+pub mod processes;
+pub mod registry;
 pub mod rootfs;
 pub mod seccomp;
 mod spec;
+pub mod takeover;
 
 pub use cgroup::Cgroup;
 pub use error::PodError;
+pub use init::Command;
 pub use live::{Birth, ClockOffsets, LivePod};
-pub use registry::Store;
+pub use registry::{PodState, Record, Store};
 pub use spec::{AddressPlan, Bind, Limits, NetworkMode, PodSpec, Publish, Seccomp};

@@ -55,6 +55,14 @@ fn current() -> io::Result<[Sets; 2]> {
     Ok(sets)
 }
 
+/// Makes every permitted capability effective (they are not, after a change of user that kept them).
+pub fn raise() -> io::Result<()> {
+    let sets = current()?.map(|s| Sets { effective: s.permitted, ..s });
+    let header = Header { version: VERSION_3, pid: 0 };
+    // SAFETY: the kernel reads one header and two sets (version 3), all of which outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) }).map(drop)
+}
+
 /// The permitted capabilities of the calling thread, one bit each.
 pub fn permitted() -> io::Result<u64> {
     let [low, high] = current()?;

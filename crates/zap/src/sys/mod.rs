@@ -2,8 +2,10 @@
 
 pub mod anonymous;
 pub mod capability;
+pub mod channel;
 pub mod clone;
 pub mod descriptor;
+pub mod exec;
 pub mod file;
 pub mod kcmp;
 pub mod lock;
@@ -11,12 +13,15 @@ pub mod memory;
 pub mod message;
 pub mod packet;
 pub mod pagemap;
+pub mod mount;
+pub mod namespace;
 pub mod pidfd;
 pub mod plain;
 pub mod ptrace;
 pub mod seccomp;
 pub mod socket;
 pub mod terminal;
+pub mod tty;
 
 use std::io;
 

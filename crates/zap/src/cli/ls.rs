@@ -1,0 +1,112 @@
+//! `zap ls`.
+
+use serde::Serialize;
+
+use super::{print, print_json};
+use crate::monitor::client;
+use crate::monitor::protocol::Failure;
+use crate::pod::registry::Record;
+use crate::pod::{PodError, PodState, Store};
+
+/// List pods
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// A pod as lists show it.
+#[derive(Serialize)]
+pub(super) struct Row {
+    name: String,
+    state: PodState,
+    address: Option<String>,
+    address6: Option<String>,
+    init_pid: Option<i32>,
+    processes: usize,
+    created: String,
+    exit_code: Option<i32>,
+}
+
+impl Row {
+    pub(super) fn of(record: &Record) -> Row {
+        let living = record.state != PodState::Stopped;
+        let addresses = record.outer_addresses().filter(|_| living);
+        let processes = if living { record.cgroup.pids().map_or(0, |p| p.len().saturating_sub(1)) } else { 0 };
+        Row {
+            name: record.spec.name.clone(),
+            state: record.state,
+            address: addresses.as_ref().map(|a| a.ipv4.to_string()),
+            address6: addresses.as_ref().map(|a| a.ipv6.to_string()),
+            init_pid: record.init.filter(|_| living).map(|i| i.pid.0),
+            processes,
+            created: record.created.clone(),
+            exit_code: record.exit_code.filter(|_| !living),
+        }
+    }
+}
+
+pub(super) fn run(store: &Store, args: &Args) -> Result<u8, Failure> {
+    let mut rows = Vec::new();
+    for name in store.names()? {
+        match current(store, &name) {
+            Ok(record) => rows.push(Row::of(&record)),
+            // It is being made, or has just been removed.
+            Err(failure) if failure.code == 6 => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    if args.json {
+        print_json(&rows)?;
+    } else {
+        print(&table(&rows))?;
+    }
+    Ok(0)
+}
+
+/// What is known of a pod, by a monitor that lives.
+pub(super) fn current(store: &Store, name: &str) -> Result<Record, Failure> {
+    let record = store.load(name)?;
+    let watched = record.monitor.is_some_and(|m| m.lives());
+    if record.state == PodState::Stopped || watched {
+        return Ok(record);
+    }
+    client::revive(store, name)?;
+    store.load(name).map_err(|e: PodError| e.into())
+}
+
+fn table(rows: &[Row]) -> String {
+    let head = ["NAME", "STATE", "ADDRESS", "PID 1", "PROCESSES", "CREATED"].map(str::to_owned);
+    let cells = rows.iter().map(|r| {
+        let state = match (r.state, r.exit_code) {
+            (PodState::Running, _) => "running".to_owned(),
+            (PodState::Suspended, _) => "suspended".to_owned(),
+            (PodState::Stopped, Some(code)) => format!("stopped ({code})"),
+            (PodState::Stopped, None) => "stopped".to_owned(),
+        };
+        let dash = || "-".to_owned();
+        [
+            r.name.clone(),
+            state,
+            r.address.clone().unwrap_or_else(dash),
+            r.init_pid.map_or_else(dash, |p| p.to_string()),
+            r.processes.to_string(),
+            r.created.clone(),
+        ]
+    });
+    columns(std::iter::once(head).chain(cells).collect())
+}
+
+/// Lines of cells under each other.
+pub(super) fn columns<const N: usize>(lines: Vec<[String; N]>) -> String {
+    let width = |column: usize| lines.iter().map(|l| l[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let mut text = String::new();
+    for line in &lines {
+        let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}

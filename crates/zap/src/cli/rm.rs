@@ -1,0 +1,52 @@
+//! `zap rm`.
+
+use super::options;
+use crate::monitor::client;
+use crate::monitor::protocol::{Failure, Request};
+use crate::pod::{PodError, PodState, Store};
+use crate::sys::pidfd::PidFd;
+
+/// Remove pods and all that is theirs
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// End those that run
+    #[arg(short, long)]
+    force: bool,
+    /// The pods
+    #[arg(required = true, value_parser = options::pod_name)]
+    pods: Vec<String>,
+}
+
+pub(super) fn run(store: &Store, args: &Args) -> Result<u8, Failure> {
+    args.pods.iter().try_for_each(|pod| remove(store, pod, args.force))?;
+    Ok(0)
+}
+
+fn remove(store: &Store, name: &str, force: bool) -> Result<(), Failure> {
+    let mut record = store.load(name)?;
+    if record.state != PodState::Stopped && !record.init.is_some_and(|init| init.lives()) {
+        // It ended without a monitor to see it; whatever is left of it is tidied first.
+        client::revive(store, name)?;
+        match store.load(name) {
+            Ok(fresh) => record = fresh,
+            Err(PodError::Unknown(_)) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    if record.state == PodState::Stopped {
+        // A monitor may still be waiting for a slow client to read the end.
+        if let Some(monitor) = record.monitor.filter(|m| m.lives()) {
+            let _ = PidFd::open(monitor.pid).and_then(|p| p.signal(libc::SIGKILL));
+            client::await_end(record.monitor);
+        }
+        return Ok(store.forget(name)?);
+    }
+    if !force {
+        let state = if record.state == PodState::Suspended { "suspended" } else { "running" };
+        let hint = "; end it first, or use --force";
+        return Err(PodError::State { pod: name.to_owned(), state: state.to_owned(), hint }.into());
+    }
+    client::ask::<()>(store, name, &Request::Remove)?;
+    client::await_end(record.monitor);
+    Ok(())
+}

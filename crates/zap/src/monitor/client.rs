@@ -1,0 +1,154 @@
+//! How commands reach monitors, and start them.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::frame::{self, Kind};
+use super::protocol::{Answer, Failure, Request, Start};
+use crate::pod::registry::{PodState, ProcessId};
+use crate::pod::{PodError, Store};
+use crate::sys::namespace;
+use crate::sys::pidfd::PidFd;
+
+/// Name of the monitor's socket in the pod's directory.
+pub const SOCKET: &str = "monitor.sock";
+
+fn broken(what: &str, e: impl std::fmt::Display) -> Failure {
+    Failure { message: format!("{what}: {e}"), code: 1 }
+}
+
+/// Starts a monitor and tells it how to begin. Returns what it says, and the connection.
+pub fn launch<T: DeserializeOwned>(start: &Start) -> Result<(T, UnixStream), Failure> {
+    let (ours, theirs) = UnixStream::pair().map_err(|e| broken("making a socket", e))?;
+    spawn_monitor(theirs.into()).map_err(|e| broken("starting the pod's monitor", e))?;
+    let answer = converse(&ours, start)?;
+    Ok((answer, ours))
+}
+
+fn spawn_monitor(socket: OwnedFd) -> io::Result<()> {
+    let program = CString::new(program()?.as_os_str().as_bytes())?;
+    let args = [CString::new("zap")?, CString::new(super::ARGUMENT)?];
+    let wanted = |key: &str| key.starts_with("ZAP_") || key.starts_with("RUST_") || key == "PATH";
+    let environment: Vec<CString> = std::env::vars()
+        .filter(|(key, _)| wanted(key))
+        .filter_map(|(key, value)| CString::new(format!("{key}={value}")).ok())
+        .collect();
+    namespace::spawn_apart(&program, &args, &environment, &socket)
+}
+
+/// The `zap` to run as a monitor: `ZAP_PROGRAM`, or this program if it is zap, or the `zap` near it (for programs that
+/// use the library), or the one in `PATH`.
+fn program() -> io::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("ZAP_PROGRAM") {
+        return Ok(path.into());
+    }
+    let own = std::fs::read_link("/proc/self/exe")?;
+    // A program that was replaced since it was started is still there under this name.
+    if own.file_name().is_some_and(|n| n == "zap" || n.as_bytes().starts_with(b"zap (deleted)")) {
+        return Ok("/proc/self/exe".into());
+    }
+    let near = own.ancestors().skip(1).take(3).map(|dir| dir.join("zap"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    near.chain(std::env::split_paths(&path).map(|dir| dir.join("zap")))
+        .find(|p| p.is_file())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no zap program found; set ZAP_PROGRAM"))
+}
+
+/// Sends one question and reads its answer.
+pub fn converse<Q: Serialize, T: DeserializeOwned>(mut socket: &UnixStream, question: &Q) -> Result<T, Failure> {
+    let bytes = serde_json::to_vec(question).map_err(|e| broken("asking the pod's monitor", e))?;
+    frame::write(&mut socket, Kind::Request, &bytes).map_err(|e| broken("asking the pod's monitor", e))?;
+    let died = || Failure { message: "the pod's monitor ended before it answered; try again".to_owned(), code: 1 };
+    match frame::read(&mut socket).map_err(|_| died())? {
+        Some((Kind::Answer, payload)) => {
+            match serde_json::from_slice(&payload).map_err(|e| broken("the monitor's answer", e))? {
+                Answer::Done(value) => serde_json::from_value(value).map_err(|e| broken("the monitor's answer", e)),
+                Answer::Failed(failure) => Err(failure),
+            }
+        }
+        _ => Err(died()),
+    }
+}
+
+/// Asks the monitor of a pod; the connection goes on where the request says so.
+pub fn ask<T: DeserializeOwned>(store: &Store, name: &str, request: &Request) -> Result<(T, UnixStream), Failure> {
+    let socket = connect(store, name)?;
+    let answer = converse(&socket, request)?;
+    Ok((answer, socket))
+}
+
+/// Connects to the monitor of a pod that has not stopped; starts a new one if the pod has lost its own.
+pub fn connect(store: &Store, name: &str) -> Result<UnixStream, Failure> {
+    if let Some(socket) = try_connect(store, name)? {
+        return Ok(socket);
+    }
+    revive(store, name)?;
+    match try_connect(store, name)? {
+        Some(socket) => Ok(socket),
+        None => Err(stopped(store, name)),
+    }
+}
+
+fn stopped(store: &Store, name: &str) -> Failure {
+    match store.load(name) {
+        Ok(record) if record.state == PodState::Stopped => PodError::State {
+            pod: name.to_owned(),
+            state: "stopped".to_owned(),
+            hint: "; `zap logs` has its output, `zap rm` removes it",
+        }
+        .into(),
+        Ok(_) => broken(&format!("pod {name}"), "its monitor cannot be reached"),
+        Err(e) => e.into(),
+    }
+}
+
+/// Waits until a monitor that has nothing left to do is gone, so that nothing of zap's is left when a command returns.
+pub fn await_end(monitor: Option<ProcessId>) {
+    let Some(process) = monitor.and_then(|m| PidFd::open(m.pid).ok().filter(|_| m.lives())) else { return };
+    let _ = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::from(FAREWELL));
+}
+
+/// How long, in milliseconds: a monitor may still be telling a slow client the end.
+const FAREWELL: u16 = 3000;
+
+/// Sees to it that a pod has a living monitor, or is known to have stopped.
+pub fn revive(store: &Store, name: &str) -> Result<(), Failure> {
+    let _turn = store.lock_start(name)?;
+    let record = store.load(name)?;
+    if record.state == PodState::Stopped || try_connect(store, name)?.is_some() {
+        return Ok(());
+    }
+    launch::<()>(&Start::TakeOver { store: store.clone(), name: name.to_owned() }).map(drop)
+}
+
+fn try_connect(store: &Store, name: &str) -> Result<Option<UnixStream>, Failure> {
+    let dir = match open_dir(&store.pod_dir(name)) {
+        Ok(dir) => dir,
+        Err(_) => return Err(PodError::Unknown(name.to_owned()).into()),
+    };
+    match UnixStream::connect(short_path(&dir)) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+        Err(e) => Err(broken(&format!("pod {name}: connecting to its monitor"), e)),
+    }
+}
+
+/// Opens a pod's directory, to name its socket by.
+pub(super) fn open_dir(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_DIRECTORY | libc::O_PATH).open(path)
+}
+
+/// The path of the socket in that directory: a socket's path has room for 107 bytes, whatever the state directory.
+pub(super) fn short_path(dir: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
+}

@@ -1,0 +1,341 @@
+//! Serving commands while the pod lives.
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::client::SOCKET;
+use super::frame::{self, Kind};
+use super::protocol::{Exec, Failure, Request, Watch};
+use super::session::{self, End, Session};
+use super::start::answer;
+use crate::checkpoint::Afterwards;
+use crate::ids::PodPid;
+use crate::pod::console::Ends;
+use crate::pod::control::{Control, exit_code};
+use crate::pod::registry::PodState;
+use crate::pod::{Cgroup, Command, LivePod, PodError};
+use crate::sys::pidfd::PidFd;
+
+/// A monitor at work.
+pub(super) struct Monitor {
+    shared: Arc<Shared>,
+    listener: UnixListener,
+    main: PodPid,
+    /// How the first command ended, if it had when the pod was taken over.
+    status: Option<i32>,
+}
+
+struct Shared {
+    name: String,
+    control: Control,
+    cgroup: Cgroup,
+    console: Option<Session>,
+    /// `None` once it has ended or was taken away.
+    pod: Mutex<Option<LivePod>>,
+    /// Whether it is to be removed rather than remembered.
+    progress: Mutex<Progress>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Progress {
+    end: Option<End>,
+    remove: bool,
+    /// Everything of the pod's is gone from the host.
+    finished: Option<Result<(), Failure>>,
+    /// Clients that are still owed an answer.
+    busy: usize,
+}
+
+/// How long clients may take to read their last answers.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+type Reply = Result<serde_json::Value, Failure>;
+
+impl Monitor {
+    /// The monitor of this pod.
+    pub(super) fn new(pod: LivePod, listener: UnixListener, status: Option<i32>) -> Monitor {
+        let shared = Shared {
+            name: pod.spec.name.clone(),
+            control: pod.control().clone(),
+            cgroup: pod.cgroup.clone(),
+            console: pod.session().cloned(),
+            progress: Mutex::new(Progress { remove: pod.spec.remove, ..Progress::default() }),
+            changed: Condvar::new(),
+            // A pod without a first command has ended as soon as it is looked at.
+            pod: Mutex::new(None),
+        };
+        let main = pod.main.unwrap_or(PodPid(0));
+        *lock(&shared.pod) = Some(pod);
+        Monitor { shared: Arc::new(shared), listener, main, status }
+    }
+
+    /// Serves until the pod ends, and takes it down.
+    pub(super) fn live(self) {
+        let (shared, listener) = (self.shared.clone(), self.listener);
+        let accepting = std::thread::Builder::new().name("accept".to_owned()).spawn(move || shared.accept(&listener));
+        if let Err(e) = accepting {
+            tracing::error!("starting a thread: {e}");
+        }
+        let status = self.status.or_else(|| self.shared.control.wait_exit(self.main));
+        let code = status.map_or(128 + libc::SIGKILL, exit_code);
+        self.shared.finish(End::Exited(code));
+        self.shared.dismiss_clients();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Takes the pod down, unless somebody has already; tells whoever waits.
+    fn finish(&self, end: End) {
+        let taken = lock(&self.pod).take();
+        let Some(mut pod) = taken else { return };
+        let remove = lock(&self.progress).remove;
+        let _ = std::fs::remove_file(pod.store.pod_dir(&self.name).join(SOCKET));
+        let code = match &end {
+            End::Exited(code) => *code,
+            End::TakenAway(_) => 0,
+        };
+        let result = if remove {
+            pod.destroy(end.clone())
+        } else {
+            let stopped = pod.stop(code);
+            if let Some(console) = &self.console {
+                console.end(end.clone());
+            }
+            stopped
+        };
+        if let Err(e) = &result {
+            tracing::error!("{e}");
+        }
+        self.announce(end, result.map_err(Failure::from));
+    }
+
+    fn announce(&self, end: End, result: Result<(), Failure>) {
+        let mut progress = lock(&self.progress);
+        progress.end = Some(end);
+        progress.finished = Some(result);
+        self.changed.notify_all();
+    }
+
+    fn dismiss_clients(&self) {
+        let deadline = Instant::now() + LAST_WORDS;
+        let mut progress = lock(&self.progress);
+        while progress.finished.is_none() || progress.busy > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() && progress.finished.is_some() {
+                return;
+            }
+            progress = match self.changed.wait_timeout(progress, left.max(Duration::from_millis(1))) {
+                Ok((guard, _)) => guard,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+    }
+
+    fn accept(self: Arc<Self>, listener: &UnixListener) {
+        for socket in listener.incoming().flatten() {
+            let shared = self.clone();
+            lock(&self.progress).busy += 1;
+            let serving = std::thread::Builder::new().name("client".to_owned()).spawn(move || {
+                shared.serve(&socket);
+                lock(&shared.progress).busy -= 1;
+                shared.changed.notify_all();
+            });
+            if let Err(e) = serving {
+                tracing::error!("starting a thread: {e}");
+                lock(&self.progress).busy -= 1;
+            }
+        }
+    }
+
+    fn serve(&self, socket: &UnixStream) {
+        let Ok(Some((Kind::Request, bytes))) = frame::read(socket) else { return };
+        let reply = match serde_json::from_slice(&bytes) {
+            Ok(Request::Attach(watch)) => return self.attach(socket, watch),
+            Ok(Request::Exec(exec)) => return self.exec(socket, &exec),
+            Ok(request) => self.act(request),
+            Err(e) => Err(Failure { message: format!("a request of another version of zap: {e}"), code: 1 }),
+        };
+        let _ = answer(socket, reply);
+    }
+
+    fn act(&self, request: Request) -> Reply {
+        let nothing = Ok(serde_json::Value::Null);
+        match request {
+            Request::Wait => {
+                let end = self.wait_for_end(None).expect("waiting without a limit");
+                Ok(serde_json::to_value(end).unwrap_or_default())
+            }
+            Request::Signal(signal) => self.signal(signal).and(nothing),
+            Request::Stop { seconds } => self.stop(seconds).and(nothing),
+            Request::Suspend => self.with_pod(|pod| match pod.state() {
+                PodState::Suspended => Err(self.in_state("suspended already", "")),
+                _ => pod.suspend(),
+            }),
+            Request::Resume => self.with_pod(|pod| match pod.state() {
+                PodState::Suspended => pod.resume(),
+                _ => Err(self.in_state("not suspended", "")),
+            }),
+            Request::Remove => self.remove().and(nothing),
+            Request::Checkpoint(options) => self.checkpoint(&options),
+            Request::Attach(_) | Request::Exec(_) => nothing,
+        }
+    }
+
+    fn in_state(&self, state: &str, hint: &'static str) -> PodError {
+        PodError::State { pod: self.name.clone(), state: state.to_owned(), hint }
+    }
+
+    fn ended(&self) -> Failure {
+        PodError::Ended(self.name.clone()).into()
+    }
+
+    fn with_pod(&self, act: impl FnOnce(&mut LivePod) -> Result<(), PodError>) -> Reply {
+        let mut pod = lock(&self.pod);
+        act(pod.as_mut().ok_or_else(|| self.ended())?)?;
+        Ok(serde_json::Value::Null)
+    }
+
+    /// Waits for the end of the pod, as long as `limit` says.
+    fn wait_for_end(&self, limit: Option<Duration>) -> Option<End> {
+        let deadline = limit.map(|l| Instant::now() + l);
+        let mut progress = lock(&self.progress);
+        loop {
+            if let (Some(end), Some(_)) = (&progress.end, &progress.finished) {
+                return Some(end.clone());
+            }
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            progress = match left {
+                Some(left) if left.is_zero() => return None,
+                Some(left) => match self.changed.wait_timeout(progress, left) {
+                    Ok((guard, _)) => guard,
+                    Err(poisoned) => poisoned.into_inner().0,
+                },
+                None => self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    fn signal(&self, signal: i32) -> Result<(), Failure> {
+        let mut pod = lock(&self.pod);
+        let pod = pod.as_mut().ok_or_else(|| self.ended())?;
+        if signal == libc::SIGKILL {
+            // Everything, also when it is suspended. The end is noticed as any other.
+            return pod.end_all().map_err(Failure::from);
+        }
+        let failed = |source| PodError::Kernel { pod: self.name.clone(), step: "signalling".to_owned(), source };
+        let main = pod.main.and_then(|main| pod.host_pid(main)).ok_or_else(|| self.ended())?;
+        Ok(PidFd::open(main).and_then(|p| p.signal(signal)).map_err(failed)?)
+    }
+
+    fn stop(&self, seconds: u64) -> Result<(), Failure> {
+        let polite = self.signal(libc::SIGTERM);
+        if polite.is_ok() {
+            // A suspended process could not act on it.
+            let _ = self.cgroup.thaw();
+            if self.wait_for_end(Some(Duration::from_secs(seconds))).is_some() {
+                return Ok(());
+            }
+        }
+        if lock(&self.pod).is_some() {
+            self.cgroup.kill()?;
+        }
+        self.wait_for_end(None);
+        Ok(())
+    }
+
+    fn remove(&self) -> Result<(), Failure> {
+        lock(&self.progress).remove = true;
+        self.finish(End::Exited(128 + libc::SIGKILL));
+        self.wait_for_end(None);
+        lock(&self.progress).finished.clone().unwrap_or(Ok(()))
+    }
+
+    fn checkpoint(&self, options: &crate::checkpoint::Options) -> Reply {
+        let _ = (options, Afterwards::Gone);
+        Err(Failure { message: "checkpoint is not there yet".to_owned(), code: 1 })
+    }
+
+    fn attach(&self, socket: &UnixStream, watch: Watch) {
+        let attached = self.console.as_ref().ok_or_else(|| self.ended()).and_then(|console| {
+            let copy = socket.try_clone().map_err(|e| Failure { message: e.to_string(), code: 1 })?;
+            Ok((console, copy))
+        });
+        match attached {
+            Ok((console, copy)) => {
+                if answer(socket, Ok(())).is_ok() {
+                    if let Some(window) = watch.window {
+                        console.resize(window);
+                    }
+                    console.attach(copy, true);
+                }
+            }
+            Err(failure) => drop(answer::<()>(socket, Err(failure))),
+        }
+    }
+
+    fn exec(&self, socket: &UnixStream, exec: &Exec) {
+        let (session, pid, hush) = match self.start_exec(exec) {
+            Ok(started) => started,
+            Err(failure) => return drop(answer::<()>(socket, Err(failure))),
+        };
+        let _ = answer(socket, Ok(()));
+        if let Some(window) = exec.watch.window {
+            session.resize(window);
+        }
+        if let Ok(copy) = socket.try_clone() {
+            session.attach(copy, exec.interactive);
+        }
+        drop(hush);
+        let status = self.control.wait_exit(pid);
+        session.end(match status {
+            Some(status) => End::Exited(exit_code(status)),
+            None => self.wait_for_end(None).unwrap_or(End::Exited(128 + libc::SIGKILL)),
+        });
+    }
+
+    fn start_exec(&self, exec: &Exec) -> Result<(Session, PodPid, session::Hush), Failure> {
+        let guard = lock(&self.pod);
+        let pod = guard.as_ref().ok_or_else(|| self.ended())?;
+        if pod.state() == PodState::Suspended {
+            return Err(self.in_state("suspended", "; `zap resume` lets it go on").into());
+        }
+        let failed = |source| PodError::Kernel { pod: self.name.clone(), step: "making a console".to_owned(), source };
+        let made = if exec.tty { Ends::pty(pod.init) } else { Ends::pipes(exec.interactive) };
+        let (ends, stdio) = made.map_err(failed)?;
+        let session = Session::start(ends, session::Plan::default()).map_err(failed)?;
+        let command = Command {
+            argv: exec.command.clone(),
+            environment: merge(&pod.spec.environment, &exec.environment),
+            user: exec.user.clone().or_else(|| pod.spec.user.clone()),
+            workdir: exec.workdir.clone().unwrap_or_else(|| pod.spec.workdir.clone()),
+            capabilities: pod.spec.capabilities.clone(),
+            seccomp: pod.spec.seccomp.clone(),
+        };
+        let hush = session.hush();
+        match self.control.spawn(&command, &stdio, exec.tty, false) {
+            Ok(pid) => {
+                if let Some(process) = pod.host_pid(pid).and_then(|p| PidFd::open(p).ok()) {
+                    session.set_target(process);
+                }
+                Ok((session, pid, hush))
+            }
+            Err(e) => {
+                session.end(End::Exited(1));
+                Err(e.into())
+            }
+        }
+    }
+}
+
+/// `more` over `base`, key by key.
+fn merge(base: &[String], more: &[String]) -> Vec<String> {
+    let key = |entry: &str| entry.split('=').next().unwrap_or("").to_owned();
+    let replaced: Vec<String> = more.iter().map(|e| key(e)).collect();
+    base.iter().filter(|e| !replaced.contains(&key(e))).chain(more).cloned().collect()
+}

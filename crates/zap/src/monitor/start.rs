@@ -1,0 +1,157 @@
+//! The life of a monitor.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::client::{SOCKET, open_dir, short_path};
+use super::frame::{self, Kind};
+use super::protocol::{Answer, Born, Failure, Start, Watch};
+use super::serve::Monitor;
+use crate::ids::HostPid;
+use crate::pod::registry::ProcessId;
+use crate::pod::takeover::{Found, take_over};
+use crate::pod::{Birth, LivePod, PodError, PodSpec, Store};
+use crate::sys::exec;
+
+/// Is a monitor, from its first instruction to its last. The socket on which it is told how to begin is descriptor 3.
+pub fn main() -> ExitCode {
+    let Ok(socket) = exec::inherited(3) else { return ExitCode::from(2) };
+    let socket = UnixStream::from(socket);
+    let Ok(Some((Kind::Request, request))) = frame::read(&socket) else { return ExitCode::from(2) };
+    let Ok(start) = serde_json::from_slice::<Start>(&request) else { return ExitCode::from(2) };
+    let _ = nix::sys::prctl::set_name(c"zap-monitor");
+    match begin(start, &socket) {
+        Ok(Some(monitor)) => monitor.live(),
+        Ok(None) => {}
+        Err(failure) => {
+            tracing::error!("{failure}");
+            let _ = answer::<()>(&socket, Err(failure));
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Writes an answer.
+pub(super) fn answer<T: Serialize>(socket: &UnixStream, result: Result<T, Failure>) -> std::io::Result<()> {
+    let answer = match result {
+        Ok(value) => Answer::Done(serde_json::to_value(value)?),
+        Err(failure) => Answer::Failed(failure),
+    };
+    frame::write(socket, Kind::Answer, &serde_json::to_vec(&answer)?)
+}
+
+fn begin(start: Start, socket: &UnixStream) -> Result<Option<Monitor>, Failure> {
+    match start {
+        Start::Run { store, spec, address, mac, watch } => {
+            let birth = Birth { address, mac, ..Birth::default() };
+            let (pod, listener) = run(store, *spec, birth)?;
+            let born = born(&pod, None);
+            Ok(Some(welcome(pod, listener, socket, &born, watch)))
+        }
+        Start::Restart { store, options, watch } => {
+            let (pod, stats) = restart(store, &options)?;
+            let listener = listen(&pod);
+            let (pod, listener) = or_destroy(pod, listener)?;
+            let born = born(&pod, Some(stats));
+            Ok(Some(welcome(pod, listener, socket, &born, watch)))
+        }
+        Start::TakeOver { store, name } => {
+            let claim = store.claim(&name)?;
+            let found = claim.map(|claim| take_over(store, &name, claim)).transpose()?;
+            let Some(Found::Alive(pod, status)) = found else {
+                let _ = answer(socket, Ok(()));
+                return Ok(None);
+            };
+            log_to_file(&pod);
+            pod.save()?;
+            let listener = listen(&pod)?;
+            let _ = answer(socket, Ok(()));
+            Ok(Some(Monitor::new(*pod, listener, status)))
+        }
+    }
+}
+
+fn born(pod: &LivePod, stats: Option<crate::restart::Stats>) -> Born {
+    let monitor = ProcessId::of(HostPid(std::process::id() as i32));
+    Born { name: pod.spec.name.clone(), monitor, stats }
+}
+
+fn run(store: Store, spec: PodSpec, birth: Birth<'_>) -> Result<(LivePod, UnixListener), Failure> {
+    let mut pod = LivePod::create(store, spec, birth)?;
+    let started = listen(&pod).and_then(|listener| pod.start_main().map(|()| listener));
+    or_destroy(pod, started)
+}
+
+fn restart(_store: Store, _options: &crate::restart::Options) -> Result<(LivePod, crate::restart::Stats), Failure> {
+    Err(Failure { message: "restart is not there yet".to_owned(), code: 1 })
+}
+
+/// A pod that cannot be served is not left behind.
+fn or_destroy<T>(pod: LivePod, result: Result<T, PodError>) -> Result<(LivePod, T), Failure> {
+    match result {
+        Ok(value) => Ok((pod, value)),
+        Err(e) => {
+            if let Err(second) = pod.destroy(super::session::End::Exited(1)) {
+                tracing::error!("{second}");
+            }
+            Err(e.into())
+        }
+    }
+}
+
+/// Answers whoever asked for the pod, shows it the console if it stays, and is the pod's monitor from then on.
+fn welcome(mut pod: LivePod, listener: UnixListener, socket: &UnixStream, born: &Born, watch: Watch) -> Monitor {
+    log_to_file(&pod);
+    // A command that was killed meanwhile harms nothing.
+    let _ = answer(socket, Ok(born));
+    if let (Some(session), true) = (pod.session(), watch.attached) {
+        if let Some(window) = watch.window {
+            session.resize(window);
+        }
+        if let Ok(copy) = socket.try_clone() {
+            session.attach(copy, pod.spec.interactive);
+        }
+    }
+    let _ = socket.shutdown_unless(watch.attached);
+    pod.open_console();
+    Monitor::new(pod, listener, None)
+}
+
+trait ShutdownUnless {
+    fn shutdown_unless(&self, stays: bool) -> std::io::Result<()>;
+}
+
+impl ShutdownUnless for UnixStream {
+    /// Ends a connection whose other side does not stay.
+    fn shutdown_unless(&self, stays: bool) -> std::io::Result<()> {
+        if stays { Ok(()) } else { self.shutdown(std::net::Shutdown::Both) }
+    }
+}
+
+fn listen(pod: &LivePod) -> Result<UnixListener, PodError> {
+    let dir = pod.store.pod_dir(&pod.spec.name);
+    let bind = || {
+        let opened = open_dir(&dir)?;
+        match std::fs::remove_file(dir.join(SOCKET)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        UnixListener::bind(short_path(&opened))
+    };
+    bind().map_err(|source| PodError::Store { step: "listening at", path: dir.join(SOCKET), source })
+}
+
+/// What goes wrong in a monitor is told to its log; PID 1 was forked before and keeps the null device.
+fn log_to_file(pod: &LivePod) {
+    let path = pod.store.pod_dir(&pod.spec.name).join("monitor.log");
+    if let Ok(log) = File::options().append(true).create(true).mode(0o600).open(path) {
+        let _ = exec::duplicate_to(log.as_raw_fd(), 2);
+        let filter = tracing_subscriber::EnvFilter::from_env("ZAP_LOG");
+        let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_env_filter(filter).try_init();
+    }
+}

@@ -1,0 +1,157 @@
+//! How a pod comes into being.
+
+use std::io;
+use std::time::SystemTime;
+
+use crate::ids::HostPid;
+use crate::pod::control::Control;
+use crate::pod::host_config::HostConfig;
+use crate::pod::init::Setup;
+use crate::pod::journal::Journal;
+use crate::pod::limits::{LimitError, LimitGroups};
+use crate::pod::live::{Birth, LivePod};
+use crate::pod::namespaces;
+use crate::pod::network::{self, Network};
+use crate::pod::registry::PodState;
+use crate::pod::{Cgroup, NetworkMode, PodError, PodSpec, Store, rootfs};
+use crate::sys::channel;
+use crate::sys::pidfd::PidFd;
+
+/// Makes a pod without a command. On failure nothing is left of it.
+pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Result<LivePod, PodError> {
+    let claim = store.claim_new(&spec.name)?;
+    let mut scaffold =
+        Scaffold { store: store.clone(), name: spec.name.clone(), cgroup: None, limits: None, network: None, standing: false };
+    let fresh = birth.unpack.is_none();
+    let plan = rootfs::plan(&store, &spec, fresh)?;
+    rootfs::prepare_layers(&store.storage_dir(&spec.name), &plan.overlays)?;
+    let wishes = Wishes { address: birth.address, mac: birth.mac, blocked: birth.network_blocked };
+    if let Some(unpack) = birth.unpack {
+        unpack(&rootfs::upper_dir(&store, &spec.name))?;
+    }
+    let cgroup = Cgroup::create(&store, &spec.name)?;
+    scaffold.cgroup = Some(cgroup.clone());
+
+    let failed = |step: &str| {
+        let (pod, step) = (spec.name.clone(), step.to_owned());
+        move |source: io::Error| PodError::Kernel { pod, step, source }
+    };
+    let (control, monitor_end) = channel::message_pair().map_err(failed("making a socket"))?;
+    let setup = Setup { control: &control, monitor_end: &monitor_end, plan: &plan, hostname: &spec.hostname };
+    let own_network = spec.network != NetworkMode::Host;
+    let directory = cgroup.open()?;
+    let init = namespaces::start_init(&setup, birth.clocks.unwrap_or_default(), own_network, &directory)
+        .map_err(|(step, source)| failed(step)(source))?;
+    drop(control);
+    let limits =
+        LimitGroups::create(&spec.name, cgroup.path(), &spec.limits).map_err(|e| limit_error(&spec.name, e))?;
+    scaffold.limits = Some(limits.clone());
+    limits.add(init).map_err(|e| limit_error(&spec.name, e))?;
+    scaffold.network = connect(&store, &spec, &wishes, init)?;
+    let process = PidFd::open(init).map_err(failed("opening PID 1"))?;
+    Control::await_ready(&spec.name, &monitor_end, &process)?;
+    let control = Control::listen(&spec.name, monitor_end, process)?;
+
+    let network = scaffold.finish();
+    if let (None, Some(network)) = (&spec.address, &network) {
+        spec.address = Some(network.inner().clone());
+    }
+    let journal = Journal::at(store.pod_dir(&spec.name).join("journal"));
+    let created = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let pod = LivePod {
+        spec,
+        store,
+        init,
+        cgroup,
+        main: None,
+        network,
+        journal,
+        limits,
+        control,
+        session: None,
+        hush: None,
+        created,
+        state: PodState::Running,
+        _claim: claim,
+    };
+    pod.save()?;
+    Ok(pod)
+}
+
+struct Wishes {
+    address: Option<(std::net::Ipv4Addr, Option<u8>)>,
+    mac: Option<[u8; 6]>,
+    blocked: bool,
+}
+
+fn connect(store: &Store, spec: &PodSpec, wishes: &Wishes, init: HostPid) -> Result<Option<Network>, PodError> {
+    let network = |source| PodError::Network { pod: spec.name.clone(), source };
+    match spec.network {
+        NetworkMode::Host => Ok(None),
+        NetworkMode::Private => network::loopback(init).map(|()| None).map_err(network),
+        NetworkMode::Bridge => {
+            let config = HostConfig::load(store.state())
+                .map_err(|e| PodError::Request { pod: spec.name.clone(), what: e.to_string() })?;
+            let request = network::Request {
+                pod: &spec.name,
+                inner: spec.address.as_ref(),
+                address: wishes.address,
+                mac: wishes.mac,
+                publish: &spec.publish,
+                blocked: wishes.blocked,
+            };
+            Network::attach(&config, &request, init).map(Some).map_err(network)
+        }
+    }
+}
+
+fn limit_error(pod: &str, error: LimitError) -> PodError {
+    match error {
+        LimitError::Lacks(what) => PodError::Lacks(format!("a control group that could limit {what}")),
+        other => PodError::Request { pod: pod.to_owned(), what: other.to_string() },
+    }
+}
+
+/// Takes down what stands of a pod when its making fails half-way.
+struct Scaffold {
+    store: Store,
+    name: String,
+    cgroup: Option<Cgroup>,
+    limits: Option<LimitGroups>,
+    network: Option<Network>,
+    standing: bool,
+}
+
+impl Scaffold {
+    /// The pod stands by itself.
+    fn finish(mut self) -> Option<Network> {
+        let network = self.network.take();
+        self.standing = true;
+        network
+    }
+}
+
+impl Drop for Scaffold {
+    fn drop(&mut self) {
+        if self.standing {
+            return;
+        }
+        // The error that brought us here is the one to tell; these are the last of what can be done.
+        if let Some(cgroup) = &self.cgroup {
+            let _ = cgroup.kill();
+            while let Ok(nix::sys::wait::WaitStatus::Exited(..) | nix::sys::wait::WaitStatus::Signaled(..)) =
+                nix::sys::wait::wait()
+            {}
+        }
+        if let Some(network) = &self.network {
+            let _ = network.detach();
+        }
+        if let Some(limits) = &self.limits {
+            let _ = limits.remove();
+        }
+        if let Some(cgroup) = &self.cgroup {
+            let _ = cgroup.remove();
+        }
+        let _ = self.store.forget(&self.name);
+    }
+}

@@ -1,0 +1,142 @@
+//! What a new monitor does with a pod whose monitor has died.
+
+use std::os::fd::OwnedFd;
+
+use crate::ids::PodPid;
+use crate::pod::console::Ends;
+use crate::pod::control::Control;
+use crate::pod::init::{KEPT, MONITOR_END};
+use crate::pod::journal::{Journal, Undo};
+use crate::pod::live::LivePod;
+use crate::pod::network::Network;
+use crate::pod::registry::{Claim, PodState, Record};
+use crate::pod::{PodError, Store, rootfs};
+use crate::sys::pidfd::PidFd;
+
+/// A pod that was taken over: alive, or tidied because it had ended.
+pub enum Found {
+    /// It lives, and has not lost its first command (or has, with this wait status).
+    Alive(Box<LivePod>, Option<i32>),
+    /// It has ended; what was left of it is gone.
+    Ended,
+}
+
+/// Becomes the monitor of a pod: undoes what the last one left half done, or tidies up after a pod that has ended.
+pub fn take_over(store: Store, name: &str, claim: Claim) -> Result<Found, PodError> {
+    let record = store.load(name)?;
+    match record.init {
+        _ if record.state == PodState::Stopped => Ok(Found::Ended),
+        Some(init) if init.lives() => adopt(store, record, claim),
+        _ => {
+            tidy(&store, record)?;
+            Ok(Found::Ended)
+        }
+    }
+}
+
+/// Removes what is left of a pod whose PID 1 has ended.
+fn tidy(store: &Store, mut record: Record) -> Result<(), PodError> {
+    let name = record.spec.name.clone();
+    if record.cgroup.exists() {
+        record.cgroup.kill()?;
+    }
+    if let Some(network) = read_network(&record)? {
+        network.detach().map_err(|source| PodError::Network { pod: name.clone(), source })?;
+    }
+    let _ = record.limits.remove();
+    record.cgroup.remove()?;
+    rootfs::remove_layers(&store.storage_dir(&name))?;
+    if record.spec.remove {
+        return store.forget(&name);
+    }
+    record.state = PodState::Stopped;
+    record.init = None;
+    record.exit_code = record.exit_code.or(Some(128 + libc::SIGKILL));
+    store.save(&record)
+}
+
+fn read_network(record: &Record) -> Result<Option<Network>, PodError> {
+    let read = |value: &serde_json::Value| {
+        serde_json::from_value(value.clone()).map_err(|e| PodError::Request {
+            pod: record.spec.name.clone(),
+            what: format!("its connection cannot be read back: {e}"),
+        })
+    };
+    record.network.as_ref().map(read).transpose()
+}
+
+fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> {
+    let name = record.spec.name.clone();
+    let failed = |step: &str| {
+        let (pod, step) = (name.clone(), step.to_owned());
+        move |source| PodError::Kernel { pod, step, source }
+    };
+    let init = record.init.ok_or_else(|| PodError::Ended(name.clone()))?.pid;
+    let process = PidFd::open(init).map_err(failed("opening PID 1"))?;
+    let socket = process.get(MONITOR_END).map_err(failed("fetching the control socket"))?;
+    let ends = fetch_console(&process, &record).map_err(failed("fetching the console"))?;
+    // Frozen for a checkpoint that will not go on: PID 1 cannot answer before it is thawed.
+    let mut journal = Journal::at(store.pod_dir(&name).join("journal"));
+    let pending = journal.pending();
+    if pending.contains(&Undo::Thaw) && record.state != PodState::Suspended {
+        record.cgroup.thaw()?;
+        journal.done(&Undo::Thaw)?;
+    }
+    let mut network = read_network(&record)?;
+    if let Some(network) = &mut network {
+        let failed = |source| PodError::Network { pod: name.clone(), source };
+        network.resume(init).map_err(failed)?;
+        if pending.contains(&Undo::Unblock) {
+            network.unblock().map_err(failed)?;
+        }
+    }
+    journal.done(&Undo::Unblock)?;
+    let control = Control::listen(&name, socket, process)?;
+    let mut pod = LivePod {
+        spec: record.spec,
+        store,
+        init,
+        cgroup: record.cgroup,
+        main: record.main,
+        network,
+        journal,
+        limits: record.limits,
+        control,
+        session: None,
+        hush: None,
+        created: record.created,
+        state: record.state,
+        _claim: claim,
+    };
+    // A pod without a first command is one whose making was cut off.
+    let Some(main) = pod.main else {
+        pod.destroy(crate::monitor::session::End::Exited(128 + libc::SIGKILL))?;
+        return Ok(Found::Ended);
+    };
+    pod.start_session(ends)?;
+    pod.open_console();
+    let status = known_status(&pod, main)?;
+    pod.set_main(main)?;
+    Ok(Found::Alive(Box::new(pod), status))
+}
+
+/// How the first command ended, if it has. A suspended pod cannot answer, and nothing in it can have ended.
+fn known_status(pod: &LivePod, main: PodPid) -> Result<Option<i32>, PodError> {
+    if pod.state == PodState::Suspended {
+        return Ok(None);
+    }
+    let status = pod.control.status()?;
+    Ok(if status.pid == Some(main) { None } else { status.status })
+}
+
+/// The far ends of the console, of which PID 1 has copies. A stdin that was closed is the null device there.
+fn fetch_console(process: &PidFd, record: &Record) -> std::io::Result<Ends> {
+    let slot = |n: i32| process.get(KEPT + n);
+    if record.spec.tty {
+        return Ends::of_master(slot(0)?);
+    }
+    let is_pipe = |file: &OwnedFd| {
+        crate::sys::file::fstat(file).is_ok_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFIFO)
+    };
+    Ends::of_pipes(Some(slot(0)?).filter(is_pipe), slot(1)?, slot(2)?)
+}

@@ -1,0 +1,135 @@
+//! Making processes in new namespaces: `fork`, `clone3`, `unshare`.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use super::check;
+use crate::ids::HostPid;
+
+/// Which side of a fork one is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The new process.
+    Child,
+    /// The old one, with the PID of the child as the old one's PID namespace numbers it.
+    Parent(i32),
+}
+
+impl Side {
+    fn of(result: u64) -> Side {
+        if result == 0 { Side::Child } else { Side::Parent(result as i32) }
+    }
+}
+
+#[repr(C, align(8))]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Forks. The C library makes its own locks usable in the child; the caller must have no other thread that could hold
+/// a lock of ours which the child would take.
+pub fn fork() -> io::Result<Side> {
+    // SAFETY: fork copies the process; both sides go on with memory of their own. The C library's own state is made
+    // consistent by it, and callers fork while they are the only thread (documented above).
+    check(unsafe { libc::fork() }.into()).map(Side::of)
+}
+
+fn clone3(args: &CloneArgs) -> io::Result<Side> {
+    // SAFETY: without CLONE_VM this is a fork; the kernel reads one CloneArgs (and the set_tid array that it points to),
+    // which outlive the call. The stack is the caller's own (null asks for that).
+    check(unsafe { libc::syscall(libc::SYS_clone3, &raw const *args, size_of::<CloneArgs>()) }).map(Side::of)
+}
+
+/// Clones a sibling (`CLONE_PARENT`) in new namespaces of these kinds, in that cgroup. Only for a single-threaded caller.
+pub fn clone_sibling(namespaces: i32, cgroup: BorrowedFd<'_>) -> io::Result<Side> {
+    let flags = namespaces as u64 | libc::CLONE_PARENT as u64 | CLONE_INTO_CGROUP;
+    clone3(&CloneArgs { flags, cgroup: cgroup.as_raw_fd() as u64, ..CloneArgs::default() })
+}
+
+/// Clones a child that has this PID in the caller's PID namespace. Only for a single-threaded caller.
+pub fn clone_numbered(pid: i32) -> io::Result<Side> {
+    let set_tid = [pid];
+    clone3(&CloneArgs {
+        exit_signal: libc::SIGCHLD as u64,
+        set_tid: set_tid.as_ptr() as u64,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    })
+}
+
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Leaves namespaces of these kinds for new ones.
+pub fn unshare(kinds: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::unshare(kinds) }.into()).map(drop)
+}
+
+/// Ends the process at once: nothing of the parent's that was inherited is flushed or dropped.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit runs no handlers and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Runs a program in a process of its own that is nobody's child: a new session, the default signals, `socket` as
+/// descriptor 3, the null device as 0, 1 and 2, and nothing else open. For a single-threaded caller.
+pub fn spawn_apart(program: &CString, args: &[CString], env: &[CString], socket: &OwnedFd) -> io::Result<()> {
+    let Side::Parent(child) = fork()? else {
+        exit_now(match start_apart(program, args, env, socket) {
+            Ok(never) => match never {},
+            Err(e) => e.raw_os_error().unwrap_or(libc::EINVAL),
+        })
+    };
+    match nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None)? {
+        nix::sys::wait::WaitStatus::Exited(_, 0) => Ok(()),
+        nix::sys::wait::WaitStatus::Exited(_, code) => Err(io::Error::from_raw_os_error(code)),
+        _ => Err(io::Error::from_raw_os_error(libc::EINTR)),
+    }
+}
+
+fn start_apart(
+    program: &CString,
+    args: &[CString],
+    env: &[CString],
+    socket: &OwnedFd,
+) -> io::Result<std::convert::Infallible> {
+    nix::unistd::setsid()?;
+    if let Side::Parent(_) = fork()? {
+        exit_now(0);
+    }
+    super::exec::reset_signals()?;
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    let socket = nix::fcntl::fcntl(socket, nix::fcntl::FcntlArg::F_DUPFD(10))?;
+    let null = nix::fcntl::fcntl(&null, nix::fcntl::FcntlArg::F_DUPFD(10))?;
+    for to in 0..3 {
+        super::exec::duplicate_to(null, to)?;
+    }
+    super::exec::duplicate_to(socket, 3)?;
+    super::exec::close_from(4)?;
+    Ok(nix::unistd::execve(program, args, env)?)
+}
+
+/// Switches the loopback interface of the caller's network namespace on.
+pub fn loopback_up() -> io::Result<()> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: an all-zero ifreq is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    // SAFETY: the kernel reads one ifreq, which outlives the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into()).map(drop)
+}
