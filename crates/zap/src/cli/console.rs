@@ -64,7 +64,9 @@ pub(super) fn watch(socket: UnixStream, terminal: bool, input: bool) -> Result<u
             let _ = writeln!(io::stderr(), "zap: left it running; `zap attach` comes back to it");
             Ok(0)
         }
-        Ok(Outcome::Lost) => Err(Failure { message: "the pod's monitor was lost; the pod may run on".to_owned(), code: 125 }),
+        Ok(Outcome::Lost) => {
+            Err(Failure { message: "the pod's monitor was lost; the pod may run on".to_owned(), code: 125 })
+        }
         Err(e) => Err(Failure { message: format!("the console: {e}"), code: 125 }),
     }
 }

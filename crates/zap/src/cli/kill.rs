@@ -7,7 +7,9 @@ use crate::pod::Store;
 
 /// Send a signal to a pod's first command
 #[derive(clap::Args)]
-#[command(after_help = "KILL ends every process of the pod at once, also when it is suspended.\n\nExample:\n  zap kill -s HUP web")]
+#[command(
+    after_help = "KILL ends every process of the pod at once, also when it is suspended.\n\nExample:\n  zap kill -s HUP web"
+)]
 pub(super) struct Args {
     /// Signal, by name or number
     #[arg(short, long, default_value = "KILL", value_parser = options::signal)]

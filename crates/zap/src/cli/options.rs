@@ -9,7 +9,9 @@ use crate::pod::{Bind, Publish};
 pub(super) fn pod_name(text: &str) -> Result<String, String> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
     match text.chars().next() {
-        Some(first) if first.is_ascii_alphanumeric() && text.len() <= 64 && text.chars().all(fine) => Ok(text.to_owned()),
+        Some(first) if first.is_ascii_alphanumeric() && text.len() <= 64 && text.chars().all(fine) => {
+            Ok(text.to_owned())
+        }
         _ => Err("a name is up to 64 letters, digits, `.`, `_` and `-`, and begins with a letter or digit".to_owned()),
     }
 }

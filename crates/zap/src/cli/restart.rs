@@ -11,9 +11,11 @@ use crate::restart::Options;
 
 /// Start a pod again from an image
 #[derive(clap::Args)]
-#[command(after_help = "An image can be restarted many times, also beside its original: the name and the outer address are \
+#[command(
+    after_help = "An image can be restarted many times, also beside its original: the name and the outer address are \
     the image's own if they are free, else fresh ones. Inside, the pod keeps the address that it was born with.\n\n\
-    Example:\n  zap restart web.zap -d --name web2")]
+    Example:\n  zap restart web.zap -d --name web2"
+)]
 pub(super) struct Args {
     /// The image
     image: PathBuf,

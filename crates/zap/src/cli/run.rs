@@ -11,8 +11,10 @@ use super::{console, or_125, print, usage};
 
 /// Make a pod and run COMMAND in it
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  zap run --rm -it -- bash\n  zap run -d --name web -p 8080:80 -- apache2ctl -D FOREGROUND\n\n\
-    Ctrl-P Ctrl-Q leaves a pod with a terminal running by itself.")]
+#[command(
+    after_help = "Example:\n  zap run --rm -it -- bash\n  zap run -d --name web -p 8080:80 -- apache2ctl -D FOREGROUND\n\n\
+    Ctrl-P Ctrl-Q leaves a pod with a terminal running by itself."
+)]
 pub(super) struct Args {
     /// Name of the pod [default: a fresh readable one]
     #[arg(short, long, value_parser = options::pod_name)]
@@ -104,7 +106,9 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         let start = Start::Run { store: store.clone(), spec: Box::new(spec.clone()), address, mac, watch };
         match client::launch::<Born>(&start) {
             // Somebody else took the fresh name in the meantime.
-            Err(failure) if !named && failure.code == 6 && failure.message.contains(&format!("name {} ", spec.name)) => {
+            Err(failure)
+                if !named && failure.code == 6 && failure.message.contains(&format!("name {} ", spec.name)) =>
+            {
                 let fresh = fresh_name(store);
                 spec.hostname = if spec.hostname == spec.name { fresh.clone() } else { spec.hostname };
                 spec.name = fresh;
@@ -135,12 +139,9 @@ fn spec(store: &Store, args: Args) -> Result<PodSpec, Failure> {
     let seccomp = match args.seccomp.as_str() {
         "default" => Seccomp::Default,
         "unconfined" => Seccomp::Unconfined,
-        file => Seccomp::Profile(
-            std::fs::read_to_string(file).map_err(|e| usage(format!("--seccomp {file}: {e}")))?,
-        ),
+        file => Seccomp::Profile(std::fs::read_to_string(file).map_err(|e| usage(format!("--seccomp {file}: {e}")))?),
     };
-    let capabilities =
-        capabilities::resolve(&args.cap_add, &args.cap_drop).map_err(|e| usage(e.to_string()))?;
+    let capabilities = capabilities::resolve(&args.cap_add, &args.cap_drop).map_err(|e| usage(e.to_string()))?;
     crate::pod::seccomp::filter(&seccomp, &capabilities).map_err(|e| usage(e.to_string()))?;
     let name = args.name.unwrap_or_else(|| fresh_name(store));
     Ok(PodSpec {
@@ -175,8 +176,8 @@ fn fresh_name(store: &Store) -> String {
         "kind", "light", "lively", "merry", "mild", "neat", "proud", "quick", "quiet", "sunny", "swift",
     ];
     const THINGS: [&str; 24] = [
-        "ash", "bay", "beech", "brook", "cedar", "cliff", "cove", "creek", "dale", "dune", "elm", "fern", "field", "ford",
-        "glen", "grove", "heath", "hill", "lake", "marsh", "oak", "pine", "reef", "vale",
+        "ash", "bay", "beech", "brook", "cedar", "cliff", "cove", "creek", "dale", "dune", "elm", "fern", "field",
+        "ford", "glen", "grove", "heath", "hill", "lake", "marsh", "oak", "pine", "reef", "vale",
     ];
     let pick = |list: &[&str]| list[rand::random_range(0..list.len())].to_owned();
     store.free_name(&format!("{}-{}", pick(&QUALITIES), pick(&THINGS)))

@@ -152,6 +152,7 @@ fn log_to_file(pod: &LivePod) {
     if let Ok(log) = File::options().append(true).create(true).mode(0o600).open(path) {
         let _ = exec::duplicate_to(log.as_raw_fd(), 2);
         let filter = tracing_subscriber::EnvFilter::from_env("ZAP_LOG");
-        let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_env_filter(filter).try_init();
+        let _ =
+            tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_env_filter(filter).try_init();
     }
 }

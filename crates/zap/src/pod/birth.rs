@@ -20,8 +20,14 @@ use crate::sys::pidfd::PidFd;
 /// Makes a pod without a command. On failure nothing is left of it.
 pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Result<LivePod, PodError> {
     let claim = store.claim_new(&spec.name)?;
-    let mut scaffold =
-        Scaffold { store: store.clone(), name: spec.name.clone(), cgroup: None, limits: None, network: None, standing: false };
+    let mut scaffold = Scaffold {
+        store: store.clone(),
+        name: spec.name.clone(),
+        cgroup: None,
+        limits: None,
+        network: None,
+        standing: false,
+    };
     let fresh = birth.unpack.is_none();
     let plan = rootfs::plan(&store, &spec, fresh)?;
     rootfs::prepare_layers(&store.storage_dir(&spec.name), &plan.overlays)?;

@@ -56,8 +56,7 @@ impl Control {
 
     /// Begins to listen to what PID 1 reports, in a thread of its own.
     pub(crate) fn listen(pod: &str, socket: OwnedFd, init: PidFd) -> Result<Control, PodError> {
-        let shared =
-            Shared { pod: pod.to_owned(), socket, heard: Mutex::default(), news: Condvar::new() };
+        let shared = Shared { pod: pod.to_owned(), socket, heard: Mutex::default(), news: Condvar::new() };
         let control = Control(Arc::new(shared));
         let listener = control.clone();
         std::thread::Builder::new()
@@ -123,9 +122,7 @@ impl Control {
     ) -> Result<PodPid, PodError> {
         match self.ask(order, files)? {
             Report::Started { result: Ok(pid), .. } => Ok(PodPid(pid)),
-            Report::Started { result: Err(errno), .. } => {
-                Err(self.failed(step, io::Error::from_raw_os_error(errno)))
-            }
+            Report::Started { result: Err(errno), .. } => Err(self.failed(step, io::Error::from_raw_os_error(errno))),
             _ => Err(self.failed(step, io::ErrorKind::InvalidData.into())),
         }
     }
@@ -213,8 +210,7 @@ impl Control {
 /// The next report, or `None` when PID 1 has ended. It keeps a copy of our end, so the socket itself never ends.
 fn next_report(socket: &OwnedFd, init: &PidFd) -> io::Result<Option<Report>> {
     loop {
-        let mut fds =
-            [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(init.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(init.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(nix::Error::EINTR) => continue,
             other => other?,

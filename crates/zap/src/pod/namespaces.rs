@@ -51,7 +51,12 @@ pub(super) fn start_init(
 
 const STEPS: [&str; 3] = ["making a time namespace", "setting its clocks", "making its namespaces"];
 
-fn shim(setup: &Setup<'_>, clocks: ClockOffsets, own_network: bool, cgroup: &OwnedFd) -> Result<i32, (usize, io::Error)> {
+fn shim(
+    setup: &Setup<'_>,
+    clocks: ClockOffsets,
+    own_network: bool,
+    cgroup: &OwnedFd,
+) -> Result<i32, (usize, io::Error)> {
     namespace::unshare(libc::CLONE_NEWTIME).map_err(|e| (0, e))?;
     fs::write("/proc/self/timens_offsets", clock_lines(clocks)).map_err(|e| (1, e))?;
     let kinds = ALWAYS | if own_network { libc::CLONE_NEWNET } else { 0 };
@@ -64,7 +69,8 @@ fn shim(setup: &Setup<'_>, clocks: ClockOffsets, own_network: bool, cgroup: &Own
 /// The kernel wants whole seconds, which may be negative, and nanoseconds, which may not.
 fn clock_lines(clocks: ClockOffsets) -> String {
     const SECOND: i64 = 1_000_000_000;
-    let line = |name: &str, offset: i64| format!("{name} {} {}\n", offset.div_euclid(SECOND), offset.rem_euclid(SECOND));
+    let line =
+        |name: &str, offset: i64| format!("{name} {} {}\n", offset.div_euclid(SECOND), offset.rem_euclid(SECOND));
     line("monotonic", clocks.monotonic) + &line("boottime", clocks.boottime)
 }
 

@@ -255,11 +255,11 @@ fn make_dir(path: &Path) -> io::Result<()> {
 /// Makes a directory and those above it; what is made is for root alone.
 pub(super) fn make_all(path: &Path) -> Result<(), PodError> {
     let mut builder = fs::DirBuilder::new();
-    builder
-        .mode(0o700)
-        .recursive(true)
-        .create(path)
-        .map_err(|source| PodError::Store { step: "making", path: path.to_owned(), source })
+    builder.mode(0o700).recursive(true).create(path).map_err(|source| PodError::Store {
+        step: "making",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {

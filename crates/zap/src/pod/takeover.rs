@@ -135,8 +135,7 @@ fn fetch_console(process: &PidFd, record: &Record) -> std::io::Result<Ends> {
     if record.spec.tty {
         return Ends::of_master(slot(0)?);
     }
-    let is_pipe = |file: &OwnedFd| {
-        crate::sys::file::fstat(file).is_ok_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFIFO)
-    };
+    let is_pipe =
+        |file: &OwnedFd| crate::sys::file::fstat(file).is_ok_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFIFO);
     Ends::of_pipes(Some(slot(0)?).filter(is_pipe), slot(1)?, slot(2)?)
 }

@@ -6,9 +6,7 @@ mod message;
 mod spawn;
 mod users;
 
-pub use message::{
-    CONTROL, Command, KEPT, KEPT_COUNT, MESSAGE_LENGTH, MONITOR_END, Order, Report, SpawnFailure,
-};
+pub use message::{CONTROL, Command, KEPT, KEPT_COUNT, MESSAGE_LENGTH, MONITOR_END, Order, Report, SpawnFailure};
 
 use message::SIGNALS;
 

@@ -56,7 +56,11 @@ fn before(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> SpawnFailur
     move |e| SpawnFailure::Before(format!("{what}: {e}"))
 }
 
-fn become_command(request: &OwnedFd, stdio: &[OwnedFd], terminal: bool) -> Result<std::convert::Infallible, SpawnFailure> {
+fn become_command(
+    request: &OwnedFd,
+    stdio: &[OwnedFd],
+    terminal: bool,
+) -> Result<std::convert::Infallible, SpawnFailure> {
     let command = read_command(request).map_err(before("reading the command"))?;
     exec::reset_signals().map_err(before("resetting signals"))?;
     nix::unistd::setsid().map_err(io::Error::from).map_err(before("making a session"))?;
@@ -99,8 +103,8 @@ fn become_user(command: &Command, user: &users::User) -> Result<(), SpawnFailure
     nix::sys::prctl::set_keepcaps(true).map_err(io_error).map_err(before("keeping capabilities"))?;
     nix::unistd::setresuid(uid, uid, uid).map_err(io_error).map_err(before("setting the user"))?;
     capability::raise().map_err(before("raising capabilities"))?;
-    let filter = seccomp::filter(&command.seccomp, &command.capabilities)
-        .map_err(|e| SpawnFailure::Before(e.to_string()))?;
+    let filter =
+        seccomp::filter(&command.seccomp, &command.capabilities).map_err(|e| SpawnFailure::Before(e.to_string()))?;
     if let Some(filter) = filter {
         filter.install().map_err(before("installing the seccomp filter"))?;
     }

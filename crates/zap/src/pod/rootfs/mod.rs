@@ -25,8 +25,25 @@ const FRESH: [&str; 5] = ["/dev", "/proc", "/run", "/sys", "/tmp"];
 
 /// File systems that hold files people keep. All others are the kernel's own, or belong to the host's session.
 const REAL: [&str; 19] = [
-    "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "reiserfs", "zfs", "bcachefs", "overlay", "squashfs", "erofs",
-    "iso9660", "nfs", "nfs4", "9p", "virtiofs", "fuse.sshfs",
+    "ext2",
+    "ext3",
+    "ext4",
+    "xfs",
+    "btrfs",
+    "f2fs",
+    "jfs",
+    "reiserfs",
+    "zfs",
+    "bcachefs",
+    "overlay",
+    "squashfs",
+    "erofs",
+    "iso9660",
+    "nfs",
+    "nfs4",
+    "9p",
+    "virtiofs",
+    "fuse.sshfs",
 ];
 
 /// A mount of the host that the pod sees through an overlay.
@@ -78,11 +95,8 @@ pub fn upper_dir(store: &Store, pod: &str) -> PathBuf {
 /// What the pod of `spec` sees, on the host as it is now.
 pub fn plan(store: &Store, spec: &PodSpec, fresh: bool) -> Result<Plan, PodError> {
     let path = Path::new("/proc/self/mountinfo");
-    let table = std::fs::read(path).map_err(|source| PodError::Store {
-        step: "reading",
-        path: path.to_owned(),
-        source,
-    })?;
+    let table =
+        std::fs::read(path).map_err(|source| PodError::Store { step: "reading", path: path.to_owned(), source })?;
     let storage = store.storage_dir(&spec.name);
     let mut plan = Plan {
         mount_point: storage.join("mount"),
