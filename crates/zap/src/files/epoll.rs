@@ -85,7 +85,9 @@ impl FileKind for Epoll {
     fn connect(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<(), RebuildError> {
         let state: EpollState = decoded(state)?;
         let epoll = rebuild.file(id)?;
-        let (fired, waiting): (Vec<_>, Vec<_>) = state.watches.iter().partition(|w| has_fired(w));
+        // What is not open yet is opened late, and added then.
+        let present = state.watches.iter().filter(|w| rebuild.file(w.file).is_ok());
+        let (fired, waiting): (Vec<_>, Vec<_>) = present.partition(|w| has_fired(w));
         let watch = |w: &&WatchState, events| -> Result<Watch<'_>, RebuildError> {
             Ok(Watch { file: rebuild.file(w.file)?, number: w.number, events, data: w.data })
         };

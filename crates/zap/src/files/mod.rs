@@ -16,14 +16,18 @@ pub mod device;
 pub mod directory;
 pub mod epoll;
 pub mod eventfd;
+pub mod fifo;
 pub mod identity;
+mod late;
 pub mod locks;
 pub mod memfd;
 pub mod mounts;
 pub mod name_only;
 pub mod owner;
+pub mod pidfd;
 pub mod pipe;
 mod pool;
+pub mod proc;
 pub mod pty;
 mod refusals;
 pub mod regular;
@@ -42,6 +46,7 @@ pub use descriptors::{
     CloseOnExec, DescriptorState, ask_close_on_exec, check_all, process_descriptors, read_close_on_exec,
 };
 pub use identity::{FileIdentity, HashCache, identity_of};
+pub use late::{Late, LateFiles};
 pub use locks::{PosixLock, holders_of_posix_locks, posix_locks, take_posix_locks};
 pub use pool::{connect_all, open_all, restart_descriptors, settle_all};
 pub use regular::verify_root;
@@ -150,6 +155,12 @@ pub trait FileKind: Sync {
     /// Kernel → state. The pod is held. Returns the encoded state.
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError>;
 
+    /// How the file is opened if that can be done only when every process of the pod exists; [`FileKind::open`] is not
+    /// called then.
+    fn late(&self, _state: &[u8]) -> Result<Option<Late>, RebuildError> {
+        Ok(None)
+    }
+
     /// State → kernel, first stage: open the file. Other files may not exist yet.
     fn open(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError>;
 
@@ -203,12 +214,14 @@ impl FileState {
 /// Every kind that is known, in the order in which they are asked.
 #[rustfmt::skip]
 pub static KINDS: &[&dyn FileKind] = &[
+    &proc::Proc,
     &name_only::NameOnly,
     &regular::Regular,
     &memfd::Memfd,
     &shared_memory::SharedMemory,
     &directory::Directory,
     &pipe::Pipe,
+    &fifo::Fifo,
     &device::Device,
     &crate::sockets::Tcp,
     &eventfd::Eventfd,
@@ -217,6 +230,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &signalfd::Signalfd,
     &pty::Pty,
     &crate::sockets::Unix,
+    &pidfd::Pidfd,
 ];
 
 /// The kind of that name.

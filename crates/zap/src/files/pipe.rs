@@ -96,7 +96,7 @@ fn object(state: &PipeState) -> String {
     }
 }
 
-fn shared(descriptor: &Descriptor) -> Result<SharedState, CaptureError> {
+pub(super) fn shared(descriptor: &Descriptor) -> Result<SharedState, CaptureError> {
     let capacity = fcntl(descriptor, FcntlArg::F_GETPIPE_SZ).capturing("reading the capacity", descriptor.object())?;
     let (queue, packets) =
         queue(descriptor.as_fd(), descriptor.flags(), capacity).capturing("reading", descriptor.object())?;

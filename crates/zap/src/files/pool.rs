@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::{DescriptorState, FileKind, FileState, kind, locks, owner};
+use super::{DescriptorState, FileKind, FileState, LateFiles, kind, locks, owner};
 use crate::error::{Context, RebuildError};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::rebuild::Rebuild;
@@ -14,9 +14,10 @@ fn kind_named(name: &str) -> Result<&'static dyn FileKind, RebuildError> {
     kind(name).ok_or_else(|| RebuildError::Damaged(format!("this zap does not know files of the kind {name:?}")))
 }
 
-/// Opens every file of the image.
+/// Opens every file of the image, but for those that [`super::LateFiles`] has.
 pub fn open_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<(), RebuildError> {
-    for state in states {
+    let late = LateFiles::of(states)?;
+    for state in states.iter().filter(|s| !late.contains(s.id)) {
         let file = kind_named(&state.kind)?.open(rebuild, state.id, &state.state)?;
         rebuild.keep_file(state.id, file);
     }
@@ -25,15 +26,16 @@ pub fn open_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<(), R
 
 /// Connects every file with the others: first those that are only referred to, then those that refer.
 pub fn connect_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<(), RebuildError> {
+    let late = LateFiles::of(states)?;
     for refers in [false, true] {
-        for state in states {
+        for state in states.iter().filter(|s| !late.contains(s.id)) {
             let kind = kind_named(&state.kind)?;
             if kind.refers_to_others() == refers {
                 kind.connect(rebuild, state.id, &state.state)?;
             }
         }
     }
-    for state in states.iter().filter(|s| !s.locks.is_empty()) {
+    for state in states.iter().filter(|s| !s.locks.is_empty() && !late.contains(s.id)) {
         locks::connect(rebuild.file(state.id)?, &state.locks).map_err(locks::failed(state.id))?;
     }
     Ok(())
@@ -48,7 +50,7 @@ pub fn settle_all(
     for state in states {
         let kind = kind_named(&state.kind)?;
         let of_kind = kind.needs_settling(&state.state);
-        if !of_kind && state.owner.is_none() {
+        if !of_kind && state.owner.is_none() || kind.late(&state.state)?.is_some() {
             continue;
         }
         let file = fetch(state.id).rebuilding("fetching", state.id)?;
@@ -63,14 +65,15 @@ pub fn settle_all(
 }
 
 /// The calls by which one process takes its descriptors from the pool and closes the rest of it. Everything that it has
-/// below the pool is closed first: a seed brings nothing of its own along.
+/// below the pool is closed first: a seed brings nothing of its own along. Files that are not in the pool (`None`) are
+/// left out: they are opened late.
 ///
 /// # Errors
 ///
 /// A number inside the pool, which the builder must have put higher than every number of the image.
 pub fn restart_descriptors(
     descriptors: &[DescriptorState],
-    pool: &dyn Fn(FileId) -> i32,
+    pool: &dyn Fn(FileId) -> Option<i32>,
     range: RangeInclusive<i32>,
 ) -> Result<Batch, RebuildError> {
     let mut batch = Batch::new();
@@ -83,7 +86,7 @@ pub fn restart_descriptors(
             return Err(RebuildError::Damaged(format!("descriptor {} is inside the pool", descriptor.number)));
         }
         let flags = if descriptor.close_on_exec { libc::O_CLOEXEC } else { 0 };
-        let source = pool(descriptor.file);
+        let Some(source) = pool(descriptor.file) else { continue };
         let what = format!("giving descriptor {} ({})", descriptor.number, descriptor.file);
         batch.call(libc::SYS_dup3, [source.into(), descriptor.number.into(), flags.into()], what);
     }
@@ -103,12 +106,12 @@ mod tests {
     #[test]
     fn takes_from_the_pool_and_closes_it() {
         let list = [descriptor(0, 0), descriptor(7, 1)];
-        let batch = restart_descriptors(&list, &|id| 1000 + id.0 as i32, 1000..=1001).unwrap();
+        let batch = restart_descriptors(&list, &|id| Some(1000 + id.0 as i32), 1000..=1001).unwrap();
         assert_eq!(batch.len(), 4);
     }
 
     #[test]
     fn refuses_a_number_inside_the_pool() {
-        assert!(restart_descriptors(&[descriptor(1000, 0)], &|_| 1000, 1000..=1001).is_err());
+        assert!(restart_descriptors(&[descriptor(1000, 0)], &|_| Some(1000), 1000..=1001).is_err());
     }
 }

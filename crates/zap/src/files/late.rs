@@ -1,0 +1,143 @@
+//! Files that can be opened only when every process exists: each holder opens its own. (Holders that shared one
+//! description no longer share it: of these files that is only the offset.)
+
+use std::collections::{HashMap, HashSet};
+
+use super::epoll::{EpollState, WatchState};
+use super::{DescriptorState, FileState, decoded, kind};
+use crate::error::RebuildError;
+use crate::ids::{FileId, PodPid};
+use crate::tracee::{Arg, Batch};
+
+/// How a holder opens a file once every process exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Late {
+    /// By path.
+    Path {
+        /// The path in the pod.
+        path: Vec<u8>,
+        /// Access mode and status flags.
+        flags: i32,
+        /// The offset.
+        position: u64,
+    },
+    /// By `pidfd_open(2)`.
+    Process {
+        /// The process, or thread.
+        pid: PodPid,
+        /// Its flags.
+        flags: i32,
+    },
+}
+
+/// The late files of an image, and the epolls that watch them.
+#[derive(Debug, Default)]
+pub struct LateFiles {
+    files: HashMap<FileId, Late>,
+    watches: Vec<(FileId, WatchState)>,
+    added: HashSet<usize>,
+}
+
+impl LateFiles {
+    /// Finds them among the files of an image.
+    pub fn of(states: &[FileState]) -> Result<LateFiles, RebuildError> {
+        let mut found = LateFiles::default();
+        for state in states {
+            let late = kind(&state.kind).map(|k| k.late(&state.state)).transpose()?.flatten();
+            found.files.extend(late.map(|l| (state.id, l)));
+        }
+        if found.files.is_empty() {
+            return Ok(found);
+        }
+        for state in states.iter().filter(|s| s.kind == "epoll") {
+            let epoll: EpollState = decoded(&state.state)?;
+            let late = epoll.watches.into_iter().filter(|w| found.files.contains_key(&w.file));
+            found.watches.extend(late.map(|w| (state.id, w)));
+        }
+        Ok(found)
+    }
+
+    /// Whether a file is opened late.
+    pub fn contains(&self, id: FileId) -> bool {
+        self.files.contains_key(&id)
+    }
+
+    /// The calls by which a process, which has its other descriptors, opens those of its own that are late. To be asked
+    /// once for each descriptor table, and run when every process and thread exists.
+    pub fn open_in(&mut self, descriptors: &[DescriptorState]) -> Option<Batch> {
+        let mut batch = Batch::new();
+        for descriptor in descriptors {
+            if let Some(late) = self.files.get(&descriptor.file) {
+                open(&mut batch, descriptor, late);
+            }
+        }
+        for (place, (epoll, watch)) in self.watches.iter().enumerate() {
+            let here = |id| descriptors.iter().find(|d| d.file == id).map(|d| d.number);
+            let same = descriptors.iter().any(|d| d.number == watch.number && d.file == watch.file);
+            if let (Some(epoll), true, true) = (here(*epoll), same, !self.added.contains(&place)) {
+                self.added.insert(place);
+                add(&mut batch, epoll, watch);
+            }
+        }
+        (!batch.is_empty()).then_some(batch)
+    }
+}
+
+fn open(batch: &mut Batch, descriptor: &DescriptorState, late: &Late) {
+    let opened = match late {
+        Late::Path { path, flags, position } => {
+            let name = batch.bytes(&[path, &b"\0"[..]].concat());
+            let what = format!("opening {}", String::from_utf8_lossy(path));
+            let flags = flags & !libc::O_ASYNC | libc::O_CLOEXEC;
+            let opened = batch.call(libc::SYS_openat, [libc::AT_FDCWD.into(), name, flags.into()], what);
+            if *position != 0 {
+                batch.attempt(libc::SYS_lseek, [Arg::ResultOf(opened), (*position).into(), libc::SEEK_SET.into()]);
+            }
+            opened
+        }
+        Late::Process { pid, flags } => {
+            let what = format!("opening a handle on process {pid}");
+            batch.call(libc::SYS_pidfd_open, [pid.0.into(), (*flags).into()], what)
+        }
+    };
+    // Out of the way first: the number that the kernel chose may be the very one, or not.
+    let above = Arg::from(descriptor.number + 1);
+    let duplicate = [Arg::ResultOf(opened), libc::F_DUPFD_CLOEXEC.into(), above];
+    let lifted = batch.call(libc::SYS_fcntl, duplicate, "moving a descriptor out of the way");
+    batch.call(libc::SYS_close, [Arg::ResultOf(opened)], "closing the descriptor that was moved");
+    let flags = if descriptor.close_on_exec { libc::O_CLOEXEC } else { 0 };
+    let what = format!("giving descriptor {} ({})", descriptor.number, descriptor.file);
+    batch.call(libc::SYS_dup3, [Arg::ResultOf(lifted), descriptor.number.into(), flags.into()], what);
+    batch.call(libc::SYS_close, [Arg::ResultOf(lifted)], "closing the descriptor that was moved");
+}
+
+fn add(batch: &mut Batch, epoll: i32, watch: &WatchState) {
+    // struct epoll_event is packed on this architecture: events, then data.
+    let event = batch.bytes(&[&watch.events.to_ne_bytes()[..], &watch.data.to_ne_bytes()[..]].concat());
+    let add = [epoll.into(), libc::EPOLL_CTL_ADD.into(), watch.number.into(), event];
+    batch.call(libc::SYS_epoll_ctl, add, format!("watching descriptor {}", watch.number));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::pidfd::PidfdState;
+    use crate::image::encode;
+
+    fn descriptor(number: i32, file: u32) -> DescriptorState {
+        DescriptorState { number, file: FileId(file), close_on_exec: true }
+    }
+
+    #[test]
+    fn holders_open_their_own_and_one_of_them_adds_the_watch() {
+        let pidfd = FileState::new(FileId(0), "pidfd", encode(&PidfdState { pid: PodPid(7), flags: 0 }));
+        let watch = WatchState { file: FileId(0), number: 5, events: 1, data: 2 };
+        let epoll = FileState::new(FileId(1), "epoll", encode(&EpollState { flags: 2, watches: vec![watch] }));
+        let mut late = LateFiles::of(&[pidfd, epoll]).unwrap();
+        assert!(late.contains(FileId(0)) && !late.contains(FileId(1)));
+        let table = [descriptor(5, 0), descriptor(6, 1)];
+        assert_eq!(late.open_in(&table).unwrap().len(), 6);
+        assert_eq!(late.open_in(&table).unwrap().len(), 5);
+        assert!(late.open_in(&[descriptor(6, 1)]).is_none());
+    }
+}
