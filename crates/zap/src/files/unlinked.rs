@@ -157,7 +157,10 @@ fn make(rebuild: &Rebuild<'_>, path: &Path, body: &Body, flags: i32) -> std::io:
 
 /// Runs `open`, which makes and opens `path`, and takes the name away again. What has the name now is moved aside
 /// meanwhile, and directories that are gone come back meanwhile: nobody else is in the pod yet.
-pub(super) fn borrow_name(path: &Path, open: impl FnOnce(&Path) -> std::io::Result<OwnedFd>) -> std::io::Result<OwnedFd> {
+pub(super) fn borrow_name(
+    path: &Path,
+    open: impl FnOnce(&Path) -> std::io::Result<OwnedFd>,
+) -> std::io::Result<OwnedFd> {
     let parent = path.parent().unwrap_or(path);
     let missing: Vec<&Path> = parent.ancestors().take_while(|d| !d.exists()).collect();
     std::fs::create_dir_all(parent)?;
