@@ -255,6 +255,6 @@ fn of_proc(descriptor: &Descriptor) -> bool {
 }
 
 /// Bulk bytes of an image.
-fn data_of(image: &crate::image::ImageReader, place: crate::image::DataRef) -> std::io::Result<Vec<u8>> {
+pub(crate) fn data_of(image: &crate::image::ImageReader, place: crate::image::DataRef) -> std::io::Result<Vec<u8>> {
     image.read(place).map_err(std::io::Error::other)
 }
