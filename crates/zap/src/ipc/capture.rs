@@ -34,7 +34,11 @@ pub fn refuse_undo(state: &IpcState, subject: &Subject, init: HostPid) -> Result
     }
     // PID 1 never has one.
     let none = kcmp::shares(subject.host.0, init.0, Shared::SemUndo).capturing("comparing undo lists", "the pod")?;
-    if none { Ok(()) } else { Err(subject.refuse("its semaphores", "are used with SEM_UNDO, which cannot be checkpointed yet")) }
+    if none {
+        Ok(())
+    } else {
+        Err(subject.refuse("its semaphores", "are used with SEM_UNDO, which cannot be checkpointed yet"))
+    }
 }
 
 fn refuse_posix_queues(init: HostPid) -> Result<(), CaptureError> {
@@ -111,7 +115,8 @@ mod tests {
 
     #[test]
     fn ids_are_in_the_second_column() {
-        let table = "       key      semid perms      nsems\n         0      32768   600          1\n        77  5  600  2\n";
+        let table =
+            "       key      semid perms      nsems\n         0      32768   600          1\n        77  5  600  2\n";
         assert_eq!(parse_ids(table), Some(vec![32768, 5]));
         assert_eq!(parse_ids("key shmid\n"), Some(vec![]));
         assert_eq!(parse_ids("key shmid\n1 x\n"), None);
