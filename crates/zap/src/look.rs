@@ -69,6 +69,9 @@ pub struct Look<'a> {
     pub sockets: crate::sockets::Sightings,
     /// The pod's console.
     pub console: Console,
+    /// The directory of the pod's upper layers, as `LivePod::upper` gives it; empty when it is not known, and then files
+    /// of those layers are taken for files of the root.
+    pub upper: std::path::PathBuf,
     /// Whether the image carries the contents of the root's files that are open or mapped.
     pub carry_files: bool,
     /// Objects (a pipe, a pty pair) whose shared part has been captured already: (kind, identity).
@@ -92,6 +95,7 @@ impl<'a> Look<'a> {
             data,
             sockets: Default::default(),
             console,
+            upper: std::path::PathBuf::new(),
             carry_files,
             seen: HashSet::new(),
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{CaptureError, Context};
 use crate::ids::HostPid;
 use crate::look::Look;
+use crate::pod::rootfs::{layer_name, tmpfs_mounts};
 
 use super::Descriptor;
 
@@ -21,19 +22,8 @@ pub struct Mount {
     pub point: PathBuf,
     /// `overlay`, `tmpfs`, `ext4` …
     pub file_system: String,
-    /// Options of the file system.
-    pub options: Vec<u8>,
     /// Whether the mount or its file system is read-only.
     pub read_only: bool,
-}
-
-impl Mount {
-    /// The value of an option of the file system.
-    pub fn option(&self, name: &str) -> Option<PathBuf> {
-        let prefix = format!("{name}=");
-        let value = self.options.split(|b| *b == b',').find_map(|o| o.strip_prefix(prefix.as_bytes()))?;
-        Some(path_of(unescape(value)))
-    }
 }
 
 /// Where the contents of a file come from after a restart.
@@ -83,18 +73,19 @@ pub fn origin(look: &mut Look<'_>, descriptor: &Descriptor, path: &Path) -> Resu
     let Some(mount) = mount_of(look, descriptor)? else {
         return Ok(Origin::Unknown("detached mount".into()));
     };
-    Ok(classify(&mount, path, &look.spec.binds.iter().map(|b| b.target.as_path()).collect::<Vec<_>>()))
+    Ok(classify(&mount, path, &look.spec.binds.iter().map(|b| b.target.as_path()).collect::<Vec<_>>(), &look.upper))
 }
 
-fn classify(mount: &Mount, path: &Path, binds: &[&Path]) -> Origin {
+fn classify(mount: &Mount, path: &Path, binds: &[&Path], upper: &Path) -> Origin {
     match mount.file_system.as_str() {
         _ if binds.contains(&mount.point.as_path()) => Origin::External,
         "overlay" => {
             let below = path.strip_prefix(&mount.point).unwrap_or(path);
-            let in_upper = |upper: PathBuf| upper.join(below).symlink_metadata().is_ok();
-            if mount.option("upperdir").is_some_and(in_upper) { Origin::Layer } else { Origin::Lower }
+            let layer = upper.join(layer_name(&mount.point));
+            let in_upper = !upper.as_os_str().is_empty() && layer.join(below).symlink_metadata().is_ok();
+            if in_upper { Origin::Layer } else { Origin::Lower }
         }
-        "tmpfs" => Origin::Layer,
+        "tmpfs" if tmpfs_mounts().iter().any(|t| mount.point == Path::new(t)) => Origin::Layer,
         "sysfs" | "cgroup" | "cgroup2" | "devtmpfs" => Origin::Kernel,
         _ if mount.read_only => Origin::Lower,
         other => Origin::Unknown(other.to_owned()),
@@ -117,7 +108,6 @@ fn line(line: &[u8]) -> Option<Mount> {
         root: path_of(unescape(fields[3])),
         point: path_of(unescape(fields[4])),
         file_system: String::from_utf8_lossy(fields.get(dash + 1)?).into_owned(),
-        options: options.to_vec(),
         read_only: read_only(fields[5]) || read_only(options),
     })
 }
@@ -151,7 +141,7 @@ mod tests {
     use super::*;
 
     const LINES: &[u8] =
-        b"27 1 0:31 / / rw,relatime - overlay overlay rw,lowerdir=/,upperdir=/var/z\\040p/upper,workdir=/w\n\
+        b"27 1 0:31 / /a\\040b rw,relatime - overlay overlay rw\n\
         30 27 0:33 / /tmp rw - tmpfs tmpfs rw\nbad line\n\
         31 27 8:1 /srv /data rw shared:1 master:2 - ext4 /dev/sda rw\n32 27 0:40 / /sys ro - sysfs sysfs rw\n";
 
@@ -159,7 +149,7 @@ mod tests {
     fn parses_mountinfo() {
         let mounts: Vec<Mount> = parse(LINES).collect();
         assert_eq!(mounts.iter().map(|m| m.id).collect::<Vec<_>>(), [27, 30, 31, 32]);
-        assert_eq!(mounts[0].option("upperdir"), Some(PathBuf::from("/var/z p/upper")));
+        assert_eq!(mounts[0].point, Path::new("/a b"));
         assert_eq!((mounts[2].root.as_path(), mounts[2].file_system.as_str()), (Path::new("/srv"), "ext4"));
         assert!(mounts[3].read_only && !mounts[0].read_only);
     }
@@ -167,11 +157,14 @@ mod tests {
     #[test]
     fn tells_where_contents_come_from() {
         let mounts: Vec<Mount> = parse(LINES).collect();
-        let of = |i: usize, path: &str| classify(&mounts[i], Path::new(path), &[Path::new("/data")]);
-        assert_eq!(of(0, "/bin/sh"), Origin::Lower);
+        let upper = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(upper.path().join("a b.mount/new")).unwrap();
+        let of = |i: usize, path: &str| classify(&mounts[i], Path::new(path), &[Path::new("/data")], upper.path());
+        assert_eq!(of(0, "/a b/bin/sh"), Origin::Lower);
+        assert_eq!(of(0, "/a b/new"), Origin::Layer);
         assert_eq!(of(1, "/tmp/x"), Origin::Layer);
         assert_eq!(of(2, "/data/x"), Origin::External);
         assert_eq!(of(3, "/sys/x"), Origin::Kernel);
-        assert_eq!(classify(&mounts[2], Path::new("/data/x"), &[]), Origin::Unknown("ext4".into()));
+        assert_eq!(classify(&mounts[2], Path::new("/data/x"), &[], upper.path()), Origin::Unknown("ext4".into()));
     }
 }

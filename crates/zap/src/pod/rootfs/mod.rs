@@ -134,12 +134,18 @@ fn visible(mounts: Vec<Mount>) -> Vec<Mount> {
     seen
 }
 
-fn overlay(storage: &Path, lower: &Path, target: &Path) -> Overlay {
-    let name = match target.strip_prefix("/") {
-        Ok(rest) if !rest.as_os_str().is_empty() => rest.to_string_lossy().replace('%', "%25").replace('/', "%2f"),
+/// The name of the directory of an overlay's upper layer, by the place that the pod sees it at.
+pub fn layer_name(target: &Path) -> String {
+    match target.strip_prefix("/") {
+        Ok(rest) if !rest.as_os_str().is_empty() => {
+            rest.to_string_lossy().replace('%', "%25").replace('/', "%2f") + ".mount"
+        }
         _ => "root".to_owned(),
-    };
-    let name = if target != Path::new("/") { format!("{name}.mount") } else { name };
+    }
+}
+
+fn overlay(storage: &Path, lower: &Path, target: &Path) -> Overlay {
+    let name = layer_name(target);
     Overlay {
         target: target.to_owned(),
         lower: lower.to_owned(),
