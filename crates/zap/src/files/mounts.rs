@@ -140,8 +140,7 @@ fn path_of(bytes: Vec<u8>) -> PathBuf {
 mod tests {
     use super::*;
 
-    const LINES: &[u8] =
-        b"27 1 0:31 / /a\\040b rw,relatime - overlay overlay rw\n\
+    const LINES: &[u8] = b"27 1 0:31 / /a\\040b rw,relatime - overlay overlay rw\n\
         30 27 0:33 / /tmp rw - tmpfs tmpfs rw\nbad line\n\
         31 27 8:1 /srv /data rw shared:1 master:2 - ext4 /dev/sda rw\n32 27 0:40 / /sys ro - sysfs sysfs rw\n";
 
