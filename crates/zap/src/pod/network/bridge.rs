@@ -183,6 +183,10 @@ fn remove(config: &HostConfig, channel: &Channel, links: &[Link], last: Option<&
     let together = |l: &&Link| l.index == bridge.index || l.name == near || Some(l.name.as_str()) == last;
     for link in links.iter().filter(together) {
         links::set_group(&mut batch, &link.name, group);
+        if Some(link.name.as_str()) == last {
+            // The kernel removes it with the pod's namespace, and may get to that first.
+            batch.optional();
+        }
     }
     if let Some(uplink) = &undo.uplink {
         links::set_down(&mut batch, uplink);
