@@ -243,7 +243,8 @@ impl Network {
     /// Takes back what this process holds for the pod (published ports), after reading a written-down connection.
     pub fn resume(&mut self, init: HostPid) -> Result<(), NetworkError> {
         self.init = init;
-        self.held = publish::hold(&self.publish)?;
+        // Somebody may have taken a port since the last monitor died; the rules are still there and go before.
+        self.held = publish::hold(&self.publish).unwrap_or_default();
         Ok(())
     }
 
