@@ -1,11 +1,26 @@
-//! The story of a checkpoint: hold → capture → write → let go.
+//! The story of a checkpoint: look ahead → hold → look → let go → write.
+//!
+//! It runs on a thread of its own: ptrace belongs to threads, and whatever goes wrong, the end of the thread lets go of
+//! every process that it held, which then walks home by itself (see `tracee`).
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::CaptureError;
-use crate::image::{Compression, ImageError};
+use crate::files::{self, DescriptorState};
+use crate::image::{Compression, ImageError, ImageWriter};
+use crate::look::Look;
+use crate::memory;
+use crate::pod::journal::Undo;
+use crate::pod::network::NetworkError;
+use crate::pod::{LivePod, PodError};
+use crate::process::capture;
+use crate::process::discover::{self, PodProc};
+use crate::process::hold::{self, Cleared, HeldPod, HoldError};
+use crate::process::state::{Place, ProcessState};
+use crate::record::PodRecord;
 use crate::tracee::TraceeError;
 
 /// What becomes of the pod after its checkpoint.
@@ -86,6 +101,9 @@ pub enum CheckpointError {
     /// The image could not be written.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The pod could not be stopped, or put back as it was.
+    #[error(transparent)]
+    Pod(#[from] PodError),
 }
 
 impl CheckpointError {
@@ -95,5 +113,305 @@ impl CheckpointError {
             CheckpointError::Capture { source: CaptureError::Refused { .. }, .. } => 3,
             _ => 1,
         }
+    }
+}
+
+/// Writes a pod down. On an error the pod goes on as it was.
+pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
+    let name = pod.spec.name.clone();
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| tell(pod, options));
+        thread.join().unwrap_or_else(|_| {
+            let source = CaptureError::Unexpected { object: "the tracer".into(), what: "panic".into() };
+            Err(CheckpointError::Capture { pod: name, source })
+        })
+    })
+}
+
+fn tell(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
+    let mut writer = ImageWriter::create(&options.output, options.compress)?;
+    let mut checkpoint = Checkpoint { was_suspended: pod.cgroup.is_frozen(), pod, options, clock: Clock::start() };
+    checkpoint.look_ahead(&mut writer)?;
+    let held = checkpoint.hold()?;
+    let mut stats = Stats { processes: held.processes.len() as u64, threads: held.threads() as u64, ..Stats::default() };
+    let (held, captured) = checkpoint.look(held, &mut writer)?;
+    if options.afterwards == Afterwards::Gone {
+        // The pod stays held until its image is whole, and ends while it is held: should writing fail, it goes on.
+        stats.holds_us.push(checkpoint.clock.held());
+        match checkpoint.write(captured, writer, &mut stats) {
+            Ok(()) => checkpoint.end(held)?,
+            Err(error) => {
+                checkpoint.let_go(held)?;
+                return Err(error);
+            }
+        }
+    } else {
+        checkpoint.let_go(held)?;
+        stats.holds_us.push(checkpoint.clock.held());
+        checkpoint.write(captured, writer, &mut stats)?;
+    }
+    Ok(checkpoint.clock.into_stats(stats))
+}
+
+/// A checkpoint in progress.
+struct Checkpoint<'a> {
+    pod: &'a mut LivePod,
+    options: &'a Options,
+    clock: Clock,
+    /// Whether the pod was suspended already.
+    was_suspended: bool,
+}
+
+/// What was captured while the pod was held.
+struct Captured {
+    pod: PodRecord,
+    processes: Vec<ProcessState>,
+    zombies: Vec<Place>,
+    files: Vec<files::FileState>,
+}
+
+impl Checkpoint<'_> {
+    /// While the pod runs: refuses what cannot be captured, before anything is disturbed.
+    fn look_ahead(&mut self, writer: &mut ImageWriter) -> Result<(), CheckpointError> {
+        let pod = &*self.pod;
+        let population = discover::discover(pod.init, &pod.cgroup.pids()?).map_err(|e| refused(pod, e))?;
+        let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
+        population.live.iter().try_for_each(|found| capture::check(&mut look, found)).map_err(|e| refused(pod, e))
+    }
+
+    /// Everybody stands still when this returns, and no packet reaches or leaves the pod.
+    fn hold(&mut self) -> Result<HeldPod, CheckpointError> {
+        self.clock.begin_hold();
+        if let Some(network) = &self.pod.network {
+            self.pod.journal.record(Undo::Unblock)?;
+            network.block().map_err(|source| network_failed(self.pod, source))?;
+        }
+        self.pod.journal.record(Undo::Thaw)?;
+        let seized = self.pod.cgroup.freeze().map_err(CheckpointError::from).and_then(|()| {
+            let members = self.pod.cgroup.pids()?;
+            hold::seize_all(self.pod.init, &members).map_err(|e| held_failed(self.pod, e))
+        });
+        // Tracees stay stopped when the group thaws.
+        self.pod.cgroup.thaw()?;
+        let held = seized.and_then(|seized| seized.wait().map_err(|e| held_failed(self.pod, e)));
+        if held.is_err() {
+            self.put_back()?;
+        }
+        self.clock.lap("hold");
+        held
+    }
+
+    /// Looks at everything, with the pod held: nothing is written to disk.
+    fn look(&mut self, mut held: HeldPod, writer: &mut ImageWriter) -> Result<(HeldPod, Captured), CheckpointError> {
+        match self.capture(&mut held, writer) {
+            Ok(captured) => Ok((held, captured)),
+            Err(error) => {
+                self.let_go(held)?;
+                Err(held_failed(self.pod, error))
+            }
+        }
+    }
+
+    fn capture(&mut self, held: &mut HeldPod, writer: &mut ImageWriter) -> Result<Captured, HoldError> {
+        let pod = &*self.pod;
+        // What is in the console's pipes now is in the image; nobody reads it out meanwhile.
+        let _hush = pod.hush_console();
+        let console = pod.console().map_err(|e| unexpected("the console", &e))?;
+        let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, console, self.options.carry_files);
+        let (answers, descriptors) = look_at_processes(&mut look, held)?;
+        self.clock.lap("look");
+        let processes = capture_memory(&mut look, held, answers, descriptors)?;
+        self.clock.lap("memory");
+        files::finish(&mut look)?;
+        let files = look.files.states().cloned().collect();
+        let zombies = held.zombies.iter().map(capture::zombie).collect();
+        let captured = Captured { pod: PodRecord::of(pod)?, processes, zombies, files };
+        self.clock.lap("files");
+        Ok(captured)
+    }
+
+    fn let_go(&mut self, held: HeldPod) -> Result<(), CheckpointError> {
+        let cleared = held.clear();
+        if self.was_suspended || self.options.afterwards == Afterwards::Suspended {
+            // Stopped tracees count as frozen, and stay so when they are let go.
+            self.pod.cgroup.freeze()?;
+        }
+        let gone = cleared.and_then(Cleared::let_go);
+        self.put_back()?;
+        self.clock.lap("let-go");
+        gone.map_err(|source| CheckpointError::Tracee { pod: self.pod.spec.name.clone(), source })
+    }
+
+    /// Undoes what the hold did to the pod as a whole.
+    fn put_back(&mut self) -> Result<(), CheckpointError> {
+        if self.was_suspended {
+            self.pod.cgroup.freeze()?;
+        }
+        self.pod.journal.done(&Undo::Thaw)?;
+        if let Some(network) = &self.pod.network {
+            network.unblock().map_err(|source| network_failed(self.pod, source))?;
+            self.pod.journal.done(&Undo::Unblock)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the pod's processes, which are held: none runs again. Their last packets go nowhere.
+    fn end(&mut self, held: HeldPod) -> Result<(), CheckpointError> {
+        self.pod.cgroup.kill()?;
+        drop(held);
+        self.clock.lap("let-go");
+        Ok(())
+    }
+
+    fn write(&mut self, captured: Captured, mut writer: ImageWriter, stats: &mut Stats) -> Result<(), CheckpointError> {
+        let pages = captured.processes.iter().map(|process| process.memory.stored_bytes() / memory::PAGE);
+        stats.pages = pages.sum();
+        writer.record("pod", 1, &captured.pod);
+        captured.processes.iter().for_each(|process| writer.record("process", 1, process));
+        writer.record("zombies", 1, &captured.zombies);
+        captured.files.iter().for_each(|file| writer.record("file", 1, file));
+        stats.bytes = writer.finish(&captured.pod.facts())?.bytes;
+        self.clock.lap("write");
+        Ok(())
+    }
+}
+
+type Descriptors = Vec<Vec<DescriptorState>>;
+
+/// Descriptors from outside, and a batch in every thread for what only it can tell.
+fn look_at_processes(
+    look: &mut Look<'_>,
+    held: &mut HeldPod,
+) -> Result<(Vec<capture::Answers>, Descriptors), HoldError> {
+    let proc = PodProc::new(look.init);
+    let mut descriptors = Vec::with_capacity(held.processes.len());
+    for process in &held.processes {
+        let subject = &process.found.subject;
+        descriptors.push(files::process_descriptors(look, subject, &capture::pidfd(subject)?)?);
+    }
+    let mut asked = Vec::with_capacity(held.processes.len());
+    for (process, descriptors) in held.processes.iter_mut().zip(&descriptors) {
+        asked.push(capture::ask(process, &proc, descriptors)?);
+    }
+    let mut answers = Vec::with_capacity(asked.len());
+    let mut buffer = Vec::new();
+    for ((process, asked), descriptors) in held.processes.iter_mut().zip(asked).zip(&mut descriptors) {
+        answers.push(capture::answers(process, asked, descriptors, &mut buffer)?);
+    }
+    Ok((answers, descriptors))
+}
+
+/// Captures the memory of every process, parents before their children: pages that they share are stored once.
+fn capture_memory(
+    look: &mut Look<'_>,
+    held: &HeldPod,
+    answers: Vec<capture::Answers>,
+    descriptors: Vec<Vec<DescriptorState>>,
+) -> Result<Vec<ProcessState>, HoldError> {
+    let parent_of = |i: usize| {
+        let parent = held.processes[i].found.stat.parent;
+        held.processes.iter().position(|process| process.found.subject.pod == parent)
+    };
+    let parents: Vec<Option<usize>> = (0..held.processes.len()).map(parent_of).collect();
+    let mut captured: Vec<Option<memory::Captured>> = held.processes.iter().map(|_| None).collect();
+    for i in in_order(&parents) {
+        let process = &held.processes[i];
+        let subject = &process.found.subject;
+        let survey = memory::survey(subject.host, &[process.ground.scratch()])?;
+        let request = memory::Request {
+            subject,
+            brk: answers[i].brk,
+            parent: parents[i].and_then(|parent| captured[parent].as_ref()),
+            has_children: parents.contains(&Some(i)),
+        };
+        captured[i] = Some(memory::capture(look, &request, &survey)?);
+    }
+    let mut states = Vec::with_capacity(held.processes.len());
+    for (((process, answers), descriptors), memory) in held.processes.iter().zip(answers).zip(descriptors).zip(captured) {
+        let memory = memory.map(|captured| captured.state).unwrap_or_default();
+        states.push(capture::assemble(look, process, answers, descriptors, memory)?);
+    }
+    Ok(states)
+}
+
+/// Indexes such that parents come before their children.
+fn in_order(parents: &[Option<usize>]) -> Vec<usize> {
+    let mut children: Vec<Vec<usize>> = vec![Vec::new(); parents.len()];
+    let mut order: Vec<usize> = Vec::with_capacity(parents.len());
+    for (child, parent) in parents.iter().enumerate() {
+        match parent {
+            Some(parent) => children[*parent].push(child),
+            None => order.push(child),
+        }
+    }
+    let mut next = 0;
+    while next < order.len() {
+        order.extend_from_slice(&children[order[next]]);
+        next += 1;
+    }
+    order
+}
+
+fn network_failed(pod: &LivePod, source: NetworkError) -> PodError {
+    PodError::Network { pod: pod.spec.name.clone(), source }
+}
+
+fn refused(pod: &LivePod, source: CaptureError) -> CheckpointError {
+    CheckpointError::Capture { pod: pod.spec.name.clone(), source }
+}
+
+fn held_failed(pod: &LivePod, error: HoldError) -> CheckpointError {
+    let pod = pod.spec.name.clone();
+    match error {
+        HoldError::Capture(source) => CheckpointError::Capture { pod, source },
+        HoldError::Tracee(source) => CheckpointError::Tracee { pod, source },
+    }
+}
+
+fn unexpected(object: &str, error: &PodError) -> CaptureError {
+    CaptureError::Unexpected { object: object.to_owned(), what: error.to_string() }
+}
+
+/// Laps of a checkpoint or restart.
+pub(crate) struct Clock {
+    start: Instant,
+    last: Instant,
+    hold: Option<Instant>,
+    phases: Vec<Phase>,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Clock {
+        let now = Instant::now();
+        Clock { start: now, last: now, hold: None, phases: Vec::new() }
+    }
+
+    fn begin_hold(&mut self) {
+        let now = Instant::now();
+        (self.last, self.hold) = (now, Some(now));
+    }
+
+    /// Microseconds since the hold began.
+    fn held(&self) -> u64 {
+        self.hold.map_or(0, |begin| begin.elapsed().as_micros() as u64)
+    }
+
+    /// Ends the phase of that name.
+    pub(crate) fn lap(&mut self, name: &str) {
+        let now = Instant::now();
+        let us = (now - self.last).as_micros() as u64;
+        tracing::debug!(phase = name, us);
+        self.phases.push(Phase { name: name.to_owned(), us });
+        self.last = now;
+    }
+
+    pub(crate) fn finish(self) -> (Vec<Phase>, u64) {
+        (self.phases, self.start.elapsed().as_micros() as u64)
+    }
+
+    fn into_stats(self, mut stats: Stats) -> Stats {
+        (stats.phases, stats.total_us) = self.finish();
+        stats.downtime_us = stats.holds_us.iter().sum();
+        stats
     }
 }

@@ -3,6 +3,7 @@
 //! Start reading at [`checkpoint`] and [`restart`]: they tell the two stories from top to bottom. `ARCHITECTURE.md`
 //! in the repository has the map.
 
+pub mod builder;
 pub mod checkpoint;
 pub mod cli;
 pub mod error;
@@ -16,6 +17,7 @@ pub mod monitor;
 pub mod pod;
 pub mod process;
 pub mod rebuild;
+pub mod record;
 pub mod restart;
 pub mod sockets;
 #[allow(unsafe_code)]

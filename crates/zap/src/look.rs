@@ -22,6 +22,11 @@ pub struct Subject {
 }
 
 impl Subject {
+    /// Its name in messages: `process 7 (httpd)`.
+    pub fn object(&self) -> String {
+        format!("process {} ({})", self.pod, self.command)
+    }
+
     /// The error that refuses the pod because of `object` of this process.
     pub fn refuse(&self, object: impl Into<String>, why: impl Into<String>) -> CaptureError {
         CaptureError::Refused {

@@ -1,15 +1,31 @@
 //! The story of a restart: read → verify → rebuild → let go.
 
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Phase;
-use crate::error::RebuildError;
-use crate::image::ImageError;
-use crate::pod::{Bind, Publish};
+use crate::builder::{self, Answer, Order};
+use crate::checkpoint::{Clock, Phase};
+use crate::error::{Context, RebuildError};
+use crate::files::{self, FileState};
+use crate::ids::{FileId, HostPid, PodPid};
+use crate::image::{ImageError, ImageReader};
+use crate::memory;
+use crate::monitor::session::End;
+use crate::pod::network::NetworkError;
+use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, Publish, Store};
+use crate::process::discover;
+use crate::process::grow::{Common, GrowError, Grove};
+use crate::process::state::{Place, ProcessState};
+use crate::process::tree::{self, Plan};
+use crate::record::{self, PodRecord};
+use crate::sys::pidfd::PidFd;
 use crate::tracee::TraceeError;
 
 /// How an image is to be restarted.
@@ -56,6 +72,22 @@ pub enum RestartError {
         /// What and why.
         source: RebuildError,
     },
+    /// The builder, inside the new pod, could not make something of it.
+    #[error("restart of {pod}: {message}")]
+    Builder {
+        /// The pod's name in the image.
+        pod: String,
+        /// What the builder said.
+        message: String,
+        /// The exit code of the command.
+        exit_code: u8,
+    },
+    /// The new pod could not be made.
+    #[error(transparent)]
+    Pod(#[from] PodError),
+    /// A defect of zap.
+    #[error("the restart ended unexpectedly; its log has the reason")]
+    Panicked,
     /// A process could not be made.
     #[error("restart of {pod}: {source}")]
     Tracee {
@@ -72,12 +104,242 @@ impl RestartError {
         match self {
             RestartError::Image(_) | RestartError::Rebuild { source: RebuildError::Damaged(_), .. } => 5,
             RestartError::Rebuild { source: RebuildError::Lacks(_) | RebuildError::Changed { .. }, .. } => 4,
+            RestartError::Builder { exit_code, .. } => *exit_code,
+            RestartError::Pod(error) => error.exit_code(),
             _ => 1,
         }
     }
 }
 
-/// The builder: forked by PID 1 of the new pod, it opens every file, clones the seeds and ends.
-pub fn builder(_fds: Vec<OwnedFd>) -> ! {
-    std::process::exit(1)
+/// What PID 1 runs in the child that builds.
+pub use crate::builder::run as builder;
+
+/// Starts an image again. On an error nothing is left of the attempt. The caller must be its process's only thread.
+pub fn restart(store: Store, options: &Options) -> Result<(LivePod, Stats), RestartError> {
+    let mut clock = Clock::start();
+    let image = Image::read(options)?;
+    clock.lap("verify");
+    let mut pod = image.namespaces(store, options)?;
+    clock.lap("namespaces");
+    // On a thread of its own: ptrace belongs to threads, and the end of this one lets go of whatever a failure left held.
+    let rebuilt = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| image.rebuild(&mut pod, &mut clock));
+        thread.join().unwrap_or(Err(RestartError::Panicked))
+    });
+    if let Err(error) = rebuilt {
+        let name = pod.spec.name.clone();
+        pod.destroy(End::TakenAway(format!("the restart of {name} failed")))?;
+        return Err(error);
+    }
+    let address = pod.network.as_ref().map_or(String::new(), |network| network.outer().ipv4.to_string());
+    let name = pod.spec.name.clone();
+    let (phases, total_us) = clock.finish();
+    Ok((pod, Stats { total_us, phases, name, address }))
+}
+
+/// An image, read and verified.
+struct Image {
+    reader: ImageReader,
+    pod: PodRecord,
+    processes: Vec<ProcessState>,
+    zombies: Vec<Place>,
+    files: Vec<FileState>,
+    plan: Plan,
+}
+
+impl Image {
+    fn read(options: &Options) -> Result<Image, RestartError> {
+        let reader = ImageReader::open(&options.image)?;
+        reader.check_kinds(record::KNOWN)?;
+        reader.verify_data()?;
+        let mut pod: PodRecord = reader.one("pod")?;
+        let processes: Vec<ProcessState> = reader.every("process")?;
+        let zombies: Vec<Place> = reader.one("zombies")?;
+        let files = reader.every("file")?;
+        let places: Vec<Place> = processes.iter().map(|p| p.place.clone()).chain(zombies.iter().cloned()).collect();
+        let name = pod.spec.name.clone();
+        let damaged = |what: String| RestartError::Rebuild { pod: name.clone(), source: RebuildError::Damaged(what) };
+        let plan = tree::plan(&places, pod.init_session).map_err(|e| damaged(e.to_string()))?;
+        if let Some(root) = &options.root {
+            pod.spec.root = root.clone();
+        }
+        for bind in &options.binds {
+            pod.spec.binds.retain(|known| known.target != bind.target);
+            pod.spec.binds.push(bind.clone());
+        }
+        if let Some(publish) = &options.publish {
+            pod.spec.publish = publish.clone();
+        }
+        Ok(Image { reader, pod, processes, zombies, files, plan })
+    }
+
+    /// A pod as `run` makes it, but with nobody in it, its clocks where they were, and its network blocked.
+    fn namespaces(&self, store: Store, options: &Options) -> Result<LivePod, RestartError> {
+        let (monotonic, boottime) = self.pod.clocks;
+        let clocks = ClockOffsets {
+            monotonic: monotonic - record::host_clock(ClockId::CLOCK_MONOTONIC),
+            boottime: boottime - record::host_clock(ClockId::CLOCK_BOOTTIME),
+        };
+        let birth = Birth { clocks: Some(clocks), network_blocked: true, ..Birth::default() };
+        let mut spec = self.pod.spec.clone();
+        if let Some(name) = &options.name {
+            spec.name = name.clone();
+        }
+        Ok(LivePod::create(store, spec, birth)?)
+    }
+
+    fn failed(&self, error: impl Into<GrowError>) -> RestartError {
+        let pod = self.pod.spec.name.clone();
+        match error.into() {
+            GrowError::Rebuild(source) => RestartError::Rebuild { pod, source },
+            GrowError::Tracee(source) => RestartError::Tracee { pod, source },
+        }
+    }
+
+    /// Files, tree, memory, and everything else; ends with everybody let go.
+    fn rebuild(&self, pod: &mut LivePod, clock: &mut Clock) -> Result<(), RestartError> {
+        let common = self.common(pod)?;
+        let builder = self.build(pod, &common)?;
+        clock.lap("files");
+        let mut grove = Grove::new(common, &self.plan, &self.processes);
+        let hosts = processes_of(pod)?;
+        for seed in &self.plan.seeds {
+            let host = hosts.get(seed).copied().ok_or(TraceeError::Died(*seed)).map_err(|e| self.failed(e))?;
+            grove.adopt(*seed, host).map_err(|e| self.failed(e))?;
+        }
+        self.plan.seeds.iter().try_for_each(|seed| grove.grow(*seed)).map_err(|e| self.failed(e))?;
+        clock.lap("memory");
+        grove.join_groups().map_err(|e| self.failed(e))?;
+        let zombies = self.zombies.iter().map(|zombie| (zombie.pid, zombie.ended.unwrap_or(0))).collect();
+        grove.end_the_ended(&zombies).map_err(|e| self.failed(e))?;
+        let mut buffer = Vec::new();
+        for process in &self.processes {
+            grove.finish(process.place.pid, &mut buffer).map_err(|e| self.failed(e))?;
+        }
+        clock.lap("tree");
+        self.settle(&grove, &builder)?;
+        if let Some(main) = self.pod.main {
+            pod.watch_main(main)?;
+        }
+        builder.dismiss();
+        if let Some(network) = &pod.network {
+            network.unblock().map_err(|source| network_failed(pod, source))?;
+        }
+        clock.lap("network");
+        grove.let_go().map_err(|e| self.failed(e))?;
+        if let Some(network) = &pod.network {
+            network.announce().map_err(|source| network_failed(pod, source))?;
+        }
+        clock.lap("let-go");
+        Ok(())
+    }
+
+    /// Addresses and numbers that every process of the restart has free.
+    fn common(&self, pod: &LivePod) -> Result<Common, RestartError> {
+        const CODE: u64 = 4096;
+        const SCRATCH: u64 = 1 << 20;
+        let place = memory::free_gap(self.processes.iter().map(|process| &process.memory), CODE + SCRATCH);
+        let start = place.ok_or_else(|| self.failed(RebuildError::Lacks("free address space for zap's scratch".into())))?;
+        let highest = self.processes.iter().flat_map(|process| &process.descriptors).map(|d| d.number).max();
+        // The builder's own descriptors grow from below while it opens files: the pool begins beyond them.
+        let pool = (highest.unwrap_or(2) + 1).max(2 * self.files.len() as i32 + 64);
+        let depth = discover::depth_of(pod.init).map_err(|_| self.failed(TraceeError::Died(PodPid(1))))?;
+        Ok(Common {
+            code: start..start + CODE,
+            scratch: start + CODE..start + CODE + SCRATCH,
+            pool,
+            data: pool + self.next_file() as i32,
+            depth,
+            filters: common_filters(&self.processes),
+        })
+    }
+
+    /// One more than the highest number of a file.
+    fn next_file(&self) -> u32 {
+        self.files.iter().map(|file| file.id.0 + 1).max().unwrap_or(0)
+    }
+
+    /// Has the builder open every file and clone the seeds.
+    fn build(&self, pod: &mut LivePod, common: &Common) -> Result<Builder, RestartError> {
+        let image = self.reader.share()?;
+        let console = if self.pod.spec.tty { Vec::new() } else { pod.new_console_pipes()?.into() };
+        let order = Order {
+            spec: self.pod.spec.clone(),
+            image_files: image.len(),
+            pool: common.pool,
+            files: self.next_file(),
+            code: common.code.clone(),
+            scratch: common.scratch.clone(),
+            seeds: self.plan.seeds.clone(),
+        };
+        let kind = SockType::SeqPacket;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)
+            .rebuilding("making", "a socket to the builder")
+            .map_err(|e| self.failed(e))?;
+        let files = std::iter::once(theirs).chain(image).chain(console).collect();
+        let host = pod.build(self.free_pid(), files)?;
+        builder::send(&ours, &order, None).rebuilding("writing to", "the builder").map_err(|e| self.failed(e))?;
+        let (answer, master) = builder::receive_answer(&ours).map_err(|e| self.failed(e))?;
+        if let Answer::Failed { message, exit_code } = answer {
+            return Err(RestartError::Builder { pod: self.pod.spec.name.clone(), message, exit_code });
+        }
+        if let Some(master) = master {
+            pod.adopt_console_master(master)?;
+        }
+        Ok(Builder { socket: ours, host, pool: common.pool })
+    }
+
+    /// A PID that nobody of the image has, for the builder.
+    fn free_pid(&self) -> PodPid {
+        let taken: HashSet<i32> = self.plan.nodes.keys().map(|pid| pid.0).collect();
+        let threads: HashSet<i32> = self.processes.iter().flat_map(|p| &p.threads).map(|t| t.tid.0).collect();
+        let free = (2..).find(|pid| !taken.contains(pid) && !threads.contains(pid));
+        PodPid(free.unwrap_or(i32::MAX))
+    }
+
+    /// What can be done to files only now that every process exists.
+    fn settle(&self, grove: &Grove<'_>, builder: &Builder) -> Result<(), RestartError> {
+        let pidfd = PidFd::open(builder.host).rebuilding("opening", "the builder").map_err(|e| self.failed(e))?;
+        let fetch = |file: FileId| pidfd.get(builder.pool + file.0 as i32);
+        let host_pid = |pid: PodPid| grove.grown.get(&pid).map(|grown| grown.threads[0].name.host);
+        files::settle_all(&self.files, &fetch, &host_pid).map_err(|e| self.failed(e))
+    }
+}
+
+fn network_failed(pod: &LivePod, source: NetworkError) -> PodError {
+    PodError::Network { pod: pod.spec.name.clone(), source }
+}
+
+/// The builder, waiting with the pool open.
+struct Builder {
+    socket: OwnedFd,
+    host: HostPid,
+    pool: i32,
+}
+
+impl Builder {
+    /// Lets it end, and returns when nothing of the pool is open in it any more.
+    fn dismiss(self) {
+        drop(self.socket);
+        if let Ok(pidfd) = PidFd::open(self.host) {
+            let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut ended, PollTimeout::from(5_000u16));
+        }
+    }
+}
+
+/// How many filters, from the oldest on, all processes have in common.
+fn common_filters(processes: &[ProcessState]) -> usize {
+    let Some(first) = processes.first() else { return 0 };
+    let common = |other: &ProcessState| {
+        first.filters.iter().zip(&other.filters).take_while(|(a, b)| a == b).count()
+    };
+    processes.iter().map(common).min().unwrap_or(0)
+}
+
+/// The host's PID of every process of a pod.
+fn processes_of(pod: &LivePod) -> Result<HashMap<PodPid, HostPid>, RestartError> {
+    let population = discover::discover(pod.init, &pod.cgroup.pids()?);
+    let live = population.map(|population| population.live).unwrap_or_default();
+    Ok(live.into_iter().map(|found| (found.subject.pod, found.subject.host)).collect())
 }

@@ -1,1 +1,16 @@
 //! Processes: tree, sessions, threads, credentials, signals, timers, limits, scheduling.
+
+pub mod arm;
+pub mod capture;
+pub mod credentials;
+pub mod discover;
+pub mod filters;
+pub mod finish;
+pub mod grow;
+pub mod hold;
+pub mod proc_files;
+pub mod signals;
+pub mod state;
+pub mod threads;
+pub mod timers;
+pub mod tree;

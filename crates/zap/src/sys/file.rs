@@ -1,7 +1,8 @@
 //! Small calls on files that no safe library covers the way they are needed here.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 use super::check;
 
@@ -12,4 +13,10 @@ pub fn fstat(file: impl AsFd) -> io::Result<libc::stat> {
     check(unsafe { libc::fstat(file.as_fd().as_raw_fd(), stat.as_mut_ptr()) } as libc::c_long)?;
     // SAFETY: zeroed, then filled.
     Ok(unsafe { stat.assume_init() })
+}
+
+/// Opens a place without reading or writing it (`O_PATH`); follows the last link.
+pub fn open_path(path: &std::path::Path) -> io::Result<OwnedFd> {
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path)?;
+    Ok(file.into())
 }

@@ -23,6 +23,8 @@ pub mod seccomp;
 pub mod socket;
 pub mod terminal;
 pub mod tty;
+pub mod sched;
+pub mod seed;
 
 use std::io;
 

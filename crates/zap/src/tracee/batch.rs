@@ -32,6 +32,12 @@ impl From<u64> for Arg {
     }
 }
 
+impl From<u32> for Arg {
+    fn from(value: u32) -> Arg {
+        Arg::Value(value.into())
+    }
+}
+
 impl From<i32> for Arg {
     fn from(value: i32) -> Arg {
         Arg::Value(value as i64 as u64)

@@ -16,7 +16,7 @@ use crate::tracee::interrupted;
 use crate::tracee::stub::{self, RawCall, STOP_ON_FAILURE, Seat};
 
 /// Bytes of a seat with a small batch (a thread's).
-pub const SMALL_SEAT: usize = 2 << 10;
+pub const SMALL_SEAT: usize = 4 << 10;
 
 /// The prepared ground of one process.
 #[derive(Debug)]
@@ -38,12 +38,41 @@ pub fn open_memory(process: HostPid) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(process.proc("mem"))
 }
 
-/// The zero tail of the vDSO page(s) at `vdso`, if it has room for the stub and a seat.
-fn find_tail(memory: &File, vdso: &Range<u64>, needed: usize) -> Option<Range<u64>> {
+/// The tail of a vDSO, in which the stub and a seat have room.
+struct Tail {
+    range: Range<u64>,
+    /// The scratch mapping of a zap that died: its stub is still there.
+    leaked: Option<Range<u64>>,
+}
+
+/// Finds the zeros behind the code of the vDSO, or the stub that somebody left there.
+fn find_tail(memory: &File, vdso: &Range<u64>) -> Option<Tail> {
+    let code = stub::assemble().code;
+    let seat_offset = code.len().next_multiple_of(16);
+    let needed = seat_offset + size_of::<Seat>();
     let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
     memory.read_exact_at(&mut bytes, vdso.start).ok()?;
-    let used = bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1).next_multiple_of(16);
-    (used + needed <= bytes.len()).then(|| vdso.start + used as u64..vdso.end)
+    let found = bytes.windows(code.len()).rposition(|window| window == code);
+    let offset = found.unwrap_or_else(|| {
+        bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1).next_multiple_of(16)
+    });
+    if offset + needed > bytes.len() {
+        return None;
+    }
+    let seat: Option<Seat> = found.and_then(|at| crate::sys::plain::from_bytes(&bytes[at + seat_offset..]));
+    let leaked = seat.map(|seat| seat.scratch[0]..seat.scratch[1]).filter(|range| range.start < range.end);
+    let start = vdso.start + offset as u64;
+    Some(Tail { range: start..start + needed as u64, leaked })
+}
+
+/// Where in the vDSO an earlier zap, which died, left its stub: a thread in there is on its way home.
+pub fn left_behind(process: HostPid, vdso: &Range<u64>) -> Option<Range<u64>> {
+    let memory = open_memory(process).ok()?;
+    let code = stub::assemble().code;
+    let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
+    memory.read_exact_at(&mut bytes, vdso.start).ok()?;
+    let at = bytes.windows(code.len()).rposition(|window| window == code)? as u64;
+    Some(vdso.start + at..vdso.start + at + code.len() as u64)
 }
 
 impl Ground {
@@ -61,9 +90,8 @@ impl Ground {
         let memory = open_memory(process.0).map_err(TraceeError::kernel("opening the memory of", process.1))?;
         let stub = stub::assemble();
         let seat_offset = stub.code.len().next_multiple_of(16);
-        let needed = seat_offset + size_of::<Seat>();
-        let tail = find_tail(&memory, &vdso, needed).ok_or(TraceeError::NoRoom(process.1))?;
-        let tail = tail.start..tail.start + needed as u64;
+        let found = find_tail(&memory, &vdso).ok_or(TraceeError::NoRoom(process.1))?;
+        let tail = found.range;
         let ground = Ground {
             process: process.1,
             memory,
@@ -86,6 +114,10 @@ impl Ground {
         let mapped = held.single(&ground, tail.start + seat_offset as u64, libc::SYS_mmap, args)?;
         if mapped as u64 != scratch.start {
             return Err(TraceeError::NoRoom(process.1));
+        }
+        if let Some(leaked) = found.leaked.filter(|leaked| *leaked != scratch) {
+            let args = [leaked.start, leaked.end - leaked.start, 0, 0, 0, 0];
+            held.single(&ground, tail.start + seat_offset as u64, libc::SYS_munmap, args)?;
         }
         Ok(ground)
     }
@@ -119,11 +151,10 @@ impl Ground {
     /// can unmap `code` and the scratch both.
     pub fn move_to_vdso(&mut self, vdso: Range<u64>) -> Result<(), TraceeError> {
         let stub = stub::assemble();
-        let needed = stub.code.len().next_multiple_of(16) + size_of::<Seat>();
-        let tail = find_tail(&self.memory, &vdso, needed).ok_or(TraceeError::NoRoom(self.process))?;
+        let tail = find_tail(&self.memory, &vdso).ok_or(TraceeError::NoRoom(self.process))?.range;
         self.write(tail.start, &stub.code)?;
         (self.stub, self.single) = (tail.start, tail.start + stub.single);
-        self.tail = Some(tail.start..tail.start + needed as u64);
+        self.tail = Some(tail);
         Ok(())
     }
 
@@ -186,6 +217,7 @@ impl Ground {
             rflags: home.eflags,
             rsp: home.rsp,
             ss: home.ss,
+            scratch: [self.scratch.start, self.scratch.end],
         }
     }
 

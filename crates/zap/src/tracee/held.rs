@@ -108,6 +108,16 @@ impl Seized {
                 Stop::Other(_) => ptrace::cont(name.host, 0).map_err(TraceeError::kernel("continuing", name.pod))?,
             }
         };
+        self.stopped(stop)
+    }
+
+    /// For a newborn whose stop has been waited for already.
+    pub fn already_stopped(self) -> Result<Held, TraceeError> {
+        self.stopped(libc::SIGTRAP)
+    }
+
+    fn stopped(self, stop: i32) -> Result<Held, TraceeError> {
+        let name = self.name;
         let group_stop = (stop != libc::SIGTRAP).then_some(stop);
         let mut held = Held {
             name,
@@ -219,6 +229,19 @@ impl Held {
                 }
             }
         }
+    }
+
+    /// Lets a thread that is in the stub of a zap that died finish its way home, and holds it there.
+    pub fn finish_way_home(self, stub: &std::ops::Range<u64>) -> Result<Held, TraceeError> {
+        let mut held = self;
+        while stub.contains(&held.registers.rip) {
+            let name = held.name;
+            held.go_home()?;
+            ptrace::cont(name.host, 0).map_err(TraceeError::kernel("continuing", name.pod))?;
+            ptrace::interrupt(name.host).map_err(TraceeError::kernel("interrupting", name.pod))?;
+            held = Seized { name }.wait()?;
+        }
+        Ok(held)
     }
 
     /// Gives the thread its registers and mask back; it stays held.

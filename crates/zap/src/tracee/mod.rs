@@ -5,8 +5,11 @@ mod ground;
 mod held;
 pub mod interrupted;
 mod stub;
+#[cfg(test)]
+mod tests;
 
 pub use batch::{Arg, Batch, Call, Output, Results};
-pub use ground::{Ground, SMALL_SEAT, open_memory};
+pub use ground::{Ground, SMALL_SEAT, left_behind, open_memory};
 pub use held::{Held, Seized, ThreadName, TraceeError, seize};
+pub use stub::stub_code;
 pub(crate) use stub::{RawCall, Seat};

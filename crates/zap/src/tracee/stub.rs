@@ -57,6 +57,8 @@ pub(crate) struct Seat {
     pub(super) rflags: u64,
     pub(super) rsp: u64,
     pub(super) ss: u64,
+    /// The scratch mapping, for whoever finds this seat in a vDSO after its maker died.
+    pub(super) scratch: [u64; 2],
 }
 
 /// The stub, and the offset of its second entry: one call whose arguments are in the registers already.
@@ -216,4 +218,9 @@ pub(super) fn assemble() -> Stub {
 /// Bytes of a seat with `calls` calls, without data.
 pub(super) fn size(calls: usize) -> usize {
     size_of::<Seat>() + calls * size_of::<RawCall>()
+}
+
+/// The bytes of the stub, for a seed to bring along.
+pub fn stub_code() -> Vec<u8> {
+    assemble().code
 }

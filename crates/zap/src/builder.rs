@@ -1,0 +1,144 @@
+//! The builder: a short-lived process inside a new pod, forked by its PID 1, that opens every file of the image, makes its
+//! IPC objects, and clones the seeds out of which the tree grows.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, RebuildError};
+use crate::files::{self, FileState};
+use crate::ids::PodPid;
+use crate::image::{ImageReader, decode, encode};
+use crate::pod::PodSpec;
+use crate::rebuild::Rebuild;
+use crate::sys::seed;
+
+/// What the builder is to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// The pod as it was born.
+    pub spec: PodSpec,
+    /// How many of the descriptors that it is given are the image's; console pipes follow.
+    pub image_files: usize,
+    /// The first descriptor of the pool.
+    pub pool: i32,
+    /// How many files the image has: the data comes behind them.
+    pub files: u32,
+    /// Where the stub goes in every seed.
+    pub code: Range<u64>,
+    /// Where batches go in every seed.
+    pub scratch: Range<u64>,
+    /// The seeds' PIDs.
+    pub seeds: Vec<PodPid>,
+}
+
+/// What the builder answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// All files are open, the seeds exist. A console pty's master comes along.
+    Built,
+    /// It failed.
+    Failed {
+        /// The sentence.
+        message: String,
+        /// What kind of failure: the exit code of the command.
+        exit_code: u8,
+    },
+}
+
+/// Runs the builder on its descriptors: a socket to the monitor, the image's, the console's. It ends when the socket does.
+pub fn run(files: Vec<OwnedFd>) -> ! {
+    let mut files = files.into_iter();
+    let Some(socket) = files.next() else { std::process::exit(1) };
+    let answer = match receive(&socket).and_then(|order| build(&order, files.collect())) {
+        Ok(master) => {
+            let _ = send(&socket, &Answer::Built, master.as_ref());
+            // The pool stays open for the monitor to fetch copies, until it hangs up.
+            let _ = nix::unistd::read(&socket, &mut [0]);
+            std::process::exit(0)
+        }
+        Err(error) => Answer::Failed { message: error.to_string(), exit_code: exit_code(&error) },
+    };
+    let _ = send(&socket, &answer, None);
+    std::process::exit(1)
+}
+
+fn exit_code(error: &RebuildError) -> u8 {
+    match error {
+        RebuildError::Kernel { .. } => 1,
+        RebuildError::Lacks(_) | RebuildError::Changed { .. } => 4,
+        RebuildError::Damaged(_) => 5,
+    }
+}
+
+fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Option<OwnedFd>, RebuildError> {
+    let console = given.split_off(order.image_files);
+    let image = ImageReader::receive(given).map_err(|e| RebuildError::Damaged(e.to_string()))?;
+    let states: Vec<FileState> = image.every("file").map_err(|e| RebuildError::Damaged(e.to_string()))?;
+    let mut rebuild = Rebuild::new(&image, &order.spec, console);
+    files::open_all(&mut rebuild, &states)?;
+    files::connect_all(&mut rebuild, &states)?;
+    let master = rebuild.console_master.take();
+    rebuild.console.clear();
+    let pool = rebuild.into_files();
+    for (id, file) in &pool {
+        place(file.as_raw_fd(), order.pool + id.0 as i32)?;
+    }
+    drop(pool);
+    let data = image.data_file().map_err(|e| RebuildError::Damaged(e.to_string()))?;
+    place(data.as_raw_fd(), order.pool + order.files as i32)?;
+    seed::prepare(&order.code, &order.scratch, &crate::tracee::stub_code())
+        .rebuilding("preparing", "the ground of the seeds")?;
+    for pid in &order.seeds {
+        crate::sys::clone::spawn_seed(*pid).rebuilding("making", format!("process {pid}"))?;
+    }
+    Ok(master)
+}
+
+/// Gives a file its number in the pool.
+fn place(file: RawFd, number: i32) -> Result<(), RebuildError> {
+    seed::duplicate(file, number).rebuilding("numbering a file", format!("descriptor {number}; raise `ulimit -n`"))
+}
+
+/// Sends a message, and a descriptor with it.
+pub fn send<T: Serialize>(socket: &OwnedFd, message: &T, file: Option<&OwnedFd>) -> std::io::Result<()> {
+    let bytes = encode(message);
+    let numbers: Vec<RawFd> = file.iter().map(|file| file.as_raw_fd()).collect();
+    let control = [ControlMessage::ScmRights(&numbers)];
+    let control = if numbers.is_empty() { &[][..] } else { &control[..] };
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// Receives the builder's answer, and the descriptor with it. An end of file means that the builder died.
+pub fn receive_answer(socket: &OwnedFd) -> Result<(Answer, Option<OwnedFd>), RebuildError> {
+    let mut bytes = vec![0; 64 << 10];
+    let mut space = nix::cmsg_space!(RawFd);
+    let (length, file) = {
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)
+            .rebuilding("waiting for", "the builder")?;
+        let rights = message.cmsgs().rebuilding("reading from", "the builder")?.find_map(|c| match c {
+            ControlMessageOwned::ScmRights(files) => files.first().copied(),
+            _ => None,
+        });
+        (message.bytes, rights.map(crate::sys::seed::own))
+    };
+    if length == 0 {
+        let source = std::io::Error::other("it ended without an answer");
+        return Err(RebuildError::Kernel { step: "waiting for", object: "the builder".into(), source });
+    }
+    Ok((decode(&bytes[..length]).map_err(RebuildError::Damaged)?, file))
+}
+
+fn receive(socket: &OwnedFd) -> Result<Order, RebuildError> {
+    let mut bytes = vec![0; 1 << 20];
+    let flags = MsgFlags::empty();
+    let length = nix::sys::socket::recv(socket.as_fd().as_raw_fd(), &mut bytes, flags)
+        .rebuilding("receiving", "the order of the restart")?;
+    decode(&bytes[..length]).map_err(RebuildError::Damaged)
+}

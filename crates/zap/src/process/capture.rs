@@ -1,0 +1,232 @@
+//! What a held process is: all of its parts, captured.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+
+use crate::error::{CaptureError, Context};
+use crate::files::{self, DescriptorState};
+use crate::ids::{FileId, HostPid, PodPid};
+use crate::look::{Look, Subject};
+use crate::memory::MemoryState;
+use crate::process::discover::{Found, PodProc, Zombie};
+use crate::process::filters;
+use crate::process::hold::{HeldProcess, HoldError};
+use crate::process::signals::{self, QueuedSignal};
+use crate::process::state::{Place, ProcessState, TerminalState};
+use crate::process::threads::{self, ThreadState};
+use crate::process::timers::{self, TimersState, parse_timers};
+use crate::sys::file::open_path;
+use crate::sys::kcmp::{self, Shared};
+use crate::sys::pidfd::PidFd;
+use crate::sys::ptrace;
+use crate::sys::sched;
+use crate::tracee::{Batch, Call, Output};
+
+/// What the batches of one process are asking.
+pub struct Asked {
+    batches: Vec<Batch>,
+    threads: Vec<threads::Asked>,
+    actions: Vec<(i32, Output)>,
+    timers: timers::Asked,
+    brk: Call,
+    dumpable: Call,
+    subreaper: Output,
+    thp_disable: Call,
+    close_on_exec: files::CloseOnExec,
+}
+
+/// What the batches of one process answered.
+pub struct Answers {
+    threads: Vec<ThreadState>,
+    actions: Vec<signals::ActionState>,
+    timers: TimersState,
+    /// What `brk(0)` said.
+    pub brk: u64,
+    dumpable: i32,
+    subreaper: bool,
+    thp_disable: i32,
+}
+
+const RESOURCES: u32 = 16;
+
+/// Starts the batches of a process: every thread is asked what only it can tell. They run while others are looked at.
+pub fn ask(
+    process: &mut HeldProcess,
+    proc: &PodProc,
+    descriptors: &[DescriptorState],
+) -> Result<Asked, HoldError> {
+    let pod = process.found.subject.pod;
+    let last = process.threads.len() - 1;
+    let mut batches: Vec<Batch> = process.threads.iter().map(|_| Batch::new()).collect();
+    let asked_threads = batches.iter_mut().map(threads::ask).collect();
+    let leader = &mut batches[0];
+    let posix = fs::read_to_string(proc.path(pod, "timers")).map_or(Vec::new(), |text| parse_timers(&text));
+    let actions = signals::ask_actions(leader);
+    let timers = timers::ask(posix, leader);
+    let brk = leader.attempt(libc::SYS_brk, [0u64.into()]);
+    let dumpable = leader.attempt(libc::SYS_prctl, [libc::PR_GET_DUMPABLE.into()]);
+    let subreaper = leader.output(8);
+    leader.attempt(libc::SYS_prctl, [libc::PR_GET_CHILD_SUBREAPER.into(), subreaper.into()]);
+    let thp_disable = leader.attempt(libc::SYS_prctl, [libc::PR_GET_THP_DISABLE.into()]);
+    let close_on_exec = files::ask_close_on_exec(leader, descriptors);
+    for (index, (held, batch)) in process.threads.iter_mut().zip(&batches).enumerate() {
+        held.begin(&process.ground, seat(index, last), batch)?;
+    }
+    Ok(Asked {
+        batches,
+        threads: asked_threads,
+        actions,
+        timers,
+        brk,
+        dumpable,
+        subreaper,
+        thp_disable,
+        close_on_exec,
+    })
+}
+
+/// The leader has the last seat, behind which there is the most room.
+fn seat(index: usize, last: usize) -> usize {
+    if index == 0 { last } else { index - 1 }
+}
+
+/// Gathers the answers, and what can be seen of each thread from outside.
+pub fn answers(
+    process: &mut HeldProcess,
+    asked: Asked,
+    descriptors: &mut [DescriptorState],
+    buffer: &mut Vec<u8>,
+) -> Result<Answers, HoldError> {
+    let last = process.threads.len() - 1;
+    let host = process.found.subject.host;
+    let mut states = Vec::with_capacity(process.threads.len());
+    let mut of_leader = None;
+    for (index, held) in process.threads.iter_mut().enumerate() {
+        let results = held.finish(&process.ground, seat(index, last), &asked.batches[index])?;
+        states.push(threads::capture(held, host, &asked.threads[index], &results, buffer)?);
+        of_leader.get_or_insert(results);
+    }
+    let results = of_leader.ok_or(CaptureError::Vanished(process.found.subject.pod))?;
+    asked.close_on_exec.fill(&results, descriptors);
+    let subreaper = results.output(asked.subreaper)[0] != 0;
+    Ok(Answers {
+        threads: states,
+        actions: signals::actions(&asked.actions, &results),
+        timers: timers::capture(asked.timers, &results),
+        brk: results.get(asked.brk) as u64,
+        dumpable: results.get(asked.dumpable) as i32,
+        subreaper,
+        thp_disable: results.get(asked.thp_disable).max(0) as i32,
+    })
+}
+
+/// Puts the parts of a process together.
+pub fn assemble(
+    look: &mut Look<'_>,
+    process: &HeldProcess,
+    answers: Answers,
+    descriptors: Vec<DescriptorState>,
+    memory: MemoryState,
+) -> Result<ProcessState, CaptureError> {
+    let (subject, stat) = (&process.found.subject, &process.found.stat);
+    let (cwd, root) = directories(look, subject)?;
+    let limits = (0..RESOURCES)
+        .map(|resource| sched::resource_limit(subject.host, resource, None))
+        .collect::<std::io::Result<_>>()
+        .capturing("reading the limits", subject.object())?;
+    let pending = match process.found.status.mask("ShdPnd") {
+        0 => Vec::new(),
+        _ => ptrace::pending_signals(subject.host, true).capturing("reading queued signals", subject.object())?,
+    };
+    let filters = answers.threads.first().map_or(0, |leader| leader.filters);
+    if let Some(other) = answers.threads.iter().find(|thread| thread.filters != filters) {
+        return Err(subject.refuse(
+            format!("thread {}", other.tid),
+            "has other seccomp filters than its process, which cannot be checkpointed yet",
+        ));
+    }
+    Ok(ProcessState {
+        place: place(subject.pod, stat, None),
+        terminal: terminal(stat, subject.pod),
+        umask: process.found.status.field("Umask").and_then(|m| u32::from_str_radix(m, 8).ok()).unwrap_or(0o22),
+        cwd,
+        root,
+        descriptors,
+        memory,
+        actions: answers.actions,
+        timers: answers.timers,
+        limits,
+        pending: pending.into_iter().map(QueuedSignal::new).collect(),
+        stopped: process.threads.first().and_then(|leader| leader.group_stop),
+        oom_score_adj: number_in(subject, "oom_score_adj", 10),
+        coredump_filter: number_in(subject, "coredump_filter", 16),
+        personality: number_in(subject, "personality", 16),
+        dumpable: answers.dumpable,
+        subreaper: answers.subreaper,
+        thp_disable: answers.thp_disable,
+        filters: filters::capture(subject.host, subject.pod, filters)?,
+        threads: answers.threads,
+    })
+}
+
+/// Where a zombie stood.
+pub fn zombie(zombie: &Zombie) -> Place {
+    place(zombie.pid, &zombie.stat, Some(zombie.stat.exit_code))
+}
+
+fn place(pid: PodPid, stat: &crate::process::proc_files::Stat, ended: Option<i32>) -> Place {
+    Place { pid, parent: stat.parent, group: stat.group, session: stat.session, ended }
+}
+
+/// A session leader knows its terminal: the device number is `pts` and an index.
+fn terminal(stat: &crate::process::proc_files::Stat, pid: PodPid) -> Option<TerminalState> {
+    let index = files::controlling_pty(stat.terminal as i32).filter(|_| stat.session == pid)?;
+    Some(TerminalState { index, foreground: (stat.foreground > 0).then_some(PodPid(stat.foreground)) })
+}
+
+fn directories(look: &mut Look<'_>, subject: &Subject) -> Result<(FileId, Option<FileId>), CaptureError> {
+    let open = |name: &str, host: HostPid| -> Result<OwnedFd, CaptureError> {
+        open_path(&host.proc(name)).capturing("opening", format!("{name} of process {}", subject.pod))
+    };
+    let cwd = files::intern_file(look, subject, -1, open("cwd", subject.host)?)?;
+    let own_root = fs::read_link(subject.host.proc("root")).unwrap_or_default();
+    let pod_root = fs::read_link(look.init.proc("root")).unwrap_or_default();
+    if own_root == pod_root {
+        return Ok((cwd, None));
+    }
+    let root = files::intern_file(look, subject, -1, open("root", subject.host)?)?;
+    Ok((cwd, Some(root)))
+}
+
+fn number_in<T: TryFrom<i64> + Default>(subject: &Subject, name: &str, radix: u32) -> T {
+    let text = fs::read_to_string(subject.host.proc(name)).unwrap_or_default();
+    let number = i64::from_str_radix(text.trim().trim_start_matches("0x"), radix).unwrap_or(0);
+    T::try_from(number).unwrap_or_default()
+}
+
+/// A handle on a process for copying its files.
+pub fn pidfd(subject: &Subject) -> Result<PidFd, CaptureError> {
+    PidFd::open(subject.host).map_err(|_| CaptureError::Vanished(subject.pod))
+}
+
+/// Looks at a running process: refuses what cannot be captured, and does ahead what would make the hold long.
+pub fn check(look: &mut Look<'_>, found: &Found) -> Result<(), CaptureError> {
+    let subject = &found.subject;
+    if found.namespace_pids.len() > 1 {
+        return Err(subject.refuse("its PID namespace", "is nested in the pod's, which cannot be checkpointed yet"));
+    }
+    for (what, name) in [(Shared::Memory, "its address space"), (Shared::Files, "its descriptor table")] {
+        let parent = found.status.field("PPid").and_then(|pid| pid.parse().ok()).unwrap_or(0);
+        if parent > 0 && kcmp::shares(subject.host.0, parent, what).unwrap_or(false) {
+            return Err(subject.refuse(name, "is shared with its parent's, which cannot be checkpointed yet"));
+        }
+    }
+    let pidfd = match pidfd(subject) {
+        Err(CaptureError::Vanished(_)) => return Ok(()),
+        other => other?,
+    };
+    match files::check_all(look, subject, &pidfd) {
+        Err(CaptureError::Vanished(_)) => Ok(()),
+        other => other,
+    }
+}

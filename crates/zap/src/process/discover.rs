@@ -1,0 +1,160 @@
+//! Which processes and threads a pod has.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{CaptureError, Context};
+use crate::ids::{HostPid, PodPid};
+use crate::look::Subject;
+use crate::process::proc_files::{Stat, Status, parse_stat};
+use crate::tracee::ThreadName;
+
+/// The pod's own `/proc`, seen from the host: numbers in it are the pod's.
+#[derive(Clone, Debug)]
+pub struct PodProc(PathBuf);
+
+impl PodProc {
+    /// The `/proc` of the pod whose PID 1 is `init`.
+    pub fn new(init: HostPid) -> PodProc {
+        PodProc(init.proc("root/proc"))
+    }
+
+    /// The path of a file of a process.
+    pub fn path(&self, pid: PodPid, name: &str) -> PathBuf {
+        self.0.join(pid.0.to_string()).join(name)
+    }
+
+    /// Reads and parses `stat`.
+    pub fn stat(&self, pid: PodPid) -> Result<Stat, CaptureError> {
+        let bytes = read(&self.path(pid, "stat"), pid)?;
+        parse_stat(&bytes).ok_or_else(|| CaptureError::Unexpected {
+            object: format!("/proc/{pid}/stat"),
+            what: String::from_utf8_lossy(&bytes).into_owned(),
+        })
+    }
+
+    /// Every process of the pod but PID 1, zombies too.
+    pub fn processes(&self) -> Result<Vec<PodPid>, CaptureError> {
+        let entries = fs::read_dir(&self.0).capturing("listing", "the pod's /proc")?;
+        let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let mut pids: Vec<PodPid> = numbers.filter(|pid| *pid != 1).map(PodPid).collect();
+        pids.sort();
+        Ok(pids)
+    }
+}
+
+fn read(path: &Path, pid: PodPid) -> Result<Vec<u8>, CaptureError> {
+    fs::read(path).map_err(|e| match e.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => CaptureError::Vanished(pid),
+        _ => CaptureError::Kernel { step: "reading", object: path.display().to_string(), source: e },
+    })
+}
+
+/// A live process of the pod.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Who it is.
+    pub subject: Subject,
+    /// `stat`, in the pod's numbers.
+    pub stat: Stat,
+    /// `status`, in the host's numbers.
+    pub status: Status,
+    /// Its numbers from the pod's PID namespace inwards; more than one if it is in a nested one.
+    pub namespace_pids: Vec<i32>,
+}
+
+/// A process that has ended and that its parent has not waited for.
+#[derive(Clone, Debug)]
+pub struct Zombie {
+    /// Its PID.
+    pub pid: PodPid,
+    /// `stat`, in the pod's numbers.
+    pub stat: Stat,
+}
+
+/// Everybody in a pod.
+#[derive(Clone, Debug, Default)]
+pub struct Population {
+    /// Live processes, by PID in the pod.
+    pub live: Vec<Found>,
+    /// Zombies, by PID in the pod.
+    pub zombies: Vec<Zombie>,
+}
+
+/// The namespaces' numbers of a task, the pod's first: what `NSpid` says without the numbers of namespaces around the pod.
+fn pod_numbers(status: &Status, depth: usize) -> Vec<i32> {
+    status.namespace_pids().split_off(depth.min(status.namespace_pids().len()))
+}
+
+/// How many PID namespaces lie around the pod's, seen from ours.
+pub fn depth_of(init: HostPid) -> Result<usize, CaptureError> {
+    let status = Status::new(read(&init.proc("status"), PodPid(1))?);
+    Ok(status.namespace_pids().len().saturating_sub(1))
+}
+
+/// Finds everybody. `members` are the host PIDs in the pod's cgroup.
+pub fn discover(init: HostPid, members: &[HostPid]) -> Result<Population, CaptureError> {
+    let (proc, depth) = (PodProc::new(init), depth_of(init)?);
+    let mut population = Population::default();
+    for &host in members.iter().filter(|pid| **pid != init) {
+        if let Some(found) = find(&proc, host, depth)? {
+            population.live.push(found);
+        }
+    }
+    population.live.sort_by_key(|found| found.subject.pod);
+    for pid in proc.processes()? {
+        if population.live.binary_search_by_key(&pid, |found| found.subject.pod).is_err() {
+            match proc.stat(pid) {
+                Ok(stat) if stat.state == b'Z' => population.zombies.push(Zombie { pid, stat }),
+                Ok(_) | Err(CaptureError::Vanished(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(population)
+}
+
+fn find(proc: &PodProc, host: HostPid, depth: usize) -> Result<Option<Found>, CaptureError> {
+    let status = match read(&host.proc("status"), PodPid(0)) {
+        Err(CaptureError::Vanished(_)) => return Ok(None),
+        other => Status::new(other?),
+    };
+    let namespace_pids = pod_numbers(&status, depth);
+    let Some(&pid) = namespace_pids.first() else { return Ok(None) };
+    let pod = PodPid(pid);
+    let stat = match proc.stat(pod) {
+        Err(CaptureError::Vanished(_)) => return Ok(None),
+        other => other?,
+    };
+    let command = String::from_utf8_lossy(&stat.command).into_owned();
+    Ok(Some(Found { subject: Subject { host, pod, command }, stat, status, namespace_pids }))
+}
+
+/// The threads of a process, the leader first.
+pub fn threads(found: &Found, depth: usize) -> Result<Vec<ThreadName>, CaptureError> {
+    let pid = found.subject.pod;
+    let own_pid = found.namespace_pids.last().copied().unwrap_or(pid.0);
+    let only = ThreadName { host: found.subject.host, pod: pid, own: (own_pid, own_pid) };
+    if found.status.field("Threads") == Some("1") {
+        return Ok(vec![only]);
+    }
+    let entries = fs::read_dir(found.subject.host.proc("task")).map_err(|_| CaptureError::Vanished(pid))?;
+    let mut hosts: Vec<i32> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    hosts.sort_by_key(|tid| (*tid != found.subject.host.0, *tid));
+    let mut threads = Vec::with_capacity(hosts.len());
+    for tid in hosts {
+        if tid == found.subject.host.0 {
+            threads.push(only);
+            continue;
+        }
+        let status = match fs::read(format!("/proc/{}/task/{tid}/status", found.subject.host)) {
+            Ok(bytes) => Status::new(bytes),
+            Err(_) => continue,
+        };
+        let numbers = pod_numbers(&status, depth);
+        if let (Some(first), Some(last)) = (numbers.first(), numbers.last()) {
+            threads.push(ThreadName { host: HostPid(tid), pod: PodPid(*first), own: (own_pid, *last) });
+        }
+    }
+    Ok(threads)
+}

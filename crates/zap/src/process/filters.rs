@@ -1,0 +1,43 @@
+//! Seccomp filters.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{CaptureError, Context};
+use crate::ids::{HostPid, PodPid};
+use crate::sys::ptrace;
+use crate::tracee::Batch;
+
+/// One filter of a chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilterState {
+    /// Classic BPF instructions, 8 bytes each.
+    #[serde(with = "serde_bytes")]
+    pub program: Vec<u8>,
+    /// `SECCOMP_FILTER_FLAG_LOG` and its like, as the kernel tells them.
+    pub flags: u64,
+}
+
+/// The chain of a thread, oldest first.
+pub fn capture(tid: HostPid, pod: PodPid, count: u32) -> Result<Vec<FilterState>, CaptureError> {
+    let mut chain = Vec::with_capacity(count as usize);
+    for index in 0..count as usize {
+        let found = ptrace::seccomp_filter(tid, index)
+            .capturing("reading a seccomp filter", format!("process {pod}; zap itself must not run under a filter"))?;
+        let Some((program, flags)) = found else { break };
+        chain.push(FilterState { program, flags });
+    }
+    // The kernel counts from the most recent.
+    Ok(chain)
+}
+
+/// Installs the filters of `chain` that come after the first `inherited`.
+pub fn restart(chain: &[FilterState], inherited: usize, batch: &mut Batch) {
+    const SECCOMP_SET_MODE_FILTER: i32 = 1;
+    for filter in chain.iter().skip(inherited) {
+        let program = batch.bytes(&filter.program);
+        let header = batch.bytes(&[&((filter.program.len() / 8) as u64).to_ne_bytes()[..], &[0; 8]].concat());
+        batch.pointer(header, 8, program);
+        let args = [SECCOMP_SET_MODE_FILTER.into(), filter.flags.into(), header];
+        batch.call(libc::SYS_seccomp, args, "installing a seccomp filter");
+    }
+}

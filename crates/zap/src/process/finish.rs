@@ -1,0 +1,76 @@
+//! The last steps of a restarted process: what is set once its children exist.
+
+use std::fs;
+
+use crate::ids::HostPid;
+use crate::process::grow::{GrowError, Grown};
+use crate::process::state::ProcessState;
+use crate::process::{credentials, signals, threads, timers};
+use crate::sys::sched;
+use crate::tracee::{Batch, Ground, Held, TraceeError};
+
+/// Attributes of the process that it sets itself while it is still root.
+pub fn attributes(state: &ProcessState, batch: &mut Batch) {
+    batch.call(libc::SYS_umask, [state.umask.into()], "setting the umask");
+    batch.call(libc::SYS_personality, [state.personality.into()], "setting the personality");
+    let subreaper = i32::from(state.subreaper);
+    batch.call(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), subreaper.into()], "setting the subreaper flag");
+    let thp = [libc::PR_SET_THP_DISABLE.into(), state.thp_disable.into(), 0u64.into(), 0u64.into(), 0u64.into()];
+    batch.call(libc::SYS_prctl, thp, "setting the huge page policy");
+    timers::create(&state.timers, batch);
+    if let Some(leader) = state.threads.first() {
+        credentials::restrict(&leader.credentials, batch);
+    }
+}
+
+/// Attributes that are set from outside.
+pub fn from_outside(state: &ProcessState, host: HostPid) -> Result<(), GrowError> {
+    let pid = state.place.pid;
+    let write = |name: &'static str, text: String| {
+        fs::write(host.proc(name), text).map_err(TraceeError::kernel("writing to /proc of", pid))
+    };
+    write("oom_score_adj", state.oom_score_adj.to_string())?;
+    write("coredump_filter", format!("{:#x}", state.coredump_filter))?;
+    for (resource, limit) in state.limits.iter().enumerate() {
+        let now = sched::resource_limit(host, resource as u32, None);
+        if now.is_ok_and(|now| now == *limit) {
+            continue;
+        }
+        let set = sched::resource_limit(host, resource as u32, Some(*limit));
+        set.map_err(TraceeError::kernel("setting a resource limit of", pid))?;
+    }
+    Ok(())
+}
+
+/// Every thread: what the kernel keeps for it, then its registers (which it goes home with).
+pub fn threads(state: &ProcessState, grown: &mut Grown, buffer: &mut Vec<u8>) -> Result<(), GrowError> {
+    for (thread, held) in state.threads.iter().zip(&mut grown.threads) {
+        let mut batch = Batch::new();
+        threads::restart(thread, &mut batch);
+        if held.name.pod != state.place.pid {
+            signals::requeue(&thread.pending, held.name.own, false, &mut batch);
+        }
+        threads::restart_from_outside(thread, held.name.host)?;
+        held.run(&grown.ground, 0, &batch)?;
+        threads::restart_registers(thread, held, buffer)?;
+    }
+    Ok(())
+}
+
+/// The last batch of a process, in its leader: what the restart itself caused goes, what was pending comes, timers run.
+pub fn last_batch(state: &ProcessState, leader: &mut Held, ground: &Ground) -> Result<(), GrowError> {
+    let mut batch = Batch::new();
+    signals::drain(&mut batch);
+    if let Some(thread) = state.threads.first() {
+        signals::requeue(&thread.pending, leader.name.own, false, &mut batch);
+    }
+    signals::requeue(&state.pending, leader.name.own, true, &mut batch);
+    let dumpable = i32::from(state.dumpable == 1);
+    batch.call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), dumpable.into()], "setting the dumpable flag");
+    timers::arm(&state.timers, &mut batch);
+    if let Some(signal) = state.stopped {
+        batch.call(libc::SYS_kill, [leader.name.own.0.into(), signal.into()], "stopping it again");
+    }
+    leader.run(ground, 0, &batch)?;
+    Ok(())
+}

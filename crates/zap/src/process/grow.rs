@@ -1,0 +1,392 @@
+//! Growing a process tree again, out of seeds, by batches alone.
+//!
+//! A process is given its memory, then forks its children, so that pages which both still share are shared again.
+//! Children are attached by the kernel (`CLONE_PTRACE`) and stop before their first instruction.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use crate::error::RebuildError;
+use crate::files;
+use crate::ids::{FileId, HostPid, PodPid};
+use crate::memory;
+use crate::process::proc_files::Status;
+use crate::process::state::ProcessState;
+use crate::process::tree::{Plan, Role};
+use crate::process::{filters, hold};
+use crate::sys::ptrace::{self, Stop};
+use crate::tracee::{Arg, Batch, Ground, Held, Seized, ThreadName, TraceeError, seize};
+
+/// What every process of a restart has in common.
+#[derive(Clone, Debug)]
+pub struct Common {
+    /// Where the stub lies in every seed: one page.
+    pub code: Range<u64>,
+    /// Where batches go in every seed.
+    pub scratch: Range<u64>,
+    /// The first descriptor of the pool.
+    pub pool: i32,
+    /// The last descriptor of the pool: the image's data.
+    pub data: i32,
+    /// How many PID namespaces lie around the pod's.
+    pub depth: usize,
+    /// How many seccomp filters all processes have in common.
+    pub filters: usize,
+}
+
+/// The signal that ends batches in a restart: the seeds handle none.
+pub const MARKER: i32 = libc::SIGURG;
+
+impl Common {
+    /// The number of a file in the pool.
+    pub fn number(&self, file: FileId) -> i32 {
+        self.pool + file.0 as i32
+    }
+}
+
+/// Why a tree could not be grown.
+#[derive(Debug, thiserror::Error)]
+pub enum GrowError {
+    /// Something of the image could not be made.
+    #[error(transparent)]
+    Rebuild(#[from] RebuildError),
+    /// A process could not be made or used.
+    #[error(transparent)]
+    Tracee(#[from] TraceeError),
+}
+
+/// A process that has been made.
+pub struct Grown {
+    /// Its threads, the leader first.
+    pub threads: Vec<Held>,
+    /// Where batches run in it.
+    pub ground: Ground,
+}
+
+/// A tree that is growing. Belongs to the thread that made it.
+pub struct Grove<'a> {
+    /// What all have in common.
+    pub common: Common,
+    plan: &'a Plan,
+    states: BTreeMap<PodPid, &'a ProcessState>,
+    /// The processes made so far.
+    pub grown: BTreeMap<PodPid, Grown>,
+}
+
+const PATIENTLY: u64 = 0x4000_0000; // __WALL
+
+impl<'a> Grove<'a> {
+    /// A grove in which nothing has grown.
+    pub fn new(common: Common, plan: &'a Plan, states: &'a [ProcessState]) -> Grove<'a> {
+        let states = states.iter().map(|state| (state.place.pid, state)).collect();
+        Grove { common, plan, states, grown: BTreeMap::new() }
+    }
+
+    /// Holds a seed that the builder cloned.
+    pub fn adopt(&mut self, pid: PodPid, host: HostPid) -> Result<(), GrowError> {
+        let name = ThreadName { host, pod: pid, own: (pid.0, pid.0) };
+        let seized = match seize(name, ptrace::SUSPEND_SECCOMP) {
+            Err(TraceeError::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EPERM) => seize(name, 0)?,
+            other => other?,
+        };
+        let mut held = seized.wait()?;
+        let ground = self.ground(host, pid)?;
+        let rseq = ptrace::rseq_configuration(host).unwrap_or_default();
+        let mut batch = Batch::new();
+        if rseq.address != 0 {
+            let args = [rseq.address.into(), u64::from(rseq.size).into(), 1i32.into(), u64::from(rseq.signature).into()];
+            batch.call(libc::SYS_rseq, args, "unregistering the seed's rseq area");
+        }
+        if let Some(state) = self.states.get(&pid) {
+            filters::restart(&state.filters[..self.common.filters], 0, &mut batch);
+        }
+        held.run(&ground, 0, &batch)?;
+        self.grown.insert(pid, Grown { threads: vec![held], ground });
+        Ok(())
+    }
+
+    fn ground(&self, host: HostPid, pid: PodPid) -> Result<Ground, TraceeError> {
+        let (code, scratch) = (self.common.code.start, self.common.scratch.clone());
+        let size = (scratch.end - scratch.start) as usize;
+        Ground::brought((host, pid), code, scratch, size, MARKER)
+    }
+
+    /// Grows everything that descends from an adopted seed: memory, children, sessions.
+    pub fn grow(&mut self, seed: PodPid) -> Result<(), GrowError> {
+        let mut waiting = vec![(seed, None)];
+        while let Some((pid, inherited)) = waiting.pop() {
+            let node = &self.plan.nodes[&pid];
+            if node.role == Role::Live {
+                self.give_memory(pid, inherited)?;
+            }
+            self.fork(pid, &node.before)?;
+            if node.leads_session {
+                self.make_session(pid)?;
+            }
+            self.fork(pid, &node.after)?;
+            let children = node.before.iter().chain(&node.after).rev();
+            waiting.extend(children.map(|child| (*child, (node.role == Role::Live).then_some(pid))));
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, pid: PodPid, batch: &Batch) -> Result<crate::tracee::Results, TraceeError> {
+        let grown = self.grown.get_mut(&pid).ok_or(TraceeError::Died(pid))?;
+        grown.threads[0].run(&grown.ground, 0, batch)
+    }
+
+    fn give_memory(&mut self, pid: PodPid, forker: Option<PodPid>) -> Result<(), GrowError> {
+        let Some(state) = self.states.get(&pid).copied() else { return Ok(()) };
+        let forker = forker.filter(|forker| state.place.parent == *forker);
+        let inherited = forker.and_then(|pid| self.states.get(&pid)).map(|state| &state.memory);
+        let host = self.host(pid)?;
+        let current = memory::mappings(host).map_err(|_| TraceeError::Died(pid))?;
+        let target = memory::Target {
+            state: &state.memory,
+            current: &current,
+            inherited,
+            keep: self.common.code.start..self.common.scratch.end,
+            pool: &|file| self.common.number(file),
+            data: self.common.data,
+        };
+        let batches = memory::rebuild_batches(&target)?;
+        self.run_memory(pid, &batches)
+    }
+
+    fn run_memory(&mut self, pid: PodPid, batches: &[memory::MemoryBatch]) -> Result<(), GrowError> {
+        for memory in batches {
+            let results = self.run(pid, &memory.batch)?;
+            memory.check(&results)?;
+        }
+        Ok(())
+    }
+
+    fn host(&self, pid: PodPid) -> Result<HostPid, TraceeError> {
+        self.grown.get(&pid).map(|grown| grown.threads[0].name.host).ok_or(TraceeError::Died(pid))
+    }
+
+    fn make_session(&mut self, pid: PodPid) -> Result<(), GrowError> {
+        let mut batch = Batch::new();
+        batch.call(libc::SYS_setsid, [], "making a session");
+        if let Some(terminal) = self.states.get(&pid).and_then(|state| state.terminal) {
+            files::take_terminal(&mut batch, terminal.index);
+        }
+        self.run(pid, &batch)?;
+        Ok(())
+    }
+
+    fn fork(&mut self, pid: PodPid, children: &[PodPid]) -> Result<(), GrowError> {
+        if children.is_empty() {
+            return Ok(());
+        }
+        for some in children.chunks(256) {
+            let mut batch = Batch::new();
+            for child in some {
+                clone_into(&mut batch, *child, libc::CLONE_PTRACE as u64, libc::SIGCHLD as u64, "process");
+            }
+            self.run(pid, &batch)?;
+            for held in newborns(some.len(), self.common.depth)? {
+                let child = held.name.pod;
+                let ground = self.ground(held.name.host, child)?;
+                self.grown.insert(child, Grown { threads: vec![held], ground });
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts everybody into their groups and sets the foreground group of each terminal.
+    pub fn join_groups(&mut self) -> Result<(), GrowError> {
+        for (pid, group) in &self.plan.groups {
+            let mut batch = Batch::new();
+            let what = format!("joining process group {group}");
+            batch.call(libc::SYS_setpgid, [0i32.into(), group.0.into()], what);
+            self.run(*pid, &batch)?;
+        }
+        let leaders: Vec<&ProcessState> = self.states.values().copied().filter(|s| s.terminal.is_some()).collect();
+        for state in leaders {
+            let Some(terminal) = state.terminal else { continue };
+            let Some(group) = terminal.foreground else { continue };
+            if !self.states.values().any(|other| other.place.group == group) {
+                continue; // its last process has ended: the terminal has no foreground group, as before
+            }
+            let mut batch = Batch::new();
+            files::set_foreground(&mut batch, terminal.index, group);
+            self.run(state.place.pid, &batch)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the helpers, and the processes that are zombies in the image. Helpers that a process of the pod forked are
+    /// reaped by it; PID 1 reaps the others.
+    pub fn end_the_ended(&mut self, zombies: &HashMap<PodPid, i32>) -> Result<(), GrowError> {
+        let ended: Vec<PodPid> =
+            self.plan.nodes.values().filter(|node| node.role != Role::Live).map(|node| node.pid).collect();
+        for pid in ended.iter().rev() {
+            let Some(mut grown) = self.grown.remove(pid) else { continue };
+            end(&mut grown, zombies.get(pid).copied().unwrap_or(0))?;
+        }
+        for node in self.plan.nodes.values().filter(|node| node.role == Role::Live) {
+            let phantoms = node.before.iter().chain(&node.after);
+            let mut batch = Batch::new();
+            for phantom in phantoms.filter(|child| self.plan.nodes[child].role == Role::Phantom) {
+                let args = [phantom.0.into(), 0u64.into(), PATIENTLY.into(), 0u64.into()];
+                batch.call(libc::SYS_wait4, args, "reaping a helper");
+            }
+            if !batch.is_empty() {
+                self.run(node.pid, &batch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a live process all the rest: descriptors, directories, signals, limits, threads, credentials, registers.
+    /// Nothing of the pool is open in it afterwards.
+    pub fn finish(&mut self, pid: PodPid, buffer: &mut Vec<u8>) -> Result<(), GrowError> {
+        let state = self.states[&pid];
+        let host = self.host(pid)?;
+        let batch = self.directories(state);
+        self.run(pid, &batch)?;
+        let pool = |file| self.common.number(file);
+        let batch = files::restart_descriptors(&state.descriptors, &pool, self.common.pool..=self.common.data)?;
+        self.run(pid, &batch)?;
+        self.run_memory(pid, &memory::late_batch(&state.memory))?;
+        let batch = self.attributes(state);
+        self.run(pid, &batch)?;
+        self.clone_threads(state)?;
+        super::finish::from_outside(state, host)?;
+        let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };
+        super::finish::threads(state, grown, buffer)?;
+        self.clear(pid, state)
+    }
+
+    fn directories(&self, state: &ProcessState) -> Batch {
+        let mut batch = Batch::new();
+        let mut change = |file: FileId, root: bool| {
+            let number: Arg = self.common.number(file).into();
+            batch.call(libc::SYS_fchdir, [number], "changing directory");
+            if root {
+                let dot = batch.bytes(b".\0");
+                batch.call(libc::SYS_chroot, [dot], "changing the root directory");
+            }
+        };
+        if let Some(root) = state.root {
+            change(root, true);
+        }
+        change(state.cwd, false);
+        batch
+    }
+
+    fn attributes(&self, state: &ProcessState) -> Batch {
+        let mut batch = Batch::new();
+        super::signals::restart_actions(&state.actions, &mut batch);
+        super::finish::attributes(state, &mut batch);
+        filters::restart(&state.filters, self.common.filters, &mut batch);
+        batch
+    }
+
+    fn clone_threads(&mut self, state: &ProcessState) -> Result<(), GrowError> {
+        let flags = libc::CLONE_VM
+            | libc::CLONE_FS
+            | libc::CLONE_FILES
+            | libc::CLONE_SIGHAND
+            | libc::CLONE_THREAD
+            | libc::CLONE_SYSVSEM
+            | libc::CLONE_PTRACE;
+        let pid = state.place.pid;
+        for some in state.threads[1..].chunks(256) {
+            let mut batch = Batch::new();
+            for thread in some {
+                clone_into(&mut batch, thread.tid, flags as u64, 0, "thread");
+            }
+            self.run(pid, &batch)?;
+            let mut born = newborns(some.len(), self.common.depth)?;
+            born.iter_mut().for_each(|held| held.name.own.0 = pid.0);
+            if let Some(grown) = self.grown.get_mut(&pid) {
+                grown.threads.append(&mut born);
+            }
+        }
+        if let Some(grown) = self.grown.get_mut(&pid) {
+            let order: HashMap<PodPid, usize> = state.threads.iter().enumerate().map(|(i, t)| (t.tid, i)).collect();
+            grown.threads.sort_by_key(|held| order.get(&held.name.pod).copied());
+        }
+        Ok(())
+    }
+
+    /// Unmaps stub and scratch: the address space is then the pod's own.
+    fn clear(&mut self, pid: PodPid, state: &ProcessState) -> Result<(), GrowError> {
+        let Some(grown) = self.grown.remove(&pid) else { return Err(TraceeError::Died(pid).into()) };
+        let Grown { mut threads, mut ground } = grown;
+        let host = threads[0].name.host;
+        let text = std::fs::read(host.proc("maps")).map_err(TraceeError::kernel("reading the mappings of", pid))?;
+        let vdso = hold::find(&text, &hold::mapped_ranges(&text), b"[vdso]").ok_or(TraceeError::NoRoom(pid))?;
+        ground.move_to_vdso(vdso)?;
+        super::finish::last_batch(state, &mut threads[0], &ground)?;
+        let again = self.ground(host, pid)?;
+        ground.clear(&mut threads[0], Some(self.common.code.clone()))?;
+        self.grown.insert(pid, Grown { threads, ground: again });
+        Ok(())
+    }
+
+    /// Lets everybody go.
+    pub fn let_go(self) -> Result<(), TraceeError> {
+        let mut all: Vec<Held> = self.grown.into_values().flat_map(|grown| grown.threads).collect();
+        all.iter_mut().try_for_each(Held::go_home)?;
+        all.into_iter().try_for_each(Held::let_go)
+    }
+}
+
+/// `struct clone_args`: a child or thread with this PID, attached to the tracer.
+fn clone_into(batch: &mut Batch, pid: PodPid, flags: u64, exit_signal: u64, what: &str) {
+    let set_tid = batch.bytes(&pid.0.to_ne_bytes());
+    let words: [u64; 11] = [flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, 1, 0];
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let args = batch.bytes(&bytes);
+    batch.pointer(args, 8 * 8, set_tid);
+    batch.call(libc::SYS_clone3, [args, size_of_val(&words).into()], format!("making {what} {pid}"));
+}
+
+/// Waits for `count` tasks that the kernel attached for us.
+fn newborns(count: usize, depth: usize) -> Result<Vec<Held>, TraceeError> {
+    let nobody = PodPid(0);
+    (0..count)
+        .map(|_| {
+            let (host, stop) = ptrace::wait_any().map_err(TraceeError::kernel("waiting for", nobody))?;
+            if let Stop::Ended(_) = stop {
+                return Err(TraceeError::Died(nobody));
+            }
+            let status = std::fs::read(host.proc("status")).map_err(TraceeError::kernel("reading about", nobody))?;
+            let numbers = Status::new(status).namespace_pids();
+            let pod = PodPid(numbers.get(depth).copied().unwrap_or(0));
+            let own = numbers.last().copied().unwrap_or(0);
+            Seized::newborn(ThreadName { host, pod, own: (own, own) }).already_stopped()
+        })
+        .collect()
+}
+
+fn end(grown: &mut Grown, status: i32) -> Result<(), GrowError> {
+    let held = &mut grown.threads[0];
+    let signal = status & 0x7f;
+    let mut batch = Batch::new();
+    if signal == 0 {
+        batch.attempt(libc::SYS_exit_group, [((status >> 8) & 0xff).into()]);
+    } else {
+        // A core dump would be a file that was not there.
+        let none = batch.bytes(&[0; 16]);
+        batch.attempt(libc::SYS_setrlimit, [(libc::RLIMIT_CORE as i32).into(), none]);
+        super::signals::restart_actions(&[], &mut batch);
+        let mask = batch.bytes(&0u64.to_ne_bytes());
+        batch.attempt(libc::SYS_kill, [held.name.own.0.into(), signal.into()]);
+        batch.attempt(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK.into(), mask, 0u64.into(), 8u64.into()]);
+    }
+    held.begin(&grown.ground, 0, &batch)?;
+    loop {
+        let failed = TraceeError::kernel("ending", held.name.pod);
+        match ptrace::wait(held.name.host).map_err(failed)? {
+            Stop::Ended(_) => return Ok(()),
+            Stop::Signal(marker) if marker == MARKER => return Err(TraceeError::Died(held.name.pod).into()),
+            Stop::Signal(signal) => ptrace::cont(held.name.host, signal),
+            Stop::Event(_) | Stop::Other(_) => ptrace::cont(held.name.host, 0),
+        }
+        .map_err(TraceeError::kernel("ending", held.name.pod))?;
+    }
+}

@@ -1,0 +1,80 @@
+//! A process as the image knows it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::files::DescriptorState;
+use crate::ids::{FileId, PodPid};
+use crate::memory::MemoryState;
+use crate::process::filters::FilterState;
+use crate::process::signals::{ActionState, QueuedSignal};
+use crate::process::threads::ThreadState;
+use crate::process::timers::TimersState;
+
+/// Where a process stands in the tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Its PID.
+    pub pid: PodPid,
+    /// Its parent's; 1 for the children of PID 1.
+    pub parent: PodPid,
+    /// Its process group.
+    pub group: PodPid,
+    /// Its session.
+    pub session: PodPid,
+    /// Its wait status, if it has ended and waits to be reaped.
+    pub ended: Option<i32>,
+}
+
+/// The controlling terminal of a session, kept with the session's leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalState {
+    /// N of `/dev/pts/N`.
+    pub index: u32,
+    /// Its foreground process group.
+    pub foreground: Option<PodPid>,
+}
+
+/// Everything that belongs to one live process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProcessState {
+    /// Where it stands.
+    pub place: Place,
+    /// Its controlling terminal, if it leads the session.
+    pub terminal: Option<TerminalState>,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// Working directory.
+    pub cwd: FileId,
+    /// Root directory, if it is not the pod's.
+    pub root: Option<FileId>,
+    /// Descriptors.
+    pub descriptors: Vec<DescriptorState>,
+    /// Address space.
+    pub memory: MemoryState,
+    /// Signal actions that are not the default.
+    pub actions: Vec<ActionState>,
+    /// Timers.
+    pub timers: TimersState,
+    /// Soft and hard limit of each resource, by number.
+    pub limits: Vec<(u64, u64)>,
+    /// Signals queued to the process.
+    pub pending: Vec<QueuedSignal>,
+    /// The stop signal, if it is stopped.
+    pub stopped: Option<i32>,
+    /// `oom_score_adj`.
+    pub oom_score_adj: i32,
+    /// `coredump_filter`.
+    pub coredump_filter: u32,
+    /// `personality`.
+    pub personality: u32,
+    /// `PR_GET_DUMPABLE`.
+    pub dumpable: i32,
+    /// `PR_GET_CHILD_SUBREAPER`.
+    pub subreaper: bool,
+    /// `PR_GET_THP_DISABLE`.
+    pub thp_disable: i32,
+    /// Seccomp filters, oldest first.
+    pub filters: Vec<FilterState>,
+    /// Threads, the leader first.
+    pub threads: Vec<ThreadState>,
+}

@@ -1,0 +1,173 @@
+//! Threads: registers, names, signal masks, what the kernel keeps for each.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{CaptureError, Context};
+use crate::ids::{HostPid, PodPid};
+use crate::process::credentials::{self, CredentialsState};
+use crate::process::proc_files::Status;
+use crate::process::signals::{self, AlternateStack, QueuedSignal};
+use crate::sys::ptrace::{self, RseqConfiguration};
+use crate::sys::sched::{self, SchedulingAttributes};
+use crate::tracee::{Batch, Call, Held, Output, Results, TraceeError, interrupted};
+
+/// Everything that belongs to one thread.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ThreadState {
+    /// TID in the pod.
+    pub tid: PodPid,
+    /// TID in its innermost PID namespace.
+    pub own_tid: i32,
+    /// `comm`, raw.
+    #[serde(with = "serde_bytes")]
+    pub command: Vec<u8>,
+    /// General registers, 27 words as the kernel orders them.
+    pub registers: [u64; 27],
+    /// Extended state (XSAVE, uncompacted) without trailing zeros.
+    #[serde(with = "serde_bytes")]
+    pub extended: Vec<u8>,
+    /// Blocked signals.
+    pub mask: u64,
+    /// Signals queued to the thread.
+    pub pending: Vec<QueuedSignal>,
+    /// The alternate signal stack.
+    pub alternate_stack: AlternateStack,
+    /// `set_tid_address`.
+    pub clear_tid: u64,
+    /// Robust futex list: head and length.
+    pub robust_list: (u64, u64),
+    /// Restartable sequences.
+    pub rseq: RseqConfiguration,
+    /// Parent-death signal.
+    pub death_signal: i32,
+    /// Timer slack in ns.
+    pub timer_slack: u64,
+    /// Credentials.
+    pub credentials: CredentialsState,
+    /// Scheduling policy, nice value, priority.
+    pub scheduling: SchedulingAttributes,
+    /// CPU affinity.
+    pub affinity: Vec<u64>,
+    /// I/O priority.
+    pub io_priority: i32,
+    /// How many seccomp filters apply.
+    pub filters: u32,
+}
+
+/// What only the thread can tell.
+pub struct Asked {
+    stack: Output,
+    clear_tid: Output,
+    death_signal: Output,
+    timer_slack: Call,
+    securebits: Call,
+}
+
+const PR_GET_TID_ADDRESS: i32 = 40;
+
+/// Adds the questions that only the thread can answer.
+pub fn ask(batch: &mut Batch) -> Asked {
+    let stack = signals::ask_alternate_stack(batch);
+    let clear_tid = batch.output(8);
+    batch.attempt(libc::SYS_prctl, [PR_GET_TID_ADDRESS.into(), clear_tid.into()]);
+    let death_signal = batch.output(8);
+    batch.attempt(libc::SYS_prctl, [libc::PR_GET_PDEATHSIG.into(), death_signal.into()]);
+    let timer_slack = batch.attempt(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK.into()]);
+    Asked { stack, clear_tid, death_signal, timer_slack, securebits: credentials::ask(batch) }
+}
+
+/// What the tracer sees from outside; the extended state buffer is lent to save an allocation a thread.
+pub fn capture(
+    held: &Held,
+    process: HostPid,
+    asked: &Asked,
+    results: &Results,
+    buffer: &mut Vec<u8>,
+) -> Result<ThreadState, CaptureError> {
+    let (tid, pod) = (held.name.host, held.name.pod);
+    let object = || format!("thread {pod}");
+    let path = format!("/proc/{process}/task/{tid}/status");
+    let status = Status::new(std::fs::read(path).map_err(|_| CaptureError::Vanished(pod))?);
+    ptrace::extended_state(tid, buffer).capturing("reading the extended registers", object())?;
+    let word = |out: Output| results.output(out).first_chunk().map_or(0, |word| u64::from_ne_bytes(*word));
+    let pending = match status.mask("SigPnd") {
+        0 => Vec::new(),
+        _ => ptrace::pending_signals(tid, false).capturing("reading queued signals", object())?,
+    };
+    let command = std::fs::read(format!("/proc/{process}/task/{tid}/comm")).unwrap_or_default();
+    Ok(ThreadState {
+        tid: pod,
+        own_tid: held.name.own.1,
+        command: command.strip_suffix(b"\n").unwrap_or(&command).to_vec(),
+        registers: ptrace::registers_to_words(&held.registers),
+        extended: trimmed(buffer).to_vec(),
+        mask: held.mask,
+        pending: pending.into_iter().map(QueuedSignal::new).collect(),
+        alternate_stack: signals::alternate_stack(asked.stack, results),
+        clear_tid: word(asked.clear_tid),
+        robust_list: sched::robust_list(tid).unwrap_or((0, 24)),
+        rseq: ptrace::rseq_configuration(tid).unwrap_or_default(),
+        death_signal: word(asked.death_signal) as i32,
+        timer_slack: results.get(asked.timer_slack).max(0) as u64,
+        credentials: credentials::capture(&status, results, asked.securebits),
+        scheduling: sched::scheduling(tid).capturing("reading the scheduling policy", object())?,
+        affinity: sched::affinity(tid).capturing("reading the affinity", object())?,
+        io_priority: sched::io_priority(tid).unwrap_or(0),
+        filters: status.field("Seccomp_filters").and_then(|n| n.parse().ok()).unwrap_or(0),
+    })
+}
+
+fn trimmed(bytes: &[u8]) -> &[u8] {
+    let used = bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
+    &bytes[..used]
+}
+
+/// Gives a thread what it keeps in the kernel. The last batch of a thread: nothing privileged works afterwards.
+pub fn restart(state: &ThreadState, batch: &mut Batch) {
+    batch.call(libc::SYS_set_tid_address, [state.clear_tid.into()], "setting the tid address");
+    let (head, length) = state.robust_list;
+    batch.attempt(libc::SYS_set_robust_list, [head.into(), length.into()]);
+    if state.rseq.address != 0 {
+        let rseq = state.rseq;
+        let args = [rseq.address.into(), u64::from(rseq.size).into(), 0u64.into(), u64::from(rseq.signature).into()];
+        batch.call(libc::SYS_rseq, args, "registering restartable sequences");
+    }
+    signals::restart_alternate_stack(&state.alternate_stack, batch);
+    let name = batch.bytes(&[&state.command[..state.command.len().min(15)], &[0]].concat());
+    batch.call(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name], "setting the name");
+    batch.call(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK.into(), state.timer_slack.into()], "setting timer slack");
+    credentials::restart(&state.credentials, batch);
+    // Credentials reset it.
+    batch.call(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG.into(), state.death_signal.into()], "setting the death signal");
+}
+
+/// What is set from outside, once the thread exists. What this host cannot do (fewer CPUs) is left as it is.
+pub fn restart_from_outside(state: &ThreadState, tid: HostPid) -> Result<(), TraceeError> {
+    let plain = state.scheduling.policy == 0 && state.scheduling.nice == 0;
+    if !plain {
+        let failed = TraceeError::kernel("setting the scheduling policy of", state.tid);
+        sched::set_scheduling(tid, &state.scheduling).map_err(failed)?;
+    }
+    if sched::affinity(tid).is_ok_and(|now| now != state.affinity) {
+        let _ = sched::set_affinity(tid, &state.affinity);
+    }
+    if state.io_priority != 0 {
+        sched::set_io_priority(tid, state.io_priority)
+            .map_err(TraceeError::kernel("setting the I/O priority of", state.tid))?;
+    }
+    Ok(())
+}
+
+/// Sets the extended registers and says with which registers and mask the thread goes home.
+pub fn restart_registers(state: &ThreadState, held: &mut Held, buffer: &mut Vec<u8>) -> Result<(), TraceeError> {
+    let failed = |step| TraceeError::kernel(step, state.tid);
+    ptrace::extended_state(held.name.host, buffer).map_err(failed("reading the extended registers of"))?;
+    let size = buffer.len();
+    buffer.clear();
+    buffer.extend_from_slice(&state.extended);
+    buffer.resize(size, 0);
+    ptrace::set_extended_state(held.name.host, buffer).map_err(failed("setting the extended registers of"))?;
+    let registers = interrupted::restarted(&ptrace::registers_from_words(&state.registers));
+    held.set_home(registers, state.mask);
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! Interval timers and POSIX timers of a process.
+
+use serde::{Deserialize, Serialize};
+
+use crate::tracee::{Arg, Batch, Call, Output, Results};
+
+/// `struct itimerval` / `itimerspec` as four words: interval (s, fraction), time left (s, fraction).
+pub type TimerWords = [u64; 4];
+
+/// A POSIX timer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PosixTimer {
+    /// Its id in the process.
+    pub id: i32,
+    /// The signal, or 0.
+    pub signal: i32,
+    /// `sigev_value`.
+    pub value: u64,
+    /// `sigev_notify`.
+    pub notify: i32,
+    /// The thread that is notified (`SIGEV_THREAD_ID`), in its own PID namespace.
+    pub thread: i32,
+    /// The clock.
+    pub clock: i32,
+    /// Interval and time left, in nanoseconds form (s, ns).
+    pub setting: TimerWords,
+    /// Pending overruns.
+    pub overrun: i64,
+}
+
+/// The timers of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimersState {
+    /// `ITIMER_REAL`, `VIRTUAL`, `PROF`, in microseconds form.
+    pub intervals: [TimerWords; 3],
+    /// POSIX timers in order of their ids.
+    pub posix: Vec<PosixTimer>,
+}
+
+/// What was asked of the process.
+pub struct Asked {
+    intervals: [Output; 3],
+    posix: Vec<(PosixTimer, Output, Call)>,
+}
+
+/// Parses `/proc/PID/timers`.
+pub fn parse_timers(text: &str) -> Vec<PosixTimer> {
+    let mut timers: Vec<PosixTimer> = Vec::new();
+    for line in text.lines() {
+        let Some((label, value)) = line.split_once(':') else { continue };
+        let value = value.trim();
+        if label == "ID" {
+            let id = value.parse().unwrap_or(-1);
+            timers.push(PosixTimer { id, signal: 0, value: 0, notify: 0, thread: 0, clock: 0, setting: [0; 4], overrun: 0 });
+            continue;
+        }
+        let Some(timer) = timers.last_mut() else { continue };
+        match label {
+            "signal" => {
+                let (signal, pointer) = value.split_once('/').unwrap_or((value, "0"));
+                timer.signal = signal.parse().unwrap_or(0);
+                timer.value = u64::from_str_radix(pointer.trim_start_matches("0x"), 16).unwrap_or(0);
+            }
+            "notify" => {
+                let (how, target) = value.split_once('/').unwrap_or((value, ""));
+                timer.notify = match how {
+                    "none" => libc::SIGEV_NONE,
+                    "thread" => libc::SIGEV_THREAD,
+                    _ => libc::SIGEV_SIGNAL,
+                };
+                if let Some(tid) = target.strip_prefix("tid.") {
+                    timer.notify |= libc::SIGEV_THREAD_ID;
+                    timer.thread = tid.parse().unwrap_or(0);
+                }
+            }
+            "ClockID" => timer.clock = value.parse().unwrap_or(0),
+            _ => {}
+        }
+    }
+    timers.sort_by_key(|timer| timer.id);
+    timers
+}
+
+/// Asks for every timer; `posix` comes from [`parse_timers`].
+pub fn ask(posix: Vec<PosixTimer>, batch: &mut Batch) -> Asked {
+    let intervals = [0i32, 1, 2].map(|which| {
+        let out = batch.output(32);
+        batch.call(libc::SYS_getitimer, [which.into(), out.into()], "reading an interval timer");
+        out
+    });
+    let posix = posix
+        .into_iter()
+        .map(|timer| {
+            let out = batch.output(32);
+            batch.call(libc::SYS_timer_gettime, [timer.id.into(), out.into()], "reading a POSIX timer");
+            let overrun = batch.attempt(libc::SYS_timer_getoverrun, [timer.id.into()]);
+            (timer, out, overrun)
+        })
+        .collect();
+    Asked { intervals, posix }
+}
+
+fn words(bytes: &[u8]) -> TimerWords {
+    std::array::from_fn(|i| bytes[i * 8..].first_chunk().map_or(0, |word| u64::from_ne_bytes(*word)))
+}
+
+/// The answers.
+pub fn capture(asked: Asked, results: &Results) -> TimersState {
+    let posix = asked.posix.into_iter().map(|(timer, out, overrun)| PosixTimer {
+        setting: words(results.output(out)),
+        overrun: results.get(overrun).max(0),
+        ..timer
+    });
+    TimersState { intervals: asked.intervals.map(|out| words(results.output(out))), posix: posix.collect() }
+}
+
+/// Makes the POSIX timers, unarmed, with the ids that they had.
+pub fn create(state: &TimersState, batch: &mut Batch) {
+    const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+    if state.posix.is_empty() {
+        return;
+    }
+    batch.call(libc::SYS_prctl, [PR_TIMER_CREATE_RESTORE_IDS.into(), 1i32.into()], "asking for timer ids of our choice");
+    for timer in &state.posix {
+        let mut event = [0u8; 64];
+        event[..8].copy_from_slice(&timer.value.to_ne_bytes());
+        event[8..12].copy_from_slice(&timer.signal.to_ne_bytes());
+        event[12..16].copy_from_slice(&timer.notify.to_ne_bytes());
+        event[16..20].copy_from_slice(&timer.thread.to_ne_bytes());
+        let (event, id) = (batch.bytes(&event), batch.bytes(&timer.id.to_ne_bytes()));
+        let what = format!("making POSIX timer {}", timer.id);
+        batch.call(libc::SYS_timer_create, [timer.clock.into(), event, id], what);
+    }
+    batch.call(libc::SYS_prctl, [PR_TIMER_CREATE_RESTORE_IDS.into(), 0i32.into()], "leaving timer ids to the kernel");
+}
+
+/// Arms what was armed: the last thing before the process is let go.
+pub fn arm(state: &TimersState, batch: &mut Batch) {
+    let put = |batch: &mut Batch, setting: &TimerWords| -> Arg {
+        let bytes: Vec<u8> = setting.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        batch.bytes(&bytes)
+    };
+    for (which, setting) in state.intervals.iter().enumerate().filter(|(_, setting)| setting[2..] != [0, 0]) {
+        let setting = put(batch, setting);
+        batch.call(libc::SYS_setitimer, [which.into(), setting, 0u64.into()], "arming an interval timer");
+    }
+    for timer in state.posix.iter().filter(|timer| timer.setting[2..] != [0, 0]) {
+        let setting = put(batch, &timer.setting);
+        let args = [timer.id.into(), 0u64.into(), setting, 0u64.into()];
+        batch.call(libc::SYS_timer_settime, args, format!("arming POSIX timer {}", timer.id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proc_timers() {
+        let text = "ID: 1\nsignal: 60/00007fff864e541c\nnotify: signal/pid.1634\nClockID: 0\nID: 0\nsignal: 60/00007fff864e540c\nnotify: signal/tid.1635\nClockID: 1\n";
+        let timers = parse_timers(text);
+        assert_eq!(timers.iter().map(|t| (t.id, t.clock)).collect::<Vec<_>>(), [(0, 1), (1, 0)]);
+        assert_eq!((timers[0].signal, timers[0].value), (60, 0x7fff_864e_540c));
+        assert_eq!((timers[0].notify, timers[0].thread), (libc::SIGEV_THREAD_ID, 1635));
+    }
+}

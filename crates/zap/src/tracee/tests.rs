@@ -1,0 +1,139 @@
+//! Holding real processes.
+
+use std::process::{Child, Command, Stdio};
+
+use crate::ids::{HostPid, PodPid};
+use crate::process::hold;
+use crate::sys::ptrace;
+use crate::tracee::{Batch, Ground, Held, ThreadName, seize};
+
+struct Victim(Child);
+
+impl Victim {
+    fn start(program: &str, args: &[&str]) -> Victim {
+        Victim(Command::new(program).args(args).stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    fn name(&self) -> ThreadName {
+        let pid = self.0.id() as i32;
+        ThreadName { host: HostPid(pid), pod: PodPid(pid), own: (pid, pid) }
+    }
+
+    fn maps(&self) -> Vec<u8> {
+        std::fs::read(self.name().host.proc("maps")).unwrap()
+    }
+
+    fn wait_until_asleep_in(&self, call: libc::c_long) {
+        let path = self.name().host.proc("syscall");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !std::fs::read_to_string(&path).unwrap().starts_with(&format!("{call} ")) {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn prepare(held: &mut Held) -> Ground {
+    let host = held.name.host;
+    let text = std::fs::read(host.proc("maps")).unwrap();
+    let ranges = hold::mapped_ranges(&text);
+    let vdso = hold::find(&text, &ranges, b"[vdso]").unwrap();
+    let scratch = hold::gap(&ranges, 1 << 16).unwrap();
+    Ground::prepare(held, (host, held.name.pod), vdso, scratch, 1 << 12, libc::SIGURG).unwrap()
+}
+
+#[test]
+fn a_batch_runs_and_leaves_nothing() {
+    let victim = Victim::start("sleep", &["1"]);
+    victim.wait_until_asleep_in(libc::SYS_clock_nanosleep);
+    let before = victim.maps();
+    let mut held = seize(victim.name(), ptrace::SUSPEND_SECCOMP).unwrap().wait().unwrap();
+    let ground = prepare(&mut held);
+    let mut batch = Batch::new();
+    let pid = batch.call(libc::SYS_getpid, [], "asking for the pid");
+    let again = batch.call(libc::SYS_getpgid, [crate::tracee::Arg::ResultOf(pid)], "asking for the group");
+    let name = batch.output(16);
+    batch.call(libc::SYS_prctl, [libc::PR_GET_NAME.into(), name.into()], "asking for the name");
+    let failing = batch.attempt(libc::SYS_close, [(-1i32).into()]);
+    let results = held.run(&ground, 0, &batch).unwrap();
+    assert_eq!(results.get(pid), i64::from(victim.name().host.0));
+    assert!(results.get(again) > 0);
+    assert_eq!(&results.output(name)[..6], b"sleep\0");
+    assert_eq!(results.get(failing), -i64::from(libc::EBADF));
+    ground.clear(&mut held, None).unwrap();
+    held.let_go().unwrap();
+    assert_eq!(before, victim.maps());
+    let mut victim = victim;
+    assert!(victim.0.wait().unwrap().success());
+}
+
+#[test]
+fn a_failing_call_ends_the_batch_and_is_named() {
+    let victim = Victim::start("sleep", &["10"]);
+    let mut held = seize(victim.name(), 0).unwrap().wait().unwrap();
+    let ground = prepare(&mut held);
+    let mut batch = Batch::new();
+    batch.call(libc::SYS_getpid, [], "asking for the pid");
+    batch.call(libc::SYS_fchdir, [(-1i32).into()], "changing to nowhere");
+    batch.call(libc::SYS_exit_group, [1i32.into()], "never reached");
+    let error = held.run(&ground, 0, &batch).unwrap_err();
+    assert!(error.to_string().contains("changing to nowhere"), "{error}");
+    ground.clear(&mut held, None).unwrap();
+    held.let_go().unwrap();
+}
+
+#[test]
+fn an_orphan_walks_home() {
+    // The shell checks itself: its loop must go on and end with the right sum.
+    let script = "i=0; s=0; while [ $i -lt 200000 ]; do i=$((i+1)); s=$((s+i)); done; echo $s";
+    let victim = Victim::start("sh", &["-c", script]);
+    for _ in 0..20 {
+        let name = victim.name();
+        // The end of the tracing thread in the middle of a batch lets go of the tracee.
+        std::thread::spawn(move || {
+            let mut held = seize(name, 0).unwrap().wait().unwrap();
+            let text = std::fs::read(name.host.proc("maps")).unwrap();
+            let vdso = hold::find(&text, &hold::mapped_ranges(&text), b"[vdso]").unwrap();
+            if let Some(stub) = crate::tracee::left_behind(name.host, &vdso) {
+                held = held.finish_way_home(&stub).unwrap();
+            }
+            let ground = prepare(&mut held);
+            let mut batch = Batch::new();
+            (0..50).for_each(|_| {
+                batch.call(libc::SYS_getppid, [], "");
+            });
+            held.begin(&ground, 0, &batch).unwrap();
+        })
+        .join()
+        .unwrap();
+    }
+    let mut victim = victim;
+    let mut output = String::new();
+    std::io::Read::read_to_string(victim.0.stdout.as_mut().unwrap(), &mut output).unwrap();
+    assert_eq!(output, "20000100000\n");
+    assert!(victim.0.wait().unwrap().success());
+}
+
+#[test]
+fn a_sleep_goes_on_with_what_remained() {
+    let begin = std::time::Instant::now();
+    let mut victim = Victim::start("sleep", &["0.6"]);
+    for _ in 0..5 {
+        let mut held = seize(victim.name(), 0).unwrap().wait().unwrap();
+        let ground = prepare(&mut held);
+        let mut batch = Batch::new();
+        batch.call(libc::SYS_getpid, [], "asking for the pid");
+        held.run(&ground, 0, &batch).unwrap();
+        ground.clear(&mut held, None).unwrap();
+        held.let_go().unwrap();
+    }
+    assert!(victim.0.wait().unwrap().success());
+    assert!(begin.elapsed() >= std::time::Duration::from_millis(600));
+}
