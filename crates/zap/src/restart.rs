@@ -19,7 +19,7 @@ use crate::image::{ImageError, ImageReader};
 use crate::memory;
 use crate::monitor::session::End;
 use crate::pod::network::NetworkError;
-use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, Publish, Store};
+use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Store};
 use crate::process::discover;
 use crate::process::grow::{Common, GrowError, Grove};
 use crate::process::state::{Place, ProcessState};
@@ -180,12 +180,22 @@ impl Image {
             monotonic: monotonic - record::host_clock(ClockId::CLOCK_MONOTONIC),
             boottime: boottime - record::host_clock(ClockId::CLOCK_BOOTTIME),
         };
-        let birth = Birth { clocks: Some(clocks), network_blocked: true, ..Birth::default() };
-        let mut spec = self.pod.spec.clone();
-        if let Some(name) = &options.name {
-            spec.name = name.clone();
+        let address = match options.address {
+            Some(IpAddr::V4(address)) => Some((address, None)),
+            _ => None,
+        };
+        let own = options.name.clone().unwrap_or_else(|| self.pod.spec.name.clone());
+        let fresh = (2..1000).map(|number| format!("{}-{number}", self.pod.spec.name));
+        for name in std::iter::once(own).chain(fresh) {
+            let birth = Birth { clocks: Some(clocks), network_blocked: true, address, ..Birth::default() };
+            let spec = PodSpec { name, ..self.pod.spec.clone() };
+            match LivePod::create(store.clone(), spec, birth) {
+                // A name that nobody asked for gives way.
+                Err(PodError::Taken(_)) if options.name.is_none() => {}
+                other => return Ok(other?),
+            }
         }
-        Ok(LivePod::create(store, spec, birth)?)
+        Err(PodError::Taken(self.pod.spec.name.clone()).into())
     }
 
     fn failed(&self, error: impl Into<GrowError>) -> RestartError {

@@ -93,7 +93,12 @@ impl Shared {
     /// Takes the pod down, unless somebody has already; tells whoever waits.
     fn finish(&self, end: End) {
         let taken = lock(&self.pod).take();
-        let Some(mut pod) = taken else { return };
+        if let Some(pod) = taken {
+            self.take_down(pod, end);
+        }
+    }
+
+    fn take_down(&self, mut pod: LivePod, end: End) {
         let remove = lock(&self.progress).remove;
         let _ = std::fs::remove_file(pod.store.pod_dir(&self.name).join(SOCKET));
         let code = match &end {
@@ -257,8 +262,24 @@ impl Shared {
     }
 
     fn checkpoint(&self, options: &crate::checkpoint::Options) -> Reply {
-        let _ = (options, Afterwards::Gone);
-        Err(Failure { message: "checkpoint is not there yet".to_owned(), code: 1 })
+        let mut guard = lock(&self.pod);
+        let pod = guard.as_mut().ok_or_else(|| self.ended())?;
+        let stats = crate::checkpoint::checkpoint(pod, options)?;
+        match options.afterwards {
+            Afterwards::Running => {}
+            Afterwards::Suspended => pod.suspend()?,
+            Afterwards::Gone => {
+                // Taken while the lock is held: the end of the first command is not the end that is told.
+                let taken = guard.take();
+                lock(&self.progress).remove = true;
+                drop(guard);
+                if let Some(pod) = taken {
+                    let words = format!("pod {} was written to {} and is gone", self.name, options.output.display());
+                    self.take_down(pod, End::TakenAway(words));
+                }
+            }
+        }
+        serde_json::to_value(stats).map_err(|e| Failure { message: e.to_string(), code: 1 })
     }
 
     fn attach(&self, socket: &UnixStream, watch: Watch) {
