@@ -133,7 +133,8 @@ fn tell(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> 
     let mut checkpoint = Checkpoint { was_suspended: pod.cgroup.is_frozen(), pod, options, clock: Clock::start() };
     checkpoint.look_ahead(&mut writer)?;
     let held = checkpoint.hold()?;
-    let mut stats = Stats { processes: held.processes.len() as u64, threads: held.threads() as u64, ..Stats::default() };
+    let mut stats =
+        Stats { processes: held.processes.len() as u64, threads: held.threads() as u64, ..Stats::default() };
     let (held, captured) = checkpoint.look(held, &mut writer)?;
     if options.afterwards == Afterwards::Gone {
         // The pod stays held until its image is whole, and ends while it is held: should writing fail, it goes on.
@@ -327,7 +328,8 @@ fn capture_memory(
         captured[i] = Some(memory::capture(look, &request, &survey)?);
     }
     let mut states = Vec::with_capacity(held.processes.len());
-    for (((process, answers), descriptors), memory) in held.processes.iter().zip(answers).zip(descriptors).zip(captured) {
+    for (((process, answers), descriptors), memory) in held.processes.iter().zip(answers).zip(descriptors).zip(captured)
+    {
         let memory = memory.map(|captured| captured.state).unwrap_or_default();
         states.push(capture::assemble(look, process, answers, descriptors, memory)?);
     }

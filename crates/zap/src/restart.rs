@@ -21,7 +21,7 @@ use crate::monitor::session::End;
 use crate::pod::network::NetworkError;
 use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Store};
 use crate::process::discover;
-use crate::process::grow::{Common, GrowError, Grove};
+use crate::process::grow::{Common, Grove, GrowError};
 use crate::process::state::{Place, ProcessState};
 use crate::process::tree::{self, Plan};
 use crate::record::{self, PodRecord};
@@ -249,7 +249,8 @@ impl Image {
         const CODE: u64 = 4096;
         const SCRATCH: u64 = 1 << 20;
         let place = memory::free_gap(self.processes.iter().map(|process| &process.memory), CODE + SCRATCH);
-        let start = place.ok_or_else(|| self.failed(RebuildError::Lacks("free address space for zap's scratch".into())))?;
+        let start =
+            place.ok_or_else(|| self.failed(RebuildError::Lacks("free address space for zap's scratch".into())))?;
         let highest = self.processes.iter().flat_map(|process| &process.descriptors).map(|d| d.number).max();
         // The builder's own descriptors grow from below while it opens files: the pool begins beyond them.
         let pool = (highest.unwrap_or(2) + 1).max(2 * self.files.len() as i32 + 64);
@@ -341,9 +342,7 @@ impl Builder {
 /// How many filters, from the oldest on, all processes have in common.
 fn common_filters(processes: &[ProcessState]) -> usize {
     let Some(first) = processes.first() else { return 0 };
-    let common = |other: &ProcessState| {
-        first.filters.iter().zip(&other.filters).take_while(|(a, b)| a == b).count()
-    };
+    let common = |other: &ProcessState| first.filters.iter().zip(&other.filters).take_while(|(a, b)| a == b).count();
     processes.iter().map(common).min().unwrap_or(0)
 }
 

@@ -50,11 +50,7 @@ pub struct Answers {
 const RESOURCES: u32 = 16;
 
 /// Starts the batches of a process: every thread is asked what only it can tell. They run while others are looked at.
-pub fn ask(
-    process: &mut HeldProcess,
-    proc: &PodProc,
-    descriptors: &[DescriptorState],
-) -> Result<Asked, HoldError> {
+pub fn ask(process: &mut HeldProcess, proc: &PodProc, descriptors: &[DescriptorState]) -> Result<Asked, HoldError> {
     let pod = process.found.subject.pod;
     let last = process.threads.len() - 1;
     let mut batches: Vec<Batch> = process.threads.iter().map(|_| Batch::new()).collect();
@@ -72,17 +68,7 @@ pub fn ask(
     for (index, (held, batch)) in process.threads.iter_mut().zip(&batches).enumerate() {
         held.begin(&process.ground, seat(index, last), batch)?;
     }
-    Ok(Asked {
-        batches,
-        threads: asked_threads,
-        actions,
-        timers,
-        brk,
-        dumpable,
-        subreaper,
-        thp_disable,
-        close_on_exec,
-    })
+    Ok(Asked { batches, threads: asked_threads, actions, timers, brk, dumpable, subreaper, thp_disable, close_on_exec })
 }
 
 /// The leader has the last seat, behind which there is the most room.

@@ -94,7 +94,8 @@ impl<'a> Grove<'a> {
         let rseq = ptrace::rseq_configuration(host).unwrap_or_default();
         let mut batch = Batch::new();
         if rseq.address != 0 {
-            let args = [rseq.address.into(), u64::from(rseq.size).into(), 1i32.into(), u64::from(rseq.signature).into()];
+            let args =
+                [rseq.address.into(), u64::from(rseq.size).into(), 1i32.into(), u64::from(rseq.signature).into()];
             batch.call(libc::SYS_rseq, args, "unregistering the seed's rseq area");
         }
         if let Some(state) = self.states.get(&pid) {

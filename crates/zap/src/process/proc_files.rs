@@ -68,7 +68,8 @@ impl Status {
 
     /// The numbers behind `label:`.
     pub fn numbers(&self, label: &str) -> Vec<u32> {
-        self.field(label).map_or(Vec::new(), |text| text.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect())
+        self.field(label)
+            .map_or(Vec::new(), |text| text.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect())
     }
 
     /// The hexadecimal mask behind `label:`.

@@ -51,7 +51,16 @@ pub fn parse_timers(text: &str) -> Vec<PosixTimer> {
         let value = value.trim();
         if label == "ID" {
             let id = value.parse().unwrap_or(-1);
-            timers.push(PosixTimer { id, signal: 0, value: 0, notify: 0, thread: 0, clock: 0, setting: [0; 4], overrun: 0 });
+            timers.push(PosixTimer {
+                id,
+                signal: 0,
+                value: 0,
+                notify: 0,
+                thread: 0,
+                clock: 0,
+                setting: [0; 4],
+                overrun: 0,
+            });
             continue;
         }
         let Some(timer) = timers.last_mut() else { continue };
@@ -120,7 +129,11 @@ pub fn create(state: &TimersState, batch: &mut Batch) {
     if state.posix.is_empty() {
         return;
     }
-    batch.call(libc::SYS_prctl, [PR_TIMER_CREATE_RESTORE_IDS.into(), 1i32.into()], "asking for timer ids of our choice");
+    batch.call(
+        libc::SYS_prctl,
+        [PR_TIMER_CREATE_RESTORE_IDS.into(), 1i32.into()],
+        "asking for timer ids of our choice",
+    );
     for timer in &state.posix {
         let mut event = [0u8; 64];
         event[..8].copy_from_slice(&timer.value.to_ne_bytes());

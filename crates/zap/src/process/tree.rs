@@ -109,7 +109,10 @@ impl Planner<'_> {
         if session == parent_session {
             return self.fork_by(parent, pid);
         }
-        if parent != INIT && self.places[&parent].session == parent && self.birth_session(parent, init_session) == session {
+        if parent != INIT
+            && self.places[&parent].session == parent
+            && self.birth_session(parent, init_session) == session
+        {
             self.node(parent).before.push(pid);
             return Ok(());
         }

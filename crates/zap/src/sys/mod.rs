@@ -19,12 +19,12 @@ pub mod pagemap;
 pub mod pidfd;
 pub mod plain;
 pub mod ptrace;
+pub mod sched;
 pub mod seccomp;
+pub mod seed;
 pub mod socket;
 pub mod terminal;
 pub mod tty;
-pub mod sched;
-pub mod seed;
 
 use std::io;
 

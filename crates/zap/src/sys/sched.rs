@@ -53,7 +53,8 @@ pub fn set_scheduling(tid: HostPid, attributes: &SchedulingAttributes) -> io::Re
 pub fn affinity(tid: HostPid) -> io::Result<Vec<u64>> {
     let mut words = vec![0u64; 128];
     // SAFETY: the kernel fills at most the buffer's length in bytes; the result is how many.
-    let bytes = check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid.0, words.len() * 8, words.as_mut_ptr()) })?;
+    let bytes =
+        check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid.0, words.len() * 8, words.as_mut_ptr()) })?;
     words.truncate(bytes as usize / 8);
     Ok(words)
 }

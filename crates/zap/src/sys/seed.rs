@@ -29,10 +29,8 @@ pub fn prepare(code: &Range<u64>, scratch: &Range<u64>, stub: &[u8]) -> io::Resu
     unsafe { std::ptr::copy_nonoverlapping(stub.as_ptr(), code.start as *mut u8, stub.len()) };
     let length = (code.end - code.start) as usize;
     // SAFETY: as above; no Rust value lives there.
-    check(
-        unsafe { libc::mprotect(code.start as *mut libc::c_void, length, libc::PROT_READ | libc::PROT_EXEC) }
-            as libc::c_long,
-    )
+    check(unsafe { libc::mprotect(code.start as *mut libc::c_void, length, libc::PROT_READ | libc::PROT_EXEC) }
+        as libc::c_long)
     .map(drop)
 }
 

@@ -53,9 +53,8 @@ fn find_tail(memory: &File, vdso: &Range<u64>) -> Option<Tail> {
     let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
     memory.read_exact_at(&mut bytes, vdso.start).ok()?;
     let found = bytes.windows(code.len()).rposition(|window| window == code);
-    let offset = found.unwrap_or_else(|| {
-        bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1).next_multiple_of(16)
-    });
+    let offset =
+        found.unwrap_or_else(|| bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1).next_multiple_of(16));
     if offset + needed > bytes.len() {
         return None;
     }
