@@ -12,6 +12,7 @@ use crate::error::{Context, RebuildError};
 use crate::files::{self, FileState};
 use crate::ids::PodPid;
 use crate::image::{ImageReader, decode, encode};
+use crate::ipc::{self, IpcState};
 use crate::pod::PodSpec;
 use crate::rebuild::Rebuild;
 use crate::sys::seed;
@@ -79,6 +80,8 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Option<OwnedFd>, Rebu
     let image = ImageReader::receive(given).map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let states: Vec<FileState> = image.every("file").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let mut rebuild = Rebuild::new(&image, &order.spec, console);
+    let ipc: IpcState = image.one("ipc").map_err(|e| RebuildError::Damaged(e.to_string()))?;
+    ipc::restart(&mut rebuild, &ipc)?;
     files::open_all(&mut rebuild, &states)?;
     files::connect_all(&mut rebuild, &states)?;
     let master = rebuild.console_master.take();

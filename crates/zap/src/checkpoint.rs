@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::CaptureError;
 use crate::files::{self, DescriptorState};
 use crate::image::{Compression, ImageError, ImageWriter};
+use crate::ipc::{self, IpcState};
 use crate::look::Look;
 use crate::memory;
 use crate::pod::journal::Undo;
@@ -169,6 +170,7 @@ struct Captured {
     processes: Vec<ProcessState>,
     zombies: Vec<Place>,
     files: Vec<files::FileState>,
+    ipc: IpcState,
 }
 
 impl Checkpoint<'_> {
@@ -224,9 +226,13 @@ impl Checkpoint<'_> {
         let processes = capture_memory(&mut look, held, answers, descriptors)?;
         self.clock.lap("memory");
         files::finish(&mut look)?;
+        let ipc = ipc::capture(&mut look, pod.init)?;
+        for process in &held.processes {
+            ipc::refuse_undo(&ipc, &process.found.subject, pod.init)?;
+        }
         let files = look.files.states().cloned().collect();
         let zombies = held.zombies.iter().map(capture::zombie).collect();
-        let captured = Captured { pod: PodRecord::of(pod)?, processes, zombies, files };
+        let captured = Captured { pod: PodRecord::of(pod)?, processes, zombies, files, ipc };
         self.clock.lap("files");
         Ok(captured)
     }
@@ -270,6 +276,7 @@ impl Checkpoint<'_> {
         writer.record("pod", 1, &captured.pod);
         captured.processes.iter().for_each(|process| writer.record("process", 1, process));
         writer.record("zombies", 1, &captured.zombies);
+        writer.record("ipc", 1, &captured.ipc);
         captured.files.iter().for_each(|file| writer.record("file", 1, file));
         stats.bytes = writer.finish(&captured.pod.facts())?.bytes;
         self.clock.lap("write");
@@ -327,11 +334,16 @@ fn capture_memory(
         };
         captured[i] = Some(memory::capture(look, &request, &survey)?);
     }
+    let lockers = files::holders_of_posix_locks()?;
     let mut states = Vec::with_capacity(held.processes.len());
     for (((process, answers), descriptors), memory) in held.processes.iter().zip(answers).zip(descriptors).zip(captured)
     {
         let memory = memory.map(|captured| captured.state).unwrap_or_default();
-        states.push(capture::assemble(look, process, answers, descriptors, memory)?);
+        let locks = match lockers.contains(&process.found.subject.host) {
+            true => files::posix_locks(look, &process.found.subject, &descriptors)?,
+            false => Vec::new(),
+        };
+        states.push(capture::assemble(look, process, answers, descriptors, locks, memory)?);
     }
     Ok(states)
 }

@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::builder::{self, Answer, Order};
 use crate::checkpoint::{Clock, Phase};
 use crate::error::{Context, RebuildError};
-use crate::files::{self, FileState};
+use crate::files::{self, FileState, LateFiles};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::{ImageError, ImageReader};
+use crate::ipc::{self, IpcState};
 use crate::memory;
 use crate::monitor::session::End;
 use crate::pod::network::NetworkError;
@@ -144,6 +145,7 @@ struct Image {
     processes: Vec<ProcessState>,
     zombies: Vec<Place>,
     files: Vec<FileState>,
+    ipc: IpcState,
     plan: Plan,
 }
 
@@ -155,7 +157,8 @@ impl Image {
         let mut pod: PodRecord = reader.one("pod")?;
         let processes: Vec<ProcessState> = reader.every("process")?;
         let zombies: Vec<Place> = reader.one("zombies")?;
-        let files = reader.every("file")?;
+        let files: Vec<FileState> = reader.every("file")?;
+        let ipc = reader.one("ipc")?;
         let places: Vec<Place> = processes.iter().map(|p| p.place.clone()).chain(zombies.iter().cloned()).collect();
         let name = pod.spec.name.clone();
         let damaged = |what: String| RestartError::Rebuild { pod: name.clone(), source: RebuildError::Damaged(what) };
@@ -170,7 +173,10 @@ impl Image {
         if let Some(publish) = &options.publish {
             pod.spec.publish = publish.clone();
         }
-        Ok(Image { reader, pod, processes, zombies, files, plan })
+        if let Err(source) = files::verify_root(&pod.spec.root, &files) {
+            return Err(RestartError::Rebuild { pod: pod.spec.name.clone(), source });
+        }
+        Ok(Image { reader, pod, processes, zombies, files, ipc, plan })
     }
 
     /// A pod as `run` makes it, but with nobody in it, its clocks where they were, and its network blocked.
@@ -211,7 +217,8 @@ impl Image {
         let common = self.common(pod)?;
         let builder = self.build(pod, &common)?;
         clock.lap("files");
-        let mut grove = Grove::new(common, &self.plan, &self.processes);
+        let late = LateFiles::of(&self.files).map_err(|e| self.failed(e))?;
+        let mut grove = Grove::new(common, &self.plan, &self.processes, late);
         let hosts = processes_of(pod)?;
         for seed in &self.plan.seeds {
             let host = hosts.get(seed).copied().ok_or(TraceeError::Died(*seed)).map_err(|e| self.failed(e))?;
@@ -222,12 +229,16 @@ impl Image {
         grove.join_groups().map_err(|e| self.failed(e))?;
         let zombies = self.zombies.iter().map(|zombie| (zombie.pid, zombie.ended.unwrap_or(0))).collect();
         grove.end_the_ended(&zombies).map_err(|e| self.failed(e))?;
+        for process in &self.processes {
+            grove.furnish(process.place.pid).map_err(|e| self.failed(e))?;
+        }
         let mut buffer = Vec::new();
         for process in &self.processes {
             grove.finish(process.place.pid, &mut buffer).map_err(|e| self.failed(e))?;
         }
         clock.lap("tree");
         self.settle(&grove, &builder)?;
+        ipc::remove_marked(pod.init, &self.ipc).map_err(|e| self.failed(e))?;
         if let Some(main) = self.pod.main {
             pod.watch_main(main)?;
         }

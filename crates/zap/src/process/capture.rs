@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 
 use crate::error::{CaptureError, Context};
-use crate::files::{self, DescriptorState};
+use crate::files::{self, DescriptorState, PosixLock};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::look::{Look, Subject};
 use crate::memory::MemoryState;
@@ -112,6 +112,7 @@ pub fn assemble(
     process: &HeldProcess,
     answers: Answers,
     descriptors: Vec<DescriptorState>,
+    locks: Vec<PosixLock>,
     memory: MemoryState,
 ) -> Result<ProcessState, CaptureError> {
     let (subject, stat) = (&process.found.subject, &process.found.stat);
@@ -138,6 +139,7 @@ pub fn assemble(
         cwd,
         root,
         descriptors,
+        locks,
         memory,
         actions: answers.actions,
         timers: answers.timers,

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use crate::error::RebuildError;
-use crate::files;
+use crate::files::{self, LateFiles};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::memory;
 use crate::process::proc_files::Status;
@@ -69,6 +69,7 @@ pub struct Grove<'a> {
     pub common: Common,
     plan: &'a Plan,
     states: BTreeMap<PodPid, &'a ProcessState>,
+    late: LateFiles,
     /// The processes made so far.
     pub grown: BTreeMap<PodPid, Grown>,
 }
@@ -77,9 +78,9 @@ const PATIENTLY: u64 = 0x4000_0000; // __WALL
 
 impl<'a> Grove<'a> {
     /// A grove in which nothing has grown.
-    pub fn new(common: Common, plan: &'a Plan, states: &'a [ProcessState]) -> Grove<'a> {
+    pub fn new(common: Common, plan: &'a Plan, states: &'a [ProcessState], late: LateFiles) -> Grove<'a> {
         let states = states.iter().map(|state| (state.place.pid, state)).collect();
-        Grove { common, plan, states, grown: BTreeMap::new() }
+        Grove { common, plan, states, late, grown: BTreeMap::new() }
     }
 
     /// Holds a seed that the builder cloned.
@@ -240,21 +241,32 @@ impl<'a> Grove<'a> {
         Ok(())
     }
 
-    /// Gives a live process all the rest: descriptors, directories, signals, limits, threads, credentials, registers.
-    /// Nothing of the pool is open in it afterwards.
-    pub fn finish(&mut self, pid: PodPid, buffer: &mut Vec<u8>) -> Result<(), GrowError> {
+    /// Gives a live process its directories, descriptors, signal actions and threads. Nothing of the pool is open in it
+    /// afterwards.
+    pub fn furnish(&mut self, pid: PodPid) -> Result<(), GrowError> {
         let state = self.states[&pid];
-        let host = self.host(pid)?;
         let batch = self.directories(state);
         self.run(pid, &batch)?;
-        let pool = |file| self.common.number(file);
+        let pool = |file| (!self.late.contains(file)).then(|| self.common.number(file));
         let batch = files::restart_descriptors(&state.descriptors, &pool, self.common.pool..=self.common.data)?;
         self.run(pid, &batch)?;
         self.run_memory(pid, &memory::late_batch(&state.memory))?;
         let batch = self.attributes(state);
         self.run(pid, &batch)?;
-        self.clone_threads(state)?;
-        super::finish::from_outside(state, host)?;
+        self.clone_threads(state)
+    }
+
+    /// The last of a live process, once everybody is furnished: files that name other processes, locks, limits,
+    /// credentials, registers, signals, timers. It is then held where it was when it was captured.
+    pub fn finish(&mut self, pid: PodPid, buffer: &mut Vec<u8>) -> Result<(), GrowError> {
+        let state = self.states[&pid];
+        if let Some(batch) = self.late.open_in(&state.descriptors) {
+            self.run(pid, &batch)?;
+        }
+        let mut batch = Batch::new();
+        files::take_posix_locks(&mut batch, &state.locks);
+        self.run(pid, &batch)?;
+        super::finish::from_outside(state, self.host(pid)?)?;
         let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };
         super::finish::threads(state, grown, buffer)?;
         self.clear(pid, state)

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::DescriptorState;
+use crate::files::{DescriptorState, PosixLock};
 use crate::ids::{FileId, PodPid};
 use crate::memory::MemoryState;
 use crate::process::filters::FilterState;
@@ -49,6 +49,8 @@ pub struct ProcessState {
     pub root: Option<FileId>,
     /// Descriptors.
     pub descriptors: Vec<DescriptorState>,
+    /// POSIX record locks.
+    pub locks: Vec<PosixLock>,
     /// Address space.
     pub memory: MemoryState,
     /// Signal actions that are not the default.
