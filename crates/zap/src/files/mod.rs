@@ -224,6 +224,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &fifo::Fifo,
     &device::Device,
     &crate::sockets::Tcp,
+    &crate::sockets::Udp,
     &eventfd::Eventfd,
     &epoll::Epoll,
     &timerfd::Timerfd,

@@ -8,12 +8,14 @@
 mod address;
 mod common;
 mod diag;
+mod packet;
 mod tcp;
 mod tcp_fin;
 mod tcp_queues;
 mod tcp_repair;
 #[cfg(test)]
 mod tests;
+mod udp;
 mod unix;
 mod unix_creds;
 mod unix_name;
@@ -25,6 +27,7 @@ pub use diag::Sightings;
 pub use tcp::{Form, Tcp, TcpState};
 pub use tcp_queues::{Connection, Phase};
 pub use tcp_repair::{Agreed, Window, leave_repair};
+pub use udp::{Datagram, Udp, UdpState};
 pub use unix::{Unix, UnixForm, UnixState};
 pub use unix_name::{BoundFile, UnixName};
 pub use unix_queue::Queued;

@@ -5,9 +5,10 @@
 //! (so that nobody's answer to what the kernel replies can reset the connection).
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
-use super::address::{on_the_wire, to_kernel};
+use super::address::to_kernel;
+use super::packet;
 use super::tcp_queues::{Connection, Phase};
 use super::tcp_repair::{self, Queue};
 use crate::error::{Context, RebuildError};
@@ -149,66 +150,18 @@ struct Segment {
 
 impl Segment {
     fn deliver(self) -> std::io::Result<()> {
-        let (from, to) = (on_the_wire(self.from), on_the_wire(self.to));
-        let (family, packet) = match (from.ip(), to.ip()) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => (libc::AF_INET, self.packet_v4(a.octets(), b.octets())),
-            (IpAddr::V6(a), IpAddr::V6(b)) => (libc::AF_INET6, self.packet_v6(a.octets(), b.octets())),
-            _ => return Err(std::io::Error::other("the two ends are of different families")),
-        };
-        let raw = socket::socket(family, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
-        socket::set_int(raw.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, MARK as i32)?;
-        let to = to_kernel(SocketAddr::new(to.ip(), 0), family);
-        socket::send_to(raw.as_fd(), &packet, 0, &to).map(drop)
+        packet::deliver(self.from, self.to, libc::IPPROTO_TCP, 16, self.header(), MARK)
     }
 
-    /// The TCP header, its checksum filled in for the given pseudo header.
-    fn header(&self, pseudo: &[u8]) -> Vec<u8> {
+    /// The TCP header, without its checksum.
+    fn header(&self) -> Vec<u8> {
         let mut tcp = Vec::with_capacity(20);
         tcp.extend(self.from.port().to_be_bytes());
         tcp.extend(self.to.port().to_be_bytes());
         tcp.extend(self.sequence.to_be_bytes());
         tcp.extend(self.acknowledges.to_be_bytes());
-        // Five words of header, no window (what is unsent stays so), no checksum yet, no urgent data.
+        // Five words of header, no window (what is unsent stays so), no urgent data.
         tcp.extend([5 << 4, self.flags, 0, 0, 0, 0, 0, 0]);
-        let sum = checksum(&[pseudo, &tcp].concat());
-        tcp[16..18].copy_from_slice(&sum.to_be_bytes());
         tcp
-    }
-
-    fn packet_v4(&self, from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
-        let pseudo = [&from[..], &to, &[0, libc::IPPROTO_TCP as u8, 0, 20]].concat();
-        // Version 4, five words, 40 bytes, don't fragment, 64 hops; the kernel fills the checksum in.
-        let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, libc::IPPROTO_TCP as u8, 0, 0];
-        packet.extend(from);
-        packet.extend(to);
-        packet.extend(self.header(&pseudo));
-        packet
-    }
-
-    fn packet_v6(&self, from: [u8; 16], to: [u8; 16]) -> Vec<u8> {
-        let pseudo = [&from[..], &to, &[0, 0, 0, 20, 0, 0, 0, libc::IPPROTO_TCP as u8]].concat();
-        let mut packet = vec![0x60, 0, 0, 0, 0, 20, libc::IPPROTO_TCP as u8, 64];
-        packet.extend(from);
-        packet.extend(to);
-        packet.extend(self.header(&pseudo));
-        packet
-    }
-}
-
-/// The internet checksum.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(*c.get(1).unwrap_or(&0)));
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
-#[cfg(test)]
-mod unit {
-    #[test]
-    fn the_checksum_is_that_of_rfc_1071() {
-        assert_eq!(super::checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
     }
 }

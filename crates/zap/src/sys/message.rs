@@ -19,6 +19,8 @@ pub struct Message {
     pub files: Vec<OwnedFd>,
     /// Credentials, if the socket asks for them.
     pub credentials: Option<Credentials>,
+    /// Where a datagram was sent to, a `sockaddr`, if the socket asks for that (`IP_RECVORIGDSTADDR`).
+    pub destination: Vec<u8>,
     /// The sender's address, a `sockaddr`; empty if it has none.
     pub name: Vec<u8>,
 }
@@ -71,6 +73,9 @@ fn take_part(message: &mut Message, level: i32, kind: i32, bytes: &[u8]) {
         (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
             // SAFETY: the kernel has just installed these descriptors for us; nobody else knows them.
             message.files.extend(words().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+        (libc::IPPROTO_IP, libc::IP_ORIGDSTADDR) | (libc::IPPROTO_IPV6, libc::IPV6_ORIGDSTADDR) => {
+            message.destination = bytes.to_vec();
         }
         (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
             if let [pid, user, group] = words().collect::<Vec<_>>()[..] {

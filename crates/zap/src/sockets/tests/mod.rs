@@ -1,6 +1,7 @@
 //! Sockets captured and made again, in network namespaces of the tests' own.
 
 mod tcp;
+mod udp;
 mod unix;
 
 use std::os::fd::OwnedFd;

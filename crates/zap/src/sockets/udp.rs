@@ -1,0 +1,219 @@
+//! UDP sockets, and the datagram sockets of `ping`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use serde::{Deserialize, Serialize};
+
+use super::common::{self, Name, SocketOptions, make_room};
+use super::{address, packet};
+use crate::error::{CaptureError, Context, RebuildError};
+use crate::files::{Descriptor, FileKind, decoded};
+use crate::ids::FileId;
+use crate::image::{self, DataRef};
+use crate::look::Look;
+use crate::rebuild::Rebuild;
+use crate::sys::{message, socket};
+
+const UDP_CORK: i32 = 1;
+const UDP_NO_CHECK6_TX: i32 = 101;
+const UDP_NO_CHECK6_RX: i32 = 102;
+const UDP_SEGMENT: i32 = 103;
+const UDP_GRO: i32 = 104;
+const UDP_ENCAP: i32 = 100;
+
+/// `UDP_CORK` is among them only to be zero: a datagram in the making cannot be read.
+const UDP: &[Name] = &[
+    (libc::IPPROTO_UDP, UDP_CORK),
+    (libc::IPPROTO_UDP, UDP_ENCAP),
+    (libc::IPPROTO_UDP, UDP_NO_CHECK6_TX),
+    (libc::IPPROTO_UDP, UDP_NO_CHECK6_RX),
+    (libc::IPPROTO_UDP, UDP_SEGMENT),
+    (libc::IPPROTO_UDP, UDP_GRO),
+];
+
+const MULTICAST4: &[Name] = &[
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
+];
+
+const MULTICAST6: &[Name] = &[
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
+];
+
+/// A UDP socket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UdpState {
+    /// `AF_INET` or `AF_INET6`.
+    pub family: i32,
+    /// `IPPROTO_UDP`, or ICMP's.
+    pub protocol: i32,
+    /// Options.
+    pub options: SocketOptions,
+    /// Where it is bound.
+    pub local: Option<SocketAddr>,
+    /// Whom it is connected to.
+    pub peer: Option<SocketAddr>,
+    /// What it has received and not read.
+    pub queue: Vec<Datagram>,
+}
+
+/// A datagram that was not read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagram {
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// To which of our addresses.
+    pub to: SocketAddr,
+    /// Its bytes.
+    pub bytes: DataRef,
+}
+
+/// UDP.
+pub struct Udp;
+
+impl FileKind for Udp {
+    fn name(&self) -> &'static str {
+        "udp"
+    }
+
+    fn recognizes(&self, descriptor: &Descriptor) -> bool {
+        let get = |name| socket::get_int(descriptor.as_fd(), libc::SOL_SOCKET, name).unwrap_or(-1);
+        descriptor.link.starts_with(b"socket:")
+            && matches!(get(libc::SO_DOMAIN), libc::AF_INET | libc::AF_INET6)
+            && get(libc::SO_TYPE) == libc::SOCK_DGRAM
+            && matches!(get(libc::SO_PROTOCOL), libc::IPPROTO_UDP | libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6)
+    }
+
+    fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
+        let fd = descriptor.as_fd();
+        let get = |level, name| socket::get_int(fd, level, name).capturing("reading an option", descriptor.object());
+        let (family, protocol) = (get(libc::SOL_SOCKET, libc::SO_DOMAIN)?, get(libc::SOL_SOCKET, libc::SO_PROTOCOL)?);
+        let v6: &[&[Name]] = if family == libc::AF_INET6 { &[common::IPV6, MULTICAST6] } else { &[] };
+        let options = SocketOptions::capture(descriptor, &[&[UDP, common::IPV4, MULTICAST4], v6].concat())?;
+        if options.number((libc::IPPROTO_UDP, UDP_CORK)).is_some_and(|v| v != 0) {
+            return Err(descriptor.refuse("is corked (UDP_CORK); what it holds back cannot be read"));
+        }
+        let (local, peer) = super::tcp::ends(descriptor)?;
+        let queue = capture_queue(look, descriptor, &options, protocol)?;
+        let local = (local.port() != 0).then_some(local);
+        Ok(image::encode(&UdpState { family, protocol, options, local, peer, queue }))
+    }
+
+    fn open(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {
+        let state: UdpState = decoded(state)?;
+        let what = describe(id, &state);
+        let socket = socket::socket(state.family, libc::SOCK_DGRAM, state.protocol).rebuilding("making", &what)?;
+        let fd = socket.as_fd();
+        state.options.prepare(fd, &what)?;
+        socket::set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).rebuilding("setting up", &what)?;
+        if let Some(local) = state.local {
+            common::with_any_address(fd, state.family, || {
+                socket::bind(fd, &address::to_kernel(local, state.family)).rebuilding("binding", &what)
+            })?;
+        }
+        // Before it is connected: it may have received from others then.
+        for datagram in &state.queue {
+            let bytes = crate::files::data_of(rebuild.image, datagram.bytes).rebuilding("reading the queue of", &what)?;
+            make_room(fd, libc::SO_RCVBUFFORCE, 16 << 20).rebuilding("making room in", &what)?;
+            send_again(datagram, &bytes).rebuilding("filling the queue of", &what)?;
+        }
+        if let Some(peer) = state.peer {
+            socket::connect(fd, &address::to_kernel(peer, state.family)).rebuilding("connecting", &what)?;
+        }
+        Ok(socket)
+    }
+
+    fn connect(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<(), RebuildError> {
+        let state: UdpState = decoded(state)?;
+        state.options.finish(rebuild.file(id)?, &describe(id, &state))
+    }
+}
+
+fn capture_queue(
+    look: &mut Look<'_>,
+    descriptor: &Descriptor,
+    options: &SocketOptions,
+    protocol: i32,
+) -> Result<Vec<Datagram>, CaptureError> {
+    let fd = descriptor.as_fd();
+    let ready = socket::readiness(fd, libc::POLLIN).capturing("polling", descriptor.object())?;
+    if ready & libc::POLLIN == 0 {
+        return Ok(Vec::new());
+    }
+    let shared = options.number((libc::SOL_SOCKET, libc::SO_REUSEPORT)).is_some_and(|v| v != 0);
+    for (is_so, why) in [
+        (protocol != libc::IPPROTO_UDP, "has unread echo replies, which cannot be checkpointed yet"),
+        (shared, "shares its port and has unread datagrams, which cannot be checkpointed yet"),
+        (ready & libc::POLLERR != 0, "has an error to tell before its datagrams, which cannot be checkpointed yet"),
+    ] {
+        if is_so {
+            return Err(descriptor.refuse(why));
+        }
+    }
+    let walked = with_destinations(fd, || common::peeking_by_offset(fd, |_| walk(fd)));
+    let walked = walked.capturing("walking the queue", descriptor.object())?;
+    let strange = || CaptureError::Unexpected { object: descriptor.object(), what: "address of a datagram".into() };
+    let keep = |(message, bytes): (message::Message, Vec<u8>)| {
+        let from = address::from_kernel(&message.name).ok_or_else(strange)?;
+        let to = address::from_kernel(&message.destination).ok_or_else(strange)?;
+        Ok(Datagram { from, to, bytes: look.data.append(bytes) })
+    };
+    walked.into_iter().map(keep).collect()
+}
+
+/// Reads the queue and leaves it.
+fn walk(fd: BorrowedFd<'_>) -> io::Result<Vec<(message::Message, Vec<u8>)>> {
+    const PEEK: i32 = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    let mut walked = Vec::new();
+    let mut buffer = vec![0; 65536];
+    loop {
+        match message::receive(fd, &mut buffer, PEEK) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(walked),
+            Err(e) => return Err(e),
+            Ok(message) => {
+                let bytes = buffer[..message.length].to_vec();
+                walked.push((message, bytes));
+            }
+        }
+    }
+}
+
+/// Runs `read` with the socket telling where datagrams were sent to.
+fn with_destinations<T>(fd: BorrowedFd<'_>, read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let options = [(libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR), (libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR)];
+    let before = options.map(|(level, name)| socket::get_int(fd, level, name));
+    for ((level, name), _) in options.iter().zip(&before).filter(|(_, b)| b.is_ok()) {
+        socket::set_int(fd, *level, *name, 1)?;
+    }
+    let result = read();
+    for ((level, name), value) in options.iter().zip(before) {
+        if let Ok(value) = value {
+            socket::set_int(fd, *level, *name, value)?;
+        }
+    }
+    result
+}
+
+/// Delivers a datagram to the socket that is bound to where it goes.
+fn send_again(datagram: &Datagram, bytes: &[u8]) -> io::Result<()> {
+    let mut payload = Vec::with_capacity(8 + bytes.len());
+    payload.extend(datagram.from.port().to_be_bytes());
+    payload.extend(datagram.to.port().to_be_bytes());
+    payload.extend((8 + bytes.len() as u16).to_be_bytes());
+    payload.extend([0, 0]);
+    payload.extend(bytes);
+    packet::deliver(datagram.from, datagram.to, libc::IPPROTO_UDP, 6, payload, 0)
+}
+
+fn describe(id: FileId, state: &UdpState) -> String {
+    match (state.local, state.peer) {
+        (None, _) => format!("{id}, an unbound UDP socket"),
+        (Some(local), None) => format!("{id}, the UDP socket bound to {local}"),
+        (Some(local), Some(peer)) => format!("{id}, the UDP socket {local} to {peer}"),
+    }
+}
