@@ -225,6 +225,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &device::Device,
     &crate::sockets::Tcp,
     &crate::sockets::Udp,
+    &crate::sockets::Netlink,
     &eventfd::Eventfd,
     &epoll::Epoll,
     &timerfd::Timerfd,

@@ -36,12 +36,14 @@ const NAMES: &[(&str, &str)] = &[
     ("ipc:[", "is a namespace (IPC), which cannot be checkpointed yet"),
     ("cgroup:[", "is a namespace (cgroup), which cannot be checkpointed yet"),
     ("time:[", "is a namespace (time), which cannot be checkpointed yet"),
-    ("socket:[", "is a socket of a family that cannot be checkpointed yet"),
 ];
 
 /// Why `descriptor`, which no kind recognises, cannot be checkpointed.
 pub(super) fn why(descriptor: &Descriptor) -> String {
     let link = descriptor.link.as_slice();
+    if link.starts_with(b"socket:[") {
+        return crate::sockets::why_not(descriptor);
+    }
     let named = NAMES.iter().find(|(start, _)| link.starts_with(start.as_bytes()));
     if let Some((_, why)) = named {
         return (*why).to_owned();

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::error::CaptureError;
@@ -33,6 +34,7 @@ pub(crate) struct UnixFacts {
 #[derive(Debug, Default)]
 pub struct Sightings {
     unix: Option<HashMap<u32, UnixFacts>>,
+    groups: Option<Vec<(u32, IpAddr)>>,
     met: HashSet<u32>,
     expected: Vec<(u32, Subject, String)>,
 }
@@ -44,6 +46,14 @@ impl Sightings {
             self.unix = Some(dump_unix(init)?);
         }
         self.unix.as_ref().ok_or_else(|| io::Error::other("no facts"))
+    }
+
+    /// The multicast groups that the pod's interfaces are in, asked once per checkpoint.
+    pub(super) fn groups(&mut self, init: HostPid) -> io::Result<&[(u32, IpAddr)]> {
+        if self.groups.is_none() {
+            self.groups = Some(super::multicast::groups(init)?);
+        }
+        Ok(self.groups.as_deref().unwrap_or_default())
     }
 
     /// The unix socket of that inode is being captured.

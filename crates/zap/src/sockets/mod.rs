@@ -8,6 +8,8 @@
 mod address;
 mod common;
 mod diag;
+mod multicast;
+mod netlink;
 mod packet;
 mod tcp;
 mod tcp_fin;
@@ -24,6 +26,8 @@ mod unix_queue;
 
 pub use common::SocketOptions;
 pub use diag::Sightings;
+pub use multicast::Membership;
+pub use netlink::{Netlink, NetlinkState};
 pub use tcp::{Form, Tcp, TcpState};
 pub use tcp_queues::{Connection, Phase};
 pub use tcp_repair::{Agreed, Window, leave_repair};
@@ -31,3 +35,28 @@ pub use udp::{Datagram, Udp, UdpState};
 pub use unix::{Unix, UnixForm, UnixState};
 pub use unix_name::{BoundFile, UnixName};
 pub use unix_queue::Queued;
+
+use std::os::fd::AsFd;
+
+use crate::files::Descriptor;
+use crate::sys::socket;
+
+/// Why a socket that no kind recognises cannot be checkpointed.
+pub(crate) fn why_not(descriptor: &Descriptor) -> String {
+    let get = |name| socket::get_int(descriptor.file.as_fd(), libc::SOL_SOCKET, name).unwrap_or(-1);
+    let family = get(libc::SO_DOMAIN);
+    let name = match (family, get(libc::SO_TYPE), get(libc::SO_PROTOCOL)) {
+        (libc::AF_INET | libc::AF_INET6, _, 262) => "an MPTCP socket".to_owned(),
+        (libc::AF_INET | libc::AF_INET6, _, libc::IPPROTO_SCTP) => "an SCTP socket".to_owned(),
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, protocol) => format!("a raw socket (IP protocol {protocol})"),
+        (libc::AF_INET | libc::AF_INET6, _, protocol) => format!("a socket of IP protocol {protocol}"),
+        (libc::AF_PACKET, ..) => "a packet socket".to_owned(),
+        (libc::AF_VSOCK, ..) => "a vsock socket".to_owned(),
+        (libc::AF_ALG, ..) => "a socket of the kernel's cryptography (AF_ALG)".to_owned(),
+        (libc::AF_BLUETOOTH, ..) => "a Bluetooth socket".to_owned(),
+        (libc::AF_CAN, ..) => "a CAN socket".to_owned(),
+        (libc::AF_XDP, ..) => "an XDP socket".to_owned(),
+        _ => format!("a socket of family {family}"),
+    };
+    format!("is {name}, which cannot be checkpointed yet")
+}

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use super::common::{self, Name, SocketOptions, make_room};
+use super::multicast::{self, Membership};
 use super::{address, packet};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::{Descriptor, FileKind, decoded};
@@ -58,6 +59,9 @@ pub struct UdpState {
     pub local: Option<SocketAddr>,
     /// Whom it is connected to.
     pub peer: Option<SocketAddr>,
+    /// The multicast groups that it has joined.
+    #[serde(default)]
+    pub memberships: Vec<Membership>,
     /// What it has received and not read.
     pub queue: Vec<Datagram>,
 }
@@ -100,8 +104,11 @@ impl FileKind for Udp {
         }
         let (local, peer) = super::tcp::ends(descriptor)?;
         let queue = capture_queue(look, descriptor, &options, protocol)?;
+        let init = look.init;
+        let groups = look.sockets.groups(init).capturing("listing multicast groups for", descriptor.object())?;
+        let memberships = multicast::memberships(fd, family, groups);
         let local = (local.port() != 0).then_some(local);
-        Ok(image::encode(&UdpState { family, protocol, options, local, peer, queue }))
+        Ok(image::encode(&UdpState { family, protocol, options, local, peer, memberships, queue }))
     }
 
     fn open(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {
@@ -115,6 +122,9 @@ impl FileKind for Udp {
             common::with_any_address(fd, state.family, || {
                 socket::bind(fd, &address::to_kernel(local, state.family)).rebuilding("binding", &what)
             })?;
+        }
+        for membership in &state.memberships {
+            multicast::join(fd, membership).rebuilding("joining a group with", &what)?;
         }
         // Before it is connected: it may have received from others then.
         for datagram in &state.queue {

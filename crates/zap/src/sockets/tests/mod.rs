@@ -1,5 +1,6 @@
 //! Sockets captured and made again, in network namespaces of the tests' own.
 
+mod netlink;
 mod tcp;
 mod udp;
 mod unix;
