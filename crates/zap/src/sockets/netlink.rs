@@ -55,7 +55,8 @@ impl FileKind for Netlink {
 
     fn recognizes(&self, descriptor: &Descriptor) -> bool {
         descriptor.link.starts_with(b"socket:")
-            && socket::get_int(descriptor.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN).is_ok_and(|d| d == libc::AF_NETLINK)
+            && socket::get_int(descriptor.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN)
+                .is_ok_and(|d| d == libc::AF_NETLINK)
     }
 
     fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
@@ -65,7 +66,8 @@ impl FileKind for Netlink {
 
     fn capture(&self, _look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
         let fd = descriptor.as_fd();
-        let get = |name| socket::get_int(fd, libc::SOL_SOCKET, name).capturing("reading an option", descriptor.object());
+        let get =
+            |name| socket::get_int(fd, libc::SOL_SOCKET, name).capturing("reading an option", descriptor.object());
         let (kind, protocol) = (get(libc::SO_TYPE)?, get(libc::SO_PROTOCOL)?);
         refuse_protocol(descriptor, protocol)?;
         let ready = socket::readiness(fd, libc::POLLIN).capturing("polling", descriptor.object())?;
@@ -94,7 +96,8 @@ impl FileKind for Netlink {
             socket::bind(fd, &to_kernel((state.port, 0))).rebuilding("binding", &what)?;
         }
         for group in &state.groups {
-            socket::set_int(fd, libc::SOL_NETLINK, ADD_MEMBERSHIP, *group as i32).rebuilding("joining a group", &what)?;
+            socket::set_int(fd, libc::SOL_NETLINK, ADD_MEMBERSHIP, *group as i32)
+                .rebuilding("joining a group", &what)?;
         }
         if state.peer != (0, 0) {
             socket::connect(fd, &to_kernel(state.peer)).rebuilding("connecting", &what)?;
@@ -113,7 +116,9 @@ fn refuse_protocol(descriptor: &Descriptor, protocol: i32) -> Result<(), Capture
     match protocol {
         libc::NETLINK_ROUTE | libc::NETLINK_KOBJECT_UEVENT | libc::NETLINK_AUDIT | libc::NETLINK_GENERIC => Ok(()),
         4 => Ok(()),
-        other => Err(descriptor.refuse(format!("is a netlink socket of protocol {other}, which cannot be checkpointed yet"))),
+        other => {
+            Err(descriptor.refuse(format!("is a netlink socket of protocol {other}, which cannot be checkpointed yet")))
+        }
     }
 }
 

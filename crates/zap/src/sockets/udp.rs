@@ -128,7 +128,8 @@ impl FileKind for Udp {
         }
         // Before it is connected: it may have received from others then.
         for datagram in &state.queue {
-            let bytes = crate::files::data_of(rebuild.image, datagram.bytes).rebuilding("reading the queue of", &what)?;
+            let bytes =
+                crate::files::data_of(rebuild.image, datagram.bytes).rebuilding("reading the queue of", &what)?;
             make_room(fd, libc::SO_RCVBUFFORCE, 16 << 20).rebuilding("making room in", &what)?;
             send_again(datagram, &bytes).rebuilding("filling the queue of", &what)?;
         }
