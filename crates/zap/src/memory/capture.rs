@@ -33,7 +33,7 @@ pub struct Captured {
 }
 
 /// Flags that a restart makes again.
-const CARRIED: u32 = flag::GROWSDOWN
+pub(super) const CARRIED: u32 = flag::GROWSDOWN
     | flag::LOCKED
     | flag::LOCK_ON_FAULT
     | flag::DONTFORK

@@ -13,7 +13,7 @@ use crate::look::{Look, Subject};
 
 /// The files met so far, by device, inode, path, and whether it is open for writing.
 #[derive(Default)]
-pub struct MappedFiles(HashMap<(u64, u64, Vec<u8>, bool), FileId>);
+pub struct MappedFiles(pub(super) HashMap<(u64, u64, Vec<u8>, bool), FileId>);
 
 /// The file behind a mapping.
 pub(super) fn file_of(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<FileId, CaptureError> {

@@ -12,6 +12,8 @@ mod plan;
 mod ranges;
 mod state;
 mod survey;
+#[cfg(test)]
+mod tests;
 mod vdso;
 
 pub use capture::{Captured, Request, capture, check};

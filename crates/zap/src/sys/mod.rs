@@ -24,6 +24,8 @@ pub mod seccomp;
 pub mod seed;
 pub mod socket;
 pub mod terminal;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tty;
 
 use std::io;
