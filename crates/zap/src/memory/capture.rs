@@ -20,15 +20,13 @@ pub struct Request<'a> {
     pub brk: u64,
     /// Its parent, if it was forked and captured before: pages that they share are not stored again.
     pub parent: Option<&'a Captured>,
-    /// Whether it has children that may share its pages.
-    pub has_children: bool,
 }
 
 /// An address space written down.
 pub struct Captured {
     /// What goes into the image.
     pub state: MemoryState,
-    /// The frames behind its pages, for its children; empty unless it has any.
+    /// The frames behind its pages, for its children.
     pub frames: Frames,
 }
 
@@ -64,16 +62,11 @@ pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: &Survey) -> R
         pages: Vec::new(),
     };
     let wanted = wanted(&state, survey);
-    let read_frames = |wanted: &[Range<u64>]| {
-        Frames::read(&survey.pagemap, wanted).capturing("reading the page frames", format!("process {}", subject.pod))
-    };
-    let frames = match request.has_children || request.parent.is_some() {
-        true => read_frames(&wanted)?,
-        false => Frames::default(),
-    };
+    let frames = Frames::read(&survey.pagemap, &wanted);
+    let frames = frames.capturing("reading the page frames", format!("process {}", subject.pod))?;
     let shared = request.parent.map_or(Vec::new(), |p| frames.shared_with(&p.frames, &kinship::kept(&p.state, &state)));
     let own: Vec<Range<u64>> = wanted.iter().flat_map(|r| ranges::without(r.clone(), &shared)).collect();
-    state.pages = pages::store(look.data, subject, &own)?;
+    state.pages = pages::store(look.data, subject, &own, &frames)?;
     let inherited = shared.iter().map(|r| PageRun { start: r.start, end: r.end, source: PageSource::Parent });
     state.pages.extend(inherited);
     state.pages.sort_by_key(|r| r.start);

@@ -19,6 +19,8 @@ use super::state::{PageRun, PageSource};
 
 /// Bytes gathered in one buffer.
 const PIECE: u64 = 32 << 20;
+/// A gap between pages that is read through rather than stepped over.
+const NEAR: u64 = 256 * PAGE;
 
 /// The private pages that hold something (present or swapped, not of a file, not the page of zeros), and the guards.
 pub(super) fn find(pagemap: &File, mappings: &[Mapping]) -> io::Result<Vec<Region>> {
@@ -74,6 +76,8 @@ mod entry {
     pub(super) const PRESENT: u64 = 1 << 63;
     pub(super) const SWAPPED: u64 = 1 << 62;
     pub(super) const FILE: u64 = 1 << 61;
+    /// Mapped nowhere else.
+    pub(super) const EXCLUSIVE: u64 = 1 << 56;
     /// Page frame number, or type and place of swap.
     pub(super) const PLACE: u64 = (1 << 55) - 1;
 }
@@ -82,21 +86,30 @@ mod entry {
 /// they share the page copy-on-write.
 #[derive(Clone, Debug, Default)]
 pub struct Frames {
-    /// First address, then one frame a page; sorted.
+    /// First address, then one entry of pagemap a page; sorted.
     runs: Vec<(u64, Vec<u64>)>,
 }
 
 impl Frames {
     /// The frames behind `ranges` (sorted, disjoint).
     pub(super) fn read(pagemap: &File, ranges: &[Range<u64>]) -> io::Result<Frames> {
-        let frame = |entry: u64| {
-            if entry & (entry::PRESENT | entry::SWAPPED) == 0 { 0 } else { entry & (entry::PLACE | entry::SWAPPED) }
-        };
-        let run = |r: &Range<u64>| {
-            let entries = pagemap::entries(pagemap, r.start, ((r.end - r.start) / PAGE) as usize)?;
-            Ok((r.start, entries.into_iter().map(frame).collect()))
-        };
-        Ok(Frames { runs: ranges.iter().map(run).collect::<io::Result<_>>()? })
+        let mut runs = Vec::with_capacity(ranges.len());
+        // one read for ranges that are close to each other
+        for near in ranges.chunk_by(|a, b| b.start - a.end < NEAR) {
+            let (start, end) = (near[0].start, near[near.len() - 1].end);
+            let entries = pagemap::entries(pagemap, start, ((end - start) / PAGE) as usize)?;
+            let part =
+                |r: &Range<u64>| &entries[((r.start - start) / PAGE) as usize..((r.end - start) / PAGE) as usize];
+            runs.extend(near.iter().map(|r| (r.start, part(r).to_vec())));
+        }
+        Ok(Frames { runs })
+    }
+
+    /// The pages that other processes map too.
+    fn mapped_elsewhere(&self) -> Vec<Range<u64>> {
+        let addresses = |start: u64| (start..).step_by(PAGE as usize);
+        let pages = self.runs.iter().flat_map(|(start, entries)| addresses(*start).zip(entries));
+        in_rows(pages.filter(|(_, entry)| *entry & entry::EXCLUSIVE == 0).map(|(address, _)| address))
     }
 
     fn ranges(&self) -> Vec<Range<u64>> {
@@ -113,31 +126,44 @@ impl Frames {
     /// The pages that are the same in `parent`, among those at `kept` addresses (sorted, disjoint).
     pub(super) fn shared_with(&self, parent: &Frames, kept: &[Range<u64>]) -> Vec<Range<u64>> {
         let candidates = ranges::common(&ranges::common(&self.ranges(), &parent.ranges()), kept);
-        let mut shared: Vec<Range<u64>> = Vec::new();
-        for range in candidates {
+        let same = candidates.into_iter().flat_map(|range| {
             let pairs = self.of(&range).iter().zip(parent.of(&range));
-            for (address, (ours, theirs)) in (range.start..).step_by(PAGE as usize).zip(pairs) {
-                if *ours == 0 || ours != theirs {
-                    continue;
-                }
-                match shared.last_mut() {
-                    Some(last) if last.end == address => last.end += PAGE,
-                    _ => shared.push(address..address + PAGE),
-                }
-            }
-        }
-        shared
+            let addresses = (range.start..).step_by(PAGE as usize).zip(pairs);
+            addresses.filter(|(_, (ours, theirs))| is_same(**ours, **theirs)).map(|(address, _)| address)
+        });
+        in_rows(same)
     }
 }
 
-/// Copies the pages at `wanted` (sorted, disjoint) into the image's data.
+/// Whether two entries lead to one page.
+fn is_same(ours: u64, theirs: u64) -> bool {
+    let there = ours & (entry::PRESENT | entry::SWAPPED) != 0;
+    there && (ours ^ theirs) & (entry::PLACE | entry::PRESENT | entry::SWAPPED) == 0
+}
+
+/// Pages in order, those that follow each other as one range.
+fn in_rows(pages: impl Iterator<Item = u64>) -> Vec<Range<u64>> {
+    let mut rows: Vec<Range<u64>> = Vec::new();
+    for address in pages {
+        match rows.last_mut() {
+            Some(last) if last.end == address => last.end += PAGE,
+            _ => rows.push(address..address + PAGE),
+        }
+    }
+    rows
+}
+
+/// Copies the pages at `wanted` (sorted, disjoint; `frames` knows them) into the image's data.
 pub(super) fn store(
     data: &mut DataSink,
     subject: &Subject,
     wanted: &[Range<u64>],
+    frames: &Frames,
 ) -> Result<Vec<PageRun>, CaptureError> {
+    let mut reader = Reader { process: subject.host, forced: None };
+    let elsewhere = frames.mapped_elsewhere();
     let mut runs = Vec::with_capacity(wanted.len());
-    let mut some: Vec<Range<u64>> = Vec::new();
+    let mut piece: Vec<Range<u64>> = Vec::new();
     let mut bytes = 0;
     for range in wanted {
         let mut rest = range.clone();
@@ -145,57 +171,103 @@ pub(super) fn store(
             let now = rest.start..rest.end.min(rest.start + (PIECE - bytes));
             rest.start = now.end;
             bytes += now.end - now.start;
-            some.push(now);
+            piece.push(now);
             if bytes == PIECE {
-                store_piece(data, subject, &some, bytes, &mut runs)?;
-                (bytes, some) = (0, Vec::new());
+                store_piece(data, subject, &mut reader, (&piece, &elsewhere), &mut runs)?;
+                (bytes, piece) = (0, Vec::new());
             }
         }
     }
-    store_piece(data, subject, &some, bytes, &mut runs)?;
+    store_piece(data, subject, &mut reader, (&piece, &elsewhere), &mut runs)?;
     Ok(runs)
 }
 
 fn store_piece(
     data: &mut DataSink,
     subject: &Subject,
-    some: &[Range<u64>],
-    bytes: u64,
+    reader: &mut Reader,
+    (piece, elsewhere): (&[Range<u64>], &[Range<u64>]),
     runs: &mut Vec<PageRun>,
 ) -> Result<(), CaptureError> {
-    if bytes == 0 {
+    let length = total(piece);
+    if length == 0 {
         return Ok(());
     }
-    let mut buffer = vec![0; bytes as usize];
-    read_all(subject.host, some, &mut buffer).capturing("reading the memory", format!("process {}", subject.pod))?;
+    let mut buffer = vec![0; length];
+    let object = || format!("process {}", subject.pod);
+    reader.read(piece, elsewhere, &mut buffer).capturing("reading the memory", object())?;
     let mut offset = data.append_pages(buffer).offset;
-    for range in some {
+    for range in piece {
         runs.push(PageRun { start: range.start, end: range.end, source: PageSource::Data(offset) });
         offset += range.end - range.start;
     }
     Ok(())
 }
 
-/// Reads `ranges` one behind the other, those too that the process itself may not read.
-fn read_all(process: HostPid, ranges: &[Range<u64>], buffer: &mut [u8]) -> io::Result<()> {
-    let mut done = memory::read(process, ranges, buffer)?;
-    let mut forced: Option<File> = None;
-    let mut place = 0;
-    for range in ranges {
-        let length = (range.end - range.start) as usize;
-        if place + length > done {
-            // a page without PROT_READ: `mem` reads it for a tracer, and the rest of this range
-            let file = match &mut forced {
-                Some(file) => file,
-                none => none.insert(File::open(process.proc("mem"))?),
-            };
-            let from = done.saturating_sub(place);
-            file.read_exact_at(&mut buffer[place + from..place + length], range.start + from as u64)?;
-            done = place + length;
-            let later = &ranges[ranges.partition_point(|r| r.start <= range.start)..];
-            done += memory::read(process, later, &mut buffer[done..])?;
+fn total(ranges: &[Range<u64>]) -> usize {
+    ranges.iter().map(|r| (r.end - r.start) as usize).sum()
+}
+
+/// Reads the memory of a process without changing it.
+struct Reader {
+    process: HostPid,
+    forced: Option<File>,
+}
+
+impl Reader {
+    /// Reads `ranges` one behind the other. `process_vm_readv` is the fast way, but it *pins* pages, and pinning a page
+    /// that is shared copy-on-write gives the process a copy of its own (FAULT_FLAG_UNSHARE, since Linux 5.19): pages
+    /// `elsewhere` mapped are read through `/proc/PID/mem`, which does not pin.
+    fn read(&mut self, ranges: &[Range<u64>], elsewhere: &[Range<u64>], buffer: &mut [u8]) -> io::Result<()> {
+        let mut rest = buffer;
+        let mut fast: Vec<Range<u64>> = Vec::new();
+        for range in ranges {
+            let slow = ranges::common(std::slice::from_ref(range), holes_in(elsewhere, range));
+            let mut at = range.start;
+            for shared in slow {
+                fast.extend((at < shared.start).then_some(at..shared.start));
+                rest = self.read_fast(&std::mem::take(&mut fast), rest)?;
+                rest = self.read_slowly(&shared, rest)?;
+                at = shared.end;
+            }
+            fast.extend((at < range.end).then_some(at..range.end));
         }
-        place += length;
+        self.read_fast(&fast, rest).map(drop)
     }
-    Ok(())
+
+    fn read_fast<'b>(&mut self, mut ranges: &[Range<u64>], buffer: &'b mut [u8]) -> io::Result<&'b mut [u8]> {
+        let (mut now, later) = buffer.split_at_mut(total(ranges));
+        while !ranges.is_empty() {
+            let done = memory::read(self.process, ranges, now)?;
+            // the process itself may not read one of the pages (no PROT_READ), but a tracer may: the range with it goes
+            // the slow way, and what comes behind is tried again
+            let mut end = 0;
+            let ends = ranges.iter().map(|r| {
+                end += (r.end - r.start) as usize;
+                end
+            });
+            let Some(stopped) = ends.take(ranges.len()).position(|end| end > done) else { break };
+            let place = total(&ranges[..stopped]);
+            now = self.read_slowly(&ranges[stopped], &mut now[place..])?;
+            ranges = &ranges[stopped + 1..];
+        }
+        Ok(later)
+    }
+
+    fn read_slowly<'b>(&mut self, range: &Range<u64>, buffer: &'b mut [u8]) -> io::Result<&'b mut [u8]> {
+        let file = match &mut self.forced {
+            Some(file) => file,
+            none => none.insert(File::open(self.process.proc("mem"))?),
+        };
+        let (now, later) = buffer.split_at_mut((range.end - range.start) as usize);
+        file.read_exact_at(now, range.start)?;
+        Ok(later)
+    }
+}
+
+/// Those of the sorted `holes` that may touch `range`.
+fn holes_in<'h>(holes: &'h [Range<u64>], range: &Range<u64>) -> &'h [Range<u64>] {
+    let first = holes.partition_point(|h| h.end <= range.start);
+    let behind = holes.partition_point(|h| h.start < range.end);
+    &holes[first..behind.max(first)]
 }

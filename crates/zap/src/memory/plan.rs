@@ -83,6 +83,7 @@ pub fn rebuild_batches(target: &Target<'_>) -> Result<Vec<MemoryBatch>, RebuildE
     fill(&mut planner, target, &kept);
     for vma in &state.vmas {
         protect(&mut planner, target, vma, &kept);
+        lock(&mut planner, vma);
     }
     Ok(planner.finish())
 }
@@ -96,12 +97,7 @@ pub fn late_batch(state: &MemoryState) -> Vec<MemoryBatch> {
                 planner.call(libc::SYS_madvise, over(vma.range(), advice), || what("advising", vma.start));
             }
         }
-        if vma.has(flag::LOCKED) {
-            let on_fault = if vma.has(flag::LOCK_ON_FAULT) { libc::MLOCK_ONFAULT } else { 0 };
-            planner.call(libc::SYS_mlock2, over(vma.range(), on_fault as i32), || what("locking", vma.start));
-        }
     }
-    // a guard cannot be put into locked memory, but memory can be locked around it; nothing changes what is sealed
     for vma in state.vmas.iter().filter(|v| v.has(flag::SEALED)) {
         planner.call(SYS_MSEAL, over(vma.range(), 0), || what("sealing", vma.start));
     }
@@ -404,6 +400,14 @@ fn protect(planner: &mut Planner, target: &Target<'_>, vma: &VmaState, kept: &[R
         if now != vma.protection {
             planner.call(libc::SYS_mprotect, over(range.clone(), vma.protection), || what("protecting", range.start));
         }
+    }
+}
+
+/// Locks are not inherited, and locking gives a process its own copies of what it shares: so before it has children.
+fn lock(planner: &mut Planner, vma: &VmaState) {
+    if vma.has(flag::LOCKED) {
+        let on_fault = if vma.has(flag::LOCK_ON_FAULT) { libc::MLOCK_ONFAULT } else { 0 };
+        planner.call(libc::SYS_mlock2, over(vma.range(), on_fault as i32), || what("locking", vma.start));
     }
 }
 

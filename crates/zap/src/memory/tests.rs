@@ -155,7 +155,7 @@ fn take(look: &mut Look<'_>, host: HostPid, parent: Option<&Captured>, known: &m
     let seen = survey(host, &[]).unwrap();
     know(look, host, &seen, known);
     let heap = seen.mappings.iter().find(|m| m.path == b"[heap]").unwrap();
-    let request = Request { subject: &subject(host), brk: heap.end, parent, has_children: parent.is_none() };
+    let request = Request { subject: &subject(host), brk: heap.end, parent };
     capture(look, &request, &seen).unwrap()
 }
 
@@ -296,7 +296,6 @@ fn shared(parent: HostPid, child: HostPid, state: &MemoryState) -> u64 {
     };
     let whole = std::slice::from_ref(&(0..u64::MAX)).to_vec();
     let all = frames(parent).shared_with(&frames(child), &whole);
-    if std::env::var_os("SHOW").is_some() { for r in &all { eprintln!("{:x}-{:x}", r.start, r.end) } eprintln!("--") }
     all.iter().map(|r| (r.end - r.start) / P).sum()
 }
 
