@@ -330,7 +330,6 @@ fn capture_memory(
             subject,
             brk: answers[i].brk,
             parent: parents[i].and_then(|parent| captured[parent].as_ref()),
-            has_children: parents.contains(&Some(i)),
         };
         captured[i] = Some(memory::capture(look, &request, &survey)?);
     }
