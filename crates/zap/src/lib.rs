@@ -15,6 +15,7 @@ pub mod look;
 pub mod memory;
 pub mod monitor;
 pub mod pod;
+pub mod probe;
 pub mod process;
 pub mod rebuild;
 pub mod record;

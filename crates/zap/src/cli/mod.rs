@@ -1,6 +1,7 @@
 //! The command line: one file a command. Parse, call the library, print; no logic.
 
 mod attach;
+mod check;
 mod checkpoint;
 mod completions;
 mod console;
@@ -64,6 +65,7 @@ enum Command {
     Checkpoint(checkpoint::Args),
     Restart(restart::Args),
     Inspect(inspect::Args),
+    Check(check::Args),
     Completions(completions::Args),
     #[command(hide = true)]
     Man(completions::ManArgs),
@@ -119,6 +121,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Checkpoint(args) => checkpoint::run(&store, args),
         Command::Restart(args) => restart::run(&store, args),
         Command::Inspect(args) => inspect::run(&store, &args),
+        Command::Check(args) => check::run(&store, &args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => completions::man(&args),
     }

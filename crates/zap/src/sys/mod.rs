@@ -18,6 +18,7 @@ pub mod packet;
 pub mod pagemap;
 pub mod pidfd;
 pub mod plain;
+pub mod probe;
 pub mod ptrace;
 pub mod sched;
 pub mod seccomp;

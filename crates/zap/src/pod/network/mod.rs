@@ -11,6 +11,7 @@ mod lease;
 mod links;
 mod namespace;
 mod netlink;
+mod probe;
 mod publish;
 mod translate;
 mod way_out;
@@ -263,6 +264,20 @@ impl Network {
             Err(gone) if gone.source.raw_os_error() == Some(libc::ENODEV) => Ok(()),
             other => Ok(other?),
         }
+    }
+}
+
+/// Whether this host can make a bridge with a veth on it, filter packets, and exchange addresses on a link, tried in a
+/// network namespace that is then gone.
+pub fn probe() -> [io::Result<()>; 3] {
+    let tried = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+        Ok::<_, io::Error>([probe::bridge(), filter::is_there(), probe::exchange()])
+    });
+    let failed = || io::Error::other("the probe panicked");
+    match tried.join().unwrap_or_else(|_| Err(failed())) {
+        Ok(found) => found,
+        Err(e) => [(); 3].map(|()| Err(io::Error::new(e.kind(), e.to_string()))),
     }
 }
 
