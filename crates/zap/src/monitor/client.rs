@@ -1,13 +1,11 @@
 //! How commands reach monitors, and start them.
 
 use std::ffi::CString;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
@@ -19,9 +17,6 @@ use crate::pod::registry::{PodState, ProcessId};
 use crate::pod::{PodError, Store};
 use crate::sys::namespace;
 use crate::sys::pidfd::PidFd;
-
-/// Name of the monitor's socket in the pod's directory.
-pub const SOCKET: &str = "monitor.sock";
 
 fn broken(what: &str, e: impl std::fmt::Display) -> Failure {
     Failure { message: format!("{what}: {e}"), code: 1 }
@@ -132,23 +127,13 @@ pub fn revive(store: &Store, name: &str) -> Result<(), Failure> {
 }
 
 fn try_connect(store: &Store, name: &str) -> Result<Option<UnixStream>, Failure> {
-    let dir = match open_dir(&store.pod_dir(name)) {
-        Ok(dir) => dir,
-        Err(_) => return Err(PodError::Unknown(name.to_owned()).into()),
-    };
-    match UnixStream::connect(short_path(&dir)) {
+    if !store.pod_dir(name).is_dir() {
+        return Err(PodError::Unknown(name.to_owned()).into());
+    }
+    match store.connect(name) {
         Ok(socket) => Ok(Some(socket)),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
         Err(e) => Err(broken(&format!("pod {name}: connecting to its monitor"), e)),
     }
 }
 
-/// Opens a pod's directory, to name its socket by.
-pub(super) fn open_dir(path: &Path) -> io::Result<File> {
-    File::options().read(true).custom_flags(libc::O_DIRECTORY | libc::O_PATH).open(path)
-}
-
-/// The path of the socket in that directory: a socket's path has room for 107 bytes, whatever the state directory.
-pub(super) fn short_path(dir: &File) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
-}

@@ -131,8 +131,18 @@ impl Failure {
             }
             source = cause.source();
         }
-        Failure { message, code }
+        Failure { message: without_numbers(&message), code }
     }
+}
+
+/// `No such file or directory (os error 2)` without what only a programmer wants to know.
+fn without_numbers(message: &str) -> String {
+    let mut pieces = message.split(" (os error ");
+    let mut text = pieces.next().unwrap_or("").to_owned();
+    for piece in pieces {
+        text.push_str(piece.split_once(')').map_or(piece, |(_, rest)| rest));
+    }
+    text
 }
 
 impl From<PodError> for Failure {
@@ -162,4 +172,16 @@ pub struct Born {
     pub monitor: Option<ProcessId>,
     /// Figures, if it was restarted.
     pub stats: Option<restart::Stats>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_numbers_are_not_for_people() {
+        let error = std::io::Error::from_raw_os_error(libc::ENOENT);
+        assert_eq!(Failure::of(&error, 1).message, "No such file or directory");
+        assert_eq!(without_numbers("a (os error 2); b (os error 13)"), "a; b");
+    }
 }

@@ -4,7 +4,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::client::SOCKET;
 use super::frame::{self, Kind};
 use super::protocol::{Exec, Failure, Request, Watch};
 use super::session::{self, End, Session};
@@ -20,7 +19,7 @@ use crate::sys::pidfd::PidFd;
 /// A monitor at work.
 pub(super) struct Monitor {
     shared: Arc<Shared>,
-    listener: UnixListener,
+    listener: Option<UnixListener>,
     main: PodPid,
     /// How the first command ended, if it had when the pod was taken over.
     status: Option<i32>,
@@ -55,7 +54,8 @@ type Reply = Result<serde_json::Value, Failure>;
 
 impl Monitor {
     /// The monitor of this pod.
-    pub(super) fn new(pod: LivePod, listener: UnixListener, status: Option<i32>) -> Monitor {
+    pub(super) fn new(mut pod: LivePod, status: Option<i32>) -> Monitor {
+        let listener = pod.listener.take();
         let shared = Shared {
             name: pod.spec.name.clone(),
             control: pod.control().clone(),
@@ -73,7 +73,8 @@ impl Monitor {
 
     /// Serves until the pod ends, and takes it down.
     pub(super) fn live(self) {
-        let (shared, listener) = (self.shared.clone(), self.listener);
+        let shared = self.shared.clone();
+        let Some(listener) = self.listener else { return };
         let accepting = std::thread::Builder::new().name("accept".to_owned()).spawn(move || shared.accept(&listener));
         if let Err(e) = accepting {
             tracing::error!("starting a thread: {e}");
@@ -100,7 +101,6 @@ impl Shared {
 
     fn take_down(&self, mut pod: LivePod, end: End) {
         let remove = lock(&self.progress).remove;
-        let _ = std::fs::remove_file(pod.store.pod_dir(&self.name).join(SOCKET));
         let code = match &end {
             End::Exited(code) => *code,
             End::TakenAway(_) => 0,

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -79,9 +79,11 @@ impl Session {
     pub fn start(ends: Ends, plan: Plan) -> io::Result<Session> {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let (sender, orders) = channel();
-        let pump = Pump::new(ends.try_clone()?, plan, orders, wake.clone())?;
+        // Only the thread may hold stdin's end, or closing it would close nothing.
+        let look = ends.without_stdin()?;
+        let pump = Pump::new(ends, plan, orders, wake.clone())?;
         std::thread::Builder::new().name("console".to_owned()).spawn(move || pump.run())?;
-        Ok(Session(Arc::new(Handle { orders: Mutex::new(sender), wake, ends })))
+        Ok(Session(Arc::new(Handle { orders: Mutex::new(sender), wake, ends: look })))
     }
 
     fn order(&self, order: Order) {
@@ -99,7 +101,7 @@ impl Session {
         let _ = wait.recv();
     }
 
-    /// The far ends.
+    /// The far ends, but for the pipe of stdin.
     pub fn ends(&self) -> &Ends {
         &self.0.ends
     }

@@ -3,19 +3,19 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::client::{SOCKET, open_dir, short_path};
 use super::frame::{self, Kind};
 use super::protocol::{Answer, Born, Failure, Start, Watch};
 use super::serve::Monitor;
+use super::session::End;
 use crate::ids::HostPid;
 use crate::pod::registry::ProcessId;
 use crate::pod::takeover::{Found, take_over};
-use crate::pod::{Birth, LivePod, PodError, PodSpec, Store};
+use crate::pod::{Birth, LivePod, PodSpec, Store};
 use crate::sys::exec;
 
 /// Is a monitor, from its first instruction to its last. The socket on which it is told how to begin is descriptor 3.
@@ -49,16 +49,14 @@ fn begin(start: Start, socket: &UnixStream) -> Result<Option<Monitor>, Failure> 
     match start {
         Start::Run { store, spec, address, mac, watch } => {
             let birth = Birth { address, mac, ..Birth::default() };
-            let (pod, listener) = run(store, *spec, birth)?;
+            let pod = run(store, *spec, birth)?;
             let born = born(&pod, None);
-            Ok(Some(welcome(pod, listener, socket, &born, watch)))
+            Ok(Some(welcome(pod, socket, &born, watch)))
         }
         Start::Restart { store, options, watch } => {
             let (pod, stats) = restart(store, &options)?;
-            let listener = listen(&pod);
-            let (pod, listener) = or_destroy(pod, listener)?;
             let born = born(&pod, Some(stats));
-            Ok(Some(welcome(pod, listener, socket, &born, watch)))
+            Ok(Some(welcome(pod, socket, &born, watch)))
         }
         Start::TakeOver { store, name } => {
             let claim = store.claim(&name)?;
@@ -69,9 +67,8 @@ fn begin(start: Start, socket: &UnixStream) -> Result<Option<Monitor>, Failure> 
             };
             log_to_file(&pod);
             pod.save()?;
-            let listener = listen(&pod)?;
             let _ = answer(socket, Ok(()));
-            Ok(Some(Monitor::new(*pod, listener, status)))
+            Ok(Some(Monitor::new(*pod, status)))
         }
     }
 }
@@ -81,22 +78,13 @@ fn born(pod: &LivePod, stats: Option<crate::restart::Stats>) -> Born {
     Born { name: pod.spec.name.clone(), monitor, stats }
 }
 
-fn run(store: Store, spec: PodSpec, birth: Birth<'_>) -> Result<(LivePod, UnixListener), Failure> {
+fn run(store: Store, spec: PodSpec, birth: Birth<'_>) -> Result<LivePod, Failure> {
     let mut pod = LivePod::create(store, spec, birth)?;
-    let started = listen(&pod).and_then(|listener| pod.start_main().map(|()| listener));
-    or_destroy(pod, started)
-}
-
-fn restart(store: Store, options: &crate::restart::Options) -> Result<(LivePod, crate::restart::Stats), Failure> {
-    Ok(crate::restart::restart(store, options)?)
-}
-
-/// A pod that cannot be served is not left behind.
-fn or_destroy<T>(pod: LivePod, result: Result<T, PodError>) -> Result<(LivePod, T), Failure> {
-    match result {
-        Ok(value) => Ok((pod, value)),
+    match pod.start_main() {
+        Ok(()) => Ok(pod),
         Err(e) => {
-            if let Err(second) = pod.destroy(super::session::End::Exited(1)) {
+            // A pod whose command cannot run is not left behind.
+            if let Err(second) = pod.destroy(End::Exited(1)) {
                 tracing::error!("{second}");
             }
             Err(e.into())
@@ -104,8 +92,16 @@ fn or_destroy<T>(pod: LivePod, result: Result<T, PodError>) -> Result<(LivePod, 
     }
 }
 
+fn restart(_store: Store, _options: &crate::restart::Options) -> Result<(LivePod, crate::restart::Stats), Failure> {
+    Err(Failure { message: "restart is not there yet".to_owned(), code: 1 })
+}
+
+fn restart(store: Store, options: &crate::restart::Options) -> Result<(LivePod, crate::restart::Stats), Failure> {
+    Ok(crate::restart::restart(store, options)?)
+}
+
 /// Answers whoever asked for the pod, shows it the console if it stays, and is the pod's monitor from then on.
-fn welcome(mut pod: LivePod, listener: UnixListener, socket: &UnixStream, born: &Born, watch: Watch) -> Monitor {
+fn welcome(mut pod: LivePod, socket: &UnixStream, born: &Born, watch: Watch) -> Monitor {
     log_to_file(&pod);
     // A command that was killed meanwhile harms nothing.
     let _ = answer(socket, Ok(born));
@@ -119,7 +115,7 @@ fn welcome(mut pod: LivePod, listener: UnixListener, socket: &UnixStream, born: 
     }
     let _ = socket.shutdown_unless(watch.attached);
     pod.open_console();
-    Monitor::new(pod, listener, None)
+    Monitor::new(pod, None)
 }
 
 trait ShutdownUnless {
@@ -131,19 +127,6 @@ impl ShutdownUnless for UnixStream {
     fn shutdown_unless(&self, stays: bool) -> std::io::Result<()> {
         if stays { Ok(()) } else { self.shutdown(std::net::Shutdown::Both) }
     }
-}
-
-fn listen(pod: &LivePod) -> Result<UnixListener, PodError> {
-    let dir = pod.store.pod_dir(&pod.spec.name);
-    let bind = || {
-        let opened = open_dir(&dir)?;
-        match std::fs::remove_file(dir.join(SOCKET)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        UnixListener::bind(short_path(&opened))
-    };
-    bind().map_err(|source| PodError::Store { step: "listening at", path: dir.join(SOCKET), source })
 }
 
 /// What goes wrong in a monitor is told to its log; PID 1 was forked before and keeps the null device.

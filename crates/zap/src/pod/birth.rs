@@ -12,7 +12,7 @@ use crate::pod::limits::{LimitError, LimitGroups};
 use crate::pod::live::{Birth, LivePod};
 use crate::pod::namespaces;
 use crate::pod::network::{self, Network};
-use crate::pod::registry::PodState;
+use crate::pod::registry::{PodState, ProcessId, Record};
 use crate::pod::{Cgroup, NetworkMode, PodError, PodSpec, Store, rootfs};
 use crate::sys::channel;
 use crate::sys::pidfd::PidFd;
@@ -28,6 +28,11 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         network: None,
         standing: false,
     };
+    let listener = Some(store.listen(&spec.name)?);
+    let cgroup = Cgroup::create(&store, &spec.name)?;
+    scaffold.cgroup = Some(cgroup.clone());
+    let created = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    store.save(&unborn(&spec, &cgroup, &created))?;
     let fresh = birth.unpack.is_none();
     let plan = rootfs::plan(&store, &spec, fresh)?;
     rootfs::prepare_layers(&store.storage_dir(&spec.name), &plan.overlays)?;
@@ -35,8 +40,6 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
     if let Some(unpack) = birth.unpack {
         unpack(&rootfs::upper_dir(&store, &spec.name))?;
     }
-    let cgroup = Cgroup::create(&store, &spec.name)?;
-    scaffold.cgroup = Some(cgroup.clone());
 
     let failed = |step: &str| {
         let (pod, step) = (spec.name.clone(), step.to_owned());
@@ -63,7 +66,6 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         spec.address = Some(network.inner().clone());
     }
     let journal = Journal::at(store.pod_dir(&spec.name).join("journal"));
-    let created = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let pod = LivePod {
         spec,
         store,
@@ -78,10 +80,27 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         hush: None,
         created,
         state: PodState::Running,
+        listener,
         _claim: claim,
     };
     pod.save()?;
     Ok(pod)
+}
+
+/// What the registry knows of a pod that is being made: enough to tidy up if that is cut off.
+fn unborn(spec: &PodSpec, cgroup: &Cgroup, created: &str) -> Record {
+    Record {
+        spec: spec.clone(),
+        state: PodState::Running,
+        init: None,
+        monitor: ProcessId::of(HostPid(std::process::id() as i32)),
+        main: None,
+        exit_code: None,
+        created: created.to_owned(),
+        cgroup: cgroup.clone(),
+        network: None,
+        limits: LimitGroups::default(),
+    }
 }
 
 struct Wishes {

@@ -90,15 +90,12 @@ impl Ends {
         })
     }
 
-    /// Copies of all of them.
-    pub fn try_clone(&self) -> io::Result<Ends> {
+    /// Copies of all of them but the pipe of stdin.
+    pub fn without_stdin(&self) -> io::Result<Ends> {
         Ok(match self {
-            Ends::Pipes { stdin, stdout, stderr, inodes } => Ends::Pipes {
-                stdin: stdin.as_ref().map(OwnedFd::try_clone).transpose()?,
-                stdout: stdout.try_clone()?,
-                stderr: stderr.try_clone()?,
-                inodes: *inodes,
-            },
+            Ends::Pipes { stdout, stderr, inodes, .. } => {
+                Ends::Pipes { stdin: None, stdout: stdout.try_clone()?, stderr: stderr.try_clone()?, inodes: *inodes }
+            }
             Ends::Pty { master, slave } => Ends::Pty { master: master.try_clone()?, slave: slave.try_clone()? },
         })
     }

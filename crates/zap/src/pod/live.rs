@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use crate::error::RebuildError;
@@ -68,6 +69,7 @@ pub struct LivePod {
     pub(super) hush: Option<session::Hush>,
     pub(super) created: String,
     pub(super) state: PodState,
+    pub(crate) listener: Option<UnixListener>,
     pub(super) _claim: Claim,
 }
 

@@ -23,7 +23,7 @@ pub mod takeover;
 
 pub use cgroup::Cgroup;
 pub use error::PodError;
-pub use init::Command;
+pub(crate) use init::Command;
 pub use live::{Birth, ClockOffsets, LivePod};
 pub use registry::{PodState, Record, Store};
 pub use spec::{AddressPlan, Bind, Limits, NetworkMode, PodSpec, Publish, Seccomp};

@@ -2,7 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -164,6 +166,26 @@ impl Store {
         }
     }
 
+    /// Connects to the monitor of a pod.
+    pub fn connect(&self, name: &str) -> io::Result<UnixStream> {
+        let dir = open_dir(&self.pod_dir(name))?;
+        UnixStream::connect(short_path(&dir))
+    }
+
+    /// Makes the socket on which a pod's monitor listens.
+    pub fn listen(&self, name: &str) -> Result<UnixListener, PodError> {
+        let path = self.pod_dir(name).join(SOCKET);
+        let bind = || {
+            let dir = open_dir(&self.pod_dir(name))?;
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            UnixListener::bind(short_path(&dir))
+        };
+        bind().map_err(|source| PodError::Store { step: "listening at", path: path.clone(), source })
+    }
+
     /// What is known of a pod.
     pub fn load(&self, name: &str) -> Result<Record, PodError> {
         let path = self.pod_dir(name).join(RECORD);
@@ -246,6 +268,17 @@ fn stat_fields(pid: HostPid) -> Option<(char, u64)> {
     let mut fields = text.split(' ');
     let state = fields.next()?.chars().next()?;
     Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+const SOCKET: &str = "monitor.sock";
+
+fn open_dir(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_DIRECTORY | libc::O_PATH).open(path)
+}
+
+/// The path of the socket in that directory: a socket's path has room for 107 bytes, whatever the state directory.
+fn short_path(dir: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {

@@ -8,9 +8,10 @@ use crate::pod::control::Control;
 use crate::pod::init::{KEPT, MONITOR_END};
 use crate::pod::journal::{Journal, Undo};
 use crate::pod::live::LivePod;
-use crate::pod::network::Network;
+use crate::pod::host_config::HostConfig;
+use crate::pod::network::{self, Network};
 use crate::pod::registry::{Claim, PodState, Record};
-use crate::pod::{PodError, Store, rootfs};
+use crate::pod::{NetworkMode, PodError, Store, rootfs};
 use crate::sys::pidfd::PidFd;
 
 /// A pod that was taken over: alive, or tidied because it had ended.
@@ -40,8 +41,16 @@ fn tidy(store: &Store, mut record: Record) -> Result<(), PodError> {
     if record.cgroup.exists() {
         record.cgroup.kill()?;
     }
-    if let Some(network) = read_network(&record)? {
-        network.detach().map_err(|source| PodError::Network { pod: name.clone(), source })?;
+    let failed = |source| PodError::Network { pod: name.clone(), source };
+    match read_network(&record)? {
+        Some(connection) => connection.detach().map_err(failed)?,
+        // The link of a pod whose making was cut off went with its network namespace; the bridge did not.
+        None if record.spec.network == NetworkMode::Bridge => {
+            let config = HostConfig::load(store.state())
+                .map_err(|e| PodError::Request { pod: name.clone(), what: e.to_string() })?;
+            network::tidy(&config).map_err(failed)?;
+        }
+        None => {}
     }
     let _ = record.limits.remove();
     record.cgroup.remove()?;
@@ -91,6 +100,7 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         }
     }
     journal.done(&Undo::Unblock)?;
+    let listener = Some(store.listen(&name)?);
     let control = Control::listen(&name, socket, process)?;
     let mut pod = LivePod {
         spec: record.spec,
@@ -106,6 +116,7 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         hush: None,
         created: record.created,
         state: record.state,
+        listener,
         _claim: claim,
     };
     // A pod without a first command is one whose making was cut off.

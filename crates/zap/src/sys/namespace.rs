@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use super::check;
-use crate::ids::HostPid;
 
 /// Which side of a fork one is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 use crate::pod::Seccomp;
 
 /// Descriptors of PID 1, by agreement: a new monitor finds them with `pidfd_getfd`.
-pub const CONTROL: i32 = 3;
+pub(crate) const CONTROL: i32 = 3;
 /// A copy of the monitor's end of the control socket.
-pub const MONITOR_END: i32 = 4;
+pub(crate) const MONITOR_END: i32 = 4;
 /// Its signalfd.
 pub(super) const SIGNALS: i32 = 5;
 /// The first of the descriptors kept for a monitor that might die: the far ends of the console.
-pub const KEPT: i32 = 6;
+pub(crate) const KEPT: i32 = 6;
 /// How many can be kept.
-pub const KEPT_COUNT: i32 = 10;
+pub(crate) const KEPT_COUNT: i32 = 10;
 
 /// An order to PID 1. Descriptors travel beside it.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Order {
+pub(crate) enum Order {
     /// Start a command. Descriptors: the [`Command`] in a memory file; the writing end of a pipe on which the child
     /// reports a [`SpawnFailure`]; then stdin, stdout, stderr.
     Spawn {
@@ -61,7 +61,7 @@ pub enum Order {
 
 /// What PID 1 has to say.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Report {
+pub(crate) enum Report {
     /// The pod's root is in place; orders are welcome.
     Ready,
     /// It is not: PID 1 has ended.
@@ -98,24 +98,24 @@ pub enum Report {
 
 /// A command to be run in a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Command {
+pub(crate) struct Command {
     /// Program and arguments.
-    pub argv: Vec<String>,
+    pub(crate) argv: Vec<String>,
     /// `KEY=VALUE`.
-    pub environment: Vec<String>,
+    pub(crate) environment: Vec<String>,
     /// `USER[:GROUP]`, names or numbers; root if absent.
-    pub user: Option<String>,
+    pub(crate) user: Option<String>,
     /// Working directory.
-    pub workdir: PathBuf,
+    pub(crate) workdir: PathBuf,
     /// What it may have at most.
-    pub capabilities: Vec<u32>,
+    pub(crate) capabilities: Vec<u32>,
     /// Its filter.
-    pub seccomp: Seccomp,
+    pub(crate) seccomp: Seccomp,
 }
 
 /// Why a command does not run. Nothing at all is reported when it does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum SpawnFailure {
+pub(crate) enum SpawnFailure {
     /// The program could not be executed.
     Exec(i32),
     /// Something before that: what, as a sentence.
@@ -123,4 +123,4 @@ pub enum SpawnFailure {
 }
 
 /// Long enough for every order and report; what is longer goes into a memory file.
-pub const MESSAGE_LENGTH: usize = 4096;
+pub(crate) const MESSAGE_LENGTH: usize = 4096;

@@ -6,7 +6,7 @@ mod message;
 mod spawn;
 mod users;
 
-pub use message::{CONTROL, Command, KEPT, KEPT_COUNT, MESSAGE_LENGTH, MONITOR_END, Order, Report, SpawnFailure};
+pub(crate) use message::{CONTROL, Command, KEPT, KEPT_COUNT, MESSAGE_LENGTH, MONITOR_END, Order, Report, SpawnFailure};
 
 use message::SIGNALS;
 
@@ -25,15 +25,15 @@ use crate::sys::namespace::{self, Side};
 use crate::sys::{channel, exec};
 
 /// What PID 1 needs to begin.
-pub struct Setup<'a> {
+pub(crate) struct Setup<'a> {
     /// Its end of the control socket.
-    pub control: &'a OwnedFd,
+    pub(crate) control: &'a OwnedFd,
     /// The monitor's.
-    pub monitor_end: &'a OwnedFd,
+    pub(crate) monitor_end: &'a OwnedFd,
     /// The file system.
-    pub plan: &'a Plan,
+    pub(crate) plan: &'a Plan,
     /// The host name.
-    pub hostname: &'a str,
+    pub(crate) hostname: &'a str,
 }
 
 /// Signals that are passed on to the main command.
@@ -48,7 +48,7 @@ const FORWARDED: [Signal; 7] = [
 ];
 
 /// Is PID 1, from its first instruction to its last.
-pub fn run(setup: &Setup<'_>) -> ! {
+pub(crate) fn run(setup: &Setup<'_>) -> ! {
     if let Err((step, error)) = prepare(setup) {
         let report = Report::Failed { step, errno: error.raw_os_error().unwrap_or(libc::EIO) };
         let _ = channel::send(setup.control, &crate::image::encode(&report), &[], true);

@@ -21,7 +21,7 @@ pub(super) fn spawn(files: Vec<OwnedFd>, terminal: bool) -> Result<i32, i32> {
     match namespace::fork() {
         Ok(Side::Parent(pid)) => Ok(pid),
         Ok(Side::Child) => {
-            let Err(error) = become_command(request, stdio, terminal) else { unreachable!("a program runs instead") };
+            let Err(error) = become_command(request, stdio, terminal);
             if let Ok(mut pipe) = failure.try_clone().map(File::from) {
                 let _ = pipe.write_all(&crate::image::encode(&error));
             }

@@ -1,0 +1,156 @@
+//! A host of its own for a test: a fresh network namespace and a fresh state directory, and nothing left afterwards.
+#![allow(dead_code)]
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long anything in a test may take. Machines that test are busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One host. Commands of zap's run in its network namespace, which has no way out.
+pub struct Host {
+    dir: TempDir,
+    holder: Child,
+}
+
+impl Host {
+    /// A fresh one.
+    pub fn new() -> Host {
+        let dir = tempfile::Builder::new().prefix("zap-test-").tempdir().unwrap();
+        // The holder keeps the network namespace; it ends when its stdin does, so also when the test is killed.
+        let mut holder = Command::new("unshare");
+        holder.args(["--net", "sh", "-c", "ip link set lo up 2>/dev/null; echo ready; exec cat >/dev/null"]);
+        let mut holder = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("unshare(1) is needed");
+        let mut ready = [0; 6];
+        std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        Host { dir, holder }
+    }
+
+    /// Its state directory.
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// A directory for the test's own files.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A command in the host's network namespace.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", self.holder.id())).arg("--").arg(program);
+        command.env("ZAP_STATE", self.state());
+        command
+    }
+
+    /// A command of zap's.
+    pub fn zap<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = self.command(env!("CARGO_BIN_EXE_zap"));
+        command.args(args);
+        command
+    }
+
+    /// Runs a command of zap's to its end, with nothing as stdin.
+    pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Done {
+        let mut command = self.zap(args);
+        finish(command.stdin(Stdio::null()))
+    }
+
+    /// Runs one that must succeed; what it printed, without the last line end.
+    pub fn ok<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
+        let done = self.run(args);
+        assert_eq!(done.code, 0, "{done:?}");
+        done.stdout.trim_end().to_owned()
+    }
+
+    /// Starts a pod on loopback alone and gives its name.
+    pub fn start<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
+        let mut all: Vec<std::ffi::OsString> = ["run", "-d", "--net", "private"].map(Into::into).into();
+        all.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
+        self.ok(all)
+    }
+
+    /// The JSON document that a command prints.
+    pub fn json<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> serde_json::Value {
+        serde_json::from_str(&self.ok(args)).unwrap()
+    }
+
+    /// What `ls` says of a pod.
+    pub fn row(&self, pod: &str) -> serde_json::Value {
+        let rows = self.json(["ls", "--json"]);
+        rows.as_array().unwrap().iter().find(|r| r["name"] == pod).cloned().unwrap_or_default()
+    }
+
+    /// The PID of a pod's monitor.
+    pub fn monitor(&self, pod: &str) -> i32 {
+        self.json(["inspect", "--json", pod])["monitor"]["pid"].as_i64().unwrap() as i32
+    }
+
+    /// Waits until a command in a pod succeeds.
+    pub fn wait_for(&self, pod: &str, shell: &str) {
+        eventually(shell, || self.run(["exec", pod, "sh", "-c", shell]).code == 0);
+    }
+
+    /// The host's cgroups of this host's pods.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let hash = blake3::hash(self.state().as_os_str().as_encoded_bytes()).to_hex();
+        let name = format!("zap-{}", &hash[..12]);
+        let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(|r| Path::new(r).join(&name));
+        roots.into_iter().filter(|p| p.exists()).collect()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let list = self.zap(["ls", "--json"]).output();
+        let rows: serde_json::Value =
+            list.ok().and_then(|o| serde_json::from_slice(&o.stdout).ok()).unwrap_or_default();
+        for row in rows.as_array().into_iter().flatten() {
+            let _ = self.zap(["rm", "-f", row["name"].as_str().unwrap_or("")]).output();
+        }
+        // Whatever is still there after a test that failed.
+        for group in self.cgroups() {
+            for pod in std::fs::read_dir(&group).into_iter().flatten().flatten() {
+                let _ = std::fs::write(pod.path().join("cgroup.kill"), "1");
+            }
+        }
+        drop(self.holder.stdin.take());
+        let _ = self.holder.wait();
+    }
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Done {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs a command to its end.
+pub fn finish(command: &mut Command) -> Done {
+    done(command.output().unwrap())
+}
+
+/// What became of it.
+pub fn done(output: Output) -> Done {
+    Done {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Waits until something holds, or the test fails.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
