@@ -1,5 +1,7 @@
 //! Pods from the outside: run, exec, exit codes, terminals, suspending, removal, and the death of monitors.
 
+#![allow(missing_docs)]
+
 mod common;
 
 use std::io::Write;
@@ -111,7 +113,7 @@ fn names_inside_are_the_pods_own() {
 fn pid_1_cannot_be_looked_into_or_killed() {
     let host = Host::new();
     let pod = host.start(["--", "sleep", "1000"]);
-    for look in ["readlink /proc/1/exe", "cat /proc/1/environ", "ls /proc/1/fd", "ls /proc/1/root/", "cat /proc/1/maps"] {
+    for look in ["readlink /proc/1/exe", "cat /proc/1/environ", "readlink /proc/1/fd/4", "cat </proc/1/fd/1", "ls /proc/1/root/", "cat /proc/1/maps"] {
         let done = host.run(["exec", &pod, "sh", "-c", look]);
         assert_ne!(done.code, 0, "{look}: {done:?}");
     }
@@ -201,7 +203,8 @@ fn removal_leaves_nothing() {
     assert_eq!(host.run(["rm", &pod]).code, 1);
     host.ok(["rm", "-f", &pod]);
     for pid in [i64::from(monitor), init] {
-        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "process {pid} is left");
+        // Whoever adopts orphans on this machine may take a moment to bury them.
+        eventually("it is buried", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
     }
     assert!(host.cgroups().is_empty());
     assert_eq!(mounts(), before);

@@ -30,7 +30,7 @@ pub(super) struct Args {
     #[arg(value_parser = options::pod_name)]
     pod: String,
     /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 

@@ -165,6 +165,8 @@ struct Pump {
     is_tty: bool,
     unwritten: VecDeque<u8>,
     input_ended: bool,
+    /// Whether a line of input was begun and not ended.
+    mid_line: bool,
     clients: Vec<Client>,
     plan: Plan,
     orders: Receiver<Order>,
@@ -199,6 +201,7 @@ impl Pump {
             is_tty,
             unwritten: VecDeque::new(),
             input_ended: false,
+            mid_line: false,
             clients: Vec::new(),
             plan,
             orders,
@@ -371,7 +374,10 @@ impl Pump {
     fn hear(&mut self, index: usize, kind: Kind, payload: &[u8]) {
         let may_write = self.clients[index].input && !self.input_ended && self.stdin.is_some();
         match kind {
-            Kind::Input if may_write => self.unwritten.extend(payload),
+            Kind::Input if may_write => {
+                self.unwritten.extend(payload);
+                self.mid_line = payload.last().is_some_and(|b| *b != b'\n');
+            }
             Kind::InputEnd if may_write => self.end_input(),
             Kind::Resize => {
                 if let [a, b, c, d] = *payload {
@@ -400,7 +406,7 @@ impl Pump {
             Ok(settings) => settings.control_chars[libc::VEOF],
             Err(_) => 4,
         };
-        if self.unwritten.back().is_some_and(|b| *b != b'\n') {
+        if std::mem::take(&mut self.mid_line) {
             // The first one only ends the line that was begun.
             self.unwritten.push_back(eof);
         }

@@ -1,5 +1,5 @@
 //! A host of its own for a test: a fresh network namespace and a fresh state directory, and nothing left afterwards.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
