@@ -92,10 +92,6 @@ fn run(store: Store, spec: PodSpec, birth: Birth<'_>) -> Result<LivePod, Failure
     }
 }
 
-fn restart(_store: Store, _options: &crate::restart::Options) -> Result<(LivePod, crate::restart::Stats), Failure> {
-    Err(Failure { message: "restart is not there yet".to_owned(), code: 1 })
-}
-
 fn restart(store: Store, options: &crate::restart::Options) -> Result<(LivePod, crate::restart::Stats), Failure> {
     Ok(crate::restart::restart(store, options)?)
 }
