@@ -113,7 +113,14 @@ fn names_inside_are_the_pods_own() {
 fn pid_1_cannot_be_looked_into_or_killed() {
     let host = Host::new();
     let pod = host.start(["--", "sleep", "1000"]);
-    for look in ["readlink /proc/1/exe", "cat /proc/1/environ", "readlink /proc/1/fd/4", "cat </proc/1/fd/1", "ls /proc/1/root/", "cat /proc/1/maps"] {
+    for look in [
+        "readlink /proc/1/exe",
+        "cat /proc/1/environ",
+        "readlink /proc/1/fd/4",
+        "cat </proc/1/fd/1",
+        "ls /proc/1/root/",
+        "cat /proc/1/maps",
+    ] {
         let done = host.run(["exec", &pod, "sh", "-c", look]);
         assert_ne!(done.code, 0, "{look}: {done:?}");
     }
@@ -133,7 +140,13 @@ fn what_a_pod_writes_stays_in_it() {
     let bind = format!("{}:/mnt/shared", shared.display());
     let bind_ro = format!("{}:/mnt/fixed:ro", shared.display());
     let pod = host.start(["--bind", &bind, "--bind", &bind_ro, "--", "sleep", "1000"]);
-    host.ok(["exec", &pod, "sh", "-c", "echo x >/zap-test-file && mkdir /zap-test-dir && mv /zap-test-dir /zap-test-2"]);
+    host.ok([
+        "exec",
+        &pod,
+        "sh",
+        "-c",
+        "echo x >/zap-test-file && mkdir /zap-test-dir && mv /zap-test-dir /zap-test-2",
+    ]);
     assert!(!std::path::Path::new("/zap-test-file").exists());
     assert_eq!(host.ok(["exec", &pod, "cat", "/mnt/shared/in"]), "outside");
     host.ok(["exec", &pod, "sh", "-c", "echo inside >/mnt/shared/out"]);

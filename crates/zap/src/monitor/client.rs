@@ -136,4 +136,3 @@ fn try_connect(store: &Store, name: &str) -> Result<Option<UnixStream>, Failure>
         Err(e) => Err(broken(&format!("pod {name}: connecting to its monitor"), e)),
     }
 }
-

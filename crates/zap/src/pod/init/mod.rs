@@ -6,7 +6,9 @@ mod message;
 mod spawn;
 mod users;
 
-pub(crate) use message::{CONTROL, Command, KEPT, KEPT_COUNT, MESSAGE_LENGTH, MONITOR_END, Order, Report, SpawnFailure};
+pub(crate) use message::{
+    CONTROL, Command, KEPT, KEPT_COUNT, MESSAGE_LENGTH, MONITOR_END, Order, Report, SpawnFailure,
+};
 
 use message::SIGNALS;
 
