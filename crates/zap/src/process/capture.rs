@@ -11,6 +11,7 @@ use crate::memory::MemoryState;
 use crate::process::discover::{Found, PodProc, Zombie};
 use crate::process::filters;
 use crate::process::hold::{HeldProcess, HoldError};
+use crate::process::limits;
 use crate::process::signals::{self, QueuedSignal};
 use crate::process::state::{Place, ProcessState, TerminalState};
 use crate::process::threads::{self, ThreadState};
@@ -19,7 +20,6 @@ use crate::sys::file::open_path;
 use crate::sys::kcmp::{self, Shared};
 use crate::sys::pidfd::PidFd;
 use crate::sys::ptrace;
-use crate::sys::sched;
 use crate::tracee::{Batch, Call, Output};
 
 /// What the batches of one process are asking.
@@ -29,6 +29,7 @@ pub struct Asked {
     actions: Vec<(i32, Output)>,
     timers: timers::Asked,
     brk: Call,
+    limits: Vec<Output>,
     dumpable: Call,
     subreaper: Output,
     thp_disable: Call,
@@ -42,12 +43,12 @@ pub struct Answers {
     timers: TimersState,
     /// What `brk(0)` said.
     pub brk: u64,
+    limits: Vec<(u64, u64)>,
     dumpable: i32,
     subreaper: bool,
     thp_disable: i32,
 }
 
-const RESOURCES: u32 = 16;
 
 /// Starts the batches of a process: every thread is asked what only it can tell. They run while others are looked at.
 pub fn ask(process: &mut HeldProcess, proc: &PodProc, descriptors: &[DescriptorState]) -> Result<Asked, HoldError> {
@@ -60,6 +61,7 @@ pub fn ask(process: &mut HeldProcess, proc: &PodProc, descriptors: &[DescriptorS
     let actions = signals::ask_actions(leader);
     let timers = timers::ask(posix, leader);
     let brk = leader.attempt(libc::SYS_brk, [0u64.into()]);
+    let limits = limits::ask(leader);
     let dumpable = leader.attempt(libc::SYS_prctl, [libc::PR_GET_DUMPABLE.into()]);
     let subreaper = leader.output(8);
     leader.attempt(libc::SYS_prctl, [libc::PR_GET_CHILD_SUBREAPER.into(), subreaper.into()]);
@@ -68,7 +70,7 @@ pub fn ask(process: &mut HeldProcess, proc: &PodProc, descriptors: &[DescriptorS
     for (index, (held, batch)) in process.threads.iter_mut().zip(&batches).enumerate() {
         held.begin(&process.ground, seat(index, last), batch)?;
     }
-    Ok(Asked { batches, threads: asked_threads, actions, timers, brk, dumpable, subreaper, thp_disable, close_on_exec })
+    Ok(Asked { batches, threads: asked_threads, actions, timers, brk, limits, dumpable, subreaper, thp_disable, close_on_exec })
 }
 
 /// The leader has the last seat, behind which there is the most room.
@@ -100,6 +102,7 @@ pub fn answers(
         actions: signals::actions(&asked.actions, &results),
         timers: timers::capture(asked.timers, &results),
         brk: results.get(asked.brk) as u64,
+        limits: limits::capture(&asked.limits, &results),
         dumpable: results.get(asked.dumpable) as i32,
         subreaper,
         thp_disable: results.get(asked.thp_disable).max(0) as i32,
@@ -117,10 +120,6 @@ pub fn assemble(
 ) -> Result<ProcessState, CaptureError> {
     let (subject, stat) = (&process.found.subject, &process.found.stat);
     let (cwd, root) = directories(look, subject)?;
-    let limits = (0..RESOURCES)
-        .map(|resource| sched::resource_limit(subject.host, resource, None))
-        .collect::<std::io::Result<_>>()
-        .capturing("reading the limits", subject.object())?;
     let pending = match process.found.status.mask("ShdPnd") {
         0 => Vec::new(),
         _ => ptrace::pending_signals(subject.host, true).capturing("reading queued signals", subject.object())?,
@@ -143,7 +142,7 @@ pub fn assemble(
         memory,
         actions: answers.actions,
         timers: answers.timers,
-        limits,
+        limits: answers.limits,
         pending: pending.into_iter().map(QueuedSignal::new).collect(),
         stopped: process.threads.first().and_then(|leader| leader.group_stop),
         oom_score_adj: number_in(subject, "oom_score_adj", 10),

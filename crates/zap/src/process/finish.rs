@@ -6,7 +6,6 @@ use crate::ids::HostPid;
 use crate::process::grow::{GrowError, Grown};
 use crate::process::state::ProcessState;
 use crate::process::{credentials, signals, threads, timers};
-use crate::sys::sched;
 use crate::tracee::{Batch, Ground, Held, TraceeError};
 
 /// Attributes of the process that it sets itself while it is still root.
@@ -24,22 +23,13 @@ pub fn attributes(state: &ProcessState, batch: &mut Batch) {
 }
 
 /// Attributes that are set from outside.
-pub fn from_outside(state: &ProcessState, host: HostPid) -> Result<(), GrowError> {
+pub fn from_outside(state: &ProcessState, host: HostPid) -> Result<(), TraceeError> {
     let pid = state.place.pid;
     let write = |name: &'static str, text: String| {
         fs::write(host.proc(name), text).map_err(TraceeError::kernel("writing to /proc of", pid))
     };
     write("oom_score_adj", state.oom_score_adj.to_string())?;
-    write("coredump_filter", format!("{:#x}", state.coredump_filter))?;
-    for (resource, limit) in state.limits.iter().enumerate() {
-        let now = sched::resource_limit(host, resource as u32, None);
-        if now.is_ok_and(|now| now == *limit) {
-            continue;
-        }
-        let set = sched::resource_limit(host, resource as u32, Some(*limit));
-        set.map_err(TraceeError::kernel("setting a resource limit of", pid))?;
-    }
-    Ok(())
+    write("coredump_filter", format!("{:#x}", state.coredump_filter))
 }
 
 /// Every thread: what the kernel keeps for it, then its registers (which it goes home with).

@@ -13,7 +13,7 @@ use crate::memory;
 use crate::process::proc_files::Status;
 use crate::process::state::ProcessState;
 use crate::process::tree::{Plan, Role};
-use crate::process::{filters, hold};
+use crate::process::{filters, hold, limits};
 use crate::sys::ptrace::{self, Stop};
 use crate::tracee::{Arg, Batch, Ground, Held, Seized, ThreadName, TraceeError, seize};
 
@@ -265,6 +265,7 @@ impl<'a> Grove<'a> {
         }
         let mut batch = Batch::new();
         files::take_posix_locks(&mut batch, &state.locks);
+        limits::restart(&state.limits, &mut batch);
         self.run(pid, &batch)?;
         super::finish::from_outside(state, self.host(pid)?)?;
         let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };

@@ -8,6 +8,7 @@ pub mod filters;
 pub mod finish;
 pub mod grow;
 pub mod hold;
+pub mod limits;
 pub mod proc_files;
 pub mod signals;
 pub mod state;

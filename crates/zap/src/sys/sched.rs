@@ -84,13 +84,3 @@ pub fn robust_list(tid: HostPid) -> io::Result<(u64, u64)> {
     check(unsafe { libc::syscall(libc::SYS_get_robust_list, tid.0, &raw mut head, &raw mut length) })?;
     Ok((head, length))
 }
-
-/// Reads one resource limit of a process (soft, hard), and sets it if `new` is given.
-pub fn resource_limit(pid: HostPid, resource: u32, new: Option<(u64, u64)>) -> io::Result<(u64, u64)> {
-    let new = new.map(|(soft, hard)| libc::rlimit64 { rlim_cur: soft, rlim_max: hard });
-    let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-    let new = new.as_ref().map_or(std::ptr::null(), |limit| &raw const *limit);
-    // SAFETY: `new` is null or points to a live rlimit64; the kernel fills `old`.
-    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid.0, resource, new, &raw mut old) })?;
-    Ok((old.rlim_cur, old.rlim_max))
-}
