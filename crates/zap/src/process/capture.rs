@@ -49,7 +49,6 @@ pub struct Answers {
     thp_disable: i32,
 }
 
-
 /// Starts the batches of a process: every thread is asked what only it can tell. They run while others are looked at.
 pub fn ask(process: &mut HeldProcess, proc: &PodProc, descriptors: &[DescriptorState]) -> Result<Asked, HoldError> {
     let pod = process.found.subject.pod;
@@ -70,7 +69,18 @@ pub fn ask(process: &mut HeldProcess, proc: &PodProc, descriptors: &[DescriptorS
     for (index, (held, batch)) in process.threads.iter_mut().zip(&batches).enumerate() {
         held.begin(&process.ground, seat(index, last), batch)?;
     }
-    Ok(Asked { batches, threads: asked_threads, actions, timers, brk, limits, dumpable, subreaper, thp_disable, close_on_exec })
+    Ok(Asked {
+        batches,
+        threads: asked_threads,
+        actions,
+        timers,
+        brk,
+        limits,
+        dumpable,
+        subreaper,
+        thp_disable,
+        close_on_exec,
+    })
 }
 
 /// The leader has the last seat, behind which there is the most room.
