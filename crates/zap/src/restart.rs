@@ -242,10 +242,11 @@ impl Image {
         if let Some(main) = self.pod.main {
             pod.watch_main(main)?;
         }
-        builder.dismiss();
         if let Some(network) = &pod.network {
             network.unblock().map_err(|source| network_failed(pod, source))?;
         }
+        self.awaken(&builder)?;
+        builder.dismiss();
         clock.lap("network");
         grove.let_go().map_err(|e| self.failed(e))?;
         if let Some(network) = &pod.network {
@@ -325,6 +326,13 @@ impl Image {
         let fetch = |file: FileId| pidfd.get(builder.pool + file.0 as i32);
         let host_pid = |pid: PodPid| grove.grown.get(&pid).map(|grown| grown.threads[0].name.host);
         files::settle_all(&self.files, &fetch, &host_pid).map_err(|e| self.failed(e))
+    }
+
+    /// Connections go on, now that packets come through.
+    fn awaken(&self, builder: &Builder) -> Result<(), RestartError> {
+        let pidfd = PidFd::open(builder.host).rebuilding("opening", "the builder").map_err(|e| self.failed(e))?;
+        let fetch = |file: FileId| pidfd.get(builder.pool + file.0 as i32);
+        files::awaken_all(&self.files, &fetch).map_err(|e| self.failed(e))
     }
 }
 

@@ -48,7 +48,7 @@ pub use descriptors::{
 pub use identity::{FileIdentity, HashCache, identity_of};
 pub use late::{Late, LateFiles};
 pub use locks::{PosixLock, holders_of_posix_locks, posix_locks, take_posix_locks};
-pub use pool::{connect_all, open_all, restart_descriptors, settle_all};
+pub use pool::{awaken_all, connect_all, open_all, restart_descriptors, settle_all};
 pub use regular::verify_root;
 pub use table::{FileTable, describe, finish, intern, intern_file};
 pub use terminal::{controlling_pty, set_foreground, take_terminal};
@@ -180,7 +180,13 @@ pub trait FileKind: Sync {
         Ok(())
     }
 
-    /// Whether [`FileKind::settle`] has anything to do for this state (a copy is fetched only then).
+    /// State → kernel, once packets can reach the pod again, everything still held: as [`FileKind::settle`], of which it
+    /// is the rest. Whatever can fail belongs there. The default does nothing.
+    fn awaken(&self, _file: BorrowedFd<'_>, _state: &[u8]) -> Result<(), RebuildError> {
+        Ok(())
+    }
+
+    /// Whether [`FileKind::settle`] or [`FileKind::awaken`] has anything to do for this state (a copy is fetched only then).
     fn needs_settling(&self, _state: &[u8]) -> bool {
         false
     }

@@ -41,6 +41,21 @@ pub fn connect_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<()
     Ok(())
 }
 
+/// Awakens every file that needs it, in the monitor. `fetch` gives a copy of a file of the pool.
+pub fn awaken_all(
+    states: &[FileState],
+    fetch: &dyn Fn(FileId) -> std::io::Result<OwnedFd>,
+) -> Result<(), RebuildError> {
+    for state in states {
+        let kind = kind_named(&state.kind)?;
+        if kind.needs_settling(&state.state) {
+            let file = fetch(state.id).rebuilding("fetching", state.id)?;
+            kind.awaken(std::os::fd::AsFd::as_fd(&file), &state.state)?;
+        }
+    }
+    Ok(())
+}
+
 /// Settles every file that needs it, in the monitor. `fetch` gives a copy of a file of the pool.
 pub fn settle_all(
     states: &[FileState],

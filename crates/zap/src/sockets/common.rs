@@ -19,7 +19,6 @@ const fn sol(name: i32) -> Name {
 const GENERIC: &[Name] = &[
     sol(libc::SO_REUSEPORT),
     sol(libc::SO_KEEPALIVE),
-    sol(libc::SO_BROADCAST),
     sol(libc::SO_OOBINLINE),
     sol(libc::SO_PRIORITY),
     sol(libc::SO_RCVLOWAT),
@@ -28,11 +27,38 @@ const GENERIC: &[Name] = &[
     sol(libc::SO_TIMESTAMP),
     sol(libc::SO_TIMESTAMPNS),
     sol(libc::SO_TIMESTAMPING),
+    sol(libc::SO_ZEROCOPY),
+    sol(libc::SO_PEEK_OFF),
+];
+
+/// Options that mean something to datagrams only.
+pub(super) const DATAGRAM: &[Name] = &[
+    sol(libc::SO_BROADCAST),
     sol(libc::SO_NO_CHECK),
     sol(libc::SO_RXQ_OVFL),
     sol(libc::SO_SELECT_ERR_QUEUE),
-    sol(libc::SO_ZEROCOPY),
-    sol(libc::SO_PEEK_OFF),
+];
+
+/// The same, of IPv4.
+pub(super) const DATAGRAM4: &[Name] = &[
+    (libc::IPPROTO_IP, libc::IP_PKTINFO),
+    (libc::IPPROTO_IP, libc::IP_RECVTOS),
+    (libc::IPPROTO_IP, libc::IP_RECVTTL),
+    (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
+];
+
+/// The same, of IPv6.
+pub(super) const DATAGRAM6: &[Name] = &[
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
 ];
 
 /// Options whose value is a structure: lingering, timeouts, pacing.
@@ -51,10 +77,6 @@ pub(super) const IPV4: &[Name] = &[
     (libc::IPPROTO_IP, libc::IP_RECVERR),
     (libc::IPPROTO_IP, libc::IP_FREEBIND),
     (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
-    (libc::IPPROTO_IP, libc::IP_PKTINFO),
-    (libc::IPPROTO_IP, libc::IP_RECVTOS),
-    (libc::IPPROTO_IP, libc::IP_RECVTTL),
-    (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
     (libc::IPPROTO_IP, libc::IP_MINTTL),
     (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
 ];
@@ -64,9 +86,6 @@ pub(super) const IPV6: &[Name] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
     (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
     (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
     (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
     (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),

@@ -11,7 +11,7 @@ use super::tcp_repair::Agreed;
 use super::{address, tcp_fin};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::{Descriptor, FileKind};
-use crate::ids::{FileId, HostPid, PodPid};
+use crate::ids::FileId;
 use crate::image;
 use crate::look::Look;
 use crate::rebuild::Rebuild;
@@ -282,14 +282,8 @@ impl FileKind for Tcp {
         state.options.finish(fd, &what)
     }
 
-    fn settle(
-        &self,
-        file: BorrowedFd<'_>,
-        state: &[u8],
-        _host_pid: &dyn Fn(PodPid) -> Option<HostPid>,
-    ) -> Result<(), RebuildError> {
-        let state = decode(state)?;
-        state.let_go(file).rebuilding("leaving repair mode", "a TCP connection")
+    fn awaken(&self, file: BorrowedFd<'_>, state: &[u8]) -> Result<(), RebuildError> {
+        decode(state)?.let_go(file).rebuilding("leaving repair mode", "a TCP connection")
     }
 
     fn needs_settling(&self, state: &[u8]) -> bool {

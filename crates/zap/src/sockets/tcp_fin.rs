@@ -41,6 +41,17 @@ pub(super) fn close(fd: BorrowedFd<'_>, connection: &Connection, what: &str) -> 
     Ok(())
 }
 
+/// The peer's acknowledgement of everything before the send queue, when nothing was received yet.
+pub(super) fn acknowledge(fd: BorrowedFd<'_>, connection: &Connection) -> std::io::Result<()> {
+    socket::attach_filter(fd, &ONLY_OURS)?;
+    let (sequence, acknowledges) = (connection.receive_from, connection.send_from);
+    let (from, to) = (connection.peer, connection.local);
+    let delivered = Segment { from, to, sequence, acknowledges, flags: ACK }.deliver();
+    let arrived = delivered.and_then(|()| until(|| Ok(socket::ioctl_int(fd, libc::TIOCOUTQ)? == 0)));
+    socket::set_int(fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)?;
+    arrived
+}
+
 /// The packets that a peer would have sent.
 fn tell(fd: BorrowedFd<'_>, connection: &Connection) -> std::io::Result<()> {
     let received = connection.receive_from.wrapping_add(connection.receive.length as u32);
@@ -57,22 +68,19 @@ fn tell(fd: BorrowedFd<'_>, connection: &Connection) -> std::io::Result<()> {
 
 fn expect_phase(fd: BorrowedFd<'_>, phase: Phase) -> std::io::Result<()> {
     let wanted = if phase == Phase::LastAck { Phase::CloseWait } else { phase };
-    expect(fd, |state| Phase::of_state(state) == Some(wanted))
+    until(|| Ok(Phase::of_state(super::tcp::Info::read(fd)?.state()) == Some(wanted)))
 }
 
 /// Loopback delivers before the call that sends returns, or a moment later when another CPU has the packet.
-fn expect(fd: BorrowedFd<'_>, wanted: impl Fn(u8) -> bool) -> std::io::Result<()> {
+fn until(arrived: impl Fn() -> std::io::Result<bool>) -> std::io::Result<()> {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(2);
-    loop {
-        let state = super::tcp::Info::read(fd)?.state();
-        if wanted(state) {
-            return Ok(());
-        }
+    while !arrived()? {
         if std::time::Instant::now() > deadline {
-            return Err(std::io::Error::other(format!("the connection is in state {state} and stays there")));
+            return Err(std::io::Error::other("a packet over loopback did not arrive; is it filtered?"));
         }
         std::thread::yield_now();
     }
+    Ok(())
 }
 
 fn close_second(fd: BorrowedFd<'_>, connection: &Connection) -> std::io::Result<()> {
@@ -133,7 +141,7 @@ fn end_with(fd: BorrowedFd<'_>, family: i32, reset: bool, unread: &[u8]) -> std:
         let sequence = segment.sequence.wrapping_add(1);
         Segment { sequence, acknowledges: first.wrapping_add(1), ..segment }.deliver()?;
     }
-    expect(fd, |state| state == super::tcp::CLOSE)?;
+    until(|| Ok(super::tcp::Info::read(fd)?.state() == super::tcp::CLOSE))?;
     socket::set_int(fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)?;
     tcp_repair::leave_repair(fd, true)
 }

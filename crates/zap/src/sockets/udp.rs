@@ -34,18 +34,6 @@ const UDP: &[Name] = &[
     (libc::IPPROTO_UDP, UDP_GRO),
 ];
 
-const MULTICAST4: &[Name] = &[
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
-];
-
-const MULTICAST6: &[Name] = &[
-    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
-    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
-    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
-];
-
 /// A UDP socket.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UdpState {
@@ -97,8 +85,8 @@ impl FileKind for Udp {
         let fd = descriptor.as_fd();
         let get = |level, name| socket::get_int(fd, level, name).capturing("reading an option", descriptor.object());
         let (family, protocol) = (get(libc::SOL_SOCKET, libc::SO_DOMAIN)?, get(libc::SOL_SOCKET, libc::SO_PROTOCOL)?);
-        let v6: &[&[Name]] = if family == libc::AF_INET6 { &[common::IPV6, MULTICAST6] } else { &[] };
-        let options = SocketOptions::capture(descriptor, &[&[UDP, common::IPV4, MULTICAST4], v6].concat())?;
+        let v6: &[&[Name]] = if family == libc::AF_INET6 { &[common::IPV6, common::DATAGRAM6] } else { &[] };
+        let options = SocketOptions::capture(descriptor, &[&[UDP, common::DATAGRAM, common::IPV4, common::DATAGRAM4], v6].concat())?;
         if options.number((libc::IPPROTO_UDP, UDP_CORK)).is_some_and(|v| v != 0) {
             return Err(descriptor.refuse("is corked (UDP_CORK); what it holds back cannot be read"));
         }

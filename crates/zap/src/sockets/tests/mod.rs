@@ -8,7 +8,7 @@ mod unix;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use crate::files::{FileState, connect_all, finish, intern_file, open_all, settle_all};
+use crate::files::{FileState, awaken_all, connect_all, finish, intern_file, open_all, settle_all};
 use crate::ids::{FileId, HostPid};
 use crate::image::{DataSink, ImageReader};
 use crate::look::{Console, Look};
@@ -73,6 +73,7 @@ fn rebuild(captured: &Captured) -> Vec<OwnedFd> {
     connect_all(&mut rebuild, &captured.states).unwrap();
     let files = rebuild.into_files();
     settle_all(&captured.states, &|id| files[&id].try_clone(), &|_| None).unwrap();
+    awaken_all(&captured.states, &|id| files[&id].try_clone()).unwrap();
     captured.ids.iter().map(|id| files[id].try_clone().unwrap()).collect()
 }
 

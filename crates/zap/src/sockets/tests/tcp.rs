@@ -249,3 +249,76 @@ fn listener_and_connections_share_a_port_in_any_order() {
         TcpStream::connect(address).unwrap();
     });
 }
+
+/// A namespace that stays when the test's thread has left it.
+struct Peer(std::process::Child);
+
+impl Peer {
+    /// A network namespace at the other end of a link: 10.9.0.2 there, 10.9.0.1 here.
+    fn new() -> Peer {
+        let child = std::process::Command::new("unshare").args(["-n", "sleep", "1000"]).spawn().unwrap();
+        let pid = child.id();
+        let ours = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+        wait_until(|| std::fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|theirs| theirs != ours));
+        let peer = Peer(child);
+        ip(&format!("link add name here type veth peer name there netns {pid}"));
+        ip("addr add 10.9.0.1/24 dev here");
+        ip("link set here up");
+        peer.run("ip addr add 10.9.0.2/24 dev there");
+        peer.run("ip link set lo up");
+        peer.run("ip link set there up");
+        peer
+    }
+
+    fn run(&self, command: &str) {
+        let pid = self.0.id().to_string();
+        let status = std::process::Command::new("nsenter").args(["-t", &pid, "-n"]).args(command.split(' ')).status();
+        assert!(status.unwrap().success(), "{command}");
+    }
+
+    /// Runs something over there.
+    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.0.id())).unwrap();
+        std::thread::scope(|scope| {
+            let entered = || {
+                nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            };
+            scope.spawn(entered).join().unwrap()
+        })
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn what_was_lost_under_way_is_sent_again_soon() {
+    in_private_network(|| {
+        let peer = Peer::new();
+        let listener = TcpListener::bind("10.9.0.1:80").unwrap();
+        let mut client = peer.inside(|| TcpStream::connect("10.9.0.1:80").unwrap());
+        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        server.write_all(b"hello").unwrap();
+        client.read_exact(&mut [0; 5]).unwrap();
+        peer.run("ip link set there down");
+        let sent = stuff(&mut server);
+        let fds: Vec<OwnedFd> = vec![server.into(), listener.into()];
+        let captured = capture(&fds.iter().collect::<Vec<_>>());
+        // As the pod ends: without a packet.
+        socket::set_int(&fds[0], libc::IPPROTO_TCP, libc::TCP_REPAIR, 1).unwrap();
+        drop(fds);
+        peer.run("ip link set there up");
+        let started = std::time::Instant::now();
+        let _again = rebuild(&captured);
+        let mut received = vec![0; sent.len()];
+        client.read_exact(&mut received).unwrap();
+        assert!(received == sent, "the bytes differ");
+        eprintln!("{} bytes arrived after {:?}", sent.len(), started.elapsed());
+    });
+}
