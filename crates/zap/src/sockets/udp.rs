@@ -86,7 +86,10 @@ impl FileKind for Udp {
         let get = |level, name| socket::get_int(fd, level, name).capturing("reading an option", descriptor.object());
         let (family, protocol) = (get(libc::SOL_SOCKET, libc::SO_DOMAIN)?, get(libc::SOL_SOCKET, libc::SO_PROTOCOL)?);
         let v6: &[&[Name]] = if family == libc::AF_INET6 { &[common::IPV6, common::DATAGRAM6] } else { &[] };
-        let options = SocketOptions::capture(descriptor, &[&[UDP, common::DATAGRAM, common::IPV4, common::DATAGRAM4], v6].concat())?;
+        let options = SocketOptions::capture(
+            descriptor,
+            &[&[UDP, common::DATAGRAM, common::IPV4, common::DATAGRAM4], v6].concat(),
+        )?;
         if options.number((libc::IPPROTO_UDP, UDP_CORK)).is_some_and(|v| v != 0) {
             return Err(descriptor.refuse("is corked (UDP_CORK); what it holds back cannot be read"));
         }
