@@ -179,6 +179,7 @@ impl Checkpoint<'_> {
         let pod = &*self.pod;
         let population = discover::discover(pod.init, &pod.cgroup.pids()?).map_err(|e| refused(pod, e))?;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
+        look.upper = pod.upper();
         population.live.iter().try_for_each(|found| capture::check(&mut look, found)).map_err(|e| refused(pod, e))
     }
 
@@ -221,6 +222,7 @@ impl Checkpoint<'_> {
         let _hush = pod.hush_console();
         let console = pod.console().map_err(|e| unexpected("the console", &e))?;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, console, self.options.carry_files);
+        look.upper = pod.upper();
         let (answers, descriptors) = look_at_processes(&mut look, held)?;
         self.clock.lap("look");
         let processes = capture_memory(&mut look, held, answers, descriptors)?;

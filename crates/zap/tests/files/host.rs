@@ -65,8 +65,8 @@ impl Host {
     pub(crate) fn must_be_content(&self, pod: &str) {
         let told = self.run(&["exec", pod, "/bin/touch", "/tmp/go"]);
         let ended = self.run(&["wait", pod]);
-        let said = String::from_utf8_lossy(&told.stderr).into_owned();
-        assert!(ended.status.success(), "{pod} {said}: {}", self.must(&["logs", pod]));
+        let said = [told.stderr, ended.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        assert!(ended.status.success(), "{pod} {:?} {said:?}: {}", ended.status.code(), self.must(&["logs", pod]));
     }
 }
 
