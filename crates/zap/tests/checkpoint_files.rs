@@ -85,7 +85,7 @@ fn console_of_pipes() {
 /// What cannot be checkpointed is refused by its name, with exit code 3, and the pod runs on.
 fn refuses(probe: &str, word: &str) {
     let host = Host::new();
-    host.start_probe(probe, &["--seccomp", "unconfined"]);
+    host.start_probe(probe, &["--seccomp", "unconfined", "--cap-add", "all"]);
     let image = host.image();
     let refused = host.run(&["checkpoint", "probe", "-o", image.to_str().unwrap()]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();

@@ -121,6 +121,7 @@ mod tests {
         assert_eq!(read(&again[1], &mut buffer).unwrap(), 7);
         assert_eq!(&buffer[..7], b"waiting");
         drop((to, again));
+        crate::files::testing::wait_for_hangup(&from);
         assert_eq!(read(&from, &mut buffer).unwrap(), 0);
     }
 

@@ -194,7 +194,7 @@ fn end(pipe: &mut Rebuilt, flags: i32) -> nix::Result<OwnedFd> {
 }
 
 /// `O_LARGEFILE` as the kernel shows it: every file that was opened by a path has it, a born end of a pipe has not.
-const LARGE_FILE: i32 = 0o100000;
+pub(super) const LARGE_FILE: i32 = 0o100000;
 
 #[cfg(test)]
 mod tests {
@@ -241,6 +241,7 @@ mod tests {
         let (_, _, again) = round_trip(&[&from], Console::None);
         let mut buffer = [0; 9];
         assert_eq!(read(&again[0], &mut buffer).unwrap(), 4);
+        crate::files::testing::wait_for_hangup(&again[0]);
         assert_eq!(read(&again[0], &mut buffer).unwrap(), 0);
     }
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use super::terminal::{self, TerminalState, slave_path};
-use super::{Descriptor, FileKind, decoded, reopen};
+use super::{Descriptor, FileKind, decoded, pipe, reopen};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::ids::FileId;
 use crate::image::encode;
@@ -102,7 +102,8 @@ impl FileKind for Pty {
         };
         // A slave whose master is gone answers nothing any more.
         let exclusive = calls::ask(descriptor, Ask::Exclusive).is_ok_and(|e| e != 0);
-        let (path, flags) = (descriptor.link.clone(), descriptor.flags());
+        let flags = crate::sys::descriptor::flags(descriptor).capturing("reading the flags", object())?;
+        let path = descriptor.link.clone();
         Ok(encode(&PtyState { index, path, flags, end, exclusive, terminal }))
     }
 
@@ -124,7 +125,7 @@ impl FileKind for Pty {
                 Ok(master)
             }
             End::Slave { console } => {
-                let file = open_slave(&state).rebuilding("opening", shown())?;
+                let file = open_slave(master, &state).rebuilding("opening", shown())?;
                 if console && rebuild.console_master.is_none() {
                     let master = rebuild.object::<Ptys>("ptys", 0).and_then(|p| p.masters.get(&state.index));
                     let master = master.map(OwnedFd::try_clone).transpose().rebuilding("copying", shown())?;
@@ -175,7 +176,11 @@ fn allocate<'r>(rebuild: &'r mut Rebuild<'_>, index: u32) -> Result<&'r mut Ptys
     Ok(ptys)
 }
 
-fn open_slave(state: &PtyState) -> std::io::Result<OwnedFd> {
+fn open_slave(master: &OwnedFd, state: &PtyState) -> std::io::Result<OwnedFd> {
+    // One that was not opened by a path shows it, here as in a pipe.
+    if state.flags & pipe::LARGE_FILE == 0 {
+        return calls::peer(master, state.flags);
+    }
     let slave = reopen::path(slave_path(state.index), state.flags)?;
     if state.path != b"/dev/tty" {
         return Ok(slave);
@@ -281,6 +286,7 @@ mod tests {
             let captured = captured(&[&slave], Console::None);
             fresh_devpts();
             let (again, _) = rebuilt(captured);
+            crate::files::testing::wait_for_hangup(&again[0]);
             assert_eq!(write(&again[0], b"x").unwrap_err(), nix::Error::EIO);
         });
     }

@@ -61,3 +61,10 @@ pub(crate) fn round_trip(files: &[&OwnedFd], console: Console) -> (Vec<FileId>, 
     let (ids, states) = (captured.ids.clone(), captured.states.clone());
     (ids, states, rebuilt(captured).0)
 }
+
+/// Waits until nobody has the other end: a child that another test has just forked may, for a moment.
+pub(crate) fn wait_for_hangup(file: &OwnedFd) {
+    use nix::poll::{PollFd, PollFlags, poll};
+    let mut ends = [PollFd::new(std::os::fd::AsFd::as_fd(file), PollFlags::empty())];
+    assert_eq!(poll(&mut ends, 10_000u16).unwrap(), 1);
+}

@@ -93,31 +93,58 @@ pub struct Watch<'f> {
     pub data: u64,
 }
 
-/// Adds watches to an epoll, each under its own number whatever that number is here: it is done by a thread that has a
-/// descriptor table of its own meanwhile.
+/// Adds watches to an epoll, each under its own number whatever that number is here: it is done by a child that has a
+/// copy of our descriptor table. (A child, not a thread: of a child it is known when its ID is free again.)
 pub fn watch(epoll: BorrowedFd<'_>, watches: &[Watch<'_>]) -> io::Result<()> {
-    let above = watches.iter().map(|w| w.number).max().unwrap_or(0) + 1;
-    let work = || -> io::Result<()> {
-        // SAFETY: numbers only. From here on, the descriptor table of this thread is nobody else's.
-        check(unsafe { libc::unshare(libc::CLONE_FILES) } as libc::c_long)?;
-        let lift = |fd: BorrowedFd<'_>| {
-            // SAFETY: numbers only; the copy goes with the table when the thread ends.
-            check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above) } as libc::c_long)
+    if watches.is_empty() {
+        return Ok(());
+    }
+    let mut lifted = vec![0; watches.len()];
+    // SAFETY: without CLONE_VM the child has its own copy of memory, as after fork; it makes system calls only.
+    let child = check(unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) })? as i32;
+    if child == 0 {
+        let errno = match watch_by_number(epoll, watches, &mut lifted) {
+            Ok(()) => 0,
+            Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
         };
-        let epoll = lift(epoll)? as i32;
-        let files = watches.iter().map(|w| lift(w.file)).collect::<io::Result<Vec<_>>>()?;
-        for (watch, file) in watches.iter().zip(files) {
-            let mut event = libc::epoll_event { events: watch.events, u64: watch.data };
-            // SAFETY: the number that is replaced is one of this thread's own table, which no owner of a descriptor sees.
-            check(unsafe { libc::dup3(file as i32, watch.number, libc::O_CLOEXEC) } as libc::c_long)?;
-            // SAFETY: the kernel reads one epoll_event that outlives the call.
-            let added = unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, watch.number, &raw mut event) };
-            check(added as libc::c_long)?;
+        // SAFETY: ends the child, and runs nothing of ours.
+        unsafe { libc::_exit(errno) };
+    }
+    let mut status = 0;
+    // SAFETY: the child is ours, and nobody else waits for it; the kernel fills one int.
+    while unsafe { libc::waitpid(child, &raw mut status, 0) } < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
         }
-        Ok(())
+    }
+    match libc::WEXITSTATUS(status) {
+        0 if libc::WIFEXITED(status) => Ok(()),
+        errno if libc::WIFEXITED(status) => Err(io::Error::from_raw_os_error(errno)),
+        _ => Err(io::Error::other("the child that registers watches died")),
+    }
+}
+
+/// The work of the child of [`watch`]: system calls only, no memory is allocated.
+fn watch_by_number(epoll: BorrowedFd<'_>, watches: &[Watch<'_>], lifted: &mut [i32]) -> io::Result<()> {
+    let above = watches.iter().map(|w| w.number).max().unwrap_or(0) + 1;
+    let lift = |fd: BorrowedFd<'_>| {
+        // SAFETY: numbers only; the copy goes with the child.
+        check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above) } as libc::c_long)
     };
-    let joined = std::thread::scope(|scope| scope.spawn(work).join());
-    joined.unwrap_or_else(|_| Err(io::Error::other("the thread that registers watches died")))
+    let epoll = lift(epoll)? as i32;
+    for (file, watch) in lifted.iter_mut().zip(watches) {
+        *file = lift(watch.file)? as i32;
+    }
+    for (watch, file) in watches.iter().zip(lifted) {
+        let mut event = libc::epoll_event { events: watch.events, u64: watch.data };
+        // SAFETY: the number that is replaced is one of the child's own table, which no owner of a descriptor sees.
+        check(unsafe { libc::dup3(*file, watch.number, libc::O_CLOEXEC) } as libc::c_long)?;
+        // SAFETY: the kernel reads one epoll_event that outlives the call.
+        let added = unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, watch.number, &raw mut event) };
+        check(added as libc::c_long)?;
+    }
+    Ok(())
 }
 
 /// Takes up to `most` events that are ready out of an epoll, without waiting.

@@ -120,6 +120,19 @@ pub fn set_window(terminal: impl AsFd, window: [u16; 4]) -> io::Result<()> {
     check(unsafe { libc::ioctl(fd, libc::TIOCSWINSZ, window.as_ptr()) } as libc::c_long).map(drop)
 }
 
+/// Opens a master's slave by the master alone (`TIOCGPTPEER`). Of this call alone the kernel keeps even `O_CLOEXEC` among
+/// the status flags, so it is set afterwards, on the number.
+pub fn peer(master: impl AsFd, flags: i32) -> io::Result<OwnedFd> {
+    let (master, flags) = (master.as_fd().as_raw_fd(), flags & !libc::O_ASYNC | libc::O_NOCTTY);
+    // SAFETY: the request takes a number; on success the result is a fresh descriptor that nobody else owns.
+    let fd = check(unsafe { libc::ioctl(master, libc::TIOCGPTPEER, flags) } as libc::c_long)?;
+    // SAFETY: as above.
+    let slave = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    // SAFETY: numbers only.
+    check(unsafe { libc::fcntl(slave.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) } as libc::c_long)?;
+    Ok(slave)
+}
+
 /// Opens `/dev/tty` so that it means `slave`: what that name means is a matter of the opener's session, so a child that
 /// shares our descriptor table starts a session, opens it for us, and gives the terminal up again.
 pub fn open_as_controlling(slave: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {

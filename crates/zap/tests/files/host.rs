@@ -56,17 +56,29 @@ impl Host {
         let path = format!("/tmp/{file}");
         while !self.run(&["exec", pod, "/bin/test", "-e", &path]).status.success() {
             let state = self.must(&["ls"]);
-            let log = || self.must(&["logs", pod]);
-            assert!(!state.contains("stopped") && begun.elapsed() < PATIENCE, "no {path}: {state}{}", log());
+                assert!(!state.contains("stopped") && begun.elapsed() < PATIENCE, "no {path}: {state}{}", self.log(pod));
         }
     }
 
     /// Lets the probe of a pod look at what it has, and expects it to be content.
     pub(crate) fn must_be_content(&self, pod: &str) {
-        let told = self.run(&["exec", pod, "/bin/touch", "/tmp/go"]);
-        let ended = self.run(&["wait", pod]);
-        let said = [told.stderr, ended.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        assert!(ended.status.success(), "{pod} {:?} {said:?}: {}", ended.status.code(), self.must(&["logs", pod]));
+        self.must(&["exec", pod, "/bin/touch", "/tmp/go"]);
+        let begun = Instant::now();
+        let code = loop {
+            let listed = self.must(&["ls", "--json"]);
+            let pods: Vec<serde_json::Value> = serde_json::from_str(&listed).unwrap();
+            match pods.iter().find(|p| p["name"] == pod) {
+                Some(ended) if ended["state"] == "stopped" => break ended["exit_code"].clone(),
+                _ => assert!(begun.elapsed() < PATIENCE, "{pod} does not end: {listed}"),
+            }
+        };
+        assert_eq!(code, 0, "{pod}: {}", self.log(pod));
+    }
+
+    /// What a pod said, stdout and stderr.
+    pub(crate) fn log(&self, pod: &str) -> String {
+        let said = self.run(&["logs", pod]);
+        [said.stdout, said.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat()
     }
 }
 

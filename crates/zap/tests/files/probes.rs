@@ -207,6 +207,7 @@ fn packets_in_a_pipe() -> Check {
         assert_eq!(read(&from, &mut buffer).unwrap(), 3);
         assert_eq!(read(&from, &mut buffer).unwrap(), 5);
         assert_eq!(read(&from, &mut buffer), Err(nix::Error::EAGAIN));
+        drop(to);
     })
 }
 
@@ -257,7 +258,7 @@ fn eventfd() -> Check {
 
 fn epoll() -> Check {
     let (from, to) = pipe2(OFlag::O_NONBLOCK).unwrap();
-    let (idle, _idle) = pipe2(OFlag::O_NONBLOCK).unwrap();
+    let (idle, its_end) = pipe2(OFlag::O_NONBLOCK).unwrap();
     let epoll = Epoll::new(EpollCreateFlags::empty()).unwrap();
     let outer = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
     epoll.add(&from, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 41)).unwrap();
@@ -284,6 +285,7 @@ fn epoll() -> Check {
     let before = watched(&epoll);
     assert!(before.iter().any(|l| l.contains(&format!("tfd: {number} "))));
     Box::new(move || {
+        let _open = (&from, &idle, &its_end);
         assert_eq!(watched(&epoll), before);
         assert_eq!(ready(&epoll), [] as [u64; 0]);
         write(&to, b"x").unwrap();
