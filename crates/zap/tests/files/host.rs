@@ -56,7 +56,7 @@ impl Host {
         let path = format!("/tmp/{file}");
         while !self.run(&["exec", pod, "/bin/test", "-e", &path]).status.success() {
             let state = self.must(&["ls"]);
-                assert!(!state.contains("stopped") && begun.elapsed() < PATIENCE, "no {path}: {state}{}", self.log(pod));
+            assert!(!state.contains("stopped") && begun.elapsed() < PATIENCE, "no {path}: {state}{}", self.log(pod));
         }
     }
 

@@ -113,7 +113,8 @@ fn shared_offset() -> Check {
 }
 
 fn unlinked_file() -> Check {
-    let mut file = OpenOptions::new().create(true).truncate(true).read(true).write(true).mode(0o604).open("/tmp/x").unwrap();
+    let mut file =
+        OpenOptions::new().create(true).truncate(true).read(true).write(true).mode(0o604).open("/tmp/x").unwrap();
     let reader = File::open("/tmp/x").unwrap();
     file.write_all(b"kept").unwrap();
     fs::remove_file("/tmp/x").unwrap();
