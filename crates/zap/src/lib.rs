@@ -11,6 +11,7 @@ pub mod files;
 pub mod ids;
 pub mod image;
 pub mod ipc;
+pub mod layer;
 pub mod look;
 pub mod memory;
 pub mod monitor;
