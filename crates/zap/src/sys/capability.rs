@@ -33,10 +33,9 @@ pub fn confine(set: u64) -> io::Result<()> {
             other => other?,
         };
     }
+    let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL as u64;
     // SAFETY: as above.
-    check(
-        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0u64, 0u64, 0u64) }.into(),
-    )?;
+    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, clear, 0u64, 0u64, 0u64) }.into())?;
     let (low, high) = (set as u32, (set >> 32) as u32);
     let had = current()?;
     let keep =

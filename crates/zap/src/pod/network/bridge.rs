@@ -7,7 +7,7 @@ use super::lease::{ipv6_of, leased, mac_of};
 use super::links::{self, FarEnd, Link};
 use super::netlink::{Batch, Channel};
 use super::way_out::{self, WayOut};
-use super::{NetworkError, kernel};
+use super::{NetworkError, kernel, open};
 use crate::pod::host_config::HostConfig;
 
 /// The mark at the beginning of the alias of what is ours.
@@ -56,17 +56,17 @@ pub(super) fn ensure(config: &HostConfig, channel: &Channel) -> Result<u32, Netw
     match find(config, &links) {
         Some(bridge) if bridge.up => return Ok(bridge.index),
         // One of ours that is down is what a maker who was killed has left.
-        Some(bridge) if Undo::from_alias(&bridge.alias).is_some() || bridge.alias.is_empty() => {
-            remove(config, channel, &links, None)?;
-        }
+        Some(bridge) if Undo::from_alias(&bridge.alias).is_some() => remove(config, &links, None)?,
         Some(_) => return Err(NetworkError::Lacks(format!("the bridge {}: it is switched off", config.bridge))),
         None => {}
     }
     let uplink = config.uplink.as_deref().map(|name| usable_uplink(&links, name)).transpose()?;
     make(config, channel, uplink).inspect_err(|_| {
-        if let Ok(links) = list(channel) {
-            let _ = remove(config, channel, &links, None);
-        }
+        let _ = list(channel).and_then(|links| remove(config, &links, None));
+        // All that there is if it was the bridge that could not be made.
+        let mut batch = Batch::default();
+        links::delete(&mut batch, &keeper(config)[0]);
+        let _ = channel.run(&batch);
     })
 }
 
@@ -86,7 +86,7 @@ pub(super) fn remove_if_idle(config: &HostConfig, channel: &Channel, last: Optio
     if links.iter().any(|l| is_pod(&l)) {
         return Ok(false);
     }
-    remove(config, channel, &links, last).map(|()| true)
+    remove(config, &links, last).map(|()| true)
 }
 
 /// Prepares the host for published ports: they need forwarding, and packets of its loopback addresses on the bridge if
@@ -128,13 +128,14 @@ fn make(config: &HostConfig, channel: &Channel, uplink: Option<&Link>) -> Result
         uplink: uplink.filter(|l| !l.up).map(|l| l.name.clone()),
     };
     let mut batch = Batch::default();
+    add_keeper(config, &mut batch);
     links::add_bridge(&mut batch, name, mac_of(config.address.address));
     links::set_alias(&mut batch, name, &undo.to_alias());
     channel.run(&batch)?;
     let links = list(channel)?;
     let index = find(config, &links).map_or(0, |l| l.index);
     let mut batch = Batch::default();
-    add_keeper(config, &mut batch, index);
+    links::set_master(&mut batch, &keeper(config)[0], index);
     if let Some(uplink) = uplink {
         links::set_master(&mut batch, &uplink.name, index);
         links::set_up(&mut batch, &uplink.name);
@@ -150,11 +151,13 @@ fn make(config: &HostConfig, channel: &Channel, uplink: Option<&Link>) -> Result
     Ok(index)
 }
 
-/// Gives the bridge a port that is always open. Without one, blocking the only pod takes the carrier from the bridge, and
-/// the kernel then forgets the host's neighbours and holds the lock on links for many milliseconds.
-fn add_keeper(config: &HostConfig, batch: &mut Batch, bridge: u32) {
+/// Makes a port for the bridge that is always open. Without one, blocking the only pod takes the carrier from the bridge,
+/// and the kernel then forgets the host's neighbours and holds the lock on links for many milliseconds.
+///
+/// It is made before the bridge, so that the kernel also removes it before: removing a bridge is what takes long.
+fn add_keeper(config: &HostConfig, batch: &mut Batch) {
     let [near, far] = keeper(config);
-    links::add_veth(batch, &near, 0, bridge, &FarEnd { name: &far, index: 0, mac: None, namespace: None });
+    links::add_veth(batch, &near, 0, None, &FarEnd { name: &far, index: 0, mac: None, namespace: None });
     links::set_up(batch, &near);
     links::set_up(batch, &far);
 }
@@ -172,7 +175,7 @@ fn usable_uplink<'a>(links: &'a [Link], name: &str) -> Result<&'a Link, NetworkE
     }
 }
 
-fn remove(config: &HostConfig, channel: &Channel, links: &[Link], last: Option<&str>) -> Result<(), NetworkError> {
+fn remove(config: &HostConfig, links: &[Link], last: Option<&str>) -> Result<(), NetworkError> {
     let Some(bridge) = find(config, links) else { return Ok(()) };
     let undo = Undo::from_alias(&bridge.alias).unwrap_or_default();
     way_out::close(config, undo.forward4, undo.forward6, undo.guard)?;
@@ -193,7 +196,8 @@ fn remove(config: &HostConfig, channel: &Channel, links: &[Link], last: Option<&
         batch.optional();
     }
     links::delete_group(&mut batch, group);
-    Ok(channel.run(&batch)?)
+    let first = links.iter().find(|l| l.name == near).unwrap_or(bridge).index;
+    Ok(open()?.remove(batch, first)?)
 }
 
 #[cfg(test)]

@@ -284,7 +284,7 @@ impl Rule {
     }
 
     /// If it is for an address of the host itself.
-    pub(super) fn to_this_host(self) -> Rule {
+    pub(super) fn for_this_host(self) -> Rule {
         const RESULT_ADDRESS_TYPE: u32 = 3;
         const LOOK_AT_DESTINATION: u32 = 1 << 1;
         let loaded = self.expression("fib", |e| {

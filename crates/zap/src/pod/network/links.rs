@@ -65,10 +65,14 @@ pub(super) fn add_bridge(batch: &mut Batch, name: &str, mac: [u8; 6]) {
     });
 }
 
-/// Makes a veth: our end a port of the bridge `master`, the far end where it says.
-pub(super) fn add_veth(batch: &mut Batch, name: &str, index: u32, master: u32, far: &FarEnd<'_>) {
+/// Makes a veth: our end a port of the bridge `master`, if there is one, the far end where it says.
+pub(super) fn add_veth(batch: &mut Batch, name: &str, index: u32, master: Option<u32>, far: &FarEnd<'_>) {
     batch.push(("making the link", name), (libc::RTM_NEWLINK, CREATE), &link_header(index, 0, 0), |link| {
-        link.put_str(libc::IFLA_IFNAME, name).put_u32(libc::IFLA_MASTER, master).nest(libc::IFLA_LINKINFO, |info| {
+        link.put_str(libc::IFLA_IFNAME, name);
+        if let Some(master) = master {
+            link.put_u32(libc::IFLA_MASTER, master);
+        }
+        link.nest(libc::IFLA_LINKINFO, |info| {
             info.put_str(libc::IFLA_INFO_KIND, "veth").nest(libc::IFLA_INFO_DATA, |data| {
                 data.nest_after(VETH_INFO_PEER, &link_header(far.index, 0, 0), |peer| far.fill(peer));
             });

@@ -152,7 +152,7 @@ impl Network {
         // The kernel takes an index for the far end only when it is given one for the near end.
         let next = links.last().map_or(1, |l| l.index) + 1;
         let mut batch = Batch::default();
-        links::add_veth(&mut batch, &link, next, bridge, &far);
+        links::add_veth(&mut batch, &link, next, Some(bridge), &far);
         links::set_alias(&mut batch, &link, &lease::link_alias(request.pod, outer.mac));
         links::set_up(&mut batch, &link);
         channel.run(&batch)?;
@@ -259,7 +259,7 @@ impl Network {
         }
         let mut batch = Batch::default();
         links::delete(&mut batch, &self.link);
-        match channel.run(&batch) {
+        match channel.remove(batch, self.index) {
             // The pod's last process ended, and the kernel has removed the link with the pod's namespace.
             Err(gone) if gone.source.raw_os_error() == Some(libc::ENODEV) => Ok(()),
             other => Ok(other?),

@@ -4,9 +4,11 @@
 //! on after one that failed.
 
 use std::io;
+use std::os::fd::AsFd;
 
-use netlink_sys::Socket;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::{Socket, SocketAddr};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 const HEADER: usize = 16;
 const NLMSG_ERROR: u16 = 2;
@@ -188,6 +190,45 @@ impl Channel {
         failed
     }
 
+    /// Carries out a batch that ends in the removal of links, until that of the link `index` is reported; the rest of
+    /// it goes on behind the scenes.
+    ///
+    /// By then the kernel lists none of them any more, and nothing passes them. What is left to it is waiting for readers of
+    /// the old lists, tens of milliseconds that nobody else has to wait for.
+    pub(super) fn remove(self, batch: Batch, index: u32) -> Result<(), Failed> {
+        let failed = |source| Failed { step: "removing", object: "links".to_owned(), source };
+        let news = Channel::news().map_err(failed)?;
+        let (done, at_end) = io::pipe().map_err(failed)?;
+        let running = std::thread::spawn(move || {
+            let _at_end = at_end;
+            self.run(&batch)
+        });
+        loop {
+            let mut ready =
+                [PollFd::new(news.0.as_fd(), PollFlags::POLLIN), PollFd::new(done.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut ready, PollTimeout::NONE) {
+                Err(nix::Error::EINTR) => continue,
+                other => other.map_err(|e| failed(e.into()))?,
+            };
+            if ready[1].any().unwrap_or(true) {
+                let panicked = || Err(failed(io::Error::other("the thread panicked")));
+                return running.join().unwrap_or_else(|_| panicked());
+            }
+            // Overrun (ENOBUFS) means that there was news.
+            match news.receive() {
+                Ok(Some(bytes)) if messages(&bytes).any(|m| m.removes(index)) => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+
+    /// What happens to links.
+    fn news() -> io::Result<Channel> {
+        let mut channel = Channel::route()?;
+        channel.0.bind(&SocketAddr::new(0, libc::RTMGRP_LINK as u32))?;
+        Ok(channel)
+    }
+
     /// Asks for one thing or a list (`flags` says), and returns the body of each answer.
     pub(super) fn ask(&self, kind: u16, flags: i32, header: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         let mut request = Vec::new();
@@ -223,6 +264,12 @@ struct Answer<'a> {
 }
 
 impl Answer<'_> {
+    /// Whether it reports that a link is gone, not only (as one of the bridge's family) that it has left its bridge.
+    fn removes(&self, index: u32) -> bool {
+        let named = self.body.get(4..8) == Some(&index.to_ne_bytes());
+        self.kind == libc::RTM_DELLINK && named && self.body[0] == libc::AF_UNSPEC as u8
+    }
+
     /// The error number of an acknowledgement, 0 for success.
     fn error(&self) -> Option<i32> {
         let code = self.body.get(..4)?.try_into().ok()?;

@@ -19,7 +19,7 @@ pub(super) fn bridge() -> io::Result<()> {
     channel.run(&batch)?;
     let bridge = links::list(&channel)?.iter().find(|l| l.name == BRIDGE).map_or(0, |l| l.index);
     let mut batch = Batch::default();
-    links::add_veth(&mut batch, LINK, 0, bridge, &FarEnd { name: "far", index: 0, mac: None, namespace: None });
+    links::add_veth(&mut batch, LINK, 0, Some(bridge), &FarEnd { name: "far", index: 0, mac: None, namespace: None });
     Ok(channel.run(&batch)?)
 }
 

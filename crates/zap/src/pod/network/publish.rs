@@ -110,7 +110,7 @@ fn for_port(port: &Publish, to: IpAddr) -> Rule {
     let here = match port.address {
         Some(IpAddr::V4(v4)) if !v4.is_unspecified() => family.has(Base::Network, 16, &v4.octets()),
         Some(IpAddr::V6(v6)) if !v6.is_unspecified() => family.has(Base::Network, 24, &v6.octets()),
-        _ => family.to_this_host(),
+        _ => family.for_this_host(),
     };
     here.transport(protocol(port)).has(Base::Transport, 2, &port.host_port.to_be_bytes())
 }
