@@ -1,6 +1,7 @@
 //! The descriptor table of a process: which number leads to which open file description.
 
-use std::os::fd::OwnedFd;
+use std::cmp::Ordering;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +9,7 @@ use super::{describe, intern_file, kind_of, regular};
 use crate::error::{CaptureError, Context};
 use crate::ids::FileId;
 use crate::look::{Look, Subject};
+use crate::sys::kcmp;
 use crate::sys::pidfd::PidFd;
 use crate::tracee::{Batch, Call, Results};
 
@@ -33,81 +35,96 @@ pub fn process_descriptors(
     pidfd: &PidFd,
 ) -> Result<Vec<DescriptorState>, CaptureError> {
     let mut found = Vec::new();
-    for (number, file) in copies(subject, pidfd)? {
-        let file = intern_file(look, subject, number, file)?;
+    walk(subject, &mut |number| {
+        let file = match inherited(look, subject, number) {
+            Some(file) => file,
+            None => match copy(subject, pidfd, number)? {
+                Some(copy) => intern_file(look, subject, number, copy)?,
+                None => return Ok(false),
+            },
+        };
         look.files.note(subject.host, number, file);
         found.push(DescriptorState { number, file, close_on_exec: false });
-    }
+        Ok(true)
+    })?;
     Ok(found)
+}
+
+/// The file behind a number that leads where it led in another process: most of what relatives have is the same, and to
+/// compare costs a third of copying.
+fn inherited(look: &Look<'_>, subject: &Subject, number: i32) -> Option<FileId> {
+    let (id, file) = look.files.latest(number)?;
+    let ours = std::process::id() as i32;
+    let same = kcmp::compare_files(subject.host.0, number, ours, file.as_raw_fd()).ok()?;
+    (same == Ordering::Equal).then_some(id)
 }
 
 /// Looks, while the pod runs, at every file of a process: refuses what cannot be captured, and does ahead what the hold
 /// would be long for. The process may close files or end meanwhile.
 pub fn check_all(look: &mut Look<'_>, subject: &Subject, pidfd: &PidFd) -> Result<(), CaptureError> {
-    let copies = match copies(subject, pidfd) {
-        Err(CaptureError::Vanished(_)) => return Ok(()),
-        other => other?,
-    };
-    for (number, file) in copies {
-        let descriptor = describe(subject, number, file)?;
+    let checked = walk(subject, &mut |number| {
+        let Some(copy) = copy(subject, pidfd, number)? else { return Ok(false) };
+        let descriptor = describe(subject, number, copy)?;
         let kind = kind_of(&descriptor)?;
         kind.check(&descriptor)?;
         if kind.name() == "regular" {
             regular::look_ahead(look, &descriptor)?;
         }
+        Ok(true)
+    });
+    match checked {
+        Err(CaptureError::Vanished(_)) => Ok(()),
+        other => other,
+    }
+}
+
+/// Visits every number of a process's table. The numbers are nearly always dense, and how many there are is known:
+/// trying number after number costs a twentieth of listing `/proc/PID/fd`. `visit` says whether a number is in use.
+fn walk(subject: &Subject, visit: &mut dyn FnMut(i32) -> Result<bool, CaptureError>) -> Result<(), CaptureError> {
+    let listed = std::fs::metadata(subject.host.proc("fd"));
+    let size = listed.map_err(|e| failed(subject, "counting", e))?.len() as usize;
+    let (mut number, mut open, mut misses) = (0, 0, 0);
+    while open < size && misses < MISSES {
+        match visit(number)? {
+            true => open += 1,
+            false => misses += 1,
+        }
+        number += 1;
+    }
+    if open < size {
+        for number in listed_from(subject, number).map_err(|e| failed(subject, "listing", e))? {
+            visit(number)?;
+        }
     }
     Ok(())
 }
 
-/// Copies of every file of a process. The numbers of a table are nearly always dense, and its size is known: asking for
-/// number after number costs a twentieth of listing `/proc/PID/fd`.
-fn copies(subject: &Subject, pidfd: &PidFd) -> Result<Vec<(i32, OwnedFd)>, CaptureError> {
-    let listed = std::fs::metadata(subject.host.proc("fd"));
-    let size = listed.map_err(|e| failed(subject, "counting", e))?.len() as usize;
-    let mut copies = Vec::with_capacity(size);
-    let (mut number, mut misses) = (0, 0);
-    while copies.len() < size && misses < MISSES {
-        match pidfd.get(number) {
-            Ok(file) => copies.push((number, file)),
-            Err(e) if e.raw_os_error() == Some(libc::EBADF) => misses += 1,
-            Err(e) => return Err(failed(subject, "copying", e)),
-        }
-        number += 1;
+/// A copy of a file of a process, if the number is in use.
+fn copy(subject: &Subject, pidfd: &PidFd, number: i32) -> Result<Option<OwnedFd>, CaptureError> {
+    match pidfd.get(number) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.raw_os_error() == Some(libc::EBADF) => Ok(None),
+        Err(e) => Err(failed(subject, "copying", e)),
     }
-    if copies.len() < size {
-        rest(subject, pidfd, number, &mut copies).map_err(|e| failed(subject, "listing", e))?;
-    }
-    Ok(copies)
 }
 
 fn failed(subject: &Subject, step: &'static str, source: std::io::Error) -> CaptureError {
+    let object = || format!("the files of process {} ({})", subject.pod, subject.command);
     match source.raw_os_error() {
         Some(libc::ESRCH | libc::ENOENT) => CaptureError::Vanished(subject.pod),
-        _ => CaptureError::Kernel {
-            step,
-            object: format!("the files of process {} ({})", subject.pod, subject.command),
-            source,
-        },
+        _ => CaptureError::Kernel { step, object: object(), source },
     }
 }
 
-/// The files from number `from` on, by the kernel's list.
-fn rest(subject: &Subject, pidfd: &PidFd, from: i32, copies: &mut Vec<(i32, OwnedFd)>) -> std::io::Result<()> {
+/// The numbers from `from` on, by the kernel's list.
+fn listed_from(subject: &Subject, from: i32) -> std::io::Result<Vec<i32>> {
     let mut numbers = Vec::new();
     for entry in std::fs::read_dir(subject.host.proc("fd"))? {
         let number = entry?.file_name().to_str().and_then(|n| n.parse().ok()).unwrap_or(-1);
         numbers.extend((number >= from).then_some(number));
     }
     numbers.sort_unstable();
-    for number in numbers {
-        match pidfd.get(number) {
-            Ok(file) => copies.push((number, file)),
-            // Closed since the list was made: the process runs.
-            Err(e) if e.raw_os_error() == Some(libc::EBADF) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
+    Ok(numbers)
 }
 
 /// Questions of a batch about the close-on-exec flags of descriptors.
@@ -140,4 +157,35 @@ pub fn read_close_on_exec(subject: &Subject, descriptors: &mut [DescriptorState]
         descriptor.close_on_exec = flags & libc::O_CLOEXEC != 0;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::testing::{spec, subject};
+    use crate::image::DataSink;
+    use crate::look::Console;
+
+    #[test]
+    fn finds_far_numbers_and_shared_files() {
+        let (from, to) = nix::unistd::pipe().unwrap();
+        let far = nix::fcntl::fcntl(&from, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(900)).unwrap();
+        let (spec, mut sink, subject) = (spec(), DataSink::default(), subject());
+        let pidfd = PidFd::open(subject.host).unwrap();
+        let mut look = Look::new(&spec, subject.host, &mut sink, Console::None, false);
+        let mut seen = Vec::new();
+        // The files of the test's own process are anything; only the numbers are looked at.
+        walk(&subject, &mut |number| {
+            let copy = copy(&subject, &pidfd, number)?;
+            seen.extend(copy.is_some().then_some(number));
+            Ok(copy.is_some())
+        })
+        .unwrap();
+        assert!([from.as_raw_fd(), to.as_raw_fd(), far].iter().all(|n| seen.contains(n)));
+        let id = intern_file(&mut look, &subject, far, from.try_clone().unwrap()).unwrap();
+        look.files.note(subject.host, far, id);
+        assert_eq!(inherited(&look, &subject, far), Some(id));
+        assert_eq!(inherited(&look, &subject, to.as_raw_fd()), None);
+        nix::unistd::close(far).unwrap();
+    }
 }

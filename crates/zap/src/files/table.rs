@@ -23,6 +23,8 @@ pub struct FileTable {
     late: Vec<(FileId, &'static dyn FileKind, Descriptor)>,
     /// What the descriptors of the processes led to, by process and number.
     numbers: HashMap<(HostPid, i32), FileId>,
+    /// What a number led to in the process that was looked at last.
+    latest: HashMap<i32, FileId>,
     /// The mounts of the pod, read when first asked for.
     pub(super) mounts: Mounts,
 }
@@ -62,6 +64,13 @@ impl FileTable {
     /// Notes where a number of a process leads to.
     pub(super) fn note(&mut self, process: HostPid, number: i32, id: FileId) {
         self.numbers.insert((process, number), id);
+        self.latest.insert(number, id);
+    }
+
+    /// The description that a number led to in the process that was looked at last, with our copy.
+    pub(super) fn latest(&self, number: i32) -> Option<(FileId, &Arc<OwnedFd>)> {
+        let id = *self.latest.get(&number)?;
+        Some((id, self.file(id)?))
     }
 
     /// Every description of an inode that was met.
