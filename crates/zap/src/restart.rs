@@ -138,6 +138,11 @@ pub fn restart(store: Store, options: &Options) -> Result<(LivePod, Stats), Rest
     Ok((pod, Stats { total_us, phases, name, address }))
 }
 
+/// Says whether an image could be restarted here; changes nothing.
+pub fn verify(options: &Options) -> Result<(), RestartError> {
+    Image::read(options).map(drop)
+}
+
 /// An image, read and verified.
 struct Image {
     reader: ImageReader,

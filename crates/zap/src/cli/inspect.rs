@@ -1,23 +1,29 @@
 //! `zap inspect`.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::ls::{Row, current};
-use super::{options, print, print_json, ps};
+use super::{options, print, print_json, ps, usage};
+use crate::image::ImageReader;
 use crate::monitor::protocol::Failure;
 use crate::pod::processes::{self, Process};
 use crate::pod::registry::Record;
 use crate::pod::{PodState, Store, capabilities};
+use crate::record::PodRecord;
+use crate::restart::RestartError;
 
-/// Print everything known of a pod
+/// Print everything known of a pod or an image
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Print one JSON document
     #[arg(long)]
     json: bool,
-    /// The pod
-    #[arg(value_parser = options::pod_name)]
-    pod: String,
+    /// The pod, or the path of an image
+    #[arg(value_name = "POD|IMAGE")]
+    target: String,
 }
 
 #[derive(Serialize)]
@@ -31,18 +37,63 @@ struct Details<'a> {
 }
 
 pub(super) fn run(store: &Store, args: &Args) -> Result<u8, Failure> {
-    let record = current(store, &args.pod)?;
+    let is_pod = options::pod_name(&args.target).is_ok_and(|name| store.pod_dir(&name).exists());
+    match Path::new(&args.target).is_dir() && !is_pod || args.target.contains('/') {
+        true => image(Path::new(&args.target), args.json)?,
+        false => pod(store, &options::pod_name(&args.target).map_err(usage)?, args.json)?,
+    }
+    Ok(0)
+}
+
+fn pod(store: &Store, name: &str, json: bool) -> Result<(), Failure> {
+    let record = current(store, name)?;
     let process_list = match record.state {
         PodState::Stopped => Vec::new(),
         _ => processes::list(&record.cgroup)?,
     };
-    if args.json {
+    if json {
         let capability_names = record.spec.capabilities.iter().map(|n| capabilities::name(*n)).collect();
         print_json(&Details { row: Row::of(&record), record: &record, capability_names, process_list })?;
     } else {
         print(&describe(&record, &process_list))?;
     }
-    Ok(0)
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Part {
+    name: String,
+    stored_bytes: u64,
+    bytes: u64,
+}
+
+/// What an image says of itself, the pod that it holds, and how big its parts are.
+fn image(path: &Path, json: bool) -> Result<(), Failure> {
+    let reader = ImageReader::open(path).map_err(RestartError::from)?;
+    let holds: PodRecord = reader.one("pod").map_err(RestartError::from)?;
+    let part = |(name, stored_bytes, bytes): (&str, u64, u64)| Part { name: name.to_owned(), stored_bytes, bytes };
+    let parts: Vec<Part> = reader.parts().map(part).collect();
+    let mut records = BTreeMap::<String, usize>::new();
+    reader.contents().for_each(|(kind, version, _)| *records.entry(format!("{kind}/{version}")).or_default() += 1);
+    if json {
+        let (id, facts) = (reader.id(), reader.facts());
+        let compression = format!("{:?}", reader.compression()).to_lowercase();
+        return print_json(&serde_json::json!({
+            "id": id, "facts": facts, "compression": compression, "parts": parts, "records": records,
+            "spec": holds.spec, "main": holds.main,
+        }));
+    }
+    let mut text = format!("{:18} {}\n{:18} {:?}\n", "Content", reader.id(), "Compression", reader.compression());
+    for (name, value) in reader.facts().as_object().into_iter().flatten() {
+        text.push_str(&format!("{name:18} {value}\n"));
+    }
+    for part in &parts {
+        text.push_str(&format!("{:18} {} bytes, {} on disk\n", part.name, part.bytes, part.stored_bytes));
+    }
+    for (kind, count) in &records {
+        text.push_str(&format!("{kind:18} {count} records\n"));
+    }
+    print(&text)
 }
 
 fn describe(record: &Record, list: &[Process]) -> String {

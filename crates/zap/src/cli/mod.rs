@@ -17,6 +17,7 @@ mod rm;
 mod run;
 mod stop;
 mod suspend;
+mod verify;
 mod wait;
 
 use std::io::{self, Write};
@@ -65,6 +66,7 @@ enum Command {
     Checkpoint(checkpoint::Args),
     Restart(restart::Args),
     Inspect(inspect::Args),
+    Verify(verify::Args),
     Check(check::Args),
     Completions(completions::Args),
     #[command(hide = true)]
@@ -121,6 +123,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Checkpoint(args) => checkpoint::run(&store, args),
         Command::Restart(args) => restart::run(&store, args),
         Command::Inspect(args) => inspect::run(&store, &args),
+        Command::Verify(args) => verify::run(&args),
         Command::Check(args) => check::run(&store, &args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => completions::man(&args),
