@@ -79,6 +79,9 @@ fn overlay_mount(overlay: &Overlay) -> io::Result<OwnedFd> {
             (c"redirect_dir", Some(c"on")),
             (c"index", Some(c"off")),
             (c"metacopy", Some(c"off")),
+            // Unmounting would otherwise write out all that the host's file system has in memory, whoever wrote it. A pod
+            // does not outlive a crash of its host, so there is nothing to write it out for.
+            (c"volatile", None),
         ],
         0,
     )
