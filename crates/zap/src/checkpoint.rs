@@ -16,6 +16,7 @@ use crate::look::Look;
 use crate::memory;
 use crate::pod::journal::Undo;
 use crate::pod::network::NetworkError;
+use crate::pod::trees::{self, Trees, TreesError};
 use crate::pod::{LivePod, PodError};
 use crate::process::capture;
 use crate::process::discover::{self, PodProc};
@@ -132,11 +133,11 @@ pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, Checkpo
 fn tell(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
     let mut writer = ImageWriter::create(&options.output, options.compress)?;
     let mut checkpoint = Checkpoint { was_suspended: pod.cgroup.is_frozen(), pod, options, clock: Clock::start() };
-    checkpoint.look_ahead(&mut writer)?;
+    let trees = checkpoint.look_ahead(&mut writer)?;
     let held = checkpoint.hold()?;
     let mut stats =
         Stats { processes: held.processes.len() as u64, threads: held.threads() as u64, ..Stats::default() };
-    let (held, captured) = checkpoint.look(held, &mut writer)?;
+    let (held, captured) = checkpoint.look(held, &mut writer, trees)?;
     if options.afterwards == Afterwards::Gone {
         // The pod stays held until its image is whole, and ends while it is held: should writing fail, it goes on.
         stats.holds_us.push(checkpoint.clock.held());
@@ -171,16 +172,20 @@ struct Captured {
     zombies: Vec<Place>,
     files: Vec<files::FileState>,
     ipc: IpcState,
+    trees: Trees,
 }
 
 impl Checkpoint<'_> {
-    /// While the pod runs: refuses what cannot be captured, before anything is disturbed.
-    fn look_ahead(&mut self, writer: &mut ImageWriter) -> Result<(), CheckpointError> {
+    /// While the pod runs: refuses what cannot be captured, before anything is disturbed, and copies its files.
+    fn look_ahead(&mut self, writer: &mut ImageWriter) -> Result<Trees, CheckpointError> {
         let pod = &*self.pod;
         let population = discover::discover(pod.init, &pod.cgroup.pids()?).map_err(|e| refused(pod, e))?;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
         look.upper = pod.upper();
-        population.live.iter().try_for_each(|found| capture::check(&mut look, found)).map_err(|e| refused(pod, e))
+        population.live.iter().try_for_each(|found| capture::check(&mut look, found)).map_err(|e| refused(pod, e))?;
+        let trees = Trees::look_ahead(pod, writer).map_err(|e| trees_failed(pod, e));
+        self.clock.lap("look-ahead");
+        trees
     }
 
     /// Everybody stands still when this returns, and no packet reaches or leaves the pod.
@@ -206,8 +211,13 @@ impl Checkpoint<'_> {
     }
 
     /// Looks at everything, with the pod held: nothing is written to disk.
-    fn look(&mut self, mut held: HeldPod, writer: &mut ImageWriter) -> Result<(HeldPod, Captured), CheckpointError> {
-        match self.capture(&mut held, writer) {
+    fn look(
+        &mut self,
+        mut held: HeldPod,
+        writer: &mut ImageWriter,
+        trees: Trees,
+    ) -> Result<(HeldPod, Captured), CheckpointError> {
+        match self.capture(&mut held, writer, trees) {
             Ok(captured) => Ok((held, captured)),
             Err(error) => {
                 self.let_go(held)?;
@@ -216,7 +226,12 @@ impl Checkpoint<'_> {
         }
     }
 
-    fn capture(&mut self, held: &mut HeldPod, writer: &mut ImageWriter) -> Result<Captured, HoldError> {
+    fn capture(
+        &mut self,
+        held: &mut HeldPod,
+        writer: &mut ImageWriter,
+        mut trees: Trees,
+    ) -> Result<Captured, HoldError> {
         let pod = &*self.pod;
         // What is in the console's pipes now is in the image; nobody reads it out meanwhile.
         let _hush = pod.hush_console();
@@ -232,9 +247,11 @@ impl Checkpoint<'_> {
         for process in &held.processes {
             ipc::refuse_undo(&ipc, &process.found.subject, pod.init)?;
         }
+        let memory = processes.iter().map(|process| &process.memory);
+        trees.catch_up(&trees::mapped_for_writing(pod, &look, memory))?;
         let files = look.files.states().cloned().collect();
         let zombies = held.zombies.iter().map(capture::zombie).collect();
-        let captured = Captured { pod: PodRecord::of(pod)?, processes, zombies, files, ipc };
+        let captured = Captured { pod: PodRecord::of(pod)?, processes, zombies, files, ipc, trees };
         self.clock.lap("files");
         Ok(captured)
     }
@@ -280,6 +297,7 @@ impl Checkpoint<'_> {
         writer.record("zombies", 1, &captured.zombies);
         writer.record("ipc", 1, &captured.ipc);
         captured.files.iter().for_each(|file| writer.record("file", 1, file));
+        captured.trees.finish(&mut writer).map_err(|e| trees_failed(self.pod, e))?;
         stats.bytes = writer.finish(&captured.pod.facts())?.bytes;
         self.clock.lap("write");
         Ok(())
@@ -369,6 +387,13 @@ fn in_order(parents: &[Option<usize>]) -> Vec<usize> {
 
 fn network_failed(pod: &LivePod, source: NetworkError) -> PodError {
     PodError::Network { pod: pod.spec.name.clone(), source }
+}
+
+fn trees_failed(pod: &LivePod, error: TreesError) -> CheckpointError {
+    match error {
+        TreesError::Capture(source) => refused(pod, source),
+        TreesError::Image(source) => source.into(),
+    }
 }
 
 fn refused(pod: &LivePod, source: CaptureError) -> CheckpointError {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -20,6 +20,8 @@ use crate::ipc::{self, IpcState};
 use crate::memory;
 use crate::monitor::session::End;
 use crate::pod::network::NetworkError;
+use crate::pod::live::Unpack;
+use crate::pod::trees;
 use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Store};
 use crate::process::discover;
 use crate::process::grow::{Common, Grove, GrowError};
@@ -198,7 +200,9 @@ impl Image {
         let own = options.name.clone().unwrap_or_else(|| self.pod.spec.name.clone());
         let fresh = (2..1000).map(|number| format!("{}-{number}", self.pod.spec.name));
         for name in std::iter::once(own).chain(fresh) {
-            let birth = Birth { clocks: Some(clocks), network_blocked: true, address, ..Birth::default() };
+            let mut unpack = |into: &Path| trees::unpack_upper(&self.reader, into);
+            let unpack: Option<Unpack<'_>> = Some(&mut unpack);
+            let birth = Birth { clocks: Some(clocks), network_blocked: true, address, unpack, ..Birth::default() };
             let spec = PodSpec { name, ..self.pod.spec.clone() };
             match LivePod::create(store.clone(), spec, birth) {
                 // A name that nobody asked for gives way.
@@ -219,6 +223,7 @@ impl Image {
 
     /// Files, tree, memory, and everything else; ends with everybody let go.
     fn rebuild(&self, pod: &mut LivePod, clock: &mut Clock) -> Result<(), RestartError> {
+        trees::unpack_tmpfs(&self.reader, pod.init).map_err(|e| self.failed(e))?;
         let common = self.common(pod)?;
         let builder = self.build(pod, &common)?;
         clock.lap("files");

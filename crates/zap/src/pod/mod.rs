@@ -20,6 +20,7 @@ pub mod rootfs;
 pub mod seccomp;
 mod spec;
 pub mod takeover;
+pub mod trees;
 
 pub use cgroup::Cgroup;
 pub use error::PodError;

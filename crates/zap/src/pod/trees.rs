@@ -1,0 +1,122 @@
+//! The directory trees of a pod that travel in its images: the upper layers of its overlays, and its tmpfs mounts.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{CaptureError, Context, RebuildError};
+use crate::ids::{FileId, HostPid};
+use crate::image::{ImageError, ImageReader, ImageWriter, LayerWriter};
+use crate::layer::{self, Index, Inodes};
+use crate::look::Look;
+use crate::memory::{Backing, MemoryState, VmaState};
+use crate::pod::{LivePod, rootfs};
+
+/// The archive of the upper layers.
+const UPPER: &str = "upper";
+
+/// The archive of a tmpfs mount: `/dev/shm` is `tmpfs-dev-shm`.
+fn archive_of(mount: &str) -> String {
+    format!("tmpfs{}", mount.replace('/', "-"))
+}
+
+fn inside(init: HostPid, mount: &str) -> PathBuf {
+    init.proc("root").join(mount.trim_start_matches('/'))
+}
+
+/// A tree of which a copy was taken while the pod ran.
+struct Tree {
+    top: PathBuf,
+    archive: LayerWriter,
+    index: Index,
+    /// What changed since, held in memory until the pod runs again.
+    changes: Vec<u8>,
+}
+
+/// The trees of a pod on their way into an image.
+pub struct Trees(Vec<Tree>);
+
+/// Why a tree could not be written down.
+#[derive(Debug, thiserror::Error)]
+pub enum TreesError {
+    /// It could not be read.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// It could not be written.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+}
+
+impl Trees {
+    /// Copies everything while the pod runs.
+    pub fn look_ahead(pod: &LivePod, writer: &mut ImageWriter) -> Result<Trees, TreesError> {
+        let upper = (UPPER.to_owned(), pod.upper());
+        let mounts = rootfs::tmpfs_mounts().iter().map(|mount| (archive_of(mount), inside(pod.init, mount)));
+        let mut trees = Vec::new();
+        for (name, top) in std::iter::once(upper).chain(mounts) {
+            let mut archive = writer.layer(&name)?;
+            let index = layer::pack(&top, &mut archive)?;
+            trees.push(Tree { top, archive, index, changes: Vec::new() });
+        }
+        Ok(Trees(trees))
+    }
+
+    /// With the pod held: what changed since. `always` are files that may have changed without a trace
+    /// ([`mapped_for_writing`]).
+    pub fn catch_up(&mut self, always: &Inodes) -> Result<(), CaptureError> {
+        for tree in &mut self.0 {
+            layer::pack_changes(&tree.top, &tree.index, always, &mut tree.changes)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what changed, and makes the archives part of the image.
+    pub fn finish(self, writer: &mut ImageWriter) -> Result<(), TreesError> {
+        for mut tree in self.0 {
+            tree.archive.write_all(&tree.changes).capturing("writing the changes of", tree.top.display())?;
+            writer.close_layer(tree.archive)?;
+        }
+        Ok(())
+    }
+}
+
+/// The files that somebody has mapped shared and writable, by device and inode as they are in the trees: writing through
+/// a mapping need not change a file's times.
+pub fn mapped_for_writing<'s>(pod: &LivePod, look: &Look<'_>, memory: impl Iterator<Item = &'s MemoryState>) -> Inodes {
+    let writable = |vma: &&VmaState| vma.protection & libc::PROT_WRITE != 0;
+    let shared = |vma: &VmaState| match vma.backing {
+        Backing::Shared { file, .. } => Some(file),
+        _ => None,
+    };
+    let files: BTreeSet<FileId> =
+        memory.flat_map(|memory| memory.vmas.iter().filter(writable).filter_map(shared)).collect();
+    let mut inodes = Inodes::new();
+    for file in files.into_iter().filter_map(|id| look.files.file(id)) {
+        let Ok(path) = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) else { continue };
+        let places = path.ancestors().skip(1).filter_map(|mount| {
+            let layer = pod.upper().join(rootfs::layer_name(mount));
+            Some(layer.join(path.strip_prefix(mount).ok()?))
+        });
+        for place in places.chain([pod.path(&path.to_string_lossy())]) {
+            inodes.extend(std::fs::symlink_metadata(place).map(|found| (found.dev(), found.ino())));
+        }
+    }
+    inodes
+}
+
+/// Unpacks the upper layers, before they are mounted.
+pub fn unpack_upper(image: &ImageReader, into: &Path) -> Result<(), RebuildError> {
+    unpack(image, UPPER, into)
+}
+
+/// Unpacks what was in the tmpfs mounts.
+pub fn unpack_tmpfs(image: &ImageReader, init: HostPid) -> Result<(), RebuildError> {
+    rootfs::tmpfs_mounts().iter().try_for_each(|mount| unpack(image, &archive_of(mount), &inside(init, mount)))
+}
+
+fn unpack(image: &ImageReader, name: &str, into: &Path) -> Result<(), RebuildError> {
+    let mut archive = image.layer(name).map_err(|e| RebuildError::Damaged(e.to_string()))?;
+    layer::unpack(&mut archive, into)
+}
