@@ -48,6 +48,11 @@ impl Host {
         command
     }
 
+    /// Its network namespace, for a thread of the test's to enter.
+    pub fn network(&self) -> std::fs::File {
+        std::fs::File::open(format!("/proc/{}/ns/net", self.holder.id())).unwrap()
+    }
+
     /// A command of zap's.
     pub fn zap<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = self.command(env!("CARGO_BIN_EXE_zap"));

@@ -1,0 +1,205 @@
+//! Sockets and System V objects through checkpoint and restart, seen from inside the pod and from its clients.
+
+#![allow(missing_docs)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use common::{Host, PATIENCE};
+
+/// Serves connections on ports 80 (IPv4) and 81 (IPv6), each in a process of its own. `N` is answered by N bytes of a
+/// pattern, `half` by closing our half.
+const SERVER: &str = r#"
+use Socket qw(:all);
+$SIG{CHLD} = "IGNORE";
+sub serve { my ($family, $address) = @_;
+    socket(my $listener, $family, SOCK_STREAM, 0) or die $!;
+    setsockopt($listener, SOL_SOCKET, SO_REUSEADDR, 1);
+    bind($listener, $address) or die $!; listen($listener, 20) or die $!;
+    while (accept(my $client, $listener)) {
+        next if fork;
+        close $listener;
+        binmode $client;
+        while (my $line = <$client>) {
+            if ($line eq "half\n") { shutdown($client, 1); next }
+            my $left = $line + 0; my $at = 0;
+            while ($left > 0) {
+                my $piece = join "", map { chr(($at + $_) % 251) } 0 .. ($left < 251 ? $left - 1 : 250);
+                $piece x= 200 if $left >= 251 * 200;
+                my $sent = syswrite($client, $piece); die $! unless defined $sent;
+                $at = ($at + $sent) % 251; $left -= $sent;
+            }
+        }
+        open(my $log, ">>", "/tmp/ended"); print $log "ended\n"; exit 0;
+    }
+}
+if (fork) { serve(PF_INET, pack_sockaddr_in(80, INADDR_ANY)) } else { serve(PF_INET6, pack_sockaddr_in6(81, IN6ADDR_ANY)) }
+"#;
+
+/// A client in the host's network namespace.
+fn connect(host: &Host, address: String) -> TcpStream {
+    let network = host.network();
+    let client = std::thread::spawn(move || {
+        nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        TcpStream::connect(address).unwrap()
+    });
+    let client = client.join().unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client
+}
+
+fn expect(client: &mut TcpStream, from: usize, length: usize) {
+    let mut bytes = vec![0; length];
+    client.read_exact(&mut bytes).unwrap();
+    let wrong = bytes.iter().enumerate().find(|(n, b)| **b != ((from + n) % 251) as u8);
+    assert_eq!(wrong, None, "at {from}");
+}
+
+fn ask(client: &mut TcpStream, length: usize) {
+    client.write_all(format!("{length}\n").as_bytes()).unwrap();
+}
+
+#[test]
+fn clients_notice_a_pause_and_nothing_else() {
+    let host = Host::new();
+    host.ok(["run", "-d", "-n", "server", "--", "perl", "-e", SERVER]);
+    host.wait_for("server", "grep -q ':0050 .* 0A ' /proc/net/tcp && grep -q ':0051 .* 0A ' /proc/net/tcp6");
+    let row = host.row("server");
+    let address = row["address"].as_str().unwrap();
+    let address6 = row["address6"].as_str().unwrap();
+    let mut idle = connect(&host, format!("{address}:80"));
+    let mut idle6 = connect(&host, format!("[{address6}]:81"));
+    let mut busy = connect(&host, format!("{address}:80"));
+    let mut half = connect(&host, format!("{address}:80"));
+    let mut ended = connect(&host, format!("{address}:80"));
+    for client in [&mut idle, &mut idle6, &mut ended] {
+        ask(client, 1000);
+        expect(client, 0, 1000);
+    }
+    let large = 40_000_000;
+    ask(&mut busy, large);
+    expect(&mut busy, 0, 1_000_000);
+    half.write_all(b"half\n").unwrap();
+    assert_eq!(half.read(&mut [0]).unwrap(), 0);
+    ask(&mut half, 100_000_000);
+    let mut at = 1_000_000;
+    for round in 0..3 {
+        let image = host.path(&format!("image{round}"));
+        let image = image.to_str().unwrap();
+        if round == 0 {
+            host.ok(["checkpoint", "--leave-running", "server", "-o", image]);
+        } else {
+            host.ok(["checkpoint", "server", "-o", image]);
+            assert_eq!(host.row("server"), serde_json::Value::Null);
+            // What is sent while nobody is there comes through later.
+            ask(&mut idle, 500);
+            host.ok(["restart", "-d", image]);
+            expect(&mut idle, 0, 500);
+        }
+        for client in [&mut idle, &mut idle6] {
+            ask(client, 300_000);
+            expect(client, 0, 300_000);
+        }
+        expect(&mut busy, at, 5_000_000);
+        at += 5_000_000;
+        let mut fresh = connect(&host, format!("{address}:80"));
+        ask(&mut fresh, 10);
+        expect(&mut fresh, 0, 10);
+    }
+    expect(&mut busy, at, large - at);
+    drop(ended);
+    drop(half);
+    host.wait_for("server", "[ $(grep -c ended /tmp/ended) -ge 1 ]");
+}
+
+/// Sets things up, says so, waits for a file, and looks whether all is as it was.
+const OBJECTS: &str = r#"
+use Socket qw(:all); $| = 1;
+sub check { my ($what, $got, $want) = @_; print "wrong $what: <$got>, not <$want>\n" if $got ne $want }
+sub get { my ($from, $length) = @_; my $text = ""; while (length($text) < $length) { sysread($from, $text, $length - length($text), length($text)) or last } $text }
+socketpair(my $a, my $b, AF_UNIX, SOCK_STREAM, 0) or die $!;
+syswrite($a, "to b"); syswrite($b, "to a");
+socketpair(my $orphan, my $gone, AF_UNIX, SOCK_STREAM, 0) or die $!;
+syswrite($gone, "farewell"); close $gone;
+chdir "/tmp";
+socket(my $unix, AF_UNIX, SOCK_STREAM, 0); bind($unix, sockaddr_un("name")) or die $!; listen($unix, 3) or die $!;
+socket(my $caller, AF_UNIX, SOCK_STREAM, 0); connect($caller, sockaddr_un("name")) or die $!;
+accept(my $called, $unix) or die $!; syswrite($caller, "called");
+socket(my $log, AF_UNIX, SOCK_DGRAM, 0); bind($log, sockaddr_un("/tmp/log")) or die $!;
+socket(my $logger, AF_UNIX, SOCK_DGRAM, 0); connect($logger, sockaddr_un("/tmp/log")) or die $!;
+send($logger, "one", 0); send($logger, "two", 0);
+socket(my $listener, PF_INET, SOCK_STREAM, 0); bind($listener, sockaddr_in(0, INADDR_LOOPBACK)); listen($listener, 3);
+socket(my $tcp, PF_INET, SOCK_STREAM, 0); connect($tcp, getsockname($listener)) or die $!; accept(my $other, $listener);
+syswrite($tcp, "hello"); syswrite($other, "welcome"); shutdown($tcp, 1);
+socket(my $udp, PF_INET, SOCK_DGRAM, 0); bind($udp, sockaddr_in(0, INADDR_LOOPBACK));
+socket(my $from, PF_INET, SOCK_DGRAM, 0); connect($from, getsockname($udp)); send($from, "datagram", 0);
+my ($tcp_name, $from_name) = (getsockname($tcp), getsockname($from));
+my $shm = shmget(0x77, 10000, 0600 | 01000); shmwrite($shm, "shared", 5000, 6);
+my $sem = semget(0x77, 2, 0600 | 01000); semop($sem, pack("s!3", 1, 5, 0));
+my $msg = msgget(0x77, 0600 | 01000); msgsnd($msg, pack("l! a*", 4, "message"), 0);
+print "ready\n";
+select(undef, undef, undef, 0.01) until -e "/tmp/go";
+check("pair", get($a, 4), "to a"); check("pair", get($b, 4), "to b");
+check("orphan", get($orphan, 100), "farewell");
+check("called", get($called, 6), "called"); syswrite($called, "answer"); check("caller", get($caller, 6), "answer");
+check("unix name", sockaddr_family(getsockname($unix)) . unpack_sockaddr_un(getsockname($called)), AF_UNIX . "name");
+my $text; recv($log, $text, 100, 0); check("datagram", $text, "one"); recv($log, $text, 100, 0); check("datagram", $text, "two");
+send($logger, "three", 0); recv($log, $text, 100, 0); check("datagram", $text, "three");
+check("tcp", get($other, 100), "hello"); check("tcp", get($tcp, 7), "welcome"); check("tcp name", getsockname($tcp), $tcp_name);
+check("tcp peer", getpeername($other), $tcp_name);
+my $sender = recv($udp, $text, 100, 0); check("udp", $text, "datagram"); check("udp sender", $sender, $from_name);
+shmread($shm, $text, 5000, 6); check("shared memory", $text, "shared"); check("id", shmget(0x77, 0, 0), $shm);
+check("semaphore", semctl($sem, 1, 12, 0), 5); check("id", semget(0x77, 0, 0), $sem);
+msgrcv($msg, $text, 100, 0, 0); check("message", join(":", unpack("l! a*", $text)), "4:message"); check("id", msgget(0x77, 0), $msg);
+socket(my $late, AF_UNIX, SOCK_STREAM, 0); connect($late, sockaddr_un("/tmp/name")) or print "wrong: no connection: $!\n";
+print "done\n"; sleep 1000;
+"#;
+
+fn objects(prepare: impl Fn(&Host)) {
+    let host = Host::new();
+    host.start(["-n", "pod", "--", "perl", "-e", OBJECTS]);
+    common::eventually("ready", || host.ok(["logs", "pod"]).contains("ready"));
+    prepare(&host);
+    host.ok(["exec", "pod", "touch", "/tmp/go"]);
+    common::eventually("done", || host.ok(["logs", "pod"]).contains("done"));
+    let log = host.ok(["logs", "pod"]);
+    assert!(!log.contains("wrong"), "{log}");
+}
+
+fn image(host: &Host) -> String {
+    host.path("image").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn objects_of_a_pod_that_is_left_alone() {
+    objects(|_| ());
+}
+
+#[test]
+fn objects_of_a_pod_that_is_left_running() {
+    objects(|host| drop(host.ok(["checkpoint", "--leave-running", "pod", "-o", &image(host)])));
+}
+
+#[test]
+fn objects_of_a_pod_that_is_restarted() {
+    objects(|host| {
+        host.ok(["checkpoint", "pod", "-o", &image(host)]);
+        host.ok(["restart", "-d", &image(host)]);
+    });
+}
+
+#[test]
+fn a_connection_that_nobody_accepted_is_refused_by_name() {
+    let host = Host::new();
+    let lazy = r#"use Socket; socket(my $l, PF_INET, SOCK_STREAM, 0); bind($l, sockaddr_in(9, INADDR_LOOPBACK)); listen($l, 3);
+        socket(my $c, PF_INET, SOCK_STREAM, 0); connect($c, sockaddr_in(9, INADDR_LOOPBACK)); $| = 1; print "ready\n"; sleep 1000"#;
+    host.start(["-n", "lazy", "--", "perl", "-e", lazy]);
+    common::eventually("ready", || host.ok(["logs", "lazy"]).contains("ready"));
+    let done = host.run(["checkpoint", "lazy", "-o", &image(&host)]);
+    assert_eq!(done.code, 3, "{done:?}");
+    assert!(done.stderr.contains("(perl)") && done.stderr.contains("1 connection"), "{done:?}");
+    assert!(!host.path("image").exists());
+    assert_eq!(host.row("lazy")["state"], "running");
+}
