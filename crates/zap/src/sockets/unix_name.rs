@@ -68,7 +68,7 @@ pub(super) fn capture(fd: BorrowedFd<'_>) -> io::Result<UnixName> {
         let stat = file::fstat(&bound)?;
         let there = stat.st_nlink > 0 && !path.as_os_str().as_bytes().ends_with(b" (deleted)");
         name.file =
-            there.then(|| BoundFile { path, mode: stat.st_mode & 0o7777, user: stat.st_uid, group: stat.st_gid });
+            there.then_some(BoundFile { path, mode: stat.st_mode & 0o7777, user: stat.st_uid, group: stat.st_gid });
     }
     Ok(name)
 }
