@@ -1,5 +1,7 @@
 //! Pods' networks, in network namespaces made for the purpose: nothing here touches the machine's own.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
+
 #[path = "network/namespace.rs"]
 mod namespace;
 
