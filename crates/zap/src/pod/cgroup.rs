@@ -2,8 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -15,8 +16,9 @@ use crate::pod::{PodError, Store};
 /// How long processes may take to stand still, or to die: longer only in uninterruptible sleep.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The cgroup of a pod.
+/// The cgroup of a pod. Written down by its place in the hierarchy, which a process elsewhere may find mounted elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "PathBuf", into = "PathBuf")]
 pub struct Cgroup {
     path: PathBuf,
 }
@@ -130,13 +132,38 @@ fn group_of(store: &Store) -> String {
     format!("zap-{}", &hash.to_hex()[..12])
 }
 
-/// Where the cgroup v2 hierarchy is mounted.
-fn hierarchy() -> Result<PathBuf, PodError> {
+/// Where this process finds the cgroup v2 hierarchy. Where none is mounted (`ip netns exec` hides the host's), a mount of
+/// our own, attached nowhere, that lasts as long as the process.
+pub(crate) fn hierarchy() -> Result<&'static Path, PodError> {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(found);
+    }
     let path = Path::new("/proc/self/mountinfo");
     let table = fs::read(path).map_err(failed("reading", path))?;
-    crate::pod::mounts::parse(&table)
-        .into_iter()
-        .find(|m| m.kind == "cgroup2")
-        .map(|m| m.target)
-        .ok_or_else(|| PodError::Lacks("a mounted cgroup v2 hierarchy".to_owned()))
+    let mounted = crate::pod::mounts::parse(&table).into_iter().find(|m| m.kind == "cgroup2").map(|m| m.target);
+    let found = match mounted {
+        Some(target) => target,
+        None => {
+            let mount = crate::sys::mount::new_mount(c"cgroup2", &[], 0)
+                .map_err(|_| PodError::Lacks("a cgroup v2 hierarchy".to_owned()))?;
+            PathBuf::from(format!("/proc/self/fd/{}", mount.into_raw_fd()))
+        }
+    };
+    Ok(FOUND.get_or_init(|| found))
+}
+
+impl TryFrom<PathBuf> for Cgroup {
+    type Error = PodError;
+
+    fn try_from(place: PathBuf) -> Result<Cgroup, PodError> {
+        Ok(Cgroup { path: hierarchy()?.join(place) })
+    }
+}
+
+impl From<Cgroup> for PathBuf {
+    fn from(group: Cgroup) -> PathBuf {
+        let place = hierarchy().ok().and_then(|above| group.path.strip_prefix(above).ok());
+        place.unwrap_or(&group.path).to_owned()
+    }
 }

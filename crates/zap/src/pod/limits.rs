@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::HostPid;
 use crate::pod::Limits;
+use crate::pod::cgroup::hierarchy;
 use crate::pod::mounts;
 
 /// What was made and switched on for a pod's limits.
@@ -200,9 +201,7 @@ fn own_path<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
 
 /// Which of memory, CPU time and processes can be limited here, and by which version, for a group below `parent`.
 pub fn available() -> Vec<(&'static str, Option<u8>)> {
-    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let unified = mounts::parse(&table).into_iter().find(|m| m.kind == "cgroup2").map(|m| m.target);
-    let v2 = unified.and_then(|m| fs::read_to_string(m.join("cgroup.controllers")).ok()).unwrap_or_default();
+    let v2 = hierarchy().ok().and_then(|m| fs::read_to_string(m.join("cgroup.controllers")).ok()).unwrap_or_default();
     let version = |controller: &str| match () {
         () if v2.split_ascii_whitespace().any(|c| c == controller) => Some(2),
         () if own_group(controller).is_some() => Some(1),

@@ -2,7 +2,7 @@
 
 mod birth;
 pub mod capabilities;
-mod cgroup;
+pub(crate) mod cgroup;
 pub mod console;
 pub mod control;
 mod error;

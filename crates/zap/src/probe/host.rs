@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags};
 
 use super::{Feature, holds, required, useful, works};
-use crate::pod::{limits, mounts, network};
+use crate::pod::cgroup::hierarchy;
+use crate::pod::{limits, network};
 use crate::sys::{mount, probe};
 
 pub(super) fn features(storage: &Path) -> Vec<Feature> {
@@ -40,10 +41,8 @@ pub(super) fn features(storage: &Path) -> Vec<Feature> {
 
 /// Makes a group and looks at what the kernel puts into it.
 fn cgroup() -> io::Result<String> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    let unified = mounts::parse(&table).into_iter().find(|m| m.kind == "cgroup2");
-    let unified = unified.ok_or_else(|| io::Error::other("not mounted"))?;
-    let group = unified.target.join(format!("zap-check-{}", std::process::id()));
+    let unified = hierarchy().map_err(|e| io::Error::other(e.to_string()))?;
+    let group = unified.join(format!("zap-check-{}", std::process::id()));
     fs::create_dir(&group)?;
     let missing: Vec<_> = ["cgroup.freeze", "cgroup.kill"].into_iter().filter(|f| !group.join(f).exists()).collect();
     fs::remove_dir(&group)?;
