@@ -5,6 +5,7 @@
 //! that a file system can say of a file travels: overlay's whiteouts and `trusted.overlay.*` attributes, hard links, holes,
 //! devices, sockets, times. The image's checksums cover it.
 
+mod follow;
 mod format;
 mod pack;
 #[cfg(test)]
@@ -12,5 +13,6 @@ mod tests;
 mod tree;
 mod unpack;
 
+pub use follow::{FollowError, Followed};
 pub use pack::{Index, Inodes, pack, pack_changes};
 pub use unpack::unpack;
