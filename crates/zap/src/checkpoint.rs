@@ -350,6 +350,7 @@ fn capture_memory(
             subject,
             brk: answers[i].brk,
             parent: parents[i].and_then(|parent| captured[parent].as_ref()),
+            ahead: None,
         };
         captured[i] = Some(memory::capture(look, &request, &survey)?);
     }

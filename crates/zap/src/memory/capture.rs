@@ -7,6 +7,7 @@ use super::layout::{Mapping, Nature, flag};
 use super::pages::{self, Frames};
 use super::state::{Backing, MemoryState, MmFields, PageRun, PageSource, VmaState};
 use super::survey::Survey;
+use super::tracking::Ahead;
 use super::{PAGE, mapped, ranges, vdso};
 use crate::error::{CaptureError, Context};
 use crate::look::{Look, Subject};
@@ -20,6 +21,8 @@ pub struct Request<'a> {
     pub brk: u64,
     /// Its parent, if it was forked and captured before: pages that they share are not stored again.
     pub parent: Option<&'a Captured>,
+    /// What was copied while it ran.
+    pub ahead: Option<&'a Ahead>,
 }
 
 /// An address space written down.
@@ -65,8 +68,13 @@ pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: &Survey) -> R
     let frames = Frames::read(&survey.pagemap, &wanted);
     let frames = frames.capturing("reading the page frames", format!("process {}", subject.pod))?;
     let shared = request.parent.map_or(Vec::new(), |p| frames.shared_with(&p.frames, &kinship::kept(&p.state, &state)));
-    let own: Vec<Range<u64>> = wanted.iter().flat_map(|r| ranges::without(r.clone(), &shared)).collect();
+    let copied = match request.ahead {
+        Some(ahead) => ahead.unchanged(&survey.mappings, &ranges::minus(&wanted, &shared))?,
+        None => Vec::new(),
+    };
+    let own = ranges::minus(&ranges::minus(&wanted, &shared), &pages::runs(&copied));
     state.pages = pages::store(look.data, subject, &own, &frames)?;
+    state.pages.extend(copied);
     let inherited = shared.iter().map(|r| PageRun { start: r.start, end: r.end, source: PageSource::Parent });
     state.pages.extend(inherited);
     state.pages.sort_by_key(|r| r.start);

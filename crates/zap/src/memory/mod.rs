@@ -14,6 +14,7 @@ mod state;
 mod survey;
 #[cfg(test)]
 mod tests;
+mod tracking;
 mod vdso;
 
 pub use capture::{Captured, Request, capture, check};
@@ -23,6 +24,7 @@ pub use pages::Frames;
 pub use plan::{MemoryBatch, Target, free_gap, late_batch, rebuild_batches};
 pub use state::{Backing, MemoryState, MmFields, PageRun, PageSource, VdsoState, VmaState};
 pub use survey::{Survey, mappings, survey};
+pub use tracking::{Ahead, Round, ask_for_tracking};
 
 /// Bytes of a page on x86-64.
 pub(crate) const PAGE: u64 = 4096;

@@ -153,6 +153,11 @@ fn in_rows(pages: impl Iterator<Item = u64>) -> Vec<Range<u64>> {
     rows
 }
 
+/// The addresses of `pages`.
+pub(super) fn runs(pages: &[PageRun]) -> Vec<Range<u64>> {
+    ranges::joined(pages.iter().map(|r| r.start..r.end).collect())
+}
+
 /// Copies the pages at `wanted` (sorted, disjoint; `frames` knows them) into the image's data.
 pub(super) fn store(
     data: &mut DataSink,
@@ -204,7 +209,7 @@ fn store_piece(
     Ok(())
 }
 
-fn total(ranges: &[Range<u64>]) -> usize {
+pub(super) fn total(ranges: &[Range<u64>]) -> usize {
     ranges.iter().map(|r| (r.end - r.start) as usize).sum()
 }
 

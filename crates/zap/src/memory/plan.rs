@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::kinship::{self, vma_at};
 use super::layout::{Mapping, flag};
-use super::state::{Backing, MemoryState, PageRun, PageSource, VmaState};
+use super::pages::runs;
+use super::state::{Backing, MemoryState, PageSource, VmaState};
 use super::{ranges, vdso};
 use crate::error::RebuildError;
 use crate::ids::FileId;
@@ -334,10 +335,6 @@ fn advise(planner: &mut Planner, target: &Target<'_>, vma: &VmaState, kept: &[Ra
             planner.attempt(libc::SYS_madvise, over(range.clone(), advice));
         }
     }
-}
-
-fn runs(pages: &[PageRun]) -> Vec<Range<u64>> {
-    ranges::joined(pages.iter().map(|r| r.start..r.end).collect())
 }
 
 /// Pages and guards that the parent has and the child has not.

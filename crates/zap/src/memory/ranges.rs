@@ -25,6 +25,11 @@ pub(super) fn without(whole: Range<u64>, holes: &[Range<u64>]) -> Vec<Range<u64>
     rest
 }
 
+/// `ranges` without `holes` (both sorted, disjoint).
+pub(super) fn minus(ranges: &[Range<u64>], holes: &[Range<u64>]) -> Vec<Range<u64>> {
+    ranges.iter().flat_map(|r| without(r.clone(), holes)).collect()
+}
+
 /// Sorts, and joins what overlaps or touches.
 pub(super) fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.retain(|r| r.start < r.end);

@@ -110,6 +110,28 @@ pub enum PageSource {
     Parent,
 }
 
+impl PageRun {
+    /// The part of it that lies in `range`.
+    pub fn part(&self, range: &Range<u64>) -> Option<PageRun> {
+        let (start, end) = (self.start.max(range.start), self.end.min(range.end));
+        let source = match self.source {
+            PageSource::Data(offset) => PageSource::Data(offset + start.saturating_sub(self.start)),
+            PageSource::Parent => PageSource::Parent,
+        };
+        (start < end).then_some(PageRun { start, end, source })
+    }
+
+    /// The parts of `runs` that lie in `ranges` (both sorted, disjoint).
+    pub fn parts(runs: &[PageRun], ranges: &[Range<u64>]) -> Vec<PageRun> {
+        let (mut i, mut j, mut found) = (0, 0, Vec::new());
+        while let (Some(run), Some(range)) = (runs.get(i), ranges.get(j)) {
+            found.extend(run.part(range));
+            if run.end <= range.end { i += 1 } else { j += 1 }
+        }
+        found
+    }
+}
+
 impl From<(u64, u64, Option<u64>)> for PageRun {
     fn from((start, end, data): (u64, u64, Option<u64>)) -> PageRun {
         PageRun { start, end, source: data.map_or(PageSource::Parent, PageSource::Data) }

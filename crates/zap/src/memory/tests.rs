@@ -1,11 +1,11 @@
 //! A process and its child with memory of every sort are captured and made again in other processes.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Lines};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use super::layout::{Nature, flag};
 use super::pages::Frames;
@@ -60,13 +60,17 @@ fn victim() {
     own::over(libc::SYS_mlock2, filled(2, PRIVATE, None), 2 * P as usize, 0);
     let child = own::fork();
     if child == 0 {
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
         own::poke(plain + 3 * P, 200);
         change(plain, holes, constant);
-        wait_for_end();
-        own::exit();
+        nix::unistd::write(std::io::stdout(), b"changed\n").unwrap();
+        loop {
+            nix::unistd::pause();
+        }
     }
     println!("victims {} {child}", std::process::id());
-    wait_for_end();
+    obey(plain);
+    own::exit();
 }
 
 /// What the child does with what it inherited.
@@ -82,10 +86,17 @@ fn change(plain: u64, holes: u64, constant: u64) {
     filled(12, PRIVATE, None);
 }
 
-fn wait_for_end() {
+/// Writes to its memory whenever a byte comes in, until its input ends.
+fn obey(plain: u64) {
     let stdin = std::io::stdin();
     let mut byte = [0];
-    while nix::unistd::read(&stdin, &mut byte).is_ok_and(|n| n > 0) {}
+    while nix::unistd::read(&stdin, &mut byte).is_ok_and(|n| n > 0) {
+        own::poke(plain + 10 * P, byte[0]);
+        own::over(libc::SYS_madvise, plain + 60 * P, 2 * P as usize, libc::MADV_DONTNEED);
+        own::poke(plain + 61 * P, byte[0]);
+        filled(5, PRIVATE, None);
+        println!("written");
+    }
 }
 
 /// Whether one of its threads waits for its end.
@@ -96,6 +107,7 @@ fn reads(pid: i32) -> bool {
 
 struct Victim {
     process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
     parent: HostPid,
     child: HostPid,
 }
@@ -109,17 +121,29 @@ impl Victim {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let line = lines.find(|l| l.contains("victims ")).unwrap();
-        let pids: Vec<i32> = line.split_whitespace().filter_map(|w| w.parse().ok()).collect();
-        let victim = Victim { process, parent: HostPid(pids[0]), child: HostPid(pids[1]) };
-        // blocked in read(2): nothing of it changes any more
-        for pid in pids {
-            while !reads(pid) {
-                std::thread::yield_now();
-            }
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut said: Vec<String> = Vec::new();
+        while !(said.iter().any(|l| l.contains("changed")) && said.iter().any(|l| l.contains("victims "))) {
+            said.push(lines.next().unwrap().unwrap());
         }
+        let line = said.iter().find(|l| l.contains("victims ")).unwrap();
+        let pids: Vec<i32> = line.split_whitespace().filter_map(|w| w.parse().ok()).collect();
+        let victim = Victim { process, lines, parent: HostPid(pids[0]), child: HostPid(pids[1]) };
+        victim.settle();
         victim
+    }
+
+    /// Waits until its thread waits for input: nothing of it changes any more.
+    fn settle(&self) {
+        while !reads(self.parent.0) {
+            std::thread::yield_now();
+        }
+    }
+
+    fn write(&mut self, byte: u8) {
+        std::io::Write::write_all(self.process.stdin.as_mut().unwrap(), &[byte]).unwrap();
+        while !self.lines.next().unwrap().unwrap().contains("written") {}
+        self.settle();
     }
 }
 
@@ -151,11 +175,17 @@ fn know(look: &mut Look<'_>, host: HostPid, seen: &Survey, known: &mut Known) {
     }
 }
 
-fn take(look: &mut Look<'_>, host: HostPid, parent: Option<&Captured>, known: &mut Known) -> Captured {
+fn take(
+    look: &mut Look<'_>,
+    host: HostPid,
+    parent: Option<&Captured>,
+    known: &mut Known,
+    ahead: Option<&Ahead>,
+) -> Captured {
     let seen = survey(host, &[]).unwrap();
     know(look, host, &seen, known);
     let heap = seen.mappings.iter().find(|m| m.path == b"[heap]").unwrap();
-    let request = Request { subject: &subject(host), brk: heap.end, parent };
+    let request = Request { subject: &subject(host), brk: heap.end, parent, ahead };
     capture(look, &request, &seen).unwrap()
 }
 
@@ -321,8 +351,8 @@ fn memory_of_every_sort_is_made_again() {
     let (spec, mut sink) = (spec(), DataSink::default());
     let mut look = Look::new(&spec, HostPid(std::process::id() as i32), &mut sink, Console::None, false);
     let mut known = Known::new();
-    let parent = take(&mut look, victim.parent, None, &mut known);
-    let child = take(&mut look, victim.child, Some(&parent), &mut known);
+    let parent = take(&mut look, victim.parent, None, &mut known, None);
+    let child = take(&mut look, victim.child, Some(&parent), &mut known, None);
     let sources = |s: &MemoryState| {
         s.pages.iter().filter(|r| r.source == PageSource::Parent).map(|r| (r.end - r.start) / P).sum::<u64>()
     };
@@ -369,4 +399,70 @@ fn memory_of_every_sort_is_made_again() {
     let after = shared(host, HostPid(born), &child.state);
     println!("shared copy-on-write: {before} pages before, {after} after");
     assert!(after >= before && before > 200);
+}
+
+/// A userfaultfd made by the process itself.
+fn userfault(host: HostPid, thread: HostPid) -> std::os::fd::OwnedFd {
+    let name = ThreadName { own: (host.0, thread.0), ..name(thread.0) };
+    let mut held = seize(name, 0).unwrap().wait().unwrap();
+    let vdso = mappings(host).unwrap().into_iter().find(|m| m.path == b"[vdso]").unwrap();
+    let scratch = 0x10_0000_0000..0x10_0000_0000 + SEAT as u64;
+    let both = (host, PodPid(host.0));
+    let ground = Ground::prepare(&mut held, both, vdso.start..vdso.end, scratch, SEAT, MARKER).unwrap();
+    let mut batch = Batch::new();
+    let made = ask_for_tracking(&mut batch);
+    let number = held.run(&ground, 0, &batch).unwrap().get(made);
+    assert!(number >= 0, "{number}");
+    let file = crate::sys::pidfd::PidFd::open(host).unwrap().get(number as i32).unwrap();
+    let mut batch = Batch::new();
+    batch.call(libc::SYS_close, [(number as u64).into()], "closing");
+    held.run(&ground, 0, &batch).unwrap();
+    ground.clear(&mut held, None).unwrap();
+    held.let_go().unwrap();
+    file
+}
+
+/// The contents that an image would give back.
+fn stored(image: &ImageReader, state: &MemoryState) -> HashMap<u64, Vec<u8>> {
+    let mut pages = HashMap::new();
+    for run in &state.pages {
+        let PageSource::Data(offset) = run.source else { continue };
+        for address in (run.start..run.end).step_by(P as usize) {
+            let place = crate::image::DataRef { offset: offset + (address - run.start), length: P };
+            pages.insert(address, image.read(place).unwrap());
+        }
+    }
+    pages
+}
+
+#[test]
+fn what_is_followed_is_copied_once() {
+    let mut victim = Victim::start();
+    let (spec, mut sink) = (spec(), DataSink::default());
+    let mut look = Look::new(&spec, HostPid(std::process::id() as i32), &mut sink, Console::None, false);
+    let thread = own_thread(victim.parent);
+    let mut ahead = Ahead::begin(victim.parent, userfault(victim.parent, thread), &[]).unwrap();
+    victim.settle();
+    let first = ahead.round(look.data, &subject(victim.parent), None).unwrap();
+    let idle = ahead.round(look.data, &subject(victim.parent), None).unwrap();
+    victim.write(51);
+    let second = ahead.round(look.data, &subject(victim.parent), None).unwrap();
+    println!("rounds: {first:?} {idle:?} {second:?}");
+    assert!(first.copied > 300 * P && idle.copied <= 8 * P && second.copied <= 32 * P);
+    victim.write(77);
+    let before = look.data.end();
+    let captured = take(&mut look, victim.parent, None, &mut Known::new(), Some(&ahead));
+    println!("in the hold: {} pages", (look.data.end() - before) / P);
+    assert!(look.data.end() - before < 64 * P);
+    drop(look);
+    let image = ImageReader::of_sink(sink).unwrap();
+    assert!(stored(&image, &captured.state) == contents(victim.parent, &captured.state));
+}
+
+/// The thread that obeys.
+fn own_thread(host: HostPid) -> HostPid {
+    let threads = std::fs::read_dir(host.proc("task")).unwrap().flatten();
+    let mut reading =
+        threads.filter(|t| std::fs::read_to_string(t.path().join("wchan")).unwrap().contains("pipe_read"));
+    HostPid(reading.next().unwrap().file_name().to_str().unwrap().parse().unwrap())
 }

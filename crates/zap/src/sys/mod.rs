@@ -28,6 +28,7 @@ pub mod terminal;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tty;
+pub mod userfault;
 
 use std::io;
 
