@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod error;
 pub mod files;
+pub mod host;
 pub mod ids;
 pub mod image;
 pub mod ipc;

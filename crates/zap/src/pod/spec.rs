@@ -44,6 +44,31 @@ pub struct PodSpec {
     pub remove: bool,
 }
 
+impl PodSpec {
+    /// A pod called `name` that runs `command` as `zap run -d` does without further options.
+    pub fn new(name: &str, command: &[&str]) -> PodSpec {
+        PodSpec {
+            name: name.to_owned(),
+            hostname: name.to_owned(),
+            root: "/".into(),
+            binds: Vec::new(),
+            network: NetworkMode::Bridge,
+            address: None,
+            publish: Vec::new(),
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            environment: Vec::new(),
+            user: None,
+            workdir: "/".into(),
+            tty: false,
+            interactive: false,
+            limits: Limits::default(),
+            capabilities: super::capabilities::resolve(&[], &[]).unwrap_or_default(),
+            seccomp: Seccomp::Default,
+            remove: false,
+        }
+    }
+}
+
 /// A bind mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
