@@ -9,6 +9,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CaptureError;
+use crate::fault;
 use crate::files::{self, DescriptorState};
 use crate::image::{Compression, ImageError, ImageWriter};
 use crate::ipc::{self, IpcState};
@@ -49,6 +50,9 @@ pub struct Options {
     pub parent: Option<PathBuf>,
     /// Carry the contents of the root's files that the pod has open or mapped.
     pub carry_files: bool,
+    /// The fault point at which the monitor is to die ([`crate::fault`]).
+    #[serde(default)]
+    pub fault: Option<String>,
 }
 
 /// How long a phase took.
@@ -133,11 +137,16 @@ pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, Checkpo
 fn tell(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
     let mut writer = ImageWriter::create(&options.output, options.compress)?;
     let mut checkpoint = Checkpoint { was_suspended: pod.cgroup.is_frozen(), pod, options, clock: Clock::start() };
+    fault::arm(options.fault.as_deref());
+    fault::point("checkpoint-begin");
     let trees = checkpoint.look_ahead(&mut writer)?;
+    fault::point("checkpoint-looked-ahead");
     let held = checkpoint.hold()?;
+    fault::point("checkpoint-held");
     let mut stats =
         Stats { processes: held.processes.len() as u64, threads: held.threads() as u64, ..Stats::default() };
     let (held, captured) = checkpoint.look(held, &mut writer, trees)?;
+    fault::point("checkpoint-captured");
     if options.afterwards == Afterwards::Gone {
         // The pod stays held until its image is whole, and ends while it is held: should writing fail, it goes on.
         stats.holds_us.push(checkpoint.clock.held());
@@ -151,8 +160,10 @@ fn tell(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> 
     } else {
         checkpoint.let_go(held)?;
         stats.holds_us.push(checkpoint.clock.held());
+        fault::point("checkpoint-let-go");
         checkpoint.write(captured, writer, &mut stats)?;
     }
+    fault::point("checkpoint-written");
     Ok(checkpoint.clock.into_stats(stats))
 }
 
@@ -197,6 +208,7 @@ impl Checkpoint<'_> {
         }
         self.pod.journal.record(Undo::Thaw)?;
         let seized = self.pod.cgroup.freeze().map_err(CheckpointError::from).and_then(|()| {
+            fault::point("checkpoint-frozen");
             let members = self.pod.cgroup.pids()?;
             hold::seize_all(self.pod.init, &members).map_err(|e| held_failed(self.pod, e))
         });
@@ -298,6 +310,7 @@ impl Checkpoint<'_> {
         writer.record("ipc", 1, &captured.ipc);
         captured.files.iter().for_each(|file| writer.record("file", 1, file));
         captured.trees.finish(&mut writer).map_err(|e| trees_failed(self.pod, e))?;
+        fault::point("checkpoint-before-rename");
         stats.bytes = writer.finish(&captured.pod.facts())?.bytes;
         self.clock.lap("write");
         Ok(())

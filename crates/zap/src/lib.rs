@@ -7,6 +7,7 @@ pub mod builder;
 pub mod checkpoint;
 pub mod cli;
 pub mod error;
+pub mod fault;
 pub mod files;
 pub mod host;
 pub mod ids;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::builder::{self, Answer, Order};
 use crate::checkpoint::{Clock, Phase};
 use crate::error::{Context, RebuildError};
+use crate::fault;
 use crate::files::{self, FileState, LateFiles};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::{ImageError, ImageReader};
@@ -46,6 +47,9 @@ pub struct Options {
     pub binds: Vec<Bind>,
     /// The root directory in place of the image's.
     pub root: Option<PathBuf>,
+    /// The fault point at which the monitor is to die ([`crate::fault`]).
+    #[serde(default)]
+    pub fault: Option<String>,
 }
 
 /// Figures of a finished restart. Times are whole microseconds.
@@ -122,8 +126,11 @@ pub fn restart(store: Store, options: &Options) -> Result<(LivePod, Stats), Rest
     let mut clock = Clock::start();
     let image = Image::read(options)?;
     clock.lap("verify");
+    fault::arm(options.fault.as_deref());
+    fault::point("restart-verified");
     let mut pod = image.namespaces(store, options)?;
     clock.lap("namespaces");
+    fault::point("restart-namespaces");
     // On a thread of its own: ptrace belongs to threads, and the end of this one lets go of whatever a failure left held.
     let rebuilt = std::thread::scope(|scope| {
         let thread = scope.spawn(|| image.rebuild(&mut pod, &mut clock));
@@ -134,6 +141,7 @@ pub fn restart(store: Store, options: &Options) -> Result<(LivePod, Stats), Rest
         pod.destroy(End::TakenAway(format!("the restart of {name} failed")))?;
         return Err(error);
     }
+    fault::point("restart-done");
     let address = pod.network.as_ref().map_or(String::new(), |network| network.outer().ipv4.to_string());
     let name = pod.spec.name.clone();
     let (phases, total_us) = clock.finish();
@@ -227,6 +235,7 @@ impl Image {
         let common = self.common(pod)?;
         let builder = self.build(pod, &common)?;
         clock.lap("files");
+        fault::point("restart-files");
         let late = LateFiles::of(&self.files).map_err(|e| self.failed(e))?;
         let mut grove = Grove::new(common, &self.plan, &self.processes, late);
         let hosts = processes_of(pod)?;
@@ -236,6 +245,7 @@ impl Image {
         }
         self.plan.seeds.iter().try_for_each(|seed| grove.grow(*seed)).map_err(|e| self.failed(e))?;
         clock.lap("memory");
+        fault::point("restart-memory");
         grove.join_groups().map_err(|e| self.failed(e))?;
         let zombies = self.zombies.iter().map(|zombie| (zombie.pid, zombie.ended.unwrap_or(0))).collect();
         grove.end_the_ended(&zombies).map_err(|e| self.failed(e))?;
@@ -247,6 +257,7 @@ impl Image {
             grove.finish(process.place.pid, &mut buffer).map_err(|e| self.failed(e))?;
         }
         clock.lap("tree");
+        fault::point("restart-tree");
         self.settle(&grove, &builder)?;
         ipc::remove_marked(pod.init, &self.ipc).map_err(|e| self.failed(e))?;
         if let Some(main) = self.pod.main {
@@ -258,6 +269,7 @@ impl Image {
         self.awaken(&builder)?;
         builder.dismiss();
         clock.lap("network");
+        fault::point("restart-before-let-go");
         grove.let_go().map_err(|e| self.failed(e))?;
         if let Some(network) = &pod.network {
             network.announce().map_err(|source| network_failed(pod, source))?;

@@ -48,6 +48,9 @@ enum Compress {
 
 pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
     let absolute = |path: PathBuf| std::path::absolute(&path).map_err(|e| usage(format!("{}: {e}", path.display())));
+    if args.parent.is_some() {
+        return Err(usage("--parent: incremental images are not supported yet; leave it out for a whole image".to_owned()));
+    }
     let afterwards = match (args.leave_running, args.leave_suspended) {
         (true, _) => Afterwards::Running,
         (_, true) => Afterwards::Suspended,
@@ -63,6 +66,7 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         },
         parent: args.parent.map(absolute).transpose()?,
         carry_files: args.carry_files,
+        fault: crate::fault::wanted(),
     };
     let monitor = store.load(&args.pod)?.monitor;
     let (stats, _) = client::ask::<Stats>(store, &args.pod, &Request::Checkpoint(options))?;

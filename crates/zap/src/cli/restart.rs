@@ -52,6 +52,7 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         publish: (!args.publish.is_empty()).then_some(args.publish),
         binds: args.bind,
         root: root.transpose()?,
+        fault: crate::fault::wanted(),
     };
     let watch = Watch { attached: !args.detach, window: console::window() };
     let start = Start::Restart { store: store.clone(), options, watch };
