@@ -49,7 +49,9 @@ enum Compress {
 pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
     let absolute = |path: PathBuf| std::path::absolute(&path).map_err(|e| usage(format!("{}: {e}", path.display())));
     if args.parent.is_some() {
-        return Err(usage("--parent: incremental images are not supported yet; leave it out for a whole image".to_owned()));
+        return Err(usage(
+            "--parent: incremental images are not supported yet; leave it out for a whole image".to_owned(),
+        ));
     }
     let afterwards = match (args.leave_running, args.leave_suspended) {
         (true, _) => Afterwards::Running,

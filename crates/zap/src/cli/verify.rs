@@ -15,7 +15,15 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<u8, Failure> {
     let image = std::path::absolute(&args.image).map_err(|e| usage(format!("{}: {e}", args.image.display())))?;
-    restart::verify(&Options { image, name: None, address: None, publish: None, binds: Vec::new(), root: None, fault: None })?;
+    restart::verify(&Options {
+        image,
+        name: None,
+        address: None,
+        publish: None,
+        binds: Vec::new(),
+        root: None,
+        fault: None,
+    })?;
     print(&format!("{} is whole, and can be restarted here\n", args.image.display()))?;
     Ok(0)
 }
