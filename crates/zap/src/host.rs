@@ -54,6 +54,7 @@ impl Host {
             compress: image::Compression::None,
             parent: None,
             carry_files: false,
+            fault: None,
         };
         let (stats, _) = client::ask(&self.store, pod, &Request::Checkpoint(options))?;
         if !leave_running {
@@ -72,6 +73,7 @@ impl Host {
             publish: None,
             binds: Vec::new(),
             root: None,
+            fault: None,
         };
         let start = Start::Restart { store: self.store.clone(), options, watch: Watch::default() };
         let (born, _) = client::launch::<Born>(&start)?;
