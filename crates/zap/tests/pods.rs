@@ -1,6 +1,6 @@
 //! Pods from the outside: run, exec, exit codes, terminals, suspending, removal, and the death of monitors.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 

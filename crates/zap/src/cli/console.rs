@@ -115,10 +115,10 @@ impl Watcher {
             };
             let ready: Vec<bool> = fds.iter().map(|f| f.any().unwrap_or(false)).collect();
             drop(fds);
-            if ready[0] {
-                if let Some(outcome) = self.hear()? {
-                    return Ok(outcome);
-                }
+            if ready[0]
+                && let Some(outcome) = self.hear()?
+            {
+                return Ok(outcome);
             }
             if ready[1] && self.signalled()? {
                 return Ok(Outcome::Left);
@@ -137,7 +137,7 @@ impl Watcher {
             Err(nix::Error::EINTR) => {}
             Err(e) => return Err(e.into()),
         }
-        while let Some((kind, payload)) = self.heard.next()? {
+        while let Some((kind, payload)) = self.heard.take()? {
             match kind {
                 Kind::Output => show(io::stdout(), &payload)?,
                 Kind::ErrorOutput => show(io::stderr(), &payload)?,

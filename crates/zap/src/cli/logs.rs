@@ -49,7 +49,7 @@ fn copy(log: &mut File, collector: &mut Collector) -> io::Result<bool> {
     loop {
         let length = log.read(&mut buffer)?;
         collector.add(&buffer[..length]);
-        while let Some((kind, payload)) = collector.next()? {
+        while let Some((kind, payload)) = collector.take()? {
             let written = match kind {
                 Kind::ErrorOutput => io::stderr().write_all(&payload),
                 _ => io::stdout().write_all(&payload).and_then(|()| io::stdout().flush()),

@@ -51,7 +51,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Run(run::Args),
+    Run(Box<run::Args>),
     Exec(exec::Args),
     Ls(ls::Args),
     Ps(ps::Args),
@@ -108,7 +108,7 @@ fn log(verbose: u8) {
 fn run(cli: Cli) -> Result<u8, Failure> {
     let store = Store::new(cli.state.as_deref());
     match cli.command {
-        Command::Run(args) => run::run(&store, args),
+        Command::Run(args) => run::run(&store, *args),
         Command::Exec(args) => exec::run(&store, args),
         Command::Ls(args) => ls::run(&store, &args),
         Command::Ps(args) => ps::run(&store, &args),

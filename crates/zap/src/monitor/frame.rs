@@ -88,7 +88,7 @@ impl Collector {
     }
 
     /// The next whole frame.
-    pub fn next(&mut self) -> io::Result<Option<(Kind, Vec<u8>)>> {
+    pub fn take(&mut self) -> io::Result<Option<(Kind, Vec<u8>)>> {
         let Some(head) = self.bytes.first_chunk::<HEAD>() else { return Ok(None) };
         let (kind, length) = parse_head(head)?;
         if self.bytes.len() < HEAD + length {
@@ -111,10 +111,10 @@ mod tests {
         let mut collector = Collector::default();
         for byte in &bytes[..bytes.len() - 1] {
             collector.add(&[*byte]);
-            assert_eq!(collector.next().unwrap(), None);
+            assert_eq!(collector.take().unwrap(), None);
         }
         collector.add(b"o");
-        assert_eq!(collector.next().unwrap(), Some((Kind::Output, b"hello".to_vec())));
+        assert_eq!(collector.take().unwrap(), Some((Kind::Output, b"hello".to_vec())));
     }
 
     #[test]

@@ -339,10 +339,9 @@ impl Pump {
     }
 
     fn close_input_if_done(&mut self) {
-        if self.input_ended && self.unwritten.is_empty() && !self.is_tty && self.stdin.take().is_some() {
-            if let Some(closed) = self.plan.stdin_closed.take() {
-                closed();
-            }
+        let done = self.input_ended && self.unwritten.is_empty() && !self.is_tty && self.stdin.take().is_some();
+        if let (true, Some(closed)) = (done, self.plan.stdin_closed.take_if(|_| done)) {
+            closed();
         }
     }
 
@@ -363,7 +362,7 @@ impl Pump {
             Err(_) => return false,
         }
         loop {
-            match self.clients[index].heard.next() {
+            match self.clients[index].heard.take() {
                 Ok(Some((kind, payload))) => self.hear(index, kind, &payload),
                 Ok(None) => return true,
                 Err(_) => return false,

@@ -1,5 +1,5 @@
 //! A host of its own for a test: a fresh network namespace and a fresh state directory, and nothing left afterwards.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

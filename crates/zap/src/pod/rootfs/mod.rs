@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn only_what_people_keep_is_seen() {
-        let mounts = vec![
+        let mounts = [
             mount("/", "ext4"),
             mount("/proc", "proc"),
             mount("/home/a", "xfs"),
