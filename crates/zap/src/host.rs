@@ -85,7 +85,7 @@ impl Host {
         let mut frames = Collector::default();
         frames.add(&std::fs::read(self.store.log_file(pod))?);
         let mut text = Vec::new();
-        while let Some((_, payload)) = frames.next()? {
+        while let Some((_, payload)) = frames.take()? {
             text.extend(payload);
         }
         Ok(text)
