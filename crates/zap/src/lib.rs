@@ -12,6 +12,7 @@ pub mod files;
 pub mod host;
 pub mod ids;
 pub mod image;
+pub mod inspect;
 pub mod ipc;
 pub mod layer;
 pub mod look;

@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::ls::{Row, current};
 use super::{options, print, print_json, ps, usage};
 use crate::image::ImageReader;
+use crate::inspect::inspect_image;
 use crate::monitor::protocol::Failure;
 use crate::pod::processes::{self, Process};
 use crate::pod::registry::Record;
 use crate::pod::{PodState, Store, capabilities};
-use crate::record::PodRecord;
 use crate::restart::RestartError;
 
 /// Print everything known of a pod or an image
@@ -60,36 +60,21 @@ fn pod(store: &Store, name: &str, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-#[derive(Serialize)]
-struct Part {
-    name: String,
-    stored_bytes: u64,
-    bytes: u64,
-}
-
-/// What an image says of itself, the pod that it holds, and how big its parts are.
+/// What an image says of itself, the pod that it holds, and how big its parts are; as JSON, everything.
 fn image(path: &Path, json: bool) -> Result<(), Failure> {
     let reader = ImageReader::open(path).map_err(RestartError::from)?;
-    let holds: PodRecord = reader.one("pod").map_err(RestartError::from)?;
-    let part = |(name, stored_bytes, bytes): (&str, u64, u64)| Part { name: name.to_owned(), stored_bytes, bytes };
-    let parts: Vec<Part> = reader.parts().map(part).collect();
-    let mut records = BTreeMap::<String, usize>::new();
-    reader.contents().for_each(|(kind, version, _)| *records.entry(format!("{kind}/{version}")).or_default() += 1);
     if json {
-        let (id, facts) = (reader.id(), reader.facts());
-        let compression = format!("{:?}", reader.compression()).to_lowercase();
-        return print_json(&serde_json::json!({
-            "id": id, "facts": facts, "compression": compression, "parts": parts, "records": records,
-            "spec": holds.spec, "main": holds.main,
-        }));
+        return print_json(&inspect_image(&reader).map_err(RestartError::from)?);
     }
     let mut text = format!("{:18} {}\n{:18} {:?}\n", "Content", reader.id(), "Compression", reader.compression());
     for (name, value) in reader.facts().as_object().into_iter().flatten() {
         text.push_str(&format!("{name:18} {value}\n"));
     }
-    for part in &parts {
-        text.push_str(&format!("{:18} {} bytes, {} on disk\n", part.name, part.bytes, part.stored_bytes));
+    for (name, stored, bytes) in reader.parts() {
+        text.push_str(&format!("{name:18} {bytes} bytes, {stored} on disk\n"));
     }
+    let mut records = BTreeMap::<String, usize>::new();
+    reader.contents().for_each(|(kind, version, _)| *records.entry(format!("{kind}/{version}")).or_default() += 1);
     for (kind, count) in &records {
         text.push_str(&format!("{kind:18} {count} records\n"));
     }

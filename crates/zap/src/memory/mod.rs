@@ -7,6 +7,8 @@ mod capture;
 mod kinship;
 pub mod layout;
 mod mapped;
+#[cfg(test)]
+mod model;
 mod pages;
 mod plan;
 mod ranges;
@@ -23,7 +25,7 @@ pub use mapped::MappedFiles;
 pub use pages::Frames;
 pub use plan::{MemoryBatch, Target, free_gap, late_batch, rebuild_batches};
 pub use state::{Backing, MemoryState, MmFields, PageRun, PageSource, VdsoState, VmaState};
-pub use survey::{Survey, mappings, survey};
+pub use survey::{Survey, mappings, survey, survey_all};
 pub use tracking::{Ahead, Round, ask_for_tracking};
 
 /// Bytes of a page on x86-64.

@@ -111,7 +111,7 @@ pub fn free_gap<'a>(states: impl IntoIterator<Item = &'a MemoryState>, length: u
     const LOWEST: u64 = 1 << 32;
     let used = states.into_iter().flat_map(|s| {
         let vdso = s.vdso.iter().map(|v| v.range());
-        s.vmas.iter().map(VmaState::range).chain(vdso).chain([s.fields.start_brk..s.fields.brk])
+        s.vmas.iter().map(VmaState::range).chain(vdso).chain(std::iter::once(s.fields.start_brk..s.fields.brk))
     });
     let gaps = ranges::without(LOWEST..1 << 46, &ranges::joined(used.collect()));
     let room = length + 2 * MARGIN;

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::layout::{self, Mapping};
 use super::ranges;
@@ -46,6 +47,35 @@ pub fn survey(process: HostPid, ours: &[Range<u64>]) -> Result<Survey, CaptureEr
     let regions = pages::find(&pagemap, &mappings).capturing("scanning the pages", format!("process {process}"))?;
     let fields = read_fields(process)?;
     Ok(Survey { process, mappings, regions, fields, pagemap })
+}
+
+/// Surveys several processes (each with the ranges that are ours), with as many threads as there are processors.
+pub fn survey_all(processes: &[(HostPid, Vec<Range<u64>>)]) -> Vec<Result<Survey, CaptureError>> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(processes.len());
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        while let Some((index, (process, ours))) = take(&next, processes) {
+            done.push((index, survey(*process, ours)));
+        }
+        done
+    };
+    let mut all = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut all = work();
+        for other in others {
+            all.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        all
+    });
+    all.sort_by_key(|(index, _)| *index);
+    all.into_iter().map(|(_, survey)| survey).collect()
+}
+
+/// The next piece of work, with its place.
+fn take<'a, T>(next: &AtomicUsize, all: &'a [T]) -> Option<(usize, &'a T)> {
+    let index = next.fetch_add(1, Ordering::Relaxed);
+    all.get(index).map(|one| (index, one))
 }
 
 /// The parts of a mapping that are not ours.
@@ -111,9 +141,17 @@ mod tests {
     }
 
     #[test]
+    fn several_are_surveyed_in_order() {
+        let ours = HostPid(std::process::id() as i32);
+        let all = survey_all(&[(ours, Vec::new()), (HostPid(-1), Vec::new()), (ours, Vec::new())]);
+        assert_eq!(all.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
+        assert!(survey_all(&[]).is_empty());
+    }
+
+    #[test]
     fn what_is_ours_is_cut_out() {
         let file = Mapping { start: 0x1000, end: 0x5000, offset: 0x7000, inode: 9, ..Mapping::default() };
-        let parts = cut(&file, &[0x2000..0x3000]);
+        let parts = cut(&file, std::slice::from_ref(&(0x2000..0x3000)));
         assert_eq!(
             parts.iter().map(|m| (m.start, m.end, m.offset)).collect::<Vec<_>>(),
             [(0x1000, 0x2000, 0x7000), (0x3000, 0x5000, 0x9000)]

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use super::layout::{Nature, flag};
+use super::layout::Nature;
 use super::pages::Frames;
 use super::*;
 use crate::files::FileTable;

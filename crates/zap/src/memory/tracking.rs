@@ -98,10 +98,11 @@ impl Ahead {
         // what cannot be followed any more is left to the hold
         self.followed.retain(|range| protect(pagemap, range, &mut written).is_ok());
         let written = ranges::joined(written.into_iter().map(|r| r.start..r.end).collect());
-        self.copied = PageRun::parts(&self.copied, &ranges::minus(&[0..u64::MAX], &written));
+        self.copied = PageRun::parts(&self.copied, &ranges::without(0..u64::MAX, &written));
         let doing = || format!("the memory of process {}", self.process);
         let frames = Frames::read(&self.pagemap, &written).capturing("looking at", doing())?;
-        let shared = parent.map_or(Vec::new(), |p| frames.shared_with(&p.frames, &[0..u64::MAX]));
+        let everywhere = vec![Range { start: 0, end: u64::MAX }];
+        let shared = parent.map_or(Vec::new(), |p| frames.shared_with(&p.frames, &everywhere));
         let wanted = ranges::minus(&written, &shared);
         let before = data.end();
         // pages may vanish while they are read: none of this round are kept then, and the hold copies them

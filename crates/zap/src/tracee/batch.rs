@@ -161,6 +161,18 @@ impl Batch {
         Output { offset, length }
     }
 
+    /// The calls as they were built: number and arguments.
+    #[cfg(test)]
+    pub(crate) fn calls(&self) -> impl Iterator<Item = (i64, [Arg; 6])> {
+        self.steps.iter().map(|step| (step.number, step.args))
+    }
+
+    /// The bytes that the calls read.
+    #[cfg(test)]
+    pub(crate) fn data(&self) -> &[u8] {
+        &self.data
+    }
+
     /// How many calls there are.
     pub fn len(&self) -> usize {
         self.steps.len()
