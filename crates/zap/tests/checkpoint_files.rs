@@ -82,6 +82,11 @@ fn console_of_pipes() {
     assert!(host.must(&["logs", "copy"]).contains("after the checkpoint"));
 }
 
+#[test]
+fn console_that_is_a_terminal() {
+    survives_with("console_terminal", &["-t"]);
+}
+
 /// What cannot be checkpointed is refused by its name, with exit code 3, and the pod runs on.
 fn refuses(probe: &str, word: &str) {
     let host = Host::new();

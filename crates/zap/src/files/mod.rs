@@ -36,6 +36,7 @@ pub mod shared_memory;
 pub mod signalfd;
 mod table;
 pub mod terminal;
+mod terminal_queue;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod timerfd;

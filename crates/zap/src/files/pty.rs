@@ -141,10 +141,13 @@ impl FileKind for Pty {
         if state.exclusive {
             calls::set_exclusive(rebuild.file(id)?).rebuilding("making exclusive", id)?;
         }
-        let locked = state.terminal.as_ref().is_some_and(|t| t.locked);
         let ptys = rebuild.object::<Ptys>("ptys", 0);
-        if let Some(master) = ptys.and_then(|p| p.masters.get(&state.index)).filter(|_| locked) {
-            calls::set_locked(master, true).rebuilding("locking", id)?;
+        let master = ptys.and_then(|p| p.masters.get(&state.index));
+        if let (Some(master), Some(terminal)) = (master, &state.terminal) {
+            terminal.refill(master, state.index).rebuilding("filling", id)?;
+            if terminal.locked {
+                calls::set_locked(master, true).rebuilding("locking", id)?;
+            }
         }
         Ok(())
     }
@@ -257,6 +260,46 @@ mod tests {
             // The number below was taken for a moment only.
             assert_eq!(calls::ask(new_master(), Ask::Index).unwrap(), 0);
         });
+    }
+
+    /// What is typed and printed waits in the old pty, and in the new.
+    fn waits(change: impl Fn(&mut calls::Termios) + Sync, typed: &[u8], lines: &[&str]) {
+        apart(|| {
+            fresh_devpts();
+            let master = new_master();
+            let slave = reopen::path("/dev/pts/0", libc::O_RDWR | libc::O_NONBLOCK).unwrap();
+            let mut settings = calls::settings(&slave).unwrap();
+            settings.local &= !libc::ECHO;
+            change(&mut settings);
+            calls::set_settings(&slave, &settings).unwrap();
+            write(&master, typed).unwrap();
+            write(&slave, b"printed\n").unwrap();
+            let captured = captured(&[&slave, &master], Console::None);
+            fresh_devpts();
+            let (again, _) = rebuilt(captured);
+            for (slave, master) in [(&slave, &master), (&again[0], &again[1])] {
+                assert_eq!(calls::settings(slave).unwrap(), settings);
+                assert_eq!(text(master), "printed\r\n");
+                for line in lines {
+                    assert_eq!(text(slave), *line);
+                }
+                assert_eq!(read(slave, &mut [0; 9]), Err(nix::Error::EAGAIN));
+                // The rest of a line that has been begun.
+                write(master, b"!\n").unwrap();
+                assert!(text(slave).ends_with("!\n"));
+                assert_eq!(read(slave, &mut [0; 9]), Err(nix::Error::EAGAIN));
+            }
+        });
+    }
+
+    #[test]
+    fn lines_that_were_typed_ahead_stay_lines() {
+        waits(|_| (), b"one\rtwo\n\x04partial", &["one\n", "two\n", ""]);
+    }
+
+    #[test]
+    fn keys_that_were_typed_ahead_stay_as_they_are() {
+        waits(|s| s.local &= !(libc::ICANON | libc::ISIG), b"a\x03\x04b", &["a\x03\x04b"]);
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use nix::unistd::{Gid, Uid, chown};
 use serde::{Deserialize, Serialize};
 
-use super::Descriptor;
+use super::terminal_queue::{self, Waiting};
+use super::{Descriptor, reopen};
 use crate::error::{CaptureError, Context};
 use crate::ids::{HostPid, PodPid};
 use crate::look::Look;
@@ -45,6 +46,16 @@ pub struct TerminalState {
 }
 
 impl TerminalState {
+    /// Puts what waited back into the queues. Every file of the pod is open, and the slave is not locked yet.
+    pub(super) fn refill(&self, master: impl AsFd, index: u32) -> std::io::Result<()> {
+        if self.typed.is_empty() && self.printed.is_empty() && !self.stopped {
+            return Ok(());
+        }
+        let slave = reopen::path(slave_path(index), libc::O_RDWR | libc::O_NONBLOCK)?;
+        let (typed, printed, stopped) = (self.typed.clone(), self.printed.clone(), self.stopped);
+        terminal_queue::restore(master, &slave, &self.settings(), &Waiting { typed, printed, stopped })
+    }
+
     fn settings(&self) -> Termios {
         let [input, output, control, local] = self.modes;
         let [input_speed, output_speed] = self.speeds;
@@ -73,19 +84,35 @@ pub(super) fn capture(
     }
     let path = look.init.proc("root").join(format!("dev/pts/{index}"));
     let facts = std::fs::metadata(&path).capturing("looking at", path.display())?;
+    let locked = terminal::ask(&master, Ask::Locked).capturing("reading the lock", object())? != 0;
+    let waiting = match locked {
+        // Nobody has opened it yet.
+        true => Waiting::default(),
+        false => {
+            let slave = reopen::path(&path, libc::O_RDWR | libc::O_NONBLOCK).capturing("opening", path.display())?;
+            terminal_queue::look(&master, &slave).map_err(|e| unreadable(descriptor, e))?
+        }
+    };
     Ok(TerminalState {
         modes: [settings.input, settings.output, settings.control, settings.local],
         characters: settings.characters,
         speeds: [settings.input_speed, settings.output_speed],
         window: terminal::window(&master).capturing("reading the window", object())?,
-        locked: terminal::ask(&master, Ask::Locked).capturing("reading the lock", object())? != 0,
-        stopped: false,
+        locked,
+        stopped: waiting.stopped,
         owner: (facts.uid(), facts.gid(), facts.mode() & 0o7777),
         session: group(&master, Ask::Session),
         foreground: group(&master, Ask::Foreground),
-        typed: Vec::new(),
-        printed: Vec::new(),
+        typed: waiting.typed,
+        printed: waiting.printed,
     })
+}
+
+fn unreadable(descriptor: &Descriptor, error: std::io::Error) -> CaptureError {
+    match error.raw_os_error() {
+        Some(_) => CaptureError::Kernel { step: "reading the queues", object: descriptor.object(), source: error },
+        None => descriptor.refuse(format!("cannot be checkpointed now: {error}")),
+    }
 }
 
 /// A process group or session of the terminal by its ID in the pod, if there is one.

@@ -44,6 +44,7 @@ pub(crate) fn named(name: &str) -> fn() -> Check {
         "signals_of_a_file" => signals_of_a_file,
         "close_on_exec" => close_on_exec,
         "console" => console,
+        "console_terminal" => console_terminal,
         "fanotify" => fanotify,
         "io_uring" => io_uring,
         other => panic!("no probe {other}"),
@@ -458,6 +459,22 @@ fn console() -> Check {
         assert_eq!([facts(std::io::stdin()), facts(std::io::stdout()), facts(std::io::stderr())], before);
         println!("after the checkpoint");
     })
+}
+
+fn console_terminal() -> Check {
+    use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+    let terminal = OpenOptions::new().read(true).write(true).open("/dev/tty").unwrap();
+    let mut settings = tcgetattr(&terminal).unwrap();
+    settings.local_flags.remove(LocalFlags::ECHO);
+    tcsetattr(&terminal, SetArg::TCSANOW, &settings).unwrap();
+    let all = |terminal: &File| {
+        let ends = [facts(std::io::stdin()), facts(std::io::stdout()), facts(terminal)];
+        let group = nix::unistd::tcgetpgrp(terminal).unwrap();
+        (ends, tcgetattr(terminal).unwrap(), group, nix::unistd::getsid(None).unwrap())
+    };
+    let before = all(&terminal);
+    assert_eq!(before.2, nix::unistd::getpgrp());
+    Box::new(move || assert_eq!(all(&terminal), before))
 }
 
 fn fanotify() -> Check {
