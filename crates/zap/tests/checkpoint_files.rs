@@ -1,6 +1,8 @@
 //! Every kind of file through a checkpoint: a probe in a pod prepares it; the pod is checkpointed and left running, and
 //! restarted from the image; the original and the copy look at what they have.
 
+#![allow(missing_docs, clippy::unwrap_used)]
+
 #[path = "files/host.rs"]
 mod host;
 #[path = "files/probes.rs"]

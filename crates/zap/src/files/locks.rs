@@ -140,7 +140,7 @@ fn lines(text: &str) -> impl Iterator<Item = Line<'_>> {
     text.lines().filter_map(|l| line(l.strip_prefix("lock:")?))
 }
 
-/// `	1: FLOCK  ADVISORY  WRITE 2331 fe:00:131 0 EOF`
+/// `1: FLOCK  ADVISORY  WRITE 2331 fe:00:131 0 EOF`
 fn line(text: &str) -> Option<Line<'_>> {
     let fields: Vec<&str> = text.split_whitespace().collect();
     let [_, class, mode, access, _, inode, start, end] = fields[..] else { return None };
