@@ -203,7 +203,8 @@ mod tests {
     fn an_unlinked_file_is_made_anew_with_its_holes() {
         let directory = directory();
         let path = directory.path().join("gone (deleted)");
-        let file = fs::File::options().create(true).truncate(true).write(true).read(true).mode(0o640).open(&path).unwrap();
+        let file =
+            fs::File::options().create(true).truncate(true).write(true).read(true).mode(0o640).open(&path).unwrap();
         file.write_at(b"start", 0).unwrap();
         file.write_at(b"end", 10 << 20).unwrap();
         let reader = OwnedFd::from(fs::File::open(&path).unwrap());
