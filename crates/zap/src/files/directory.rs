@@ -51,7 +51,12 @@ impl FileKind for Directory {
     fn open(&self, _rebuild: &mut Rebuild<'_>, _id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {
         let state: DirectoryState = decoded(state)?;
         let path = reopen::as_path(&state.path);
-        let file = reopen::path(path, state.flags | libc::O_DIRECTORY).rebuilding("opening", path.display())?;
+        let file = reopen::path(path, state.flags).rebuilding("opening", path.display())?;
+        let stat = crate::sys::file::fstat(&file).rebuilding("looking at", path.display())?;
+        if stat.st_mode & libc::S_IFMT != libc::S_IFDIR {
+            let what = "it is no directory any more".to_owned();
+            return Err(RebuildError::Changed { path: path.display().to_string(), what });
+        }
         if state.position != 0 {
             lseek(&file, state.position as i64, Whence::SeekSet).rebuilding("seeking in", path.display())?;
         }
