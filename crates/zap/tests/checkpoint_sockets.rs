@@ -127,6 +127,10 @@ chdir "/tmp";
 socket(my $unix, AF_UNIX, SOCK_STREAM, 0); bind($unix, sockaddr_un("name")) or die $!; listen($unix, 3) or die $!;
 socket(my $caller, AF_UNIX, SOCK_STREAM, 0); connect($caller, sockaddr_un("name")) or die $!;
 accept(my $called, $unix) or die $!; syswrite($caller, "called");
+chmod 0777, "name"; unless (fork) { $> = 1; socket(my $s, AF_UNIX, SOCK_STREAM, 0); connect($s, sockaddr_un("name")) or die $!; sleep 1000 }
+accept(my $stranger, $unix) or die $!;
+sub peers { join "; ", map { join " ", unpack("i3", getsockopt($_, SOL_SOCKET, SO_PEERCRED)) } $a, $b, $unix, $caller, $called, $stranger }
+my $peers = peers();
 socket(my $log, AF_UNIX, SOCK_DGRAM, 0); bind($log, sockaddr_un("/tmp/log")) or die $!;
 socket(my $logger, AF_UNIX, SOCK_DGRAM, 0); connect($logger, sockaddr_un("/tmp/log")) or die $!;
 send($logger, "one", 0); send($logger, "two", 0);
@@ -141,6 +145,7 @@ my $sem = semget(0x77, 2, 0600 | 01000); semop($sem, pack("s!3", 1, 5, 0));
 my $msg = msgget(0x77, 0600 | 01000); msgsnd($msg, pack("l! a*", 4, "message"), 0);
 print "ready\n";
 select(undef, undef, undef, 0.01) until -e "/tmp/go";
+check("peers", peers(), $peers);
 check("pair", get($a, 4), "to a"); check("pair", get($b, 4), "to b");
 check("orphan", get($orphan, 100), "farewell");
 check("called", get($called, 6), "called"); syswrite($called, "answer"); check("caller", get($caller, 6), "answer");

@@ -21,9 +21,7 @@ use crate::sys::kcmp::{self, Shared};
 pub fn capture(look: &mut Look<'_>, init: HostPid) -> Result<IpcState, CaptureError> {
     refuse_posix_queues(init)?;
     let data = &mut *look.data;
-    let state = std::thread::scope(|scope| scope.spawn(|| capture_here(init, data)).join());
-    let state = state.unwrap_or_else(|_| Err(io::Error::other("the thread panicked")));
-    state.capturing("reading the System V objects", "the pod")
+    crate::sys::clone::in_thread(|| capture_here(init, data)).capturing("reading the System V objects", "the pod")
 }
 
 /// Refuses a process that has an undo list of semaphores, which the kernel does not show; a list without semaphores is

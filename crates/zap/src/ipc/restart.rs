@@ -14,6 +14,7 @@ use crate::files;
 use crate::ids::HostPid;
 use crate::image::ImageReader;
 use crate::rebuild::Rebuild;
+use crate::sys::clone::in_thread;
 use crate::sys::ipc::{self, Attached};
 
 /// Makes every object again under its id. Runs in the builder, in the pod's new IPC namespace.
@@ -24,8 +25,7 @@ pub fn restart(rebuild: &mut Rebuild<'_>, state: &IpcState) -> Result<(), Rebuil
         return Ok(());
     }
     let image = rebuild.image;
-    let made = std::thread::scope(|scope| scope.spawn(|| restart_here(image, state)).join());
-    made.unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))).rebuilding("making", "the System V objects")
+    in_thread(|| restart_here(image, state)).rebuilding("making", "the System V objects")
 }
 
 /// Marks for removal the segments that were: for when every process has attached its own. Runs in the monitor.
@@ -38,8 +38,7 @@ pub fn remove_marked(init: HostPid, state: &IpcState) -> Result<(), RebuildError
         setns(File::open(init.proc("ns/ipc"))?.as_fd(), CloneFlags::CLONE_NEWIPC)?;
         marked.iter().try_for_each(|id| ipc::control_segment(*id, libc::IPC_RMID))
     };
-    let removed = std::thread::scope(|scope| scope.spawn(remove).join());
-    removed.unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))).rebuilding("marking", "shared memory")
+    in_thread(remove).rebuilding("marking", "shared memory")
 }
 
 fn restart_here(image: &ImageReader, state: &IpcState) -> io::Result<()> {

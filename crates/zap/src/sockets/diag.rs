@@ -35,6 +35,9 @@ pub(crate) struct UnixFacts {
 pub struct Sightings {
     unix: Option<HashMap<u32, UnixFacts>>,
     groups: Option<Vec<(u32, IpAddr)>>,
+    /// The PIDs of the pod behind those of the host, and how deep the pod's namespace is.
+    pids: HashMap<i32, i32>,
+    depth: Option<usize>,
     met: HashSet<u32>,
     expected: Vec<(u32, Subject, String)>,
 }
@@ -56,6 +59,13 @@ impl Sightings {
         Ok(self.groups.as_deref().unwrap_or_default())
     }
 
+    /// The PID that the pod knows a process of the host by; zero if the process is gone.
+    pub(super) fn pod_pid(&mut self, init: HostPid, pid: i32) -> i32 {
+        let depth = *self.depth.get_or_insert_with(|| namespace_pids(init.0).len());
+        let inner = || namespace_pids(pid).get(depth.saturating_sub(1)).copied().unwrap_or(0);
+        *self.pids.entry(pid).or_insert_with(inner)
+    }
+
     /// The unix socket of that inode is being captured.
     pub(super) fn meet_unix(&mut self, inode: u32) {
         self.met.insert(inode);
@@ -73,6 +83,14 @@ impl Sightings {
             Some((_, subject, object)) => Err(subject.refuse(object, "is connected to a socket outside the pod")),
         }
     }
+}
+
+/// The PIDs of a process, from the outermost namespace that we see to its own.
+fn namespace_pids(pid: i32) -> Vec<i32> {
+    let status = std::fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = String::from_utf8_lossy(&status);
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -108,12 +126,10 @@ fn dump_unix(init: HostPid) -> io::Result<HashMap<u32, UnixFacts>> {
 fn netlink_in(init: HostPid) -> io::Result<OwnedFd> {
     let make = || socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG);
     let namespace = std::fs::File::open(init.proc("ns/net"))?;
-    // A namespace is entered by a thread, never to come back.
-    let entered = std::thread::spawn(move || {
+    crate::sys::clone::in_thread(move || {
         nix::sched::setns(namespace.as_fd(), nix::sched::CloneFlags::CLONE_NEWNET)?;
         make()
-    });
-    entered.join().map_err(|_| io::Error::other("the thread panicked"))?
+    })
 }
 
 /// Reads one datagram of answers into `facts`; whether it was the last.

@@ -44,7 +44,7 @@ pub struct UnixState {
     pub form: UnixForm,
     /// What it has received and not read.
     pub queue: Vec<Queued>,
-    /// `SO_PEERCRED`: PID in the pod, user, group.
+    /// `SO_PEERCRED`: PID in the pod (zero if that process is gone), user, group. Of a listener, who listens.
     pub peer_credentials: Option<Credentials>,
 }
 
@@ -236,7 +236,8 @@ impl UnixState {
         unix_pair::free_name(rebuild, self.kind, &self.name);
         unix_name::bind(socket.as_fd(), &self.name).rebuilding("binding", what)?;
         if let UnixForm::Listening { backlog } = self.form {
-            socket::listen(&socket, backlog as i32).rebuilding("listening on", what)?;
+            unix_creds::acting(self.peer_credentials, &|| socket::listen(&socket, backlog as i32))
+                .rebuilding("listening on", what)?;
             unix_pair::offer_listener(rebuild, self.kind, &self.name, &socket).rebuilding("copying", what)?;
         }
         Ok(socket)

@@ -1,23 +1,83 @@
-//! Credentials on unix sockets, as the pod sees them.
+//! Credentials on unix sockets, as the pod sees them. The kernel notes those of whoever connects, listens or sends; so a
+//! restart does it in a process that for a moment has the PID, the user and the group of the one who did.
 
-use std::os::fd::BorrowedFd;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use crate::files::FileState;
+use crate::ids::PodPid;
 use crate::look::Look;
+use crate::rebuild::Rebuild;
 use crate::sys::message::Credentials;
-use crate::sys::socket;
+use crate::sys::{clone, ipc, socket};
 
-/// `SO_PEERCRED` of a connected socket.
-pub(super) fn of_peer(look: &Look<'_>, fd: BorrowedFd<'_>) -> Option<Credentials> {
+use super::unix::UnixState;
+
+/// `SO_PEERCRED` of a connected socket; of a listener, who listens.
+pub(super) fn of_peer(look: &mut Look<'_>, fd: BorrowedFd<'_>) -> Option<Credentials> {
     let mut bytes = [0; 12];
     let length = socket::get_bytes(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, &mut bytes).ok()?;
     let word = |i: usize| i32::from_ne_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
     (length == 12 && word(0) > 0).then(|| in_pod(look, (word(0), word(4) as u32, word(8) as u32)))
 }
 
-/// Credentials that were read here, with the PID that the pod knows. A process that is gone has none any more.
-pub(super) fn in_pod(_look: &Look<'_>, (pid, user, group): Credentials) -> Credentials {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("NSpid:"));
-    let inner = line.and_then(|l| l.split_whitespace().last()).and_then(|p| p.parse().ok());
-    (inner.unwrap_or(0), user, group)
+/// Credentials that were read here, with the PID that the pod knows: zero for a process that is gone.
+pub(super) fn in_pod(look: &mut Look<'_>, (pid, user, group): Credentials) -> Credentials {
+    let init = look.init;
+    (look.sockets.pod_pid(init, pid), user, group)
+}
+
+/// The credentials that the sockets of an image have of their peers, by inode.
+struct All(Vec<(u64, Credentials)>);
+
+/// What the socket of that inode knows of its peer.
+pub(super) fn known_by(rebuild: &mut Rebuild<'_>, inode: u64) -> Option<Credentials> {
+    const ALL: &str = "unix-credentials";
+    if rebuild.object::<All>(ALL, 0).is_none() {
+        let files: Vec<FileState> = rebuild.image.every("file").unwrap_or_default();
+        let unix = files.iter().filter(|f| f.kind == "unix");
+        let states = unix.filter_map(|f| crate::image::decode::<UnixState>(&f.state).ok());
+        let all = states.filter_map(|s| Some((s.inode, s.peer_credentials?))).collect();
+        rebuild.keep_object(ALL, 0, All(all));
+    }
+    rebuild.object::<All>(ALL, 0)?.0.iter().find(|(i, _)| *i == inode).map(|(_, c)| *c)
+}
+
+/// Runs `work`, which must not allocate, with these credentials.
+pub(super) fn acting(credentials: Option<Credentials>, work: &(dyn Fn() -> io::Result<()> + Sync)) -> io::Result<()> {
+    let Some((pid, user, group)) = credentials else { return work() };
+    let act = || {
+        if (user, group) != (0, 0) {
+            ipc::act_as(user, group)?;
+        }
+        work()
+    };
+    if pid > 0 {
+        match clone::in_process(PodPid(pid), &act) {
+            // The PID of PID 1, or of the builder itself.
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+            result => return result,
+        }
+    }
+    clone::in_thread(act)
+}
+
+/// A pair whose ends have these credentials of each other.
+pub(super) fn pair(credentials: Option<Credentials>, kind: i32) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = nix::unistd::pipe()?;
+    acting(credentials, &|| {
+        let (a, b) = socket::pair(libc::AF_UNIX, kind)?;
+        let numbers = [a.as_raw_fd().to_ne_bytes(), b.as_raw_fd().to_ne_bytes()];
+        nix::unistd::write(&write, numbers.as_flattened())?;
+        std::mem::forget((a, b));
+        Ok(())
+    })?;
+    let mut numbers = [[0; 4]; 2];
+    nix::unistd::read(&read, numbers.as_flattened_mut())?;
+    Ok((adopt(numbers[0])?, adopt(numbers[1])?))
+}
+
+/// A descriptor that the helper made in the table that we share.
+fn adopt(number: [u8; 4]) -> io::Result<OwnedFd> {
+    socket::adopt(i32::from_ne_bytes(number))
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::clone::in_thread;
 use crate::sys::{file, message, socket};
 
 /// The name that a unix socket is bound to.
@@ -131,14 +132,11 @@ pub(super) fn in_nowhere(name: &UnixName, bind: impl FnOnce() -> io::Result<()> 
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
+        // Whoever is to connect may, whatever its user.
+        nix::sys::stat::umask(nix::sys::stat::Mode::empty());
         bind()?;
         std::fs::remove_file(path)
     })
-}
-
-fn in_thread(work: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
-    let joined = std::thread::scope(|scope| scope.spawn(work).join());
-    joined.unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
 }
 
 /// A `sockaddr_un` by which a bound socket is reached, and what must stay open meanwhile.

@@ -4,11 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::unix::{UnixForm, UnixState};
+use super::unix_creds;
 use super::unix_name::{self, UnixName};
 use super::unix_queue::Sender;
 use crate::error::{Context, RebuildError};
 use crate::ids::FileId;
 use crate::rebuild::Rebuild;
+use crate::sys::message::Credentials;
 use crate::sys::socket;
 
 /// Object: the file number of the unix socket of an inode.
@@ -26,9 +28,17 @@ const NAMESAKES: &str = "unix-namesakes";
 /// Sockets of the pod that have an abstract name: type, name, number.
 struct Namesakes(Vec<(i32, Vec<u8>, FileId)>);
 
-/// Listeners that accept sockets that have their name, of the pod or made for now: type, name, socket.
+/// Listeners that accept sockets that have their name, of the pod or made for now.
 #[derive(Default)]
-struct Listeners(Vec<(i32, Vec<u8>, OwnedFd)>);
+struct Listeners(Vec<Listener>);
+
+struct Listener {
+    kind: i32,
+    name: Vec<u8>,
+    /// Who listens.
+    credentials: Option<Credentials>,
+    socket: OwnedFd,
+}
 
 /// The socket of `state`, with its peer made as well.
 pub(super) fn take(rebuild: &mut Rebuild<'_>, state: &UnixState, what: &str) -> Result<OwnedFd, RebuildError> {
@@ -48,18 +58,19 @@ pub(super) fn take(rebuild: &mut Rebuild<'_>, state: &UnixState, what: &str) -> 
 }
 
 fn make(rebuild: &mut Rebuild<'_>, state: &UnixState) -> io::Result<(OwnedFd, OwnedFd)> {
-    let UnixForm::Connected { peer_name, peer_shared_name, .. } = &state.form else {
+    let UnixForm::Connected { peer, peer_name, peer_shared_name, .. } = &state.form else {
         return Err(io::Error::other("it is not connected"));
     };
+    let (ours, theirs) = (state.peer_credentials, peer.and_then(|p| unix_creds::known_by(rebuild, p)));
     if state.shared_name {
-        let (accepted, connected) = accept_at(rebuild, state.kind, &state.name, peer_name)?;
-        return Ok((accepted, connected));
+        // The accepted end knows who connected, the connected end who listened.
+        return accept_at(rebuild, state.kind, (&state.name, theirs), (peer_name, ours));
     }
     if *peer_shared_name || (state.form.peer_is_gone() && !peer_name.bytes.is_empty()) {
-        let (accepted, connected) = accept_at(rebuild, state.kind, peer_name, &state.name)?;
+        let (accepted, connected) = accept_at(rebuild, state.kind, (peer_name, ours), (&state.name, theirs))?;
         return Ok((connected, accepted));
     }
-    let (ours, theirs) = socket::pair(libc::AF_UNIX, state.kind)?;
+    let (ours, theirs) = unix_creds::pair(ours, state.kind)?;
     unix_name::bind(ours.as_fd(), &state.name)?;
     unix_name::bind(theirs.as_fd(), &UnixName { file: None, ..peer_name.clone() })?;
     Ok((ours, theirs))
@@ -71,34 +82,43 @@ impl UnixForm {
     }
 }
 
+/// A name, and the credentials of whoever listened at it or connected from it.
+type Party<'a> = (&'a UnixName, Option<Credentials>);
+
 /// A socket accepted by a listener of the given name, and the one that connected to it: (accepted, connected).
 fn accept_at(
     rebuild: &mut Rebuild<'_>,
     kind: i32,
-    name: &UnixName,
-    connector: &UnixName,
+    listens: Party<'_>,
+    connects: Party<'_>,
 ) -> io::Result<(OwnedFd, OwnedFd)> {
     let connected = socket::socket(libc::AF_UNIX, kind, 0)?;
-    unix_name::bind(connected.as_fd(), connector)?;
-    let listener = listener(rebuild, kind, name)?;
-    unix_name::connect_to(connected.as_fd(), listener.as_fd(), name)?;
+    unix_name::bind(connected.as_fd(), connects.0)?;
+    let listener = listener(rebuild, kind, listens)?;
+    let way = unix_name::way_to(listener.as_fd(), listens.0)?;
+    unix_creds::acting(connects.1, &|| socket::connect(&connected, &way.0))?;
     Ok((socket::accept(listener)?, connected))
 }
 
 /// The listener of a name: the pod's own if it is abstract and open already (there can be only one), or one for now.
-fn listener<'r>(rebuild: &'r mut Rebuild<'_>, kind: i32, name: &UnixName) -> io::Result<&'r OwnedFd> {
+fn listener<'r>(
+    rebuild: &'r mut Rebuild<'_>,
+    kind: i32,
+    (name, credentials): Party<'_>,
+) -> io::Result<&'r OwnedFd> {
     let all = listeners(rebuild);
-    if let Some(found) = all.iter().position(|(k, n, _)| *k == kind && *n == name.bytes) {
-        return Ok(&all[found].2);
+    let same = |l: &Listener| l.kind == kind && l.name == name.bytes && (!name.is_path() || l.credentials == credentials);
+    if let Some(found) = all.iter().position(same) {
+        return Ok(&all[found].socket);
     }
     let socket = socket::socket(libc::AF_UNIX, kind, 0)?;
     unix_name::bind(socket.as_fd(), &UnixName { file: None, ..name.clone() })?;
-    socket::listen(&socket, 8)?;
-    all.push((kind, name.bytes.clone(), socket));
-    Ok(&all[all.len() - 1].2)
+    unix_creds::acting(credentials, &|| socket::listen(&socket, 8))?;
+    all.push(Listener { kind, name: name.bytes.clone(), credentials, socket });
+    Ok(&all[all.len() - 1].socket)
 }
 
-fn listeners<'r>(rebuild: &'r mut Rebuild<'_>) -> &'r mut Vec<(i32, Vec<u8>, OwnedFd)> {
+fn listeners<'r>(rebuild: &'r mut Rebuild<'_>) -> &'r mut Vec<Listener> {
     if rebuild.object::<Listeners>(LISTENERS, 0).is_none() {
         rebuild.keep_object(LISTENERS, 0, Listeners::default());
     }
@@ -107,7 +127,7 @@ fn listeners<'r>(rebuild: &'r mut Rebuild<'_>) -> &'r mut Vec<(i32, Vec<u8>, Own
 
 /// Gives an abstract name back that a listener for now has, because its owner is about to bind to it.
 pub(super) fn free_name(rebuild: &mut Rebuild<'_>, kind: i32, name: &UnixName) {
-    listeners(rebuild).retain(|(k, n, _)| *k != kind || *n != name.bytes);
+    listeners(rebuild).retain(|l| l.kind != kind || l.name != name.bytes);
 }
 
 /// Lets sockets that were accepted under the abstract name of `socket` be accepted by it.
@@ -118,7 +138,8 @@ pub(super) fn offer_listener(
     socket: &OwnedFd,
 ) -> io::Result<()> {
     if name.bytes.first() == Some(&0) {
-        listeners(rebuild).push((kind, name.bytes.clone(), socket.try_clone()?));
+        let (name, socket) = (name.bytes.clone(), socket.try_clone()?);
+        listeners(rebuild).push(Listener { kind, name, credentials: None, socket });
     }
     Ok(())
 }

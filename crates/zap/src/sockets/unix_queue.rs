@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common::with_room;
 use super::unix::UnixState;
-use super::unix_name;
+use super::{unix_creds, unix_name};
 use super::unix_pair;
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::{Descriptor, intern_file};
@@ -144,7 +144,8 @@ pub(super) fn fill(rebuild: &mut Rebuild<'_>, id: FileId, state: &UnixState, wha
             Sender::Kept(end) | Sender::Stranger(end) => (end.as_fd(), &[]),
             Sender::Namesake(number, to) => (rebuild.file(*number)?, &to.0),
         };
-        with_room(from, bytes.len(), || send(from, to, &bytes, &files)).rebuilding("filling the queue of", what)?;
+        with_room(from, bytes.len(), || unix_creds::acting(queued.credentials, &|| send(from, to, &bytes, &files)))
+            .rebuilding("filling the queue of", what)?;
         if let Sender::Kept(end) = sender {
             rebuild.keep_object(unix_pair::OTHER_END, state.inode, Some(end));
         }

@@ -44,3 +44,48 @@ pub fn spawn_seed(pid: PodPid) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Runs `work` in a process of its own with that PID, which shares the caller's descriptors but not its memory, and
+/// waits for its end. `EEXIST`: there is such a process.
+///
+/// What `work` does must not allocate, as another thread of the caller may have been doing so.
+pub fn in_process(pid: PodPid, work: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
+    let number = pid.0;
+    let args = CloneArgs {
+        flags: libc::CLONE_FILES as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        set_tid: &raw const number as u64,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    };
+    // SAFETY: without CLONE_VM the child has memory of its own, and it only does what the caller promises to be harmless
+    // in the child of a process with several threads; the structure and the number outlive the call.
+    let child = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
+    if child == 0 {
+        let code = work().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
+        // SAFETY: ends the child without running anything of the parent's.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = 0;
+    // SAFETY: the kernel writes one int.
+    check(unsafe { libc::waitpid(child as i32, &mut status, libc::__WALL) }.into())?;
+    match (libc::WIFEXITED(status), libc::WEXITSTATUS(status)) {
+        (true, 0) => Ok(()),
+        (true, code) => Err(io::Error::from_raw_os_error(code)),
+        (false, _) => Err(io::Error::other("a helper process was killed")),
+    }
+}
+
+/// Runs `work` in a thread, which may take another namespace, directory or user for itself, and waits until its number is
+/// free again: a process of a pod that is being rebuilt may need it.
+pub fn in_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let numbered = || (nix::unistd::gettid(), work());
+    let joined = std::thread::scope(|scope| scope.spawn(numbered).join());
+    let (number, result) = joined.map_err(|_| io::Error::other("a thread panicked"))?;
+    // A thread is joined when it says so on its way out, a moment before the kernel gives its number back.
+    let task = format!("/proc/self/task/{number}");
+    while std::fs::exists(&task)? {
+        std::thread::yield_now();
+    }
+    result
+}

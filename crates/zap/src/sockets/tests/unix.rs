@@ -259,3 +259,29 @@ fn sequenced_packets_keep_their_boundaries() {
         }
     });
 }
+
+#[test]
+fn peers_keep_their_credentials() {
+    in_private_network(|| {
+        let (a, b) = std::thread::spawn(|| {
+            crate::sys::ipc::act_as(1, 2).unwrap();
+            UnixStream::pair().unwrap()
+        })
+        .join()
+        .unwrap();
+        socket::set_int(&b, libc::SOL_SOCKET, libc::SO_PASSCRED, 1).unwrap();
+        (&a).write_all(b"from root").unwrap();
+        let credentials = |fd: &OwnedFd| {
+            let mut bytes = [0; 12];
+            socket::get_bytes(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, &mut bytes).unwrap();
+            bytes
+        };
+        let (a, b): (OwnedFd, OwnedFd) = (a.into(), b.into());
+        let before = credentials(&a);
+        assert_eq!(before[4..], [1, 0, 0, 0, 2, 0, 0, 0]);
+        let again = move_all(vec![a, b]);
+        assert_eq!((credentials(&again[0]), credentials(&again[1])), (before, before));
+        let message = message::receive(&again[1], &mut [0; 100], 0).unwrap();
+        assert_eq!(message.credentials, Some((std::process::id() as i32, 0, 0)));
+    });
+}
