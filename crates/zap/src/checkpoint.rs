@@ -206,6 +206,7 @@ impl Checkpoint<'_> {
             self.pod.journal.record(Undo::Unblock)?;
             network.block().map_err(|source| network_failed(self.pod, source))?;
         }
+        self.pod.journal.record(Undo::Sockets)?;
         self.pod.journal.record(Undo::Thaw)?;
         let seized = self.pod.cgroup.freeze().map_err(CheckpointError::from).and_then(|()| {
             fault::point("checkpoint-frozen");
@@ -286,6 +287,7 @@ impl Checkpoint<'_> {
             self.pod.cgroup.freeze()?;
         }
         self.pod.journal.done(&Undo::Thaw)?;
+        self.pod.journal.done(&Undo::Sockets)?;
         if let Some(network) = &self.pod.network {
             network.unblock().map_err(|source| network_failed(self.pod, source))?;
             self.pod.journal.done(&Undo::Unblock)?;

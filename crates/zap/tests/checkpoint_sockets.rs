@@ -123,7 +123,7 @@ socketpair(my $a, my $b, AF_UNIX, SOCK_STREAM, 0) or die $!;
 syswrite($a, "to b"); syswrite($b, "to a");
 socketpair(my $orphan, my $gone, AF_UNIX, SOCK_STREAM, 0) or die $!;
 syswrite($gone, "farewell"); close $gone;
-chdir "/tmp";
+mkdir "/tmp/sub"; chdir "/tmp/sub";
 socket(my $unix, AF_UNIX, SOCK_STREAM, 0); bind($unix, sockaddr_un("name")) or die $!; listen($unix, 3) or die $!;
 socket(my $caller, AF_UNIX, SOCK_STREAM, 0); connect($caller, sockaddr_un("name")) or die $!;
 accept(my $called, $unix) or die $!; syswrite($caller, "called");
@@ -158,7 +158,7 @@ my $sender = recv($udp, $text, 100, 0); check("udp", $text, "datagram"); check("
 shmread($shm, $text, 5000, 6); check("shared memory", $text, "shared"); check("id", shmget(0x77, 0, 0), $shm);
 check("semaphore", semctl($sem, 1, 12, 0), 5); check("id", semget(0x77, 0, 0), $sem);
 msgrcv($msg, $text, 100, 0, 0); check("message", join(":", unpack("l! a*", $text)), "4:message"); check("id", msgget(0x77, 0), $msg);
-socket(my $late, AF_UNIX, SOCK_STREAM, 0); connect($late, sockaddr_un("/tmp/name")) or print "wrong: no connection: $!\n";
+socket(my $late, AF_UNIX, SOCK_STREAM, 0); connect($late, sockaddr_un("/tmp/sub/name")) or print "wrong: no connection: $!\n";
 print "done\n"; sleep 1000;
 "#;
 

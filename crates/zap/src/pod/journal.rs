@@ -16,6 +16,8 @@ pub enum Undo {
     Thaw,
     /// Its network is blocked: unblock it.
     Unblock,
+    /// Its sockets are being read: [`crate::sockets::recover_all`] puts them right.
+    Sockets,
 }
 
 /// The undo journal of one pod: a line is added for each thing done, and one when it is undone. A crash of zap loses

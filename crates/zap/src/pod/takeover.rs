@@ -91,6 +91,10 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         record.cgroup.thaw()?;
         journal.done(&Undo::Thaw)?;
     }
+    if pending.contains(&Undo::Sockets) {
+        crate::sockets::recover_all(&record.cgroup.pids()?);
+    }
+    journal.done(&Undo::Sockets)?;
     let mut network = read_network(&record)?;
     if let Some(network) = &mut network {
         let failed = |source| PodError::Network { pod: name.clone(), source };

@@ -143,13 +143,10 @@ impl Connection {
             .ok_or_else(|| RebuildError::Damaged(format!("{what} has more unsent bytes than bytes")))?;
         socket::set_int(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1).rebuilding("entering repair mode", what)?;
         // One byte more than there is: see `teach_round_trip`.
-        let taught = u32::from(!sent.is_empty());
-        let first = (self.send_from.wrapping_sub(taught), self.receive_from);
+        let first = (self.send_from.wrapping_sub(1), self.receive_from);
         tcp_repair::establish(fd, family, self.local, self.peer, first).rebuilding("connecting", what)?;
         tcp_repair::set_agreed(fd, &self.agreed).rebuilding("setting the agreed options", what)?;
-        if taught != 0 {
-            self.teach_round_trip(fd).rebuilding("teaching the round trip to", what)?;
-        }
+        self.teach_round_trip(fd).rebuilding("teaching the round trip to", what)?;
         make_room(fd, libc::SO_RCVBUFFORCE, receive.len()).rebuilding("making room in", what)?;
         make_room(fd, libc::SO_SNDBUFFORCE, send.len()).rebuilding("making room in", what)?;
         fill(fd, Queue::Receive, &receive).rebuilding("filling the receive queue", what)?;
