@@ -101,13 +101,10 @@ fn accept_at(
 }
 
 /// The listener of a name: the pod's own if it is abstract and open already (there can be only one), or one for now.
-fn listener<'r>(
-    rebuild: &'r mut Rebuild<'_>,
-    kind: i32,
-    (name, credentials): Party<'_>,
-) -> io::Result<&'r OwnedFd> {
+fn listener<'r>(rebuild: &'r mut Rebuild<'_>, kind: i32, (name, credentials): Party<'_>) -> io::Result<&'r OwnedFd> {
     let all = listeners(rebuild);
-    let same = |l: &Listener| l.kind == kind && l.name == name.bytes && (!name.is_path() || l.credentials == credentials);
+    let same =
+        |l: &Listener| l.kind == kind && l.name == name.bytes && (!name.is_path() || l.credentials == credentials);
     if let Some(found) = all.iter().position(same) {
         return Ok(&all[found].socket);
     }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::common::with_room;
 use super::unix::UnixState;
-use super::{unix_creds, unix_name};
 use super::unix_pair;
+use super::{unix_creds, unix_name};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::{Descriptor, intern_file};
 use crate::ids::FileId;
