@@ -1,0 +1,57 @@
+//! A program that sets something up, waits while its pod is checkpointed and restarted, and then checks itself from
+//! inside: `pod-guest KIND`. It prints `ready` when it has set up, goes on when `/tmp/go` appears, and ends with `ok`, or
+//! with 1 and what differs.
+
+#![allow(unsafe_code, reason = "a test program: it makes the raw calls whose effects a checkpoint must keep")]
+#![allow(clippy::undocumented_unsafe_blocks, reason = "likewise; each call is on memory of the function around it")]
+
+mod calls;
+mod clocks;
+mod family;
+mod identity;
+mod mappings;
+mod memory;
+mod portrait;
+mod registers;
+mod sessions;
+mod signals;
+mod sleeps;
+mod stage;
+mod threads;
+mod timers;
+
+use stage::Checked;
+
+type Kind = (&'static str, fn() -> Checked);
+
+/// Every kind, by topic.
+const TOPICS: &[&[Kind]] = &[
+    family::KINDS,
+    sessions::KINDS,
+    threads::KINDS,
+    registers::KINDS,
+    signals::KINDS,
+    timers::KINDS,
+    clocks::KINDS,
+    identity::KINDS,
+    memory::KINDS,
+    mappings::KINDS,
+    calls::KINDS,
+    sleeps::KINDS,
+];
+
+fn main() {
+    let wanted = std::env::args().nth(1).unwrap_or_default();
+    let mut kinds = TOPICS.iter().copied().flatten();
+    let Some((_, run)) = kinds.find(|(name, _)| *name == wanted) else {
+        TOPICS.iter().copied().flatten().for_each(|(name, _)| println!("{name}"));
+        std::process::exit(2);
+    };
+    match run() {
+        Ok(()) => println!("ok"),
+        Err(differs) => {
+            println!("{wanted}: {differs}");
+            std::process::exit(1);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Mappings of every sort, with their protections and advice.
+
+use crate::memory::*;
+use crate::stage::*;
+
+pub(crate) const KINDS: &[(&str, fn() -> Checked)] = &[
+    ("protections", protections),
+    ("grows-down", grows_down),
+    ("advice", advice),
+    ("locked", locked),
+    ("many-mappings", many_mappings),
+    ("executable-memory", executable),
+    ("low-address", low_address),
+    ("vdso", vdso),
+    ("no-vdso", no_vdso),
+    ("program-replaced", program_replaced),
+    ("memfd", memfd),
+];
+
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+/// Contents behind every protection; the portrait compares the protections themselves.
+fn protections() -> Checked {
+    let all = [libc::PROT_NONE, libc::PROT_READ, READ_WRITE, libc::PROT_READ | libc::PROT_EXEC, libc::PROT_EXEC];
+    let mut regions = Vec::new();
+    for (i, protection) in all.into_iter().enumerate() {
+        let region = anonymous(3 * PAGE)?;
+        fill(region, 3 * PAGE, 80 + i as u64);
+        protect(region, 3 * PAGE, protection)?;
+        regions.push(region);
+    }
+    let guarded = anonymous(5 * PAGE)?;
+    protect(guarded, PAGE, libc::PROT_NONE)?;
+    let reserved = map(1 << 30, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)?;
+    hold()?;
+    for (i, region) in regions.into_iter().enumerate() {
+        protect(region, 3 * PAGE, libc::PROT_READ)?;
+        check_filled(&format!("region {i}"), region, 3 * PAGE, 80 + i as u64)?;
+    }
+    protect(reserved, PAGE, READ_WRITE)?;
+    equal("reserved memory", unsafe { reserved.read() }, 0)
+}
+
+/// A stack that grows when it is touched below, before and afterwards.
+fn grows_down() -> Checked {
+    let room = map(512 * PAGE, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)?;
+    equal("munmap", unsafe { libc::munmap(room.cast(), 512 * PAGE) }, 0)?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_GROWSDOWN | libc::MAP_FIXED;
+    let top = unsafe { room.add(508 * PAGE) };
+    let stack = unsafe { libc::mmap(top.cast(), 4 * PAGE, READ_WRITE, flags, -1, 0) } as *mut u8;
+    equal("the stack's place", stack, top)?;
+    fill(stack, 4 * PAGE, 91);
+    unsafe { stack.sub(2 * PAGE).write(9) };
+    hold()?;
+    check_filled("the stack", stack, 4 * PAGE, 91)?;
+    equal("the grown page", unsafe { stack.sub(2 * PAGE).read() }, 9)?;
+    unsafe { stack.sub(5 * PAGE).write(8) };
+    equal("the page grown afterwards", unsafe { stack.sub(5 * PAGE).read() }, 8)
+}
+
+/// Advice is in the portrait; wiping on fork and keeping from forks work.
+fn advice() -> Checked {
+    let all = [
+        libc::MADV_DONTFORK, libc::MADV_DONTDUMP, libc::MADV_WIPEONFORK, libc::MADV_HUGEPAGE, libc::MADV_NOHUGEPAGE,
+        libc::MADV_SEQUENTIAL, libc::MADV_RANDOM, libc::MADV_MERGEABLE,
+    ];
+    let mut regions = Vec::new();
+    for (i, advice) in all.into_iter().enumerate() {
+        let region = anonymous(2 * PAGE)?;
+        fill(region, 2 * PAGE, 100 + i as u64);
+        if unsafe { libc::madvise(region.cast(), 2 * PAGE, advice) } == 0 {
+            regions.push((i, region));
+        }
+    }
+    hold()?;
+    for (i, region) in &regions {
+        check_filled(&format!("region {i}"), *region, 2 * PAGE, 100 + *i as u64)?;
+    }
+    let wiped = regions.iter().find(|(i, _)| *i == 2).map_or(std::ptr::null_mut(), |(_, region)| *region);
+    reap(fork(|| equal("wiped memory in a child", unsafe { wiped.read() }, 0))?)
+}
+
+fn locked() -> Checked {
+    let region = anonymous(4 * PAGE)?;
+    done("mlock", unsafe { libc::mlock(region.cast(), 2 * PAGE) })?;
+    fill(region, 4 * PAGE, 111);
+    let late = unsafe { region.add(3 * PAGE) };
+    done("mlock2", unsafe { libc::mlock2(late.cast(), PAGE, libc::MLOCK_ONFAULT) } as i64)?;
+    hold()?;
+    check_filled("locked memory", region, 4 * PAGE, 111)
+}
+
+/// Two thousand mappings with holes between.
+fn many_mappings() -> Checked {
+    const COUNT: usize = 2000;
+    let room = anonymous(COUNT * 2 * PAGE)?;
+    let at = |i: usize| unsafe { room.add(i * 2 * PAGE) };
+    for i in 0..COUNT {
+        equal("munmap", unsafe { libc::munmap(at(i).add(PAGE).cast(), PAGE) }, 0)?;
+        fill(at(i), PAGE, i as u64);
+    }
+    hold()?;
+    (0..COUNT).try_for_each(|i| check_filled("a mapping", at(i), PAGE, i as u64))
+}
+
+/// Code made at run time.
+fn executable() -> Checked {
+    let code = anonymous(PAGE)?;
+    bytes(code, 6).copy_from_slice(&[0xb8, 42, 0, 0, 0, 0xc3]);
+    protect(code, PAGE, libc::PROT_READ | libc::PROT_EXEC)?;
+    let run: extern "C" fn() -> i32 = unsafe { std::mem::transmute(code) };
+    hold()?;
+    equal("what it gives", run(), 42)
+}
+
+/// Memory where others would put their scratch: low, and next to the stack.
+fn low_address() -> Checked {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    for place in [0x10_0000usize, 0x1000_0000, 0x1010_0000, 0x2000_0000] {
+        let region = unsafe { libc::mmap(place as *mut _, 2 * PAGE, READ_WRITE, flags, -1, 0) };
+        equal("a low mapping", region as usize, place)?;
+        fill(region.cast(), 2 * PAGE, place as u64);
+    }
+    hold()?;
+    for place in [0x10_0000usize, 0x1000_0000, 0x1010_0000, 0x2000_0000] {
+        check_filled("a low mapping", place as *mut u8, 2 * PAGE, place as u64)?;
+    }
+    Ok(())
+}
+
+/// The kernel's code is where the auxiliary vector says, unchanged, with nothing left behind it.
+fn vdso() -> Checked {
+    let at = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } as *mut u8;
+    let before = bytes(at, 2 * PAGE).to_vec();
+    hold()?;
+    check(bytes(at, 2 * PAGE) == before.as_slice(), "the vDSO has changed")?;
+    equal("getcpu", unsafe { libc::sched_getcpu() } >= 0, true)
+}
+
+/// A program that did away with the vDSO.
+fn no_vdso() -> Checked {
+    let child = fork(|| {
+        for line in read("/proc/self/maps")?.lines().filter(|line| line.contains("[v")) {
+            let (start, end) = line.split_once(' ').and_then(|(range, _)| range.split_once('-')).ok_or("maps")?;
+            let number = |text| u64::from_str_radix(text, 16).map_err(|e| format!("{text}: {e}"));
+            let (start, end) = (number(start)?, number(end)?);
+            let _ = call("munmap", libc::SYS_munmap, [start, end - start]);
+        }
+        while call("access", libc::SYS_access, [c"/tmp/go".as_ptr() as u64, 0]).is_err() {
+            let pause = [0u64, 5_000_000];
+            call("nanosleep", libc::SYS_nanosleep, [pause.as_ptr() as u64, 0])?;
+        }
+        Ok(())
+    })?;
+    until("the vDSO to go", || read(format!("/proc/{child}/maps")).is_ok_and(|maps| !maps.contains("[vdso]")))?;
+    hold_loosely()?;
+    reap(child)
+}
+
+/// The program's file was replaced while it runs.
+fn program_replaced() -> Checked {
+    const COPY: &str = "/tmp/program";
+    if std::env::args().nth(2).is_some() {
+        std::fs::remove_file(COPY).map_err(|e| e.to_string())?;
+        write(COPY, "something else")?;
+        return hold();
+    }
+    let itself = std::env::current_exe().map_err(|e| e.to_string())?;
+    std::fs::copy(itself, COPY).map_err(|e| e.to_string())?;
+    use std::os::unix::process::CommandExt;
+    Err(std::process::Command::new(COPY).args(["program-replaced", "again"]).exec().to_string())
+}
+
+/// Memory of a memfd, mapped twice, sealed.
+fn memfd() -> Checked {
+    let file = done("memfd_create", unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_ALLOW_SEALING) })? as i32;
+    done("ftruncate", unsafe { libc::ftruncate(file, 8 * PAGE as i64) })?;
+    let (one, two) = (map(8 * PAGE, READ_WRITE, libc::MAP_SHARED, file)?, map(8 * PAGE, READ_WRITE, libc::MAP_SHARED, file)?);
+    fill(one, 4 * PAGE, 121);
+    done("seal", unsafe { libc::fcntl(file, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) })?;
+    hold()?;
+    check_filled("the other view", two, 4 * PAGE, 121)?;
+    fill(two, PAGE, 122);
+    check_filled("the one view", one, PAGE, 122)?;
+    let seals = unsafe { libc::fcntl(file, libc::F_GET_SEALS) };
+    equal("the seals", seals, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW)
+}

@@ -1,0 +1,129 @@
+//! What `/proc` says of every process of the pod: the same before and after.
+
+use std::collections::BTreeMap;
+
+use crate::stage::{Checked, check, read};
+
+/// Lines by file and process.
+pub(crate) type Portrait = BTreeMap<i32, BTreeMap<String, String>>;
+
+/// Fields of `status` that tell how things are, not what they cost or which numbers the host gave.
+const STATUS: &[&str] = &[
+    "Name", "Umask", "Tgid", "Ngid", "PPid", "TracerPid", "Uid", "Gid", "Groups", "NStgid", "NSpid", "NSpgid", "NSsid",
+    "VmLck", "VmExe", "VmLib", "CoreDumping", "THP_enabled", "untag_mask", "Threads", "SigPnd", "ShdPnd", "SigBlk",
+    "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters",
+    "Speculation_Store_Bypass", "SpeculationIndirectBranch", "Cpus_allowed", "Mems_allowed",
+];
+
+/// Fields of `stat`, counted from 1 as proc(5) does: family, terminal, flags of the program's own making, layout.
+const STAT: &[usize] = &[1, 2, 4, 5, 6, 7, 8, 18, 19, 20, 26, 27, 28, 31, 32, 33, 34, 38, 40, 41, 45, 46, 47, 48, 49, 50, 51];
+
+/// A portrait of a state that has come to rest: this program's own allocations for it are made already.
+pub(crate) fn settled() -> Result<Portrait, String> {
+    for _ in 0..3 {
+        take()?;
+    }
+    take()
+}
+
+/// What `/proc` says now.
+pub(crate) fn take() -> Result<Portrait, String> {
+    let entries = std::fs::read_dir("/proc").map_err(|e| e.to_string())?.flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    Ok(pids.filter(|pid| *pid != 1).map(|pid| (pid, of(pid))).collect())
+}
+
+fn of(pid: i32) -> BTreeMap<String, String> {
+    let mut lines = BTreeMap::new();
+    let mut put = |key: &str, value: String| drop(lines.insert(key.to_owned(), value));
+    let text = |name: &str| read(format!("/proc/{pid}/{name}")).unwrap_or_else(|e| format!("({e})"));
+    for line in text("status").lines() {
+        let Some((label, value)) = line.split_once(':') else { continue };
+        if STATUS.contains(&label) {
+            put(&format!("status {label}"), value.trim().into());
+        }
+        // Sleeping and running come and go; ended and stopped do not.
+        if label == "State" && value.contains(['Z', 'T', 't', 'X']) {
+            put("state", value.trim().into());
+        }
+    }
+    stat(&text("stat"), &mut put);
+    for name in ["cmdline", "environ", "limits", "comm", "oom_score_adj", "coredump_filter", "personality", "timerslack_ns"]
+    {
+        put(name, text(name).replace('\0', " "));
+    }
+    for name in ["exe", "cwd", "root"] {
+        put(name, link(&format!("/proc/{pid}/{name}")));
+    }
+    files(pid, &mut put);
+    mappings(&text("smaps"), &mut put);
+    lines
+}
+
+fn stat(text: &str, put: &mut impl FnMut(&str, String)) {
+    let Some((front, back)) = text.rsplit_once(") ") else { return };
+    let fields: Vec<&str> = front.splitn(2, ' ').chain(back.split_whitespace()).collect();
+    for field in STAT {
+        put(&format!("stat field {field}"), fields.get(field - 1).unwrap_or(&"").to_string());
+    }
+}
+
+fn link(path: &str) -> String {
+    std::fs::read_link(path).map_or_else(|e| format!("({e})"), |target| target.to_string_lossy().into_owned())
+}
+
+/// Every descriptor: what it shows, where it stands, how it was opened. The portrait's own are not there any more or not yet.
+fn files(pid: i32, put: &mut impl FnMut(&str, String)) {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return };
+    for entry in entries.flatten() {
+        let number = entry.file_name().to_string_lossy().into_owned();
+        let target = link(&format!("/proc/{pid}/fd/{number}"));
+        if target.ends_with("/fd") || target == "/proc" {
+            continue;
+        }
+        let info = read(format!("/proc/{pid}/fdinfo/{number}")).unwrap_or_default();
+        let info: Vec<&str> = info.lines().filter(|l| l.starts_with("pos") || l.starts_with("flags")).collect();
+        put(&format!("descriptor {number}"), format!("{} {}", unnumbered(&target), info.join(" ")));
+    }
+}
+
+/// `pipe:[123]` without the number, which the host gives.
+fn unnumbered(target: &str) -> &str {
+    target.split_once(":[").map_or(target, |(kind, _)| kind)
+}
+
+/// Every mapping: place, protection, offset, name, flags. Inodes and devices are the host's.
+fn mappings(smaps: &str, put: &mut impl FnMut(&str, String)) {
+    let mut mapping = (String::new(), String::new());
+    for line in smaps.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if words.first().is_some_and(|word| word.contains('-')) {
+            let name = words.get(5..).unwrap_or_default().join(" ");
+            mapping = (words[0].into(), format!("{} {} {name}", words[1], words[2]));
+            // A stack grows when it must; the kernel's own mappings are as wide as this kernel makes them.
+            if name == "[stack]" {
+                mapping.0 = words[0].split_once('-').map_or("", |(_, end)| end).into();
+            }
+        } else if let Some(flags) = line.strip_prefix("VmFlags: ") {
+            let flags: Vec<&str> = flags.split(' ').filter(|f| !["sd", "um", "uw", "ui", "ac"].contains(f)).collect();
+            put(&format!("mapping {}", mapping.0), format!("{} {}", mapping.1, flags.join(" ")));
+        }
+    }
+}
+
+/// Everything of `before` is as it was; processes that came since are the driver's.
+pub(crate) fn compare(before: &Portrait, after: &Portrait) -> Checked {
+    let mut differences = Vec::new();
+    for (pid, lines) in before {
+        let Some(now) = after.get(pid) else {
+            differences.push(format!("process {pid} is gone"));
+            continue;
+        };
+        let keys: std::collections::BTreeSet<&String> = lines.keys().chain(now.keys()).collect();
+        for key in keys.into_iter().filter(|key| lines.get(*key) != now.get(*key)) {
+            let side = |value: Option<&String>| value.cloned().unwrap_or_else(|| "nothing".into());
+            differences.push(format!("process {pid}: {key}: {}, not {}", side(now.get(key)), side(lines.get(key))));
+        }
+    }
+    check(differences.is_empty(), differences.join("\n"))
+}

@@ -1,0 +1,114 @@
+//! Sessions and process groups, and those whose leader has left.
+
+use crate::stage::*;
+
+pub(crate) const KINDS: &[(&str, fn() -> Checked)] =
+    &[("groups", groups), ("daemon", daemon), ("daemon-family", daemon_family), ("background-job", background_job)];
+
+/// Session and group of the calling process.
+fn place() -> (i32, i32) {
+    unsafe { (libc::getsid(0), libc::getpgid(0)) }
+}
+
+fn stays(set_up: Gate, go_on: impl FnOnce() -> Checked) -> Checked {
+    let before = place();
+    set_up.open()?;
+    await_go();
+    equal("session and group", place(), before)?;
+    go_on()
+}
+
+/// A session with two groups, as a shell with jobs: a signal to a group reaches its members alone.
+fn groups() -> Checked {
+    let set_up = Gate::new()?;
+    let shell = fork(|| {
+        done("setsid", unsafe { libc::setsid() })?;
+        let lead = fork(|| {
+            crate::signals::block(&[libc::SIGUSR1]);
+            done("setpgid", unsafe { libc::setpgid(0, 0) })?;
+            let second = fork(|| stays(set_up, || gets_signal(true)))?;
+            stays(set_up, || gets_signal(true))?;
+            reap(second)
+        })?;
+        let other = fork(|| {
+            crate::signals::block(&[libc::SIGUSR1]);
+            done("setpgid", unsafe { libc::setpgid(0, 0) })?;
+            stays(set_up, || gets_signal(false))
+        })?;
+        stays(set_up, || done("kill", unsafe { libc::kill(-lead, libc::SIGUSR1) }).map(drop))?;
+        [lead, other].into_iter().try_for_each(reap)
+    })?;
+    set_up.pass(4)?;
+    hold()?;
+    reap(shell)
+}
+
+fn gets_signal(expected: bool) -> Checked {
+    let signal = libc::SIGUSR1;
+    if expected {
+        return equal("the group's signal", crate::signals::wait_for(&[signal]), signal);
+    }
+    equal("a signal for another group", crate::signals::poll_for(&[signal]), None)
+}
+
+/// A daemon: its session's leader has left.
+fn daemon() -> Checked {
+    let (set_up, well) = (Gate::new()?, Gate::new()?);
+    let middle = fork(|| {
+        done("setsid", unsafe { libc::setsid() })?;
+        fork(|| {
+            until("adoption", || unsafe { libc::getppid() } == 1)?;
+            check(place().0 != unsafe { libc::getpid() }, "the daemon leads its session")?;
+            stays(set_up, || well.open())
+        })
+        .map(drop)
+    })?;
+    reap(middle)?;
+    set_up.pass(1)?;
+    hold()?;
+    well.pass(1)
+}
+
+/// A daemon with children in groups of their own, and a sibling in its session.
+fn daemon_family() -> Checked {
+    let (set_up, well) = (Gate::new()?, Gate::new()?);
+    let middle = fork(|| {
+        done("setsid", unsafe { libc::setsid() })?;
+        fork(|| {
+            until("adoption", || unsafe { libc::getppid() } == 1)?;
+            let worker = fork(|| {
+                done("setpgid", unsafe { libc::setpgid(0, 0) })?;
+                stays(set_up, || Ok(()))
+            })?;
+            stays(set_up, || reap(worker))?;
+            well.open()
+        })?;
+        fork(|| {
+            until("adoption", || unsafe { libc::getppid() } == 1)?;
+            stays(set_up, || well.open())
+        })
+        .map(drop)
+    })?;
+    reap(middle)?;
+    set_up.pass(3)?;
+    hold()?;
+    well.pass(2)
+}
+
+/// A job in the background whose group's leader has left.
+fn background_job() -> Checked {
+    let (set_up, formed) = (Gate::new()?, Gate::new()?);
+    let leader = fork(|| {
+        done("setpgid", unsafe { libc::setpgid(0, 0) })?;
+        formed.open()
+    })?;
+    formed.pass(1)?;
+    let member = fork(|| {
+        done("setpgid", unsafe { libc::setpgid(0, leader) })?;
+        stays(set_up, || equal("the group", place().1, leader))
+    })?;
+    set_up.pass(1)?;
+    reap(leader)?;
+    hold()?;
+    reap(member)
+}

@@ -1,0 +1,133 @@
+//! Interval timers and POSIX timers.
+
+use crate::signals::{block, poll_for, wait_for};
+use crate::stage::*;
+
+pub(crate) const KINDS: &[(&str, fn() -> Checked)] = &[
+    ("interval-timers", interval_timers),
+    ("interval-ticks", interval_ticks),
+    ("posix-timers", posix_timers),
+    ("posix-ticks", posix_ticks),
+    ("absolute-timer", absolute_timer),
+];
+
+type Setting = [i64; 4];
+
+fn interval(which: i32) -> Setting {
+    let mut setting = [0i64; 4];
+    unsafe { libc::syscall(libc::SYS_getitimer, which, setting.as_mut_ptr()) };
+    setting
+}
+
+fn set_interval(which: i32, setting: Setting) -> Checked {
+    call("setitimer", libc::SYS_setitimer, [which as u64, setting.as_ptr() as u64, 0]).map(drop)
+}
+
+/// Long timers: intervals as they were, what remains no longer than before.
+fn interval_timers() -> Checked {
+    let settings = [[7, 500_000, 1000, 250_000], [0, 0, 2000, 0], [9, 1, 3000, 0]];
+    for (which, setting) in settings.into_iter().enumerate() {
+        set_interval(which as i32, setting)?;
+    }
+    let before: Vec<Setting> = (0..3).map(interval).collect();
+    hold()?;
+    for (which, before) in before.into_iter().enumerate() {
+        let now = interval(which as i32);
+        equal("an interval", now[..2].to_vec(), before[..2].to_vec())?;
+        check(now[2..] <= before[2..] && now[2] > before[2] - 120, format!("what remains: {now:?} after {before:?}"))?;
+    }
+    Ok(())
+}
+
+/// A timer that ticks goes on ticking.
+fn interval_ticks() -> Checked {
+    block(&[libc::SIGALRM]);
+    set_interval(0, [0, 20_000, 0, 20_000])?;
+    equal("a tick", wait_for(&[libc::SIGALRM]), libc::SIGALRM)?;
+    hold_loosely()?;
+    for _ in 0..10 {
+        equal("a tick", wait_for(&[libc::SIGALRM]), libc::SIGALRM)?;
+    }
+    equal("the interval", interval(0)[..2].to_vec(), vec![0, 20_000])
+}
+
+/// `struct sigevent` as the kernel reads it.
+fn timer(clock: i32, notify: i32, signal: i32, value: u64, thread: i32) -> Result<i32, String> {
+    let mut event = [0u64; 8];
+    event[0] = value;
+    event[1] = signal as u64 | (notify as u64) << 32;
+    event[2] = thread as u64;
+    let mut id = 0i32;
+    call("timer_create", libc::SYS_timer_create, [clock as u64, event.as_ptr() as u64, &raw mut id as u64])?;
+    Ok(id)
+}
+
+fn set_timer(id: i32, flags: i32, setting: Setting) -> Checked {
+    call("timer_settime", libc::SYS_timer_settime, [id as u64, flags as u64, setting.as_ptr() as u64, 0]).map(drop)
+}
+
+fn timer_now(id: i32) -> Result<Setting, String> {
+    let mut setting = [0i64; 4];
+    call("timer_gettime", libc::SYS_timer_gettime, [id as u64, setting.as_mut_ptr() as u64])?;
+    Ok(setting)
+}
+
+/// Timers with gaps in their ids, on several clocks, armed and not, for a thread and for nobody.
+fn posix_timers() -> Checked {
+    let signal = libc::SIGRTMIN() + 4;
+    block(&[signal]);
+    let itself = unsafe { libc::gettid() };
+    let mut ids = vec![
+        timer(libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, signal, 0x1111, 0)?,
+        timer(libc::CLOCK_REALTIME, libc::SIGEV_SIGNAL, signal, 0x2222, 0)?,
+        timer(libc::CLOCK_BOOTTIME, libc::SIGEV_THREAD_ID, signal, 0x3333, itself)?,
+        timer(libc::CLOCK_MONOTONIC, libc::SIGEV_NONE, 0, 0, 0)?,
+        timer(libc::CLOCK_PROCESS_CPUTIME_ID, libc::SIGEV_SIGNAL, signal, 0x5555, 0)?,
+    ];
+    let removed = ids.remove(1);
+    call("timer_delete", libc::SYS_timer_delete, [removed as u64])?;
+    for id in &ids[..3] {
+        set_timer(*id, 0, [5, 6, 1000, 7])?;
+    }
+    let list = read("/proc/self/timers")?;
+    let before: Vec<Setting> = ids.iter().map(|id| timer_now(*id)).collect::<Result<_, _>>()?;
+    hold()?;
+    equal("/proc/self/timers", read("/proc/self/timers")?, list)?;
+    for (id, before) in ids.iter().zip(before) {
+        let now = timer_now(*id)?;
+        equal("an interval", now[..2].to_vec(), before[..2].to_vec())?;
+        check(now[2..] <= before[2..] && now[2] >= before[2] - 120, format!("timer {id}: {now:?} after {before:?}"))?;
+    }
+    set_timer(ids[0], 0, [0, 0, 0, 1_000_000])?;
+    equal("a timer's signal", wait_for(&[signal]), signal)?;
+    let next = timer(libc::CLOCK_MONOTONIC, libc::SIGEV_NONE, 0, 0, 0)?;
+    check(!ids.contains(&next), "a new timer got the id of another")
+}
+
+fn posix_ticks() -> Checked {
+    let signal = libc::SIGRTMIN() + 6;
+    block(&[signal]);
+    let id = timer(libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, signal, 0xabcd, 0)?;
+    set_timer(id, 0, [0, 10_000_000, 0, 10_000_000])?;
+    equal("a tick", wait_for(&[signal]), signal)?;
+    hold_loosely()?;
+    for _ in 0..10 {
+        equal("a tick", wait_for(&[signal]), signal)?;
+    }
+    set_timer(id, 0, [0; 4])?;
+    let _ = poll_for(&[signal]);
+    equal("a tick of a disarmed timer", poll_for(&[signal]), None)
+}
+
+/// An absolute deadline stays where it is on its clock.
+fn absolute_timer() -> Checked {
+    let signal = libc::SIGRTMIN() + 7;
+    block(&[signal]);
+    let id = timer(libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, signal, 1, 0)?;
+    let deadline = crate::clocks::now(libc::CLOCK_MONOTONIC) + 1_500_000_000;
+    set_timer(id, libc::TIMER_ABSTIME, [0, 0, deadline / 1_000_000_000, deadline % 1_000_000_000])?;
+    hold_loosely()?;
+    equal("the deadline", wait_for(&[signal]), signal)?;
+    let late = crate::clocks::now(libc::CLOCK_MONOTONIC) - deadline;
+    check(late >= 0, format!("{} ns too early", -late))
+}

@@ -1,0 +1,151 @@
+//! Every kind of guest (see `pod-guest`), five ways: undisturbed; checkpointed and left running; restarted; restarted
+//! twice, side by side; restarted from the image of a restart. Each checks itself from inside.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use harness::lab::{Lab, PATIENCE, Pod, wait_until};
+
+/// A pod in which a guest runs.
+struct Guest<'a> {
+    lab: &'a Lab,
+    name: String,
+}
+
+impl<'a> Guest<'a> {
+    /// Starts a guest and waits until it has set up.
+    fn start(lab: &'a Lab, name: &str, kind: &str) -> Result<Self> {
+        let program = env!("CARGO_BIN_EXE_pod-guest");
+        let add = ["--cap-add", "sys_nice"];
+        lab.zap(&[&["run", "-d", "-n", name, "--net", "private"], &add[..], &["--", program, kind]].concat())?;
+        let guest = Self { lab, name: name.into() };
+        wait_until("the guest to be ready", || {
+            let log = guest.pod()?.log();
+            ensure!(log.contains("ready\n"), "it has printed {log:?}");
+            Ok(())
+        })?;
+        Ok(guest)
+    }
+
+    fn pod(&self) -> Result<Pod<'a>> {
+        self.lab.pod(&self.name)
+    }
+
+    fn checkpoint(&self, image: &Path, options: &[&str]) -> Result<()> {
+        self.pod()?.checkpoint(image, options).map(drop)
+    }
+
+    /// Restarts an image beside what runs already.
+    fn restart(lab: &'a Lab, image: &Path, name: &str) -> Result<Self> {
+        lab.restart_only(image, &["-n", name]).with_context(|| format!("as {name}"))?;
+        Ok(Self { lab, name: name.into() })
+    }
+
+    /// Lets the guest check itself, and removes it.
+    fn check(self) -> Result<()> {
+        self.pod()?.exec(&["touch", "/tmp/go"])?;
+        let code = wait_until("the guest to end", || {
+            let pods = self.lab.pods()?;
+            let state = pods.into_iter().find(|pod| pod.name == self.name).map(|pod| pod.state);
+            ensure!(state.as_deref() == Some("stopped"), "it is {state:?}");
+            Ok(self.lab.try_zap(&["wait", &self.name])?.0.status.code())
+        });
+        let log = self.pod()?.log();
+        let code = code.with_context(|| format!("{} has printed {log:?}", self.name))?;
+        ensure!(code == Some(0) && log.ends_with("ok\n"), "as {}, it ended with {code:?}:\n{log}", self.name);
+        self.pod()?.remove()
+    }
+}
+
+/// What is kept: five ways, three pods of them at once.
+fn keeps(kind: &str) -> Result<()> {
+    let lab = Lab::new()?;
+    let (first, second) = (lab.directory().join("first"), lab.directory().join("second"));
+    Guest::start(&lab, "undisturbed", kind)?.check()?;
+    let original = Guest::start(&lab, "original", kind)?;
+    original.checkpoint(&first, &["--leave-running"])?;
+    original.check()?;
+    let copies = [Guest::restart(&lab, &first, "copy")?, Guest::restart(&lab, &first, "twin")?];
+    let [copy, twin] = copies;
+    twin.check()?;
+    copy.checkpoint(&second, &[])?;
+    Guest::restart(&lab, &second, "grandchild")?.check()
+}
+
+/// What cannot be kept: refused by name before anything is disturbed, and the guest runs on.
+fn refuses(kind: &str, because: &str) -> Result<()> {
+    let lab = Lab::new()?;
+    let guest = Guest::start(&lab, "refused", kind)?;
+    let image = lab.directory().join("image");
+    let (output, _) = lab.try_zap(&["checkpoint", "refused", "-o", &image.to_string_lossy(), "--leave-running"])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(3), "it ended with {}: {said}", output.status);
+    ensure!(said.contains(because), "it does not say {because:?}: {said}");
+    ensure!(!image.exists(), "a refused checkpoint left an image");
+    guest.check()
+}
+
+/// At most as many at once as the machine has processors: a guest that spins takes one.
+fn with_room(test: impl FnOnce() -> Result<()>) {
+    static RUNNING: std::sync::Mutex<usize> = std::sync::Mutex::new(0);
+    static ENDED: std::sync::Condvar = std::sync::Condvar::new();
+    let room = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+    let running = RUNNING.lock().unwrap();
+    let (mut running, timeout) = ENDED.wait_timeout_while(running, 20 * PATIENCE, |now| *now >= room).unwrap();
+    assert!(!timeout.timed_out(), "no room for another test");
+    *running += 1;
+    drop(running);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(test));
+    *RUNNING.lock().unwrap() -= 1;
+    ENDED.notify_one();
+    match result {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => panic!("{error:#}"),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+macro_rules! guests {
+    ($($test:ident)*) => { $(#[test] fn $test() { with_room(|| keeps(&stringify!($test).replace('_', "-"))); })* };
+}
+
+macro_rules! refused {
+    ($($test:ident $because:literal)*) => {
+        $(#[test] fn $test() { with_room(|| refuses(&stringify!($test).replace('_', "-"), $because)); })*
+    };
+}
+
+guests! {
+    plain tree zombies zombie_signals orphan subreaper death_signal exit_signal stopped stopped_threads forks_afterwards
+    groups daemon daemon_family background_job
+    threads thread_ids rseq robust_list robust_death joining thread_credentials
+    general_registers vector_registers x87 segments
+    actions action_works pending pending_thread pending_kinds alternate_stack in_handler autodisarm sigsuspend
+    interval_timers interval_ticks posix_timers posix_ticks absolute_timer clocks clock_watchers
+    credentials capabilities no_new_privileges securebits limits names umask cwd cwd_deleted chroot scheduling oom_score
+    undumpable personality
+    private shared_anonymous file_private file_shared file_deleted copy_on_write heap big
+    protections grows_down advice locked many_mappings executable_memory low_address vdso program_replaced memfd
+    waiting_calls waiting_timeouts sleeps long_sleep
+}
+
+refused! {
+    vfork "address space"
+    leader_gone "first thread"
+    no_vdso "vDSO"
+}
+
+/// Every kind that the guest knows is tested here.
+#[test]
+fn no_kind_is_forgotten() {
+    let listed = std::process::Command::new(env!("CARGO_BIN_EXE_pod-guest")).output().unwrap();
+    let source = include_str!("guests.rs");
+    let forgotten = |kind: &&str| !source.split_whitespace().any(|word| word == kind.replace('-', "_"));
+    let text = String::from_utf8(listed.stdout).unwrap();
+    let forgotten: Vec<_> = text.lines().filter(forgotten).collect();
+    if !forgotten.is_empty() {
+        panic!("no test names {forgotten:?}");
+    }
+}
