@@ -39,7 +39,7 @@ impl<'a> Guest<'a> {
 
     /// Restarts an image beside what runs already.
     fn restart(lab: &'a Lab, image: &Path, name: &str) -> Result<Self> {
-        lab.restart_only(image, &["-n", name]).with_context(|| format!("as {name}"))?;
+        lab.zap(&["restart", &image.to_string_lossy(), "-d", "-n", name])?;
         Ok(Self { lab, name: name.into() })
     }
 
