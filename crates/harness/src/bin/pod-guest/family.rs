@@ -256,7 +256,7 @@ fn vfork() -> Checked {
 }
 
 extern "C" fn in_vfork(_: *mut libc::c_void) -> i32 {
-    while unsafe { libc::access(c"/tmp/go".as_ptr(), libc::F_OK) } != 0 {
+    while unsafe { libc::access(c"/tmp/on".as_ptr(), libc::F_OK) } != 0 {
         unsafe { libc::usleep(5_000) };
     }
     0

@@ -146,7 +146,7 @@ fn no_vdso() -> Checked {
             let (start, end) = (number(start)?, number(end)?);
             let _ = call("munmap", libc::SYS_munmap, [start, end - start]);
         }
-        while call("access", libc::SYS_access, [c"/tmp/go".as_ptr() as u64, 0]).is_err() {
+        while call("access", libc::SYS_access, [c"/tmp/on".as_ptr() as u64, 0]).is_err() {
             let pause = [0u64, 5_000_000];
             call("nanosleep", libc::SYS_nanosleep, [pause.as_ptr() as u64, 0])?;
         }

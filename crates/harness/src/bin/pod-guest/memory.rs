@@ -189,18 +189,12 @@ fn copy_on_write() -> Checked {
     }
     set_up.pass(3)?;
     let before = proportional(&pids)?;
-    hold_loosely_with(|| {
+    hold_and(|| {
         let now = proportional(&pids)?;
         check(now <= before + before / 10 + 256, format!("{now} kB of memory, {before} kB before"))
     })?;
     check_filled("the parent's pages", memory, PAGES * PAGE, 41)?;
     pids[1..].iter().try_for_each(|pid| reap(*pid))
-}
-
-/// Holds, and looks at once, while the relatives are all there.
-fn hold_loosely_with(look: impl FnOnce() -> Checked) -> Checked {
-    hold_loosely()?;
-    look()
 }
 
 /// The heap grows and shrinks as before.

@@ -9,7 +9,10 @@ use crate::portrait;
 /// Nothing, or what differs.
 pub(crate) type Checked = Result<(), String>;
 
+/// The driver's word.
 const GO: &str = "/tmp/go";
+/// This program's own word to its threads and children, once it has seen that nothing has changed.
+const ON: &str = "/tmp/on";
 
 pub(crate) fn equal<T: PartialEq + Debug>(what: &str, now: T, before: T) -> Checked {
     if now == before { Ok(()) } else { Err(format!("{what}: {now:?}, not {before:?}")) }
@@ -49,32 +52,38 @@ pub(crate) fn write(path: impl AsRef<Path>, text: impl AsRef<[u8]>) -> Checked {
 /// Waits until the driver says go. Everything that `/proc` shows of every process must be as it was.
 pub(crate) fn hold() -> Checked {
     let before = portrait::settled()?;
-    announce();
-    await_go();
-    portrait::compare(&before, &portrait::take()?)
+    await_driver();
+    let after = portrait::take()?;
+    write(ON, "")?;
+    portrait::compare(&before, &after)
 }
 
 /// The same for what changes by itself.
 pub(crate) fn hold_loosely() -> Checked {
-    announce();
-    await_go();
-    Ok(())
+    hold_and(|| Ok(()))
 }
 
-pub(crate) fn announce() {
+/// The same, with a look at what may have changed before threads and children go on.
+pub(crate) fn hold_and(look: impl FnOnce() -> Checked) -> Checked {
+    await_driver();
+    let result = look();
+    write(ON, "")?;
+    result
+}
+
+fn await_driver() {
     println!("ready");
     let _ = std::io::stdout().flush();
-}
-
-/// Waits until the driver says go.
-pub(crate) fn await_go() {
-    while !went() {
+    while !Path::new(GO).exists() {
         doze();
     }
 }
 
-pub(crate) fn went() -> bool {
-    Path::new(GO).exists()
+/// Waits, in a thread or child, until this program goes on.
+pub(crate) fn await_go() {
+    while !Path::new(ON).exists() {
+        doze();
+    }
 }
 
 /// A poll of something that cannot be waited for.
