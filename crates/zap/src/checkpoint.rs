@@ -22,7 +22,7 @@ use crate::pod::{LivePod, PodError};
 use crate::process::capture;
 use crate::process::discover::{self, PodProc};
 use crate::process::hold::{self, Cleared, HeldPod, HoldError};
-use crate::process::state::{Place, ProcessState};
+use crate::process::state::{EndedState, ProcessState};
 use crate::record::PodRecord;
 use crate::tracee::TraceeError;
 
@@ -180,7 +180,7 @@ struct Checkpoint<'a> {
 struct Captured {
     pod: PodRecord,
     processes: Vec<ProcessState>,
-    zombies: Vec<Place>,
+    zombies: Vec<EndedState>,
     files: Vec<files::FileState>,
     ipc: IpcState,
     trees: Trees,

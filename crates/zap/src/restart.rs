@@ -26,7 +26,7 @@ use crate::pod::trees;
 use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Store};
 use crate::process::discover;
 use crate::process::grow::{Common, Grove, GrowError};
-use crate::process::state::{Place, ProcessState};
+use crate::process::state::{EndedState, Place, ProcessState};
 use crate::process::tree::{self, Plan};
 use crate::record::{self, PodRecord};
 use crate::sys::pidfd::PidFd;
@@ -158,7 +158,7 @@ struct Image {
     reader: ImageReader,
     pod: PodRecord,
     processes: Vec<ProcessState>,
-    zombies: Vec<Place>,
+    zombies: Vec<EndedState>,
     files: Vec<FileState>,
     ipc: IpcState,
     plan: Plan,
@@ -171,10 +171,11 @@ impl Image {
         reader.verify_data()?;
         let mut pod: PodRecord = reader.one("pod")?;
         let processes: Vec<ProcessState> = reader.every("process")?;
-        let zombies: Vec<Place> = reader.one("zombies")?;
+        let zombies: Vec<EndedState> = reader.one("zombies")?;
         let files: Vec<FileState> = reader.every("file")?;
         let ipc = reader.one("ipc")?;
-        let places: Vec<Place> = processes.iter().map(|p| p.place.clone()).chain(zombies.iter().cloned()).collect();
+        let living = processes.iter().map(|process| process.place.clone());
+        let places: Vec<Place> = living.chain(zombies.iter().map(|zombie| zombie.place.clone())).collect();
         let name = pod.spec.name.clone();
         let damaged = |what: String| RestartError::Rebuild { pod: name.clone(), source: RebuildError::Damaged(what) };
         let plan = tree::plan(&places, pod.init_session).map_err(|e| damaged(e.to_string()))?;
@@ -237,7 +238,7 @@ impl Image {
         clock.lap("files");
         fault::point("restart-files");
         let late = LateFiles::of(&self.files).map_err(|e| self.failed(e))?;
-        let mut grove = Grove::new(common, &self.plan, &self.processes, late);
+        let mut grove = Grove::new(common, &self.plan, &self.processes, &self.zombies, late);
         let hosts = processes_of(pod)?;
         for seed in &self.plan.seeds {
             let host = hosts.get(seed).copied().ok_or(TraceeError::Died(*seed)).map_err(|e| self.failed(e))?;
@@ -247,8 +248,7 @@ impl Image {
         clock.lap("memory");
         fault::point("restart-memory");
         grove.join_groups().map_err(|e| self.failed(e))?;
-        let zombies = self.zombies.iter().map(|zombie| (zombie.pid, zombie.ended.unwrap_or(0))).collect();
-        grove.end_the_ended(&zombies).map_err(|e| self.failed(e))?;
+        grove.end_the_ended().map_err(|e| self.failed(e))?;
         for process in &self.processes {
             grove.furnish(process.place.pid).map_err(|e| self.failed(e))?;
         }

@@ -35,15 +35,7 @@ impl FileKind for Directory {
         descriptor.stat.st_mode & libc::S_IFMT == libc::S_IFDIR && descriptor.link.starts_with(b"/")
     }
 
-    fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
-        if descriptor.stat.st_nlink > 0 {
-            return Ok(());
-        }
-        Err(descriptor.refuse("is a directory that was removed, which cannot be checkpointed yet"))
-    }
-
     fn capture(&self, _look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
-        self.check(descriptor)?;
         let (path, flags, position) = (descriptor.link.clone(), descriptor.flags(), descriptor.position());
         Ok(encode(&DirectoryState { path, flags, position }))
     }

@@ -31,6 +31,7 @@ pub mod proc;
 pub mod pty;
 mod refusals;
 pub mod regular;
+pub mod removed;
 mod reopen;
 pub mod shared_memory;
 pub mod signalfd;
@@ -222,6 +223,7 @@ impl FileState {
 #[rustfmt::skip]
 pub static KINDS: &[&dyn FileKind] = &[
     &proc::Proc,
+    &removed::Removed,
     &name_only::NameOnly,
     &regular::Regular,
     &memfd::Memfd,

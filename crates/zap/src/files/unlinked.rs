@@ -169,7 +169,8 @@ pub(super) fn borrow_name(
         std::fs::rename(path, aside)?;
     }
     let opened = open(path);
-    let removed = if opened.is_ok() { std::fs::remove_file(path) } else { Ok(()) };
+    let removed =
+        if opened.is_ok() { std::fs::remove_file(path).or_else(|_| std::fs::remove_dir(path)) } else { Ok(()) };
     if let Some(aside) = &aside {
         std::fs::rename(aside, path)?;
     }

@@ -9,13 +9,13 @@ use crate::ids::{FileId, HostPid, PodPid};
 use crate::look::{Look, Subject};
 use crate::memory::MemoryState;
 use crate::process::discover::{Found, PodProc, Zombie};
-use crate::process::filters;
 use crate::process::hold::{HeldProcess, HoldError};
 use crate::process::limits;
 use crate::process::signals::{self, QueuedSignal};
-use crate::process::state::{Place, ProcessState, TerminalState};
+use crate::process::state::{EndedState, Place, ProcessState, TerminalState};
 use crate::process::threads::{self, ThreadState};
 use crate::process::timers::{self, TimersState, parse_timers};
+use crate::process::{credentials, filters};
 use crate::sys::file::open_path;
 use crate::sys::kcmp::{self, Shared};
 use crate::sys::pidfd::PidFd;
@@ -166,13 +166,17 @@ pub fn assemble(
     })
 }
 
-/// Where a zombie stood.
-pub fn zombie(zombie: &Zombie) -> Place {
-    place(zombie.pid, &zombie.stat, Some(zombie.stat.exit_code))
+/// What is left of a process that has ended.
+pub fn zombie(zombie: &Zombie) -> EndedState {
+    EndedState {
+        place: place(zombie.pid, &zombie.stat, Some(zombie.stat.exit_code)),
+        command: zombie.stat.command.clone(),
+        credentials: credentials::of_status(&zombie.status),
+    }
 }
 
 fn place(pid: PodPid, stat: &crate::process::proc_files::Stat, ended: Option<i32>) -> Place {
-    Place { pid, parent: stat.parent, group: stat.group, session: stat.session, ended }
+    Place { pid, parent: stat.parent, group: stat.group, session: stat.session, exit_signal: stat.exit_signal, ended }
 }
 
 /// A session leader knows its terminal: the device number is `pts` and an index.
@@ -212,6 +216,10 @@ pub fn check(look: &mut Look<'_>, found: &Found) -> Result<(), CaptureError> {
     if found.namespace_pids.len() > 1 {
         return Err(subject.refuse("its PID namespace", "is nested in the pod's, which cannot be checkpointed yet"));
     }
+    if found.stat.state == b'Z' {
+        return Err(subject.refuse("its first thread", "has ended while others run, which cannot be checkpointed yet"));
+    }
+    refuse_without_vdso(found)?;
     for (what, name) in [(Shared::Memory, "its address space"), (Shared::Files, "its descriptor table")] {
         let parent = found.status.field("PPid").and_then(|pid| pid.parse().ok()).unwrap_or(0);
         if parent > 0 && kcmp::shares(subject.host.0, parent, what).unwrap_or(false) {
@@ -226,4 +234,14 @@ pub fn check(look: &mut Look<'_>, found: &Found) -> Result<(), CaptureError> {
         Err(CaptureError::Vanished(_)) => Ok(()),
         other => other,
     }
+}
+
+/// Batches begin in the vDSO.
+fn refuse_without_vdso(found: &Found) -> Result<(), CaptureError> {
+    // Nothing at all is mapped in a process that is about to end.
+    let maps = fs::read(found.subject.host.proc("maps")).unwrap_or_default();
+    if maps.is_empty() || maps.split(|b| *b == b'\n').any(|line| line.ends_with(b"[vdso]")) {
+        return Ok(());
+    }
+    Err(found.subject.refuse("its vDSO", "is not mapped any more, which cannot be checkpointed yet"))
 }

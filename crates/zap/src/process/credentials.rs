@@ -33,6 +33,11 @@ pub fn ask(batch: &mut Batch) -> Call {
 
 /// Reads the rest from `status`.
 pub fn capture(status: &Status, results: &Results, securebits: Call) -> CredentialsState {
+    CredentialsState { securebits: results.get(securebits).max(0) as u32, ..of_status(status) }
+}
+
+/// What `status` tells: everything but the securebits.
+pub fn of_status(status: &Status) -> CredentialsState {
     let four = |label: &str| {
         let numbers = status.numbers(label);
         std::array::from_fn(|i| numbers.get(i).copied().unwrap_or(0))
@@ -42,7 +47,7 @@ pub fn capture(status: &Status, results: &Results, securebits: Call) -> Credenti
         gids: four("Gid"),
         groups: status.numbers("Groups"),
         capabilities: ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(|label| status.mask(label)),
-        securebits: results.get(securebits).max(0) as u32,
+        securebits: 0,
         no_new_privs: status.field("NoNewPrivs") == Some("1"),
     }
 }

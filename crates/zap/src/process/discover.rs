@@ -70,6 +70,8 @@ pub struct Zombie {
     pub pid: PodPid,
     /// `stat`, in the pod's numbers.
     pub stat: Stat,
+    /// `status`, in the pod's numbers.
+    pub status: Status,
 }
 
 /// Everybody in a pod.
@@ -105,7 +107,11 @@ pub fn discover(init: HostPid, members: &[HostPid]) -> Result<Population, Captur
     for pid in proc.processes()? {
         if population.live.binary_search_by_key(&pid, |found| found.subject.pod).is_err() {
             match proc.stat(pid) {
-                Ok(stat) if stat.state == b'Z' => population.zombies.push(Zombie { pid, stat }),
+                Ok(stat) if stat.state == b'Z' => match read(&proc.path(pid, "status"), pid) {
+                    Ok(status) => population.zombies.push(Zombie { pid, stat, status: Status::new(status) }),
+                    Err(CaptureError::Vanished(_)) => {}
+                    Err(e) => return Err(e),
+                },
                 Ok(_) | Err(CaptureError::Vanished(_)) => {}
                 Err(e) => return Err(e),
             }

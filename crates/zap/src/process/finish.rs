@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::ids::HostPid;
 use crate::process::grow::{GrowError, Grown};
-use crate::process::state::ProcessState;
+use crate::process::state::{EndedState, ProcessState};
 use crate::process::{credentials, signals, threads, timers};
 use crate::tracee::{Batch, Ground, Held, TraceeError};
 
@@ -20,6 +20,13 @@ pub fn attributes(state: &ProcessState, batch: &mut Batch) {
     if let Some(leader) = state.threads.first() {
         credentials::restrict(&leader.credentials, batch);
     }
+}
+
+/// What is seen of a process after its end.
+pub fn remains(state: &EndedState, batch: &mut Batch) {
+    threads::set_name(&state.command, batch);
+    credentials::restrict(&state.credentials, batch);
+    credentials::restart(&state.credentials, batch);
 }
 
 /// Attributes that are set from outside.

@@ -11,7 +11,7 @@ use crate::files::{self, LateFiles};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::memory;
 use crate::process::proc_files::Status;
-use crate::process::state::ProcessState;
+use crate::process::state::{EndedState, ProcessState};
 use crate::process::tree::{Plan, Role};
 use crate::process::{filters, hold, limits};
 use crate::sys::ptrace::{self, Stop};
@@ -69,6 +69,7 @@ pub struct Grove<'a> {
     pub common: Common,
     plan: &'a Plan,
     states: BTreeMap<PodPid, &'a ProcessState>,
+    ended: BTreeMap<PodPid, &'a EndedState>,
     late: LateFiles,
     /// The processes made so far.
     pub grown: BTreeMap<PodPid, Grown>,
@@ -78,9 +79,16 @@ const PATIENTLY: u64 = 0x4000_0000; // __WALL
 
 impl<'a> Grove<'a> {
     /// A grove in which nothing has grown.
-    pub fn new(common: Common, plan: &'a Plan, states: &'a [ProcessState], late: LateFiles) -> Grove<'a> {
+    pub fn new(
+        common: Common,
+        plan: &'a Plan,
+        states: &'a [ProcessState],
+        ended: &'a [EndedState],
+        late: LateFiles,
+    ) -> Grove<'a> {
         let states = states.iter().map(|state| (state.place.pid, state)).collect();
-        Grove { common, plan, states, late, grown: BTreeMap::new() }
+        let ended = ended.iter().map(|ended| (ended.place.pid, ended)).collect();
+        Grove { common, plan, states, ended, late, grown: BTreeMap::new() }
     }
 
     /// Holds a seed that the builder cloned.
@@ -99,7 +107,8 @@ impl<'a> Grove<'a> {
                 [rseq.address.into(), u64::from(rseq.size).into(), 1i32.into(), u64::from(rseq.signature).into()];
             batch.call(libc::SYS_rseq, args, "unregistering the seed's rseq area");
         }
-        if let Some(state) = self.states.get(&pid) {
+        // A helper's too: what it forks inherits them.
+        if let Some(state) = self.states.values().next() {
             filters::restart(&state.filters[..self.common.filters], 0, &mut batch);
         }
         held.run(&ground, 0, &batch)?;
@@ -184,7 +193,7 @@ impl<'a> Grove<'a> {
         for some in children.chunks(256) {
             let mut batch = Batch::new();
             for child in some {
-                clone_into(&mut batch, *child, libc::CLONE_PTRACE as u64, libc::SIGCHLD as u64, "process");
+                clone_into(&mut batch, *child, libc::CLONE_PTRACE as u64, self.exit_signal(*child), "process");
             }
             self.run(pid, &batch)?;
             for held in newborns(some.len(), self.common.depth)? {
@@ -194,6 +203,13 @@ impl<'a> Grove<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The signal that tells the parent of a process's end.
+    fn exit_signal(&self, pid: PodPid) -> u64 {
+        let living = self.states.get(&pid).map(|state| &state.place);
+        let place = living.or_else(|| self.ended.get(&pid).map(|ended| &ended.place));
+        place.map_or(libc::SIGCHLD, |place| place.exit_signal) as u64
     }
 
     /// Puts everybody into their groups and sets the foreground group of each terminal.
@@ -220,12 +236,12 @@ impl<'a> Grove<'a> {
 
     /// Ends the helpers, and the processes that are zombies in the image. Helpers that a process of the pod forked are
     /// reaped by it; PID 1 reaps the others.
-    pub fn end_the_ended(&mut self, zombies: &HashMap<PodPid, i32>) -> Result<(), GrowError> {
+    pub fn end_the_ended(&mut self) -> Result<(), GrowError> {
         let ended: Vec<PodPid> =
             self.plan.nodes.values().filter(|node| node.role != Role::Live).map(|node| node.pid).collect();
         for pid in ended.iter().rev() {
             let Some(mut grown) = self.grown.remove(pid) else { continue };
-            end(&mut grown, zombies.get(pid).copied().unwrap_or(0))?;
+            end(&mut grown, self.ended.get(pid).copied())?;
         }
         for node in self.plan.nodes.values().filter(|node| node.role == Role::Live) {
             let phantoms = node.before.iter().chain(&node.after);
@@ -377,8 +393,15 @@ fn newborns(count: usize, depth: usize) -> Result<Vec<Held>, TraceeError> {
         .collect()
 }
 
-fn end(grown: &mut Grown, status: i32) -> Result<(), GrowError> {
+/// Ends a helper, or a process as it ended the first time.
+fn end(grown: &mut Grown, ended: Option<&EndedState>) -> Result<(), GrowError> {
     let held = &mut grown.threads[0];
+    if let Some(ended) = ended {
+        let mut batch = Batch::new();
+        super::finish::remains(ended, &mut batch);
+        held.run(&grown.ground, 0, &batch)?;
+    }
+    let status = ended.and_then(|ended| ended.place.ended).unwrap_or(0);
     let signal = status & 0x7f;
     let mut batch = Batch::new();
     if signal == 0 {

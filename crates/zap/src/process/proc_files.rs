@@ -21,6 +21,8 @@ pub struct Stat {
     pub foreground: i32,
     /// Nice value.
     pub nice: i32,
+    /// The signal that tells the parent of its end; 0 for none.
+    pub exit_signal: i32,
     /// Wait status of a zombie (field 52).
     pub exit_code: i32,
 }
@@ -43,6 +45,7 @@ pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
         terminal: number(7)? as u32,
         foreground: number(8)? as i32,
         nice: number(19)? as i32,
+        exit_signal: number(38)? as i32,
         exit_code: number(52)? as i32,
     })
 }

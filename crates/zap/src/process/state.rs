@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::files::{DescriptorState, PosixLock};
 use crate::ids::{FileId, PodPid};
 use crate::memory::MemoryState;
+use crate::process::credentials::CredentialsState;
 use crate::process::filters::FilterState;
 use crate::process::signals::{ActionState, QueuedSignal};
 use crate::process::threads::ThreadState;
@@ -21,8 +22,22 @@ pub struct Place {
     pub group: PodPid,
     /// Its session.
     pub session: PodPid,
+    /// The signal that tells its parent of its end; 0 for none.
+    pub exit_signal: i32,
     /// Its wait status, if it has ended and waits to be reaped.
     pub ended: Option<i32>,
+}
+
+/// A process that has ended and waits to be reaped: what others can still see of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedState {
+    /// Where it stood.
+    pub place: Place,
+    /// `comm`, raw.
+    #[serde(with = "serde_bytes")]
+    pub command: Vec<u8>,
+    /// Who it was.
+    pub credentials: CredentialsState,
 }
 
 /// The controlling terminal of a session, kept with the session's leader.

@@ -122,6 +122,12 @@ fn trimmed(bytes: &[u8]) -> &[u8] {
     &bytes[..used]
 }
 
+/// Gives the thread its name.
+pub fn set_name(command: &[u8], batch: &mut Batch) {
+    let name = batch.bytes(&[&command[..command.len().min(15)], &[0]].concat());
+    batch.call(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name], "setting the name");
+}
+
 /// Gives a thread what it keeps in the kernel. The last batch of a thread: nothing privileged works afterwards.
 pub fn restart(state: &ThreadState, batch: &mut Batch) {
     batch.call(libc::SYS_set_tid_address, [state.clear_tid.into()], "setting the tid address");
@@ -133,8 +139,7 @@ pub fn restart(state: &ThreadState, batch: &mut Batch) {
         batch.call(libc::SYS_rseq, args, "registering restartable sequences");
     }
     signals::restart_alternate_stack(&state.alternate_stack, batch);
-    let name = batch.bytes(&[&state.command[..state.command.len().min(15)], &[0]].concat());
-    batch.call(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name], "setting the name");
+    set_name(&state.command, batch);
     batch.call(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK.into(), state.timer_slack.into()], "setting timer slack");
     credentials::restart(&state.credentials, batch);
     // Credentials reset it.

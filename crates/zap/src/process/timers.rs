@@ -153,8 +153,13 @@ pub fn arm(state: &TimersState, batch: &mut Batch) {
         let bytes: Vec<u8> = setting.iter().flat_map(|word| word.to_ne_bytes()).collect();
         batch.bytes(&bytes)
     };
-    for (which, setting) in state.intervals.iter().enumerate().filter(|(_, setting)| setting[2..] != [0, 0]) {
-        let setting = put(batch, setting);
+    for (which, setting) in state.intervals.iter().enumerate().filter(|(_, setting)| **setting != [0; 4]) {
+        let mut setting = *setting;
+        if setting[2..] == [0, 0] {
+            // It has expired, and the kernel sets it again once its signal, which is pending, is taken.
+            setting[3] = 1;
+        }
+        let setting = put(batch, &setting);
         batch.call(libc::SYS_setitimer, [which.into(), setting, 0u64.into()], "arming an interval timer");
     }
     for timer in state.posix.iter().filter(|timer| timer.setting[2..] != [0, 0]) {

@@ -201,7 +201,7 @@ mod tests {
 
     fn place(pid: i32, parent: i32, group: i32, session: i32) -> Place {
         let [pid, parent, group, session] = [pid, parent, group, session].map(PodPid);
-        Place { pid, parent, group, session, ended: None }
+        Place { pid, parent, group, session, exit_signal: libc::SIGCHLD, ended: None }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[(&str, fn() -> Checked)] = &[("waiting-calls", waiting_calls), ("waiting-timeouts", timeouts)];
+pub(crate) const KINDS: &[(&str, fn() -> Checked)] =
+    &[("waiting-calls", waiting_calls), ("waiting-timeouts", timeouts)];
 
 const LONG: libc::timeval = libc::timeval { tv_sec: 600, tv_usec: 0 };
 static LONG_SPEC: libc::timespec = libc::timespec { tv_sec: 600, tv_nsec: 0 };
@@ -54,7 +55,11 @@ fn timeouts() -> Checked {
         || {
             crate::signals::block(&[signal]);
             let set = crate::signals::set(&[signal]);
-            equal("it", unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const LONG_SPEC) }, signal)
+            equal(
+                "it",
+                unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const LONG_SPEC) },
+                signal,
+            )
         },
         move |pid| done("kill", unsafe { libc::kill(pid, signal) }).map(drop),
     )?);
@@ -68,7 +73,11 @@ fn on_a_pipe(timeout: i32) -> Result<Vec<Waiter>, String> {
     let mut add = |name, wait: fn(i32, i32) -> i32| -> Checked {
         let pipe = Gate::new()?;
         let file = pipe.read_end();
-        waiters.push(waiter(name, || done("it", wait(file, timeout)).and_then(|n| equal("it", n, 1)), move |_| pipe.open())?);
+        waiters.push(waiter(
+            name,
+            || done("it", wait(file, timeout)).and_then(|n| equal("it", n, 1)),
+            move |_| pipe.open(),
+        )?);
         Ok(())
     };
     add("poll", |file, timeout| unsafe { libc::poll(&mut polled(file), 1, timeout) })?;
@@ -105,9 +114,8 @@ fn on_a_pipe(timeout: i32) -> Result<Vec<Waiter>, String> {
 /// Calls that a signal ends; a handler makes them end with EINTR, as it should.
 fn on_signals() -> Result<Vec<Waiter>, String> {
     let kill = |signal: i32| move |pid: i32| done("kill", unsafe { libc::kill(pid, signal) }).map(drop);
-    let interrupted = |result: i32| {
-        equal("it", (result, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EINTR)))
-    };
+    let interrupted =
+        |result: i32| equal("it", (result, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EINTR)));
     extern "C" fn nothing(_: i32) {}
     let handle = || unsafe { libc::signal(libc::SIGUSR2, nothing as *const () as usize) };
     Ok(vec![

@@ -7,8 +7,12 @@ use crate::stage::*;
 pub(crate) const KINDS: &[(&str, fn() -> Checked)] = &[("clocks", clocks), ("clock-watchers", watchers)];
 
 const CLOCKS: [i32; 6] = [
-    libc::CLOCK_REALTIME, libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME, libc::CLOCK_MONOTONIC_RAW,
-    libc::CLOCK_MONOTONIC_COARSE, libc::CLOCK_REALTIME_COARSE,
+    libc::CLOCK_REALTIME,
+    libc::CLOCK_MONOTONIC,
+    libc::CLOCK_BOOTTIME,
+    libc::CLOCK_MONOTONIC_RAW,
+    libc::CLOCK_MONOTONIC_COARSE,
+    libc::CLOCK_REALTIME_COARSE,
 ];
 
 fn nanoseconds(time: libc::timespec) -> i64 {

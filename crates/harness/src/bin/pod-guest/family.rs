@@ -53,6 +53,7 @@ fn branch(set_up: Gate) -> Checked {
 fn die_of(signal: i32) -> Checked {
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
     unsafe { libc::kill(libc::getpid(), signal) };
     Err("survived".into())
 }
@@ -97,7 +98,11 @@ fn zombie_signals() -> Checked {
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let signal = unsafe { libc::sigwaitinfo(&raw mut set, &raw mut info) };
     equal("the pending signal", signal, libc::SIGCHLD)?;
-    equal("of whom it tells", unsafe { (info.si_pid(), info.si_status(), info.si_code) }, (first, 3, libc::CLD_EXITED))?;
+    equal(
+        "of whom it tells",
+        unsafe { (info.si_pid(), info.si_status(), info.si_code) },
+        (first, 3, libc::CLD_EXITED),
+    )?;
     equal("first status", status_of(first)?, 3 << 8)?;
     equal("second status", status_of(second)?, 4 << 8)
 }
@@ -211,7 +216,12 @@ fn stopped() -> Checked {
             Ok(())
         }
     };
-    let (told, untold) = (fork(stops(libc::SIGSTOP))?, fork(stops(libc::SIGTSTP))?);
+    // In a group of its own that is not orphaned: SIGTSTP does nothing in others.
+    let background = move || {
+        done("setpgid", unsafe { libc::setpgid(0, 0) })?;
+        stops(libc::SIGTSTP)()
+    };
+    let (told, untold) = (fork(stops(libc::SIGSTOP))?, fork(background)?);
     equal("a stop", wait_flags(told, libc::WUNTRACED)?.1, 0x7f | libc::SIGSTOP << 8)?;
     until("a stop", || state_of(untold) == "T")?;
     hold()?;

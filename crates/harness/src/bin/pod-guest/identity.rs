@@ -135,13 +135,14 @@ fn names() -> Checked {
     prctl("PR_SET_NAME", [libc::PR_SET_NAME as u64, name.as_ptr() as u64, 0, 0, 0])?;
     overwrite_last_argument()?;
     let before = auxv()?;
-    let random = unsafe { *(libc::getauxval(libc::AT_RANDOM) as *const u128) };
+    let random = || unsafe { (libc::getauxval(libc::AT_RANDOM) as *const u128).read_unaligned() };
+    let random_before = random();
     hold()?;
     let mut now = [0u8; 16];
     prctl("PR_GET_NAME", [libc::PR_GET_NAME as u64, now.as_mut_ptr() as u64, 0, 0, 0])?;
     check(now.starts_with(name.to_bytes()), format!("the name: {now:?}"))?;
     equal("the auxiliary vector", auxv()?, before)?;
-    equal("the random bytes", unsafe { *(libc::getauxval(libc::AT_RANDOM) as *const u128) }, random)?;
+    equal("the random bytes", random(), random_before)?;
     equal("the arguments", read("/proc/self/cmdline")?.ends_with("NAMES\0"), true)
 }
 

@@ -61,8 +61,14 @@ fn grows_down() -> Checked {
 /// Advice is in the portrait; wiping on fork and keeping from forks work.
 fn advice() -> Checked {
     let all = [
-        libc::MADV_DONTFORK, libc::MADV_DONTDUMP, libc::MADV_WIPEONFORK, libc::MADV_HUGEPAGE, libc::MADV_NOHUGEPAGE,
-        libc::MADV_SEQUENTIAL, libc::MADV_RANDOM, libc::MADV_MERGEABLE,
+        libc::MADV_DONTFORK,
+        libc::MADV_DONTDUMP,
+        libc::MADV_WIPEONFORK,
+        libc::MADV_HUGEPAGE,
+        libc::MADV_NOHUGEPAGE,
+        libc::MADV_SEQUENTIAL,
+        libc::MADV_RANDOM,
+        libc::MADV_MERGEABLE,
     ];
     let mut regions = Vec::new();
     for (i, advice) in all.into_iter().enumerate() {
@@ -175,7 +181,8 @@ fn program_replaced() -> Checked {
 fn memfd() -> Checked {
     let file = done("memfd_create", unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_ALLOW_SEALING) })? as i32;
     done("ftruncate", unsafe { libc::ftruncate(file, 8 * PAGE as i64) })?;
-    let (one, two) = (map(8 * PAGE, READ_WRITE, libc::MAP_SHARED, file)?, map(8 * PAGE, READ_WRITE, libc::MAP_SHARED, file)?);
+    let (one, two) =
+        (map(8 * PAGE, READ_WRITE, libc::MAP_SHARED, file)?, map(8 * PAGE, READ_WRITE, libc::MAP_SHARED, file)?);
     fill(one, 4 * PAGE, 121);
     done("seal", unsafe { libc::fcntl(file, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) })?;
     hold()?;

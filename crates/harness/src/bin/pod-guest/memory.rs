@@ -197,17 +197,24 @@ fn copy_on_write() -> Checked {
     pids[1..].iter().try_for_each(|pid| reap(*pid))
 }
 
-/// The heap grows and shrinks as before.
+/// The heap of a child that allocates nothing else grows as before.
 fn heap() -> Checked {
-    let sbrk = |by: isize| unsafe { libc::sbrk(by) } as usize;
-    let before = sbrk(5 * PAGE as isize);
-    fill(before as *mut u8, 5 * PAGE, 61);
-    let top = sbrk(0);
+    let set_up = Gate::new()?;
+    let child = fork(|| {
+        let sbrk = |by: isize| unsafe { libc::sbrk(by) } as usize;
+        let before = sbrk(5 * PAGE as isize);
+        fill(before as *mut u8, 5 * PAGE, 61);
+        let top = sbrk(0);
+        set_up.open()?;
+        await_go();
+        equal("the top of the heap", sbrk(0), top)?;
+        check_filled("the heap", before as *mut u8, 5 * PAGE, 61)?;
+        equal("the heap grown", sbrk(3 * PAGE as isize), top)?;
+        check(bytes(top as *mut u8, 3 * PAGE).iter().all(|b| *b == 0), "new heap is not zero")
+    })?;
+    set_up.pass(1)?;
     hold()?;
-    equal("the top of the heap", sbrk(0), top)?;
-    check_filled("the heap", before as *mut u8, 5 * PAGE, 61)?;
-    equal("the heap grown", sbrk(3 * PAGE as isize), top)?;
-    check(bytes(top as *mut u8, 3 * PAGE).iter().all(|b| *b == 0), "new heap is not zero")
+    reap(child)
 }
 
 /// More memory than fits into one read or one batch.

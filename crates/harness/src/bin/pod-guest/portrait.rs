@@ -9,20 +9,56 @@ pub(crate) type Portrait = BTreeMap<i32, BTreeMap<String, String>>;
 
 /// Fields of `status` that tell how things are, not what they cost or which numbers the host gave.
 const STATUS: &[&str] = &[
-    "Name", "Umask", "Tgid", "Ngid", "PPid", "TracerPid", "Uid", "Gid", "Groups", "NStgid", "NSpid", "NSpgid", "NSsid",
-    "VmLck", "VmExe", "VmLib", "CoreDumping", "THP_enabled", "untag_mask", "Threads", "SigPnd", "ShdPnd", "SigBlk",
-    "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters",
-    "Speculation_Store_Bypass", "SpeculationIndirectBranch", "Cpus_allowed", "Mems_allowed",
+    "Name",
+    "Umask",
+    "Tgid",
+    "Ngid",
+    "PPid",
+    "TracerPid",
+    "Uid",
+    "Gid",
+    "Groups",
+    "NStgid",
+    "NSpid",
+    "NSpgid",
+    "NSsid",
+    "VmLck",
+    "VmExe",
+    "VmLib",
+    "CoreDumping",
+    "THP_enabled",
+    "untag_mask",
+    "Threads",
+    "SigPnd",
+    "ShdPnd",
+    "SigBlk",
+    "SigIgn",
+    "SigCgt",
+    "CapInh",
+    "CapPrm",
+    "CapEff",
+    "CapBnd",
+    "CapAmb",
+    "NoNewPrivs",
+    "Seccomp",
+    "Seccomp_filters",
+    "Speculation_Store_Bypass",
+    "SpeculationIndirectBranch",
+    "Cpus_allowed",
+    "Mems_allowed",
 ];
 
 /// Fields of `stat`, counted from 1 as proc(5) does: family, terminal, flags of the program's own making, layout.
-const STAT: &[usize] = &[1, 2, 4, 5, 6, 7, 8, 18, 19, 20, 26, 27, 28, 31, 32, 33, 34, 38, 40, 41, 45, 46, 47, 48, 49, 50, 51];
+const STAT: &[usize] =
+    &[1, 2, 4, 5, 6, 7, 8, 18, 19, 20, 26, 27, 28, 31, 32, 33, 34, 38, 40, 41, 45, 46, 47, 48, 49, 50, 51];
 
 /// A portrait of a state that has come to rest: this program's own allocations for it are made already.
 pub(crate) fn settled() -> Result<Portrait, String> {
-    for _ in 0..3 {
-        take()?;
-    }
+    print!("");
+    // What is freed stays on the heap, and the heap has room for all that will be there.
+    unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX) };
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 25) };
+    drop([take()?, take()?, take()?]);
     take()
 }
 
@@ -32,6 +68,23 @@ pub(crate) fn take() -> Result<Portrait, String> {
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     Ok(pids.filter(|pid| *pid != 1).map(|pid| (pid, of(pid))).collect())
 }
+
+/// What nobody can do anything with any more once a process has ended.
+const OF_THE_LIVING: &[&str] = &[
+    "status SigBlk",
+    "status SigIgn",
+    "status SigCgt",
+    "status SigPnd",
+    "status ShdPnd",
+    "stat field 20",
+    "stat field 31",
+    "stat field 32",
+    "stat field 33",
+    "stat field 34",
+    "stat field 40",
+    "limits",
+    "timerslack_ns",
+];
 
 fn of(pid: i32) -> BTreeMap<String, String> {
     let mut lines = BTreeMap::new();
@@ -48,7 +101,8 @@ fn of(pid: i32) -> BTreeMap<String, String> {
         }
     }
     stat(&text("stat"), &mut put);
-    for name in ["cmdline", "environ", "limits", "comm", "oom_score_adj", "coredump_filter", "personality", "timerslack_ns"]
+    for name in
+        ["cmdline", "environ", "limits", "comm", "oom_score_adj", "coredump_filter", "personality", "timerslack_ns"]
     {
         put(name, text(name).replace('\0', " "));
     }
@@ -57,6 +111,9 @@ fn of(pid: i32) -> BTreeMap<String, String> {
     }
     files(pid, &mut put);
     mappings(&text("smaps"), &mut put);
+    if lines.get("state").is_some_and(|state| state.starts_with('Z')) {
+        lines.retain(|key, _| !OF_THE_LIVING.contains(&key.as_str()));
+    }
     lines
 }
 

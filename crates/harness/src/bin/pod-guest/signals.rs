@@ -76,8 +76,14 @@ fn put_action(signal: i32, action: [u64; 4]) -> Checked {
 /// Handlers, ignored signals, every flag, masks.
 fn actions() -> Checked {
     let flags = [
-        libc::SA_ONSTACK, libc::SA_RESTART, libc::SA_NODEFER, libc::SA_RESETHAND, libc::SA_SIGINFO, libc::SA_NOCLDSTOP,
-        libc::SA_NOCLDWAIT, 0x800,
+        libc::SA_ONSTACK,
+        libc::SA_RESTART,
+        libc::SA_NODEFER,
+        libc::SA_RESETHAND,
+        libc::SA_SIGINFO,
+        libc::SA_NOCLDSTOP,
+        libc::SA_NOCLDWAIT,
+        0x800,
     ];
     for (i, flag) in flags.iter().enumerate() {
         put_action(libc::SIGRTMIN() + i as i32, [0x1000 + i as u64, *flag as u32 as u64 | 0x0400_0000, 0x77, 1 << i])?;
@@ -134,8 +140,9 @@ fn take(signals: &[i32]) -> Option<Taken> {
     let set = set(signals);
     let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let signal = unsafe { libc::sigtimedwait(&raw const set, &raw mut info, &raw const now) };
-    (signal > 0).then(|| unsafe { (signal, info.si_code, info.si_value().sival_ptr as usize, info.si_pid()) })
+    // Not the C library's, which tells of tgkill as if it were kill.
+    let signal = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &raw const set, &raw mut info, &raw const now, 8) };
+    (signal > 0).then(|| unsafe { (signal as i32, info.si_code, info.si_value().sival_ptr as usize, info.si_pid()) })
 }
 
 /// Signals queued to the process: order, values, senders.
@@ -154,7 +161,11 @@ fn pending() -> Checked {
     reap(child)?;
     hold()?;
     equal("a usual signal", take(&[usual]).map(|t| (t.0, t.1, t.3)), Some((usual, libc::SI_USER, itself)))?;
-    equal("a child's signal", take(&[libc::SIGTERM]).map(|t| (t.0, t.1, t.3)), Some((libc::SIGTERM, libc::SI_USER, child)))?;
+    equal(
+        "a child's signal",
+        take(&[libc::SIGTERM]).map(|t| (t.0, t.1, t.3)),
+        Some((libc::SIGTERM, libc::SI_USER, child)),
+    )?;
     for value in 1..=3 {
         equal("a queued signal", take(&[low]), Some((low, libc::SI_QUEUE, value + 10, itself)))?;
     }

@@ -12,13 +12,17 @@ fn sleeps() -> Checked {
     let (length, before) = (2 * SECOND, 3 * SECOND / 2);
     let children = [
         fork(|| lasts(length, |time| unsafe { libc::nanosleep(time, time.cast_mut()) }))?,
-        fork(|| lasts(length, |time| unsafe { libc::clock_nanosleep(libc::CLOCK_MONOTONIC, 0, time, time.cast_mut()) }))?,
+        fork(|| {
+            lasts(length, |time| unsafe { libc::clock_nanosleep(libc::CLOCK_MONOTONIC, 0, time, time.cast_mut()) })
+        })?,
         fork(|| lasts(length, |time| unsafe { libc::ppoll(std::ptr::null_mut(), 0, time, std::ptr::null()) }))?,
-        fork(|| lasts(length, |time| unsafe {
-            let mut time = libc::timeval { tv_sec: (*time).tv_sec, tv_usec: (*time).tv_nsec / 1000 };
-            let none = std::ptr::null_mut();
-            libc::select(0, none, none, none, &raw mut time)
-        }))?,
+        fork(|| {
+            lasts(length, |time| unsafe {
+                let mut time = libc::timeval { tv_sec: (*time).tv_sec, tv_usec: (*time).tv_nsec / 1000 };
+                let none = std::ptr::null_mut();
+                libc::select(0, none, none, none, &raw mut time)
+            })
+        })?,
         fork(|| lasts_until(length))?,
     ];
     std::thread::sleep(std::time::Duration::from_nanos(before as u64));
@@ -45,7 +49,8 @@ fn lasts_until(length: i64) -> Checked {
     let end = begin + length;
     let time = libc::timespec { tv_sec: end / SECOND, tv_nsec: end % SECOND };
     let absolute = libc::TIMER_ABSTIME;
-    let result = unsafe { libc::clock_nanosleep(libc::CLOCK_MONOTONIC, absolute, &raw const time, std::ptr::null_mut()) };
+    let result =
+        unsafe { libc::clock_nanosleep(libc::CLOCK_MONOTONIC, absolute, &raw const time, std::ptr::null_mut()) };
     equal("the result of a sleep", result, 0)?;
     check_length(begin, length)
 }

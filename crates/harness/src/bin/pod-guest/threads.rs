@@ -59,7 +59,9 @@ fn one_of_many(number: u32, shared: &Shared) -> Checked {
     OWN.set(u64::from(number) + 7);
     let blocked = [libc::SIGRTMIN() + (number % 20) as i32];
     crate::signals::block(&blocked);
-    done("prctl", unsafe { libc::prctl(libc::PR_SET_NAME, std::ffi::CString::new(name.clone()).unwrap_or_default().as_ptr()) })?;
+    done("prctl", unsafe {
+        libc::prctl(libc::PR_SET_NAME, std::ffi::CString::new(name.clone()).unwrap_or_default().as_ptr())
+    })?;
     let (id, itself) = (unsafe { libc::gettid() }, unsafe { libc::pthread_self() });
     shared.set_up.wait();
     wait_somehow(number, shared)?;
