@@ -149,22 +149,38 @@ fn unnumbered(target: &str) -> &str {
     target.split_once(":[").map_or(target, |(kind, _)| kind)
 }
 
-/// Every mapping: place, protection, offset, name, flags. Inodes and devices are the host's.
+/// A mapping: first address, address behind, and the rest of what is told.
+type Mapping<'a> = (&'a str, &'a str, String);
+
+/// Every mapping: place, protection, offset, name, flags. Inodes and devices are the host's; neighbours without a file
+/// that are alike may be one mapping or two.
 fn mappings(smaps: &str, put: &mut impl FnMut(&str, String)) {
-    let mut mapping = (String::new(), String::new());
+    let mut all: Vec<Mapping<'_>> = Vec::new();
     for line in smaps.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
-        if words.first().is_some_and(|word| word.contains('-')) {
+        if let Some((start, end)) = words.first().and_then(|word| word.split_once('-')) {
             let name = words.get(5..).unwrap_or_default().join(" ");
-            mapping = (words[0].into(), format!("{} {} {name}", words[1], words[2]));
-            // A stack grows when it must; the kernel's own mappings are as wide as this kernel makes them.
-            if name == "[stack]" {
-                mapping.0 = words[0].split_once('-').map_or("", |(_, end)| end).into();
-            }
-        } else if let Some(flags) = line.strip_prefix("VmFlags: ") {
+            all.push((start, end, format!("{} {} {name}", words[1], words[2])));
+        } else if let (Some(flags), Some(mapping)) = (line.strip_prefix("VmFlags: "), all.last_mut()) {
             let flags: Vec<&str> = flags.split(' ').filter(|f| !["sd", "um", "uw", "ui", "ac"].contains(f)).collect();
-            put(&format!("mapping {}", mapping.0), format!("{} {}", mapping.1, flags.join(" ")));
+            mapping.2 += &flags.join(" ");
         }
+    }
+    all.dedup_by(|next, before| {
+        let one = before.1 == next.0 && before.2 == next.2 && before.2.contains(" 00000000 ");
+        if one {
+            before.1 = next.1;
+        }
+        one
+    });
+    for (start, end, what) in all {
+        // A stack grows when it must, and the heap when the portrait is taken.
+        let place = match &what {
+            _ if what.contains("[stack]") => end.into(),
+            _ if what.contains("[heap]") => start.into(),
+            _ => format!("{start}-{end}"),
+        };
+        put(&format!("mapping {place}"), what);
     }
 }
 
