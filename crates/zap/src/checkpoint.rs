@@ -19,6 +19,7 @@ use crate::pod::journal::Undo;
 use crate::pod::network::NetworkError;
 use crate::pod::trees::{self, Trees, TreesError};
 use crate::pod::{LivePod, PodError};
+use crate::process::ahead::MemoryAhead;
 use crate::process::capture;
 use crate::process::discover::{self, PodProc};
 use crate::process::hold::{self, Cleared, HeldPod, HoldError};
@@ -136,7 +137,13 @@ pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, Checkpo
 
 fn tell(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
     let mut writer = ImageWriter::create(&options.output, options.compress)?;
-    let mut checkpoint = Checkpoint { was_suspended: pod.cgroup.is_frozen(), pod, options, clock: Clock::start() };
+    let mut checkpoint = Checkpoint {
+        was_suspended: pod.cgroup.is_frozen(),
+        memory: MemoryAhead::default(),
+        pod,
+        options,
+        clock: Clock::start(),
+    };
     fault::arm(options.fault.as_deref());
     fault::point("checkpoint-begin");
     let trees = checkpoint.look_ahead(&mut writer)?;
@@ -174,6 +181,8 @@ struct Checkpoint<'a> {
     clock: Clock,
     /// Whether the pod was suspended already.
     was_suspended: bool,
+    /// What was copied of its memory while it ran.
+    memory: MemoryAhead,
 }
 
 /// What was captured while the pod was held.
@@ -194,7 +203,11 @@ impl Checkpoint<'_> {
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
         look.upper = pod.upper();
         population.live.iter().try_for_each(|found| capture::check(&mut look, found)).map_err(|e| refused(pod, e))?;
+        drop(look);
         let trees = Trees::look_ahead(pod, writer).map_err(|e| trees_failed(pod, e));
+        if !self.was_suspended {
+            self.memory = MemoryAhead::look_ahead(pod.init, &population, &mut writer.data);
+        }
         self.clock.lap("look-ahead");
         trees
     }
@@ -253,7 +266,7 @@ impl Checkpoint<'_> {
         look.upper = pod.upper();
         let (answers, descriptors) = look_at_processes(&mut look, held)?;
         self.clock.lap("look");
-        let processes = capture_memory(&mut look, held, answers, descriptors)?;
+        let processes = capture_memory(&mut look, held, answers, descriptors, &self.memory)?;
         self.clock.lap("memory");
         files::finish(&mut look)?;
         let ipc = ipc::capture(&mut look, pod.init)?;
@@ -350,6 +363,7 @@ fn capture_memory(
     held: &HeldPod,
     answers: Vec<capture::Answers>,
     descriptors: Vec<Vec<DescriptorState>>,
+    ahead: &MemoryAhead,
 ) -> Result<Vec<ProcessState>, HoldError> {
     let parent_of = |i: usize| {
         let parent = held.processes[i].found.stat.parent;
@@ -360,12 +374,13 @@ fn capture_memory(
     for i in in_order(&parents) {
         let process = &held.processes[i];
         let subject = &process.found.subject;
-        let survey = memory::survey(subject.host, &[process.ground.scratch()])?;
+        let survey = memory::survey(subject.host, &[process.ground.scratch()], ahead.of(subject.host))?;
         let request = memory::Request {
             subject,
             brk: answers[i].brk,
             parent: parents[i].and_then(|parent| captured[parent].as_ref()),
-            ahead: None,
+            has_children: parents.contains(&Some(i)),
+            ahead: ahead.of(subject.host),
         };
         captured[i] = Some(memory::capture(look, &request, &survey)?);
     }

@@ -21,6 +21,8 @@ pub struct Request<'a> {
     pub brk: u64,
     /// Its parent, if it was forked and captured before: pages that they share are not stored again.
     pub parent: Option<&'a Captured>,
+    /// Whether it has children, which may share its pages.
+    pub has_children: bool,
     /// What was copied while it ran.
     pub ahead: Option<&'a Ahead>,
 }
@@ -65,14 +67,20 @@ pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: &Survey) -> R
         pages: Vec::new(),
     };
     let wanted = wanted(&state, survey);
-    let frames = Frames::read(&survey.pagemap, &wanted);
-    let frames = frames.capturing("reading the page frames", format!("process {}", subject.pod))?;
+    let read_frames = |ranges: &[Range<u64>]| {
+        Frames::read(&survey.pagemap, ranges).capturing("reading the page frames", format!("process {}", subject.pod))
+    };
+    let has_kin = request.has_children || request.parent.is_some();
+    let mut frames = if has_kin { read_frames(&wanted)? } else { Frames::default() };
     let shared = request.parent.map_or(Vec::new(), |p| frames.shared_with(&p.frames, &kinship::kept(&p.state, &state)));
     let copied = match request.ahead {
         Some(ahead) => ahead.unchanged(&survey.mappings, &ranges::minus(&wanted, &shared))?,
         None => Vec::new(),
     };
     let own = ranges::minus(&ranges::minus(&wanted, &shared), &pages::runs(&copied));
+    if !has_kin {
+        frames = read_frames(&own)?;
+    }
     state.pages = pages::store(look.data, subject, &own, &frames)?;
     state.pages.extend(copied);
     let inherited = shared.iter().map(|r| PageRun { start: r.start, end: r.end, source: PageSource::Parent });

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::layout::{self, Mapping};
 use super::ranges;
 use super::state::MmFields;
+use super::tracking::Ahead;
 use super::{PAGE, pages};
 use crate::error::{CaptureError, Context};
 use crate::ids::HostPid;
@@ -37,10 +38,33 @@ fn read_mappings(process: HostPid, name: &str) -> Result<Vec<Mapping>, CaptureEr
     layout::parse(&text).map_err(|e| CaptureError::Unexpected { object: object(), what: e.to_string() })
 }
 
+/// The mappings of a process with their flags: the more memory, the longer it takes (17 ms/GiB).
+pub(super) fn mappings_with_flags(process: HostPid) -> Result<Vec<Mapping>, CaptureError> {
+    read_mappings(process, "smaps")
+}
+
+/// The mappings with the flags that were noted `before`, if all of them are still there.
+fn layout_since(process: HostPid, before: &[Mapping], ours: &[Range<u64>]) -> Result<Vec<Mapping>, CaptureError> {
+    let mut found = mappings(process)?;
+    let mut known = before.iter().peekable();
+    let is_ours = |m: &Mapping| ours.iter().any(|r| r.start <= m.start && m.end <= r.end);
+    for mapping in found.iter_mut().filter(|m| !is_ours(m)) {
+        while known.next_if(|k| k.start < mapping.start).is_some() {}
+        match known.next_if(|k| k.same_line(mapping)) {
+            Some(same) => (mapping.flags, mapping.key) = (same.flags.clone(), same.key),
+            None => return mappings_with_flags(process),
+        }
+    }
+    Ok(found)
+}
+
 /// Looks at the address space of a process that is held. `ours` are ranges that zap itself has put there: as if they were
-/// not there.
-pub fn survey(process: HostPid, ours: &[Range<u64>]) -> Result<Survey, CaptureError> {
-    let found = read_mappings(process, "smaps")?;
+/// not there. Where it was followed, what was noted of its layout then is believed of mappings that are still there.
+pub fn survey(process: HostPid, ours: &[Range<u64>], ahead: Option<&Ahead>) -> Result<Survey, CaptureError> {
+    let found = match ahead {
+        Some(ahead) => layout_since(process, &ahead.layout, ours)?,
+        None => mappings_with_flags(process)?,
+    };
     let ours = ranges::joined(ours.to_vec());
     let mappings: Vec<Mapping> = found.iter().flat_map(|m| cut(m, &ours)).collect();
     let pagemap = File::open(process.proc("pagemap")).capturing("opening", format!("/proc/{process}/pagemap"))?;
@@ -56,7 +80,7 @@ pub fn survey_all(processes: &[(HostPid, Vec<Range<u64>>)]) -> Vec<Result<Survey
     let work = || {
         let mut done = Vec::new();
         while let Some((index, (process, ours))) = take(&next, processes) {
-            done.push((index, survey(*process, ours)));
+            done.push((index, survey(*process, ours, None)));
         }
         done
     };

@@ -32,6 +32,8 @@ pub struct Ahead {
     pagemap: File,
     /// What is followed, each range in one mapping.
     followed: Vec<Range<u64>>,
+    /// The layout with its flags, as it was last noted.
+    pub(super) layout: Vec<Mapping>,
     /// The latest copies: sorted, disjoint.
     copied: Vec<PageRun>,
     /// The frames behind the pages that were copied last: what a child shares is not copied again.
@@ -39,6 +41,9 @@ pub struct Ahead {
     /// Closing it ends the following.
     _userfault: OwnedFd,
 }
+
+/// Addresses whose pages are read and written out together.
+const PART: u64 = 64 << 20;
 
 /// What a round of copying did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,7 +88,7 @@ impl Ahead {
         }
         let pagemap = File::open(process.proc("pagemap")).capturing("opening the page map of", object())?;
         let frames = Frames::default();
-        Ok(Ahead { process, pagemap, followed, copied: Vec::new(), frames, _userfault: userfault })
+        Ok(Ahead { process, pagemap, followed, layout: Vec::new(), copied: Vec::new(), frames, _userfault: userfault })
     }
 
     /// Copies what was written since the last round into the image's data, but for what is shared with `parent`.
@@ -105,13 +110,21 @@ impl Ahead {
         let shared = parent.map_or(Vec::new(), |p| frames.shared_with(&p.frames, &everywhere));
         let wanted = ranges::minus(&written, &shared);
         let before = data.end();
-        // pages may vanish while they are read: none of this round are kept then, and the hold copies them
-        if let Ok(runs) = pages::store(data, subject, &wanted, &frames) {
-            self.copied.extend(runs);
-            self.copied.sort_by_key(|r| r.start);
+        // pages may vanish while they are read: that part is left to the hold
+        for some in wanted.chunk_by(|a, b| a.start / PART == b.start / PART) {
+            if let Ok(runs) = pages::store(data, subject, some, &frames) {
+                self.copied.extend(runs);
+            }
+            data.flush().capturing("writing", doing())?;
         }
+        self.copied.sort_by_key(|r| r.start);
         self.frames = Frames::read(&self.pagemap, &pages::runs(&self.copied)).capturing("looking at", doing())?;
         Ok(Round { written: pages::total(&written) as u64, copied: data.end() - before })
+    }
+
+    /// Notes the layout with its flags: reading these takes longer the more memory there is, so not in the hold.
+    pub fn note_layout(&mut self) {
+        self.layout = survey::mappings_with_flags(self.process).unwrap_or_default();
     }
 
     /// The copies that are still true, among the pages at `wanted`. The process is held.

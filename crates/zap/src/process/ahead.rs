@@ -1,0 +1,117 @@
+//! Copying the memory of big processes while the pod runs, so that the hold does not grow with it.
+
+use std::collections::HashMap;
+
+use crate::ids::{HostPid, PodPid};
+use crate::image::DataSink;
+use crate::memory::{Ahead, ask_for_tracking};
+use crate::process::capture::pidfd;
+use crate::process::discover::{self, Found, Population};
+use crate::process::hold::{self, HoldError};
+use crate::tracee::{Batch, Held};
+
+/// Private memory below which copying in the hold takes less than following would.
+const WORTH_IT: u64 = 8 << 20;
+/// Rounds of copying at most, and what one may leave for the hold.
+const MOST_ROUNDS: usize = 6;
+const LITTLE: u64 = 1 << 20;
+
+/// The processes whose memory is followed.
+#[derive(Default)]
+pub struct MemoryAhead(HashMap<HostPid, Ahead>);
+
+impl MemoryAhead {
+    /// What is followed of a process.
+    pub fn of(&self, process: HostPid) -> Option<&Ahead> {
+        self.0.get(&process)
+    }
+
+    /// Follows the big processes of a running pod, and copies their memory until little is left to copy. What cannot be
+    /// followed, for whatever reason, is left to the hold.
+    pub fn look_ahead(init: HostPid, population: &Population, data: &mut DataSink) -> MemoryAhead {
+        let mut ahead = MemoryAhead::default();
+        let Ok(depth) = discover::depth_of(init) else { return ahead };
+        let big: Vec<&Found> = parents_first(population).into_iter().filter(|f| is_big(f)).collect();
+        for found in &big {
+            match follow(found, depth) {
+                Ok(followed) => drop(ahead.0.insert(found.subject.host, followed)),
+                Err(error) => tracing::info!(process = %found.subject.pod, %error, "memory is not followed"),
+            }
+        }
+        let mut last = u64::MAX;
+        for _ in 0..MOST_ROUNDS {
+            let written = ahead.round(&big, data);
+            if written <= LITTLE || written > last / 2 {
+                break;
+            }
+            last = written;
+        }
+        ahead.0.values_mut().for_each(Ahead::note_layout);
+        ahead
+    }
+
+    /// One round of copying over all of them; how much had been written.
+    fn round(&mut self, big: &[&Found], data: &mut DataSink) -> u64 {
+        let mut written = 0;
+        for found in big {
+            let host = found.subject.host;
+            let Some(mut own) = self.0.remove(&host) else { continue };
+            let parent = big.iter().find(|p| p.subject.pod == found.stat.parent);
+            let parent = parent.and_then(|p| self.0.get(&p.subject.host));
+            if let Ok(round) = own.round(data, &found.subject, parent) {
+                written += round.written;
+                self.0.insert(host, own);
+            }
+        }
+        written
+    }
+}
+
+fn is_big(found: &Found) -> bool {
+    let kilobytes = found.status.field("RssAnon").and_then(|v| v.split_whitespace().next()?.parse::<u64>().ok());
+    // stopped, or in a wait that nothing interrupts: it could not answer now
+    let answers = !matches!(found.stat.state, b'T' | b't' | b'D' | b'Z' | b'X');
+    answers && kilobytes.is_some_and(|k| k << 10 >= WORTH_IT)
+}
+
+fn parents_first(population: &Population) -> Vec<&Found> {
+    let parent_of: HashMap<PodPid, PodPid> = population.live.iter().map(|f| (f.subject.pod, f.stat.parent)).collect();
+    let depth = |found: &&Found| {
+        let up = std::iter::successors(Some(found.subject.pod), |pid| parent_of.get(pid).copied());
+        up.take(population.live.len() + 1).count()
+    };
+    let mut all: Vec<&Found> = population.live.iter().collect();
+    all.sort_by_key(depth);
+    all
+}
+
+/// Holds the leader of a process for as long as it takes to have it make a userfaultfd.
+fn follow(found: &Found, depth: usize) -> Result<Ahead, HoldError> {
+    let leader = discover::threads(found, depth)?.into_iter().find(|name| name.host == found.subject.host);
+    let name = leader.ok_or(crate::error::CaptureError::Vanished(found.subject.pod))?;
+    let mut threads = vec![hold::seize_one(name)?.wait()?];
+    let userfault = make_userfault(found, &mut threads);
+    for held in threads {
+        held.let_go()?;
+    }
+    Ok(Ahead::begin(found.subject.host, userfault?, &[])?)
+}
+
+fn make_userfault(found: &Found, threads: &mut Vec<Held>) -> Result<std::os::fd::OwnedFd, HoldError> {
+    let ground = hold::prepare(found, threads)?;
+    let vanished = || crate::error::CaptureError::Vanished(found.subject.pod);
+    let leader = threads.first_mut().ok_or_else(vanished)?;
+    let mut ask = Batch::new();
+    let made = ask_for_tracking(&mut ask);
+    let number = leader.run(&ground, 0, &ask)?.get(made) as i32;
+    let copy =
+        if number < 0 { Err(std::io::Error::from_raw_os_error(-number)) } else { pidfd(&found.subject)?.get(number) };
+    if number >= 0 {
+        let mut close = Batch::new();
+        close.attempt(libc::SYS_close, [number.into()]);
+        leader.run(&ground, 0, &close)?;
+    }
+    ground.clear(leader, None)?;
+    let object = || format!("the memory of process {}", found.subject.pod);
+    Ok(crate::error::Context::capturing(copy, "following", object())?)
+}
