@@ -20,6 +20,7 @@ use crate::image::{ImageError, ImageReader};
 use crate::ipc::{self, IpcState};
 use crate::memory;
 use crate::monitor::session::End;
+use crate::pod::journal::Undo;
 use crate::pod::live::Unpack;
 use crate::pod::network::NetworkError;
 use crate::pod::trees;
@@ -260,16 +261,20 @@ impl Image {
         fault::point("restart-tree");
         self.settle(&grove, &builder)?;
         ipc::remove_marked(pod.init, &self.ipc).map_err(|e| self.failed(e))?;
+        grove.come_of_age().map_err(|e| self.failed(e))?;
+        fault::point("restart-before-let-go");
+        // From here on the pod lives, whatever becomes of this monitor.
+        pod.journal.record(Undo::Unblock)?;
         if let Some(main) = self.pod.main {
             pod.watch_main(main)?;
         }
         if let Some(network) = &pod.network {
             network.unblock().map_err(|source| network_failed(pod, source))?;
         }
+        pod.journal.done(&Undo::Unblock)?;
         self.awaken(&builder)?;
         builder.dismiss();
         clock.lap("network");
-        fault::point("restart-before-let-go");
         grove.let_go().map_err(|e| self.failed(e))?;
         if let Some(network) = &pod.network {
             network.announce().map_err(|source| network_failed(pod, source))?;

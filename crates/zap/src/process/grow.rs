@@ -94,8 +94,11 @@ impl<'a> Grove<'a> {
     /// Holds a seed that the builder cloned.
     pub fn adopt(&mut self, pid: PodPid, host: HostPid) -> Result<(), GrowError> {
         let name = ThreadName { host, pod: pid, own: (pid.0, pid.0) };
-        let seized = match seize(name, ptrace::SUSPEND_SECCOMP) {
-            Err(TraceeError::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EPERM) => seize(name, 0)?,
+        // Half a process must not run: it dies with its tracer, until the whole pod is ready.
+        let seized = match seize(name, ptrace::EXIT_KILL | ptrace::SUSPEND_SECCOMP) {
+            Err(TraceeError::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EPERM) => {
+                seize(name, ptrace::EXIT_KILL)?
+            }
             other => other?,
         };
         let mut held = seized.wait()?;
@@ -357,11 +360,15 @@ impl<'a> Grove<'a> {
         Ok(())
     }
 
+    /// Everybody is whole: from now on the pod outlives its tracer. All threads are where they were captured.
+    pub fn come_of_age(&mut self) -> Result<(), TraceeError> {
+        let mut threads = self.grown.values_mut().flat_map(|grown| &mut grown.threads);
+        threads.try_for_each(|held| held.go_home().and_then(|()| held.outlive_tracer()))
+    }
+
     /// Lets everybody go.
     pub fn let_go(self) -> Result<(), TraceeError> {
-        let mut all: Vec<Held> = self.grown.into_values().flat_map(|grown| grown.threads).collect();
-        all.iter_mut().try_for_each(Held::go_home)?;
-        all.into_iter().try_for_each(Held::let_go)
+        self.grown.into_values().flat_map(|grown| grown.threads).try_for_each(Held::let_go)
     }
 }
 

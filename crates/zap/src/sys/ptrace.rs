@@ -8,6 +8,9 @@ use crate::ids::HostPid;
 
 /// `PTRACE_O_SUSPEND_SECCOMP`: filters of the tracee do not run while it is traced. Inherited by auto-attached children.
 pub const SUSPEND_SECCOMP: i32 = 1 << 21;
+/// `PTRACE_O_EXITKILL`: tracees die with their tracer. Inherited by auto-attached children.
+pub const EXIT_KILL: i32 = 1 << 20;
+const PTRACE_SETOPTIONS: u32 = 0x4200;
 const PTRACE_SEIZE: u32 = 0x4206;
 const PTRACE_INTERRUPT: u32 = 0x4207;
 const PTRACE_LISTEN: u32 = 0x4208;
@@ -48,6 +51,11 @@ fn request(request: u32, tid: HostPid, address: usize, data: usize) -> io::Resul
 /// Attaches without stopping.
 pub fn seize(tid: HostPid, options: i32) -> io::Result<()> {
     request(PTRACE_SEIZE, tid, 0, options as usize).map(drop)
+}
+
+/// Changes the options of a stopped tracee.
+pub fn set_options(tid: HostPid, options: i32) -> io::Result<()> {
+    request(PTRACE_SETOPTIONS, tid, 0, options as usize).map(drop)
 }
 
 /// Asks a seized tracee to stop; it reports `PTRACE_EVENT_STOP`.

@@ -254,6 +254,11 @@ impl Held {
         Ok(())
     }
 
+    /// From now on the thread outlives its tracer, and walks home by itself.
+    pub fn outlive_tracer(&mut self) -> Result<(), TraceeError> {
+        ptrace::set_options(self.name.host, 0).map_err(self.failed("setting the options of"))
+    }
+
     /// Lets the thread run on from where it was held.
     pub fn let_go(mut self) -> Result<(), TraceeError> {
         self.go_home()?;
