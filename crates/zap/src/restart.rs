@@ -207,12 +207,14 @@ impl Image {
             Some(IpAddr::V4(address)) => Some((address, None)),
             _ => None,
         };
+        let threads = self.processes.iter().flat_map(|process| &process.threads).map(|thread| thread.tid);
+        let last_pid = self.plan.nodes.keys().copied().chain(threads).max().map(|pid| pid.0);
         let own = options.name.clone().unwrap_or_else(|| self.pod.spec.name.clone());
         let fresh = (2..1000).map(|number| format!("{}-{number}", self.pod.spec.name));
         for name in std::iter::once(own).chain(fresh) {
             let mut unpack = |into: &Path| trees::unpack_upper(&self.reader, into);
             let unpack: Option<Unpack<'_>> = Some(&mut unpack);
-            let birth = Birth { clocks: Some(clocks), network_blocked: true, address, unpack, ..Birth::default() };
+            let birth = Birth { clocks: Some(clocks), network_blocked: true, address, unpack, last_pid, ..Birth::default() };
             let spec = PodSpec { name, ..self.pod.spec.clone() };
             match LivePod::create(store.clone(), spec, birth) {
                 // A name that nobody asked for gives way.

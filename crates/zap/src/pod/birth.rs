@@ -34,7 +34,8 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
     let created = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     store.save(&unborn(&spec, &cgroup, &created))?;
     let fresh = birth.unpack.is_none();
-    let plan = rootfs::plan(&store, &spec, fresh)?;
+    let mut plan = rootfs::plan(&store, &spec, fresh)?;
+    plan.last_pid = birth.last_pid;
     rootfs::prepare_layers(&store.storage_dir(&spec.name), &plan.overlays)?;
     let wishes = Wishes { address: birth.address, mac: birth.mac, blocked: birth.network_blocked };
     if let Some(unpack) = birth.unpack {

@@ -40,6 +40,8 @@ pub struct Birth<'a> {
     pub address: Option<(std::net::Ipv4Addr, Option<u8>)>,
     /// The MAC address asked for.
     pub mac: Option<[u8; 6]>,
+    /// PIDs that nobody asks for by number come after this one.
+    pub last_pid: Option<i32>,
     /// Fills the upper layers, in the directory that it is given, before they are mounted.
     pub unpack: Option<Unpack<'a>>,
 }

@@ -138,6 +138,10 @@ fn system_directories(plan: &Plan) -> Result<(), BuildError> {
     let safe = NO_SUID | NO_DEV | NO_EXEC;
     devices::populate(plan.tty)?;
     fresh(c"proc", "/proc", &[(c"source", Some(c"proc"))], safe)?;
+    if let Some(pid) = plan.last_pid {
+        let path = "/proc/sys/kernel/ns_last_pid";
+        fs::write(path, pid.to_string()).what(path)?;
+    }
     protect_proc()?;
     fresh(c"sysfs", "/sys", &[(c"source", Some(c"sysfs"))], safe | READ_ONLY)?;
     if Path::new("/sys/fs/cgroup").is_dir() {

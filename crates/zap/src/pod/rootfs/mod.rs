@@ -76,6 +76,8 @@ pub struct Plan {
     pub tty: bool,
     /// Its host name, and its own line for `/etc/hosts`; only for a pod that is made, not for one that is restarted.
     pub names: Option<Names>,
+    /// For a restart: the highest PID of the image. New ones come after it, so that nothing passing takes one of the image's.
+    pub last_pid: Option<i32>,
 }
 
 /// What a new pod's files say of its name.
@@ -106,6 +108,7 @@ pub fn plan(store: &Store, spec: &PodSpec, fresh: bool) -> Result<Plan, PodError
         masks: [store.state(), store.storage()].iter().filter_map(|p| inside(&spec.root, p)).collect(),
         tty: spec.tty,
         names: fresh.then(|| Names { hostname: spec.hostname.clone(), resolver: resolver() }),
+        last_pid: None,
     };
     for mount in visible(mounts::parse(&table)) {
         let Some(target) = inside(&spec.root, &mount.target) else { continue };
