@@ -1,7 +1,6 @@
 //! Processes: tree, sessions, threads, credentials, signals, timers, limits, scheduling.
 
 pub mod ahead;
-pub mod arm;
 pub mod capture;
 pub mod credentials;
 pub mod discover;
