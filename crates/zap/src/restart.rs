@@ -214,7 +214,8 @@ impl Image {
         for name in std::iter::once(own).chain(fresh) {
             let mut unpack = |into: &Path| trees::unpack_upper(&self.reader, into);
             let unpack: Option<Unpack<'_>> = Some(&mut unpack);
-            let birth = Birth { clocks: Some(clocks), network_blocked: true, address, unpack, last_pid, ..Birth::default() };
+            let birth =
+                Birth { clocks: Some(clocks), network_blocked: true, address, unpack, last_pid, ..Birth::default() };
             let spec = PodSpec { name, ..self.pod.spec.clone() };
             match LivePod::create(store.clone(), spec, birth) {
                 // A name that nobody asked for gives way.
