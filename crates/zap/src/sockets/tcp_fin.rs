@@ -46,7 +46,12 @@ pub(super) fn acknowledge(fd: BorrowedFd<'_>, connection: &Connection) -> std::i
     socket::attach_filter(fd, &ONLY_OURS)?;
     let (sequence, acknowledges) = (connection.receive_from, connection.send_from);
     let (from, to) = (connection.peer, connection.local);
-    let delivered = Segment { from, to, sequence, acknowledges, flags: ACK }.deliver();
+    let echo = match connection.agreed.timestamp {
+        // The kernel takes the time from an echo alone: not from bytes that were never really sent.
+        Some(_) => Some(socket::get_int(fd, libc::IPPROTO_TCP, socket::TCP_TIMESTAMP)? as u32),
+        None => None,
+    };
+    let delivered = Segment { from, to, sequence, acknowledges, flags: ACK, echo }.deliver();
     let arrived = delivered.and_then(|()| until(|| Ok(socket::ioctl_int(fd, libc::TIOCOUTQ)? == 0)));
     socket::set_int(fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)?;
     arrived
@@ -56,7 +61,7 @@ pub(super) fn acknowledge(fd: BorrowedFd<'_>, connection: &Connection) -> std::i
 fn tell(fd: BorrowedFd<'_>, connection: &Connection) -> std::io::Result<()> {
     let received = connection.receive_from.wrapping_add(connection.receive.length as u32);
     let segment =
-        Segment { from: connection.peer, to: connection.local, sequence: received, flags: ACK, acknowledges: 0 };
+        Segment { from: connection.peer, to: connection.local, sequence: received, flags: ACK, acknowledges: 0, echo: None };
     if connection.phase == Phase::FinWait2 {
         let end = connection.send_from.wrapping_add(1);
         Segment { acknowledges: end, ..segment }.deliver()?;
@@ -129,6 +134,7 @@ fn end_with(fd: BorrowedFd<'_>, family: i32, reset: bool, unread: &[u8]) -> std:
         sequence: first.wrapping_add(unread.len() as u32),
         acknowledges: first,
         flags: ACK,
+        echo: None,
     };
     socket::attach_filter(fd, &ONLY_OURS)?;
     if reset {
@@ -154,6 +160,8 @@ struct Segment {
     sequence: u32,
     acknowledges: u32,
     flags: u8,
+    /// The timestamp of ours that it answers.
+    echo: Option<u32>,
 }
 
 impl Segment {
@@ -168,8 +176,14 @@ impl Segment {
         tcp.extend(self.to.port().to_be_bytes());
         tcp.extend(self.sequence.to_be_bytes());
         tcp.extend(self.acknowledges.to_be_bytes());
-        // Five words of header, no window (what is unsent stays so), no urgent data.
-        tcp.extend([5 << 4, self.flags, 0, 0, 0, 0, 0, 0]);
+        // Five words of header and three of options; no window (what is unsent stays so), no urgent data.
+        let words = if self.echo.is_some() { 8 } else { 5 };
+        tcp.extend([words << 4, self.flags, 0, 0, 0, 0, 0, 0]);
+        if let Some(echo) = self.echo {
+            // Padding, and a timestamp option whose own time is zero: the peer's next one is later, whatever it is.
+            tcp.extend([1, 1, 8, 10, 0, 0, 0, 0]);
+            tcp.extend(echo.to_be_bytes());
+        }
         tcp
     }
 }

@@ -162,7 +162,8 @@ impl Connection {
     }
 
     /// A connection that was never answered waits three seconds before it sends anything again, and what was under way
-    /// at the checkpoint is lost for sure. One byte that is acknowledged at once brings that down to 200 ms.
+    /// at the checkpoint is lost for sure. One byte that is acknowledged at once, where the two ends use timestamps,
+    /// brings that down to 200 ms.
     fn teach_round_trip(&self, fd: BorrowedFd<'_>) -> std::io::Result<()> {
         fill(fd, Queue::Send, b"\0")?;
         super::tcp_fin::acknowledge(fd, self)
