@@ -60,8 +60,14 @@ pub(super) fn acknowledge(fd: BorrowedFd<'_>, connection: &Connection) -> std::i
 /// The packets that a peer would have sent.
 fn tell(fd: BorrowedFd<'_>, connection: &Connection) -> std::io::Result<()> {
     let received = connection.receive_from.wrapping_add(connection.receive.length as u32);
-    let segment =
-        Segment { from: connection.peer, to: connection.local, sequence: received, flags: ACK, acknowledges: 0, echo: None };
+    let segment = Segment {
+        from: connection.peer,
+        to: connection.local,
+        sequence: received,
+        flags: ACK,
+        acknowledges: 0,
+        echo: None,
+    };
     if connection.phase == Phase::FinWait2 {
         let end = connection.send_from.wrapping_add(1);
         Segment { acknowledges: end, ..segment }.deliver()?;
