@@ -117,14 +117,31 @@ impl Pod<'_> {
     }
 }
 
-/// Bytes of memory of `processes`, what they share counted once (the sum of `Pss`).
-pub fn proportional_set_size(processes: &[Process]) -> Result<u64> {
-    let of = |process: &Process| {
+/// Memory of processes in bytes, what they share counted once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProportionalSetSize {
+    /// All of it.
+    pub total: u64,
+    /// Of it, memory of no file.
+    pub anonymous: u64,
+    /// Of it, pages of files.
+    pub file: u64,
+}
+
+/// The memory of `processes` (`Pss` of `/proc/PID/smaps_rollup`).
+pub fn proportional_set_size(processes: &[Process]) -> Result<ProportionalSetSize> {
+    let mut sum = ProportionalSetSize::default();
+    for process in processes {
         let path = format!("/proc/{}/smaps_rollup", process.host_pid);
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let field =
-            text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        field.map(|kilobytes| kilobytes * 1024).with_context(|| format!("{path} has no Pss"))
-    };
-    processes.iter().map(of).sum()
+        let field = |name: &str| {
+            let kilobytes =
+                text.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+            kilobytes.map(|kilobytes| kilobytes * 1024).with_context(|| format!("{path} has no {name}"))
+        };
+        sum.total += field("Pss:")?;
+        sum.anonymous += field("Pss_Anon:")?;
+        sum.file += field("Pss_File:")?;
+    }
+    Ok(sum)
 }
