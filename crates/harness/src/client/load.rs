@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::lab::Netns;
 
@@ -33,7 +33,8 @@ pub struct Load {
 /// Names of the latencies in [`Load::latency_us`].
 pub const LATENCIES: [&str; 4] = ["latency_p50", "latency_p90", "latency_p99", "latency_max"];
 
-/// Drives the server at `to` with requests for `path` from the network namespace `from`.
+/// Drives the server at `to` with requests for `path` from the network namespace `from`. A request that fails is an
+/// error: a server that answers only some of them has no speed.
 ///
 /// `script` is the workload's `wrk-report.lua`, which prints what is read here.
 pub fn drive(from: &Netns, to: SocketAddr, path: &str, demand: Demand, script: &Path) -> Result<Load> {
@@ -49,7 +50,10 @@ pub fn drive(from: &Netns, to: SocketAddr, path: &str, demand: Demand, script: &
     if !output.status.success() {
         bail!("wrk ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }
-    parse(&text).with_context(|| format!("wrk did not report as wrk-report.lua does: {text}"))
+    let load = parse(&text).with_context(|| format!("wrk did not report as wrk-report.lua does: {text}"))?;
+    let failed = text.lines().find(|line| line.starts_with("failed: ")).unwrap_or_default();
+    ensure!(load.errors == 0, "{} requests to {to} under load: {failed}", load.errors);
+    Ok(load)
 }
 
 /// The line `REPORT requests duration_us errors p50 p90 p99 max`.

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -66,11 +65,11 @@ impl Lab {
         std::fs::create_dir(&directory).with_context(|| format!("making {}", directory.display()))?;
         let recipe = workload.natively(self, &directory)?;
         let log = File::create(directory.join("output")).context("making a log")?;
-        let mut command = Command::new(&recipe.command[0]);
-        command.args(&recipe.command[1..]).envs(recipe.environment).stdin(Stdio::null());
+        // A session of its own, as a pod's command has: the scheduler shares CPUs among sessions (autogroup), and Apache
+        // ends by sending SIGTERM to its whole process group.
+        let mut command = Command::new("setsid");
+        command.args(&recipe.command).envs(recipe.environment).stdin(Stdio::null());
         command.stdout(log.try_clone().context("sharing a log")?).stderr(log);
-        // Apache ends by sending SIGTERM to its whole process group, which must not be ours.
-        command.process_group(0);
         let child = netns.spawn(&mut command)?;
         let native = Native { netns, child, address, directory };
         workload.ready(self, native.served_at()).with_context(|| format!("{} natively", workload.name()))?;
