@@ -4,9 +4,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::lab::{Lab, PATIENCE, Pod, wait_until};
+use harness::lab::{Lab, PATIENCE, Pod, wait_until, zap_binary};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rand::{Rng, SeedableRng};
 
 /// A pod in which a guest runs.
 struct Guest<'a> {
@@ -128,13 +132,53 @@ guests! {
     undumpable personality
     private shared_anonymous file_private file_shared file_deleted copy_on_write heap big
     protections grows_down advice locked many_mappings executable_memory low_address vdso program_replaced memfd
-    waiting_calls waiting_timeouts sleeps long_sleep
+    waiting_calls waiting_timeouts sleeps long_sleep survivor
 }
 
 refused! {
     vfork "address space"
     leader_gone "first thread"
     no_vdso "vDSO"
+}
+
+/// The monitor of a pod, as the registry has it.
+fn monitor_of(lab: &Lab, name: &str) -> Result<Option<i32>> {
+    let record = std::fs::read(lab.state().join("pods").join(name).join("pod.json"))?;
+    let record: serde_json::Value = serde_json::from_slice(&record)?;
+    Ok(record["monitor"]["pid"].as_i64().map(|pid| pid as i32))
+}
+
+/// A monitor that is killed at any moment of a checkpoint harms nothing: the pod runs on, unaware, and can be
+/// checkpointed by the next.
+fn outlives_monitors(rounds: u32) -> Result<()> {
+    let lab = Lab::new()?;
+    let guest = Guest::start(&lab, "survivor", "survivor")?;
+    let mut random = rand::rngs::StdRng::seed_from_u64(20_021_209);
+    for round in 0..rounds {
+        let image = lab.directory().join(format!("image{round}"));
+        // The first command after a death gives the pod a new monitor.
+        lab.zap(&["exec", "survivor", "true"]).with_context(|| format!("in round {round}"))?;
+        let monitor = monitor_of(&lab, "survivor")?.context("the pod has no monitor")?;
+        let mut command = std::process::Command::new(zap_binary()?);
+        command.arg("--state").arg(lab.state()).args(["checkpoint", "survivor", "--leave-running", "-o"]).arg(&image);
+        let mut checkpoint = lab.host().spawn(command.stderr(std::process::Stdio::null()))?;
+        std::thread::sleep(Duration::from_micros(random.random_range(0..150_000)));
+        kill(Pid::from_raw(monitor), Signal::SIGKILL).context("killing a monitor")?;
+        let ended = checkpoint.wait()?;
+        ensure!(ended.success() == image.exists(), "round {round}: {ended}, and the image exists: {}", image.exists());
+        let _ = std::fs::remove_dir_all(&image);
+        let log = guest.pod()?.log();
+        ensure!(log == "ready\n", "after round {round}, it has printed {log:?}");
+    }
+    let image = lab.directory().join("last");
+    guest.checkpoint(&image, &["--leave-running"])?;
+    guest.check()?;
+    Guest::restart(&lab, &image, "again")?.check()
+}
+
+#[test]
+fn a_pod_outlives_its_monitors() {
+    with_room(|| outlives_monitors(15));
 }
 
 /// Every kind that the guest knows is tested here.

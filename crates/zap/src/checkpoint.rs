@@ -3,6 +3,7 @@
 //! It runs on a thread of its own: ptrace belongs to threads, and whatever goes wrong, the end of the thread lets go of
 //! every process that it held, which then walks home by itself (see `tracee`).
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::CaptureError;
 use crate::fault;
 use crate::files::{self, DescriptorState};
+use crate::ids::PodPid;
 use crate::image::{Compression, ImageError, ImageWriter};
 use crate::ipc::{self, IpcState};
 use crate::look::Look;
@@ -345,9 +347,11 @@ fn look_at_processes(
         let subject = &process.found.subject;
         descriptors.push(files::process_descriptors(look, subject, &capture::pidfd(subject)?)?);
     }
+    let stopped = stopped_children(held);
     let mut asked = Vec::with_capacity(held.processes.len());
     for (process, descriptors) in held.processes.iter_mut().zip(&descriptors) {
-        asked.push(capture::ask(process, &proc, descriptors)?);
+        let children = stopped.get(&process.found.subject.pod).map_or(&[][..], Vec::as_slice);
+        asked.push(capture::ask(process, &proc, descriptors, children)?);
     }
     let mut answers = Vec::with_capacity(asked.len());
     let mut buffer = Vec::new();
@@ -355,6 +359,17 @@ fn look_at_processes(
         answers.push(capture::answers(process, asked, descriptors, &mut buffer)?);
     }
     Ok((answers, descriptors))
+}
+
+/// The stopped children of each process.
+fn stopped_children(held: &HeldPod) -> HashMap<PodPid, Vec<PodPid>> {
+    let mut children: HashMap<PodPid, Vec<PodPid>> = HashMap::new();
+    for process in &held.processes {
+        if process.threads.first().is_some_and(|leader| leader.group_stop.is_some()) {
+            children.entry(process.found.stat.parent).or_default().push(process.found.subject.pod);
+        }
+    }
+    children
 }
 
 /// Captures the memory of every process, parents before their children: pages that they share are stored once.
@@ -365,6 +380,7 @@ fn capture_memory(
     descriptors: Vec<Vec<DescriptorState>>,
     ahead: &MemoryAhead,
 ) -> Result<Vec<ProcessState>, HoldError> {
+    let news: Vec<PodPid> = answers.iter().flat_map(|answers| answers.news.iter().copied()).collect();
     let parent_of = |i: usize| {
         let parent = held.processes[i].found.stat.parent;
         held.processes.iter().position(|process| process.found.subject.pod == parent)
@@ -394,6 +410,9 @@ fn capture_memory(
             false => Vec::new(),
         };
         states.push(capture::assemble(look, process, answers, descriptors, locks, memory)?);
+    }
+    for state in &mut states {
+        state.stop_is_news = news.contains(&state.place.pid);
     }
     Ok(states)
 }

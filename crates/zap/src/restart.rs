@@ -257,8 +257,8 @@ impl Image {
             grove.furnish(process.place.pid).map_err(|e| self.failed(e))?;
         }
         let mut buffer = Vec::new();
-        for process in &self.processes {
-            grove.finish(process.place.pid, &mut buffer).map_err(|e| self.failed(e))?;
+        for pid in grove.order_of_finish() {
+            grove.finish(pid, &mut buffer).map_err(|e| self.failed(e))?;
         }
         clock.lap("tree");
         fault::point("restart-tree");
@@ -354,7 +354,7 @@ impl Image {
     fn settle(&self, grove: &Grove<'_>, builder: &Builder) -> Result<(), RestartError> {
         let pidfd = PidFd::open(builder.host).rebuilding("opening", "the builder").map_err(|e| self.failed(e))?;
         let fetch = |file: FileId| pidfd.get(builder.pool + file.0 as i32);
-        let host_pid = |pid: PodPid| grove.grown.get(&pid).map(|grown| grown.threads[0].name.host);
+        let host_pid = |pid: PodPid| grove.host_of(pid);
         files::settle_all(&self.files, &fetch, &host_pid).map_err(|e| self.failed(e))
     }
 

@@ -22,6 +22,10 @@ use crate::sys::pidfd::PidFd;
 use crate::sys::ptrace;
 use crate::tracee::{Batch, Call, Output};
 
+const P_PID: i32 = 1;
+/// Bytes of `siginfo_t`; the first word, the signal's number, is zero if there is no news.
+const SIGNAL_INFO: usize = 128;
+
 /// What the batches of one process are asking.
 pub struct Asked {
     batches: Vec<Batch>,
@@ -34,6 +38,7 @@ pub struct Asked {
     subreaper: Output,
     thp_disable: Call,
     close_on_exec: files::CloseOnExec,
+    stops: Vec<(PodPid, Output)>,
 }
 
 /// What the batches of one process answered.
@@ -47,10 +52,18 @@ pub struct Answers {
     dumpable: i32,
     subreaper: bool,
     thp_disable: i32,
+    /// Stopped children of whose stop it has yet to be told.
+    pub news: Vec<PodPid>,
 }
 
 /// Starts the batches of a process: every thread is asked what only it can tell. They run while others are looked at.
-pub fn ask(process: &mut HeldProcess, proc: &PodProc, descriptors: &[DescriptorState]) -> Result<Asked, HoldError> {
+/// `stopped` are its children that are stopped.
+pub fn ask(
+    process: &mut HeldProcess,
+    proc: &PodProc,
+    descriptors: &[DescriptorState],
+    stopped: &[PodPid],
+) -> Result<Asked, HoldError> {
     let pod = process.found.subject.pod;
     let last = process.threads.len() - 1;
     let mut batches: Vec<Batch> = process.threads.iter().map(|_| Batch::new()).collect();
@@ -66,6 +79,7 @@ pub fn ask(process: &mut HeldProcess, proc: &PodProc, descriptors: &[DescriptorS
     leader.attempt(libc::SYS_prctl, [libc::PR_GET_CHILD_SUBREAPER.into(), subreaper.into()]);
     let thp_disable = leader.attempt(libc::SYS_prctl, [libc::PR_GET_THP_DISABLE.into()]);
     let close_on_exec = files::ask_close_on_exec(leader, descriptors);
+    let stops = stopped.iter().map(|child| (*child, ask_stop(leader, *child))).collect();
     for (index, (held, batch)) in process.threads.iter_mut().zip(&batches).enumerate() {
         held.begin(&process.ground, seat(index, last), batch)?;
     }
@@ -80,7 +94,16 @@ pub fn ask(process: &mut HeldProcess, proc: &PodProc, descriptors: &[DescriptorS
         subreaper,
         thp_disable,
         close_on_exec,
+        stops,
     })
+}
+
+/// Asks, without taking it, whether there is news of a child's stop.
+fn ask_stop(batch: &mut Batch, child: PodPid) -> Output {
+    let news = batch.output(SIGNAL_INFO);
+    let flags = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+    batch.attempt(libc::SYS_waitid, [P_PID.into(), child.0.into(), news.into(), flags.into(), 0u64.into()]);
+    news
 }
 
 /// The leader has the last seat, behind which there is the most room.
@@ -107,6 +130,8 @@ pub fn answers(
     let results = of_leader.ok_or(CaptureError::Vanished(process.found.subject.pod))?;
     asked.close_on_exec.fill(&results, descriptors);
     let subreaper = results.output(asked.subreaper)[0] != 0;
+    let is_news = |stop: &Output| results.output(*stop)[0] != 0;
+    let news = asked.stops.iter().filter(|(_, stop)| is_news(stop)).map(|(child, _)| *child).collect();
     Ok(Answers {
         threads: states,
         actions: signals::actions(&asked.actions, &results),
@@ -116,6 +141,7 @@ pub fn answers(
         dumpable: results.get(asked.dumpable) as i32,
         subreaper,
         thp_disable: results.get(asked.thp_disable).max(0) as i32,
+        news,
     })
 }
 
@@ -155,6 +181,7 @@ pub fn assemble(
         limits: answers.limits,
         pending: pending.into_iter().map(QueuedSignal::new).collect(),
         stopped: process.threads.first().and_then(|leader| leader.group_stop),
+        stop_is_news: false,
         oom_score_adj: number_in(subject, "oom_score_adj", 10),
         coredump_filter: number_in(subject, "coredump_filter", 16),
         personality: number_in(subject, "personality", 16),

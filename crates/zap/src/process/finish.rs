@@ -54,9 +54,25 @@ pub fn threads(state: &ProcessState, grown: &mut Grown, buffer: &mut Vec<u8>) ->
     Ok(())
 }
 
+/// Waits until a child that is to be stopped is, and takes the news of it if it was taken before.
+fn await_stop(child: &ProcessState, batch: &mut Batch) {
+    const P_PID: i32 = 1;
+    if child.stopped.is_some() {
+        let flags = libc::WSTOPPED | if child.stop_is_news { libc::WNOWAIT } else { 0 };
+        let args = [P_PID.into(), child.place.pid.0.into(), 0u64.into(), flags.into(), 0u64.into()];
+        batch.call(libc::SYS_waitid, args, format!("waiting for the stop of process {}", child.place.pid));
+    }
+}
+
 /// The last batch of a process, in its leader: what the restart itself caused goes, what was pending comes, timers run.
-pub fn last_batch(state: &ProcessState, leader: &mut Held, ground: &Ground) -> Result<(), GrowError> {
+pub fn last_batch<'a>(
+    state: &ProcessState,
+    children: impl Iterator<Item = &'a ProcessState>,
+    leader: &mut Held,
+    ground: &Ground,
+) -> Result<(), GrowError> {
     let mut batch = Batch::new();
+    children.for_each(|child| await_stop(child, &mut batch));
     signals::drain(&mut batch);
     if let Some(thread) = state.threads.first() {
         signals::requeue(&thread.pending, leader.name.own, false, &mut batch);

@@ -71,8 +71,10 @@ pub struct Grove<'a> {
     states: BTreeMap<PodPid, &'a ProcessState>,
     ended: BTreeMap<PodPid, &'a EndedState>,
     late: LateFiles,
-    /// The processes made so far.
-    pub grown: BTreeMap<PodPid, Grown>,
+    /// The processes made so far and held.
+    grown: BTreeMap<PodPid, Grown>,
+    /// The processes that are stopped again: nobody holds them.
+    stopped: BTreeMap<PodPid, HostPid>,
 }
 
 const PATIENTLY: u64 = 0x4000_0000; // __WALL
@@ -88,7 +90,7 @@ impl<'a> Grove<'a> {
     ) -> Grove<'a> {
         let states = states.iter().map(|state| (state.place.pid, state)).collect();
         let ended = ended.iter().map(|ended| (ended.place.pid, ended)).collect();
-        Grove { common, plan, states, ended, late, grown: BTreeMap::new() }
+        Grove { common, plan, states, ended, late, grown: BTreeMap::new(), stopped: BTreeMap::new() }
     }
 
     /// Holds a seed that the builder cloned.
@@ -289,7 +291,38 @@ impl<'a> Grove<'a> {
         super::finish::from_outside(state, self.host(pid)?)?;
         let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };
         super::finish::threads(state, grown, buffer)?;
-        self.clear(pid, state)
+        self.clear(pid, state)?;
+        if state.stopped.is_some() {
+            self.let_stop(pid)?;
+        }
+        Ok(())
+    }
+
+    /// Stopped processes first, and each before its parent, which takes the news of the stop that it had taken before.
+    pub fn order_of_finish(&self) -> Vec<PodPid> {
+        let depth = |pid: &PodPid| {
+            let parent = |pid: &PodPid| self.states.get(pid).map(|state| state.place.parent);
+            std::iter::successors(Some(*pid), parent).count()
+        };
+        let is_stopped = |pid: &PodPid| self.states[pid].stopped.is_some();
+        let (mut order, others): (Vec<PodPid>, Vec<PodPid>) = self.states.keys().copied().partition(is_stopped);
+        order.sort_by_key(|pid| std::cmp::Reverse(depth(pid)));
+        order.extend(others);
+        order
+    }
+
+    /// Lets go of a process that stops before it does anything.
+    fn let_stop(&mut self, pid: PodPid) -> Result<(), GrowError> {
+        let Some(mut grown) = self.grown.remove(&pid) else { return Ok(()) };
+        self.stopped.insert(pid, grown.threads[0].name.host);
+        grown.threads.iter_mut().try_for_each(Held::go_home)?;
+        Ok(grown.threads.into_iter().try_for_each(Held::let_go)?)
+    }
+
+    /// The host's PID of a process.
+    pub fn host_of(&self, pid: PodPid) -> Option<HostPid> {
+        let held = self.grown.get(&pid).map(|grown| grown.threads[0].name.host);
+        held.or_else(|| self.stopped.get(&pid).copied())
     }
 
     fn directories(&self, state: &ProcessState) -> Batch {
@@ -353,7 +386,8 @@ impl<'a> Grove<'a> {
         let text = std::fs::read(host.proc("maps")).map_err(TraceeError::kernel("reading the mappings of", pid))?;
         let vdso = hold::find(&text, &hold::mapped_ranges(&text), b"[vdso]").ok_or(TraceeError::NoRoom(pid))?;
         ground.move_to_vdso(vdso)?;
-        super::finish::last_batch(state, &mut threads[0], &ground)?;
+        let children = self.states.values().copied().filter(|child| child.place.parent == pid);
+        super::finish::last_batch(state, children, &mut threads[0], &ground)?;
         let again = self.ground(host, pid)?;
         ground.clear(&mut threads[0], Some(self.common.code.clone()))?;
         self.grown.insert(pid, Grown { threads, ground: again });

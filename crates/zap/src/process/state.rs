@@ -78,6 +78,8 @@ pub struct ProcessState {
     pub pending: Vec<QueuedSignal>,
     /// The stop signal, if it is stopped.
     pub stopped: Option<i32>,
+    /// Whether its parent has yet to be told of the stop.
+    pub stop_is_news: bool,
     /// `oom_score_adj`.
     pub oom_score_adj: i32,
     /// `coredump_filter`.

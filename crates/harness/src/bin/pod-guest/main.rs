@@ -17,6 +17,7 @@ mod sessions;
 mod signals;
 mod sleeps;
 mod stage;
+mod survivor;
 mod threads;
 mod timers;
 
@@ -38,6 +39,7 @@ const TOPICS: &[&[Kind]] = &[
     mappings::KINDS,
     calls::KINDS,
     sleeps::KINDS,
+    survivor::KINDS,
 ];
 
 fn main() {
