@@ -4,6 +4,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
@@ -96,9 +97,21 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Option<OwnedFd>, Rebu
     seed::prepare(&order.code, &order.scratch, &crate::tracee::stub_code())
         .rebuilding("preparing", "the ground of the seeds")?;
     for pid in &order.seeds {
-        crate::sys::clone::spawn_seed(*pid).rebuilding("making", format!("process {pid}"))?;
+        spawn_seed(*pid).rebuilding("making", format!("process {pid}"))?;
     }
     Ok(master)
+}
+
+/// Clones a seed. A helper thread that has ended keeps its number a moment longer than `/proc` shows it (`release_task`
+/// of the kernel frees numbers last), and nothing but the attempt tells when it is free.
+fn spawn_seed(pid: PodPid) -> std::io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        match crate::sys::clone::spawn_seed(pid) {
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) && Instant::now() < deadline => std::thread::yield_now(),
+            other => return other,
+        }
+    }
 }
 
 /// Gives a file its number in the pool.
