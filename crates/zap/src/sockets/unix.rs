@@ -232,9 +232,14 @@ impl UnixState {
     }
 
     fn open_alone(&self, rebuild: &mut Rebuild<'_>, what: &str) -> Result<OwnedFd, RebuildError> {
-        let socket = socket::socket(libc::AF_UNIX, self.kind, 0).rebuilding("making", what)?;
-        unix_pair::free_name(rebuild, self.kind, &self.name);
-        unix_name::bind(socket.as_fd(), &self.name).rebuilding("binding", what)?;
+        let socket = match unix_pair::take_listener(rebuild, self.kind, &self.name) {
+            Some(bound) => bound,
+            None => {
+                let socket = socket::socket(libc::AF_UNIX, self.kind, 0).rebuilding("making", what)?;
+                unix_name::bind(socket.as_fd(), &self.name).rebuilding("binding", what)?;
+                socket
+            }
+        };
         if let UnixForm::Listening { backlog } = self.form {
             unix_creds::acting(self.peer_credentials, &|| socket::listen(&socket, backlog as i32))
                 .rebuilding("listening on", what)?;

@@ -122,9 +122,11 @@ fn listeners<'r>(rebuild: &'r mut Rebuild<'_>) -> &'r mut Vec<Listener> {
     &mut rebuild.object::<Listeners>(LISTENERS, 0).expect("it was just kept").0
 }
 
-/// Gives an abstract name back that a listener for now has, because its owner is about to bind to it.
-pub(super) fn free_name(rebuild: &mut Rebuild<'_>, kind: i32, name: &UnixName) {
-    listeners(rebuild).retain(|l| l.kind != kind || l.name != name.bytes);
+/// The listener for now at an abstract name, whose owner needs it: there can be only one socket with that name.
+pub(super) fn take_listener(rebuild: &mut Rebuild<'_>, kind: i32, name: &UnixName) -> Option<OwnedFd> {
+    let all = listeners(rebuild);
+    let found = all.iter().position(|l| !name.is_path() && l.kind == kind && l.name == name.bytes)?;
+    Some(all.swap_remove(found).socket)
 }
 
 /// Lets sockets that were accepted under the abstract name of `socket` be accepted by it.

@@ -35,7 +35,7 @@ pub fn spawn_seed(pid: PodPid) -> io::Result<()> {
     };
     // SAFETY: without CLONE_VM the child has memory of its own, and this process has no other thread that could hold a
     // lock; the structure and the number outlive the call.
-    let result = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
+    let result = when_free(pid, || check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) }))?;
     if result == 0 {
         loop {
             // SAFETY: touches no memory.
@@ -60,7 +60,7 @@ pub fn in_process(pid: PodPid, work: &dyn Fn() -> io::Result<()>) -> io::Result<
     };
     // SAFETY: without CLONE_VM the child has memory of its own, and it only does what the caller promises to be harmless
     // in the child of a process with several threads; the structure and the number outlive the call.
-    let child = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
+    let child = when_free(pid, || check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) }))?;
     if child == 0 {
         let code = work().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
         // SAFETY: ends the child without running anything of the parent's.
@@ -76,13 +76,28 @@ pub fn in_process(pid: PodPid, work: &dyn Fn() -> io::Result<()>) -> io::Result<
     }
 }
 
-/// Runs `work` in a thread, which may take another namespace, directory or user for itself, and waits until its number is
-/// free again: a process of a pod that is being rebuilt may need it.
+/// Clones again while the number is one that nobody has any more: a thread that was joined, or a child that was reaped,
+/// is gone a moment before the kernel gives its number back.
+fn when_free(pid: PodPid, clone: impl Fn() -> io::Result<u64>) -> io::Result<u64> {
+    let taken = || {
+        // SAFETY: signal zero only asks whether there is such a process or thread.
+        unsafe { libc::kill(pid.0, 0) == 0 || *libc::__errno_location() != libc::ESRCH }
+    };
+    loop {
+        match clone() {
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) && !taken() => std::thread::yield_now(),
+            result => return result,
+        }
+    }
+}
+
+/// Runs `work` in a thread, which may take another namespace, directory or user for itself, and waits until it is gone:
+/// a process of a pod that is being rebuilt may need its number.
 pub fn in_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     let numbered = || (nix::unistd::gettid(), work());
     let joined = std::thread::scope(|scope| scope.spawn(numbered).join());
     let (number, result) = joined.map_err(|_| io::Error::other("a thread panicked"))?;
-    // A thread is joined when it says so on its way out, a moment before the kernel gives its number back.
+    // A thread is joined when it says so on its way out.
     let task = format!("/proc/self/task/{number}");
     while std::fs::exists(&task)? {
         std::thread::yield_now();
