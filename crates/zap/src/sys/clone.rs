@@ -35,7 +35,8 @@ pub fn spawn_seed(pid: PodPid) -> io::Result<()> {
     };
     // SAFETY: without CLONE_VM the child has memory of its own, and this process has no other thread that could hold a
     // lock; the structure and the number outlive the call.
-    let result = when_free(pid, || check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) }))?;
+    let result =
+        when_free(pid, || check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) }))?;
     if result == 0 {
         loop {
             // SAFETY: touches no memory.
@@ -60,7 +61,8 @@ pub fn in_process(pid: PodPid, work: &dyn Fn() -> io::Result<()>) -> io::Result<
     };
     // SAFETY: without CLONE_VM the child has memory of its own, and it only does what the caller promises to be harmless
     // in the child of a process with several threads; the structure and the number outlive the call.
-    let child = when_free(pid, || check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) }))?;
+    let child =
+        when_free(pid, || check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) }))?;
     if child == 0 {
         let code = work().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
         // SAFETY: ends the child without running anything of the parent's.
