@@ -1,6 +1,6 @@
 //! Sockets and System V objects through checkpoint and restart, seen from inside the pod and from its clients.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 

@@ -197,7 +197,8 @@ mod tests {
     fn a_gap_keeps_its_distance() {
         let ranges = [0x1000_0000..0x1000_1000, 0x1000_2000..0x2000_0000];
         assert_eq!(gap(&ranges, 0x1000), Some(0x2010_0000..0x2010_1000));
-        assert_eq!(gap(&[0x7000_0000_0000..0x7fff_ffff_f000], 0x1000), Some(0x1000_0000..0x1000_1000));
+        let high = std::iter::once(0x7000_0000_0000..0x7fff_ffff_f000).collect::<Vec<_>>();
+        assert_eq!(gap(&high, 0x1000), Some(0x1000_0000..0x1000_1000));
     }
 
     #[test]
