@@ -9,6 +9,7 @@ pub mod experiment;
 pub mod gate;
 pub mod host;
 pub mod lab;
+pub mod program;
 pub mod report;
 pub mod samples;
 pub mod stats;

@@ -1,0 +1,159 @@
+//! What all processes know: whose turn it is, who lives, and what was seen so far.
+
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
+
+use harness::program::{Op, Step};
+
+use super::raw;
+
+const NOBODY: u32 = u32::MAX;
+
+/// A process on the board.
+pub(crate) struct Slot {
+    pid: AtomicI32,
+    lives: AtomicU32,
+}
+
+/// In memory that all processes share. Only the process whose turn it is writes.
+pub(crate) struct Board {
+    /// Changes whenever there may be something to do for somebody.
+    generation: AtomicU32,
+    step: AtomicU32,
+    /// The process whose turn it is; none while that is being settled.
+    turn: AtomicU32,
+    /// A process that is ending.
+    leaving: AtomicI32,
+    slots: [Slot; 32],
+    slot_count: AtomicU32,
+    /// How much is in each channel.
+    pub(crate) contents: [AtomicU32; 256],
+    channel_count: AtomicU32,
+    region_count: AtomicU32,
+    /// Who sent the signal of a step.
+    pub(crate) senders: [AtomicI32; 1024],
+    /// Nanoseconds of the monotonic clock that somebody saw last.
+    clock: AtomicU64,
+    length: AtomicU32,
+    text: [AtomicU8; 1 << 20],
+}
+
+impl Board {
+    pub(crate) fn step(&self) -> usize {
+        self.step.load(SeqCst) as usize
+    }
+
+    /// A number that changes when there may be something to do.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.load(SeqCst)
+    }
+
+    pub(crate) fn wait(&self, generation: u32) {
+        raw::futex_wait(&self.generation, generation);
+    }
+
+    fn wake(&self) {
+        self.generation.fetch_add(1, SeqCst);
+        raw::futex_wake(&self.generation);
+    }
+
+    /// Whether it is the turn of the process of `slot`.
+    pub(crate) fn is_turn_of(&self, slot: usize) -> bool {
+        self.turn.load(SeqCst) == slot as u32
+    }
+
+    /// The turn is over, and who has the next one follows from who lives now.
+    pub(crate) fn advance(&self, steps: &[Step]) {
+        self.turn.store(NOBODY, SeqCst);
+        self.step.fetch_add(1, SeqCst);
+        let living = self.living();
+        let next = match steps.get(self.step()) {
+            None | Some(Step { op: Op::Pause, .. }) => 0,
+            Some(step) => living[usize::from(step.who) % living.len()],
+        };
+        self.turn.store(next as u32, SeqCst);
+        self.wake();
+    }
+
+    /// A place for a process, if there is one left.
+    pub(crate) fn new_slot(&self) -> Option<usize> {
+        let number = self.slot_count.load(SeqCst) as usize;
+        (number < self.slots.len()).then(|| self.slot_count.fetch_add(1, SeqCst) as usize)
+    }
+
+    pub(crate) fn begin(&self, slot: usize, pid: i32) {
+        self.slots[slot].pid.store(pid, SeqCst);
+        self.slots[slot].lives.store(1, SeqCst);
+    }
+
+    pub(crate) fn pid(&self, slot: usize) -> i32 {
+        self.slots[slot].pid.load(SeqCst)
+    }
+
+    /// Living processes, in the order of their birth.
+    pub(crate) fn living(&self) -> Vec<usize> {
+        (0..self.slots.len()).filter(|slot| self.slots[*slot].lives.load(SeqCst) == 1).collect()
+    }
+
+    /// The process of `slot` is about to end. The first process sees to it that the turn ends when it has.
+    pub(crate) fn leave(&self, slot: usize) {
+        self.turn.store(NOBODY, SeqCst);
+        self.slots[slot].lives.store(0, SeqCst);
+        self.leaving.store(self.pid(slot), SeqCst);
+        self.wake();
+    }
+
+    /// Waits until the process that is ending has ended, and ends its turn.
+    pub(crate) fn see_off(&self, steps: &[Step]) {
+        let pid = self.leaving.load(SeqCst);
+        if pid == 0 {
+            return;
+        }
+        let alive = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next()).is_some_and(|state| state != 'Z')
+        };
+        while alive() {
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+        self.leaving.store(0, SeqCst);
+        self.advance(steps);
+    }
+
+    /// A name for a PID that is the same in every run.
+    pub(crate) fn name(&self, pid: i32) -> String {
+        let count = self.slot_count.load(SeqCst) as usize;
+        match (0..count).rev().find(|slot| self.pid(*slot) == pid) {
+            Some(slot) => format!("p{slot}"),
+            None => pid.to_string(),
+        }
+    }
+
+    pub(crate) fn new_channel(&self) -> Option<usize> {
+        let number = self.channel_count.fetch_add(1, SeqCst) as usize;
+        (number < self.contents.len()).then_some(number)
+    }
+
+    pub(crate) fn new_region(&self) -> usize {
+        self.region_count.fetch_add(1, SeqCst) as usize
+    }
+
+    /// Whether the monotonic clock is where it was, or later.
+    pub(crate) fn time_goes_on(&self) -> bool {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+        let now = now.map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64);
+        self.clock.swap(now, SeqCst) <= now
+    }
+
+    /// Adds a line to the transcript.
+    pub(crate) fn note(&self, line: &str) {
+        for byte in line.bytes().chain([b'\n']) {
+            let at = self.length.fetch_add(1, SeqCst) as usize;
+            self.text[at % self.text.len()].store(byte, SeqCst);
+        }
+    }
+
+    pub(crate) fn transcript(&self) -> Vec<u8> {
+        let length = (self.length.load(SeqCst) as usize).min(self.text.len());
+        self.text[..length].iter().map(|byte| byte.load(SeqCst)).collect()
+    }
+}

@@ -1,0 +1,128 @@
+//! A pod that runs a generated program.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use harness::lab::{Lab, wait_until};
+use harness::program::{MEETING_POINT, Step};
+
+/// The pod, removed with this.
+pub(crate) struct Guest<'a> {
+    lab: &'a Lab,
+    name: String,
+    meeting: PathBuf,
+}
+
+fn fresh(lab: &Lab, what: &str) -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    lab.directory().join(format!("{what}-{}", NEXT.fetch_add(1, Ordering::Relaxed)))
+}
+
+impl<'a> Guest<'a> {
+    pub(crate) fn start(lab: &'a Lab, name: &str, steps: &[Step]) -> Guest<'a> {
+        Guest::start_with(lab, name, &["--net", "private", "--hostname", "guest"], steps)
+    }
+
+    /// One with an address, and a hostname that is not its own.
+    pub(crate) fn start_bridged(lab: &'a Lab, name: &str, hostname: &str, steps: &[Step]) -> Guest<'a> {
+        Guest::start_with(lab, name, &["--hostname", hostname], steps)
+    }
+
+    fn start_with(lab: &'a Lab, name: &str, options: &[&str], steps: &[Step]) -> Guest<'a> {
+        let guest = Guest { lab, name: name.into(), meeting: fresh(lab, "meeting") };
+        std::fs::create_dir(&guest.meeting).unwrap();
+        let bind = guest.bind();
+        let steps = serde_json::to_string(steps).unwrap();
+        let program = env!("CARGO_BIN_EXE_pod-program");
+        let run = [&["run", "-d", "-n", name, "--bind", &bind], options, &["--", program, &steps]].concat();
+        lab.zap(&run).unwrap();
+        guest
+    }
+
+    /// Another pod from the image of one.
+    pub(crate) fn copy(lab: &'a Lab, image: &Path) -> Guest<'a> {
+        let copy = Guest { lab, name: "copy".into(), meeting: fresh(lab, "meeting") };
+        std::fs::create_dir(&copy.meeting).unwrap();
+        lab.zap(&["restart", image.to_str().unwrap(), "-d", "-n", "copy", "--bind", &copy.bind()]).unwrap();
+        copy
+    }
+
+    fn bind(&self) -> String {
+        format!("{}:{MEETING_POINT}", self.meeting.display())
+    }
+
+    pub(crate) fn await_pause(&self, step: usize) {
+        self.await_file(&format!("at-{step}"));
+    }
+
+    fn await_file(&self, name: &str) {
+        let there = wait_until(name, || {
+            anyhow::ensure!(self.meeting.join(name).exists(), "{} is not there", name);
+            Ok(())
+        });
+        if let Err(error) = there {
+            let run = |words: &[&str]| format!("{:?}", self.lab.try_zap(words).unwrap().0);
+            panic!("{}: {error:#}\n{}\n{}", self.name, run(&["ls"]), run(&["logs", &self.name]));
+        }
+    }
+
+    pub(crate) fn go(&self, step: usize) {
+        std::fs::write(self.meeting.join(format!("go-{step}")), "").unwrap();
+    }
+
+    fn image(&self) -> PathBuf {
+        self.meeting.join("image")
+    }
+
+    pub(crate) fn suspend_and_resume(&self) {
+        self.lab.zap(&["suspend", &self.name]).unwrap();
+        self.lab.zap(&["resume", &self.name]).unwrap();
+    }
+
+    /// A checkpoint that leaves it running; the image.
+    pub(crate) fn checkpoint_and_go_on(&self) -> PathBuf {
+        let image = fresh(self.lab, "image");
+        self.lab.zap(&["checkpoint", &self.name, "-o", image.to_str().unwrap(), "--leave-running"]).unwrap();
+        image
+    }
+
+    pub(crate) fn restart(&self) {
+        self.checkpoint();
+        self.restart_from_image();
+    }
+
+    /// A checkpoint that ends it.
+    pub(crate) fn checkpoint(&self) {
+        self.lab.zap(&["checkpoint", &self.name, "-o", self.image().to_str().unwrap()]).unwrap();
+    }
+
+    pub(crate) fn restart_from_image(&self) {
+        self.lab.zap(&["restart", self.image().to_str().unwrap(), "-d"]).unwrap();
+        std::fs::remove_dir_all(self.image()).unwrap();
+    }
+
+    /// Addresses of its interface, as its processes see them.
+    pub(crate) fn inner_address(&self) -> String {
+        let pods = self.lab.pods().unwrap();
+        let init = pods.iter().find(|pod| pod.name == self.name).unwrap().init_pid.unwrap();
+        let namespace = format!("--net=/proc/{init}/ns/net");
+        let mut look = std::process::Command::new("nsenter");
+        let looked = look.args([&namespace, "ip", "-o", "address"]).output().unwrap();
+        let text = String::from_utf8(looked.stdout).unwrap();
+        let addresses = text.lines().filter_map(|line| line.split_whitespace().nth(3));
+        addresses.collect::<Vec<_>>().join(" ")
+    }
+
+    /// The transcript, when it has ended.
+    pub(crate) fn end(self) -> String {
+        self.await_file("transcript");
+        std::fs::read_to_string(self.meeting.join("transcript")).unwrap()
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        let _ = self.lab.try_zap(&["rm", "-f", &self.name]);
+        let _ = std::fs::remove_dir_all(&self.meeting);
+    }
+}
