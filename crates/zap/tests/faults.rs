@@ -1,0 +1,107 @@
+//! The pod's monitor is killed at every named point of a checkpoint and of a restart.
+
+#![allow(missing_docs)]
+
+mod common;
+#[path = "bad_input/counter.rs"]
+mod counter;
+
+use std::path::Path;
+use std::process::Stdio;
+
+use common::{Done, Host, eventually, finish};
+use counter::Counter;
+
+fn points(prefix: &str) -> impl Iterator<Item = &'static str> {
+    zap::fault::POINTS.iter().copied().filter(move |point| point.starts_with(prefix))
+}
+
+/// A command whose monitor dies at a point.
+fn die_at(host: &Host, point: &str, words: &[&str]) -> Done {
+    let mut command = host.zap(words);
+    finish(command.env("ZAP_FAULT", point).stdin(Stdio::null()))
+}
+
+/// Everything in a directory but what `known` says.
+fn others(directory: &Path, known: &[&str]) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    entries.filter(|name| !known.contains(&name.as_str())).collect()
+}
+
+fn checkpoint_dies(options: &[&str]) {
+    for point in points("checkpoint-") {
+        if point == "checkpoint-let-go" && options.is_empty() {
+            continue; // A pod that is to be gone is not let go.
+        }
+        let host = Host::new();
+        let counter = Counter::start(&host, "counter", &[]);
+        let images = host.path("images");
+        std::fs::create_dir(&images).unwrap();
+        let image = images.join("image");
+        let died = die_at(&host, point, &[&["checkpoint", "counter", "-o", image.to_str().unwrap()], options].concat());
+        assert_eq!(died.code, 1, "{point}: {died:?}");
+        assert!(died.stderr.starts_with("zap: ") && died.stderr.lines().count() == 1, "{point}: {died:?}");
+        assert_eq!(host.row("counter")["state"], "running", "{point}");
+        counter.goes_on();
+        if image.exists() {
+            // It was killed after the image got its name: then it is whole.
+            assert_eq!(point, "checkpoint-written");
+            host.ok(["verify", image.to_str().unwrap()]);
+        }
+        assert_eq!(others(&images, &["image"]), Vec::<String>::new(), "{point}: a partial image is left");
+        let again = images.join("again");
+        host.ok(["checkpoint", "counter", "-o", again.to_str().unwrap()]);
+        host.ok(["restart", again.to_str().unwrap(), "-d"]);
+        Counter::of(&host, "counter").goes_on();
+    }
+}
+
+#[test]
+fn a_pod_outlives_a_checkpoint_that_is_killed() {
+    checkpoint_dies(&[]);
+}
+
+#[test]
+fn a_pod_outlives_a_checkpoint_left_running_that_is_killed() {
+    checkpoint_dies(&["--leave-running"]);
+}
+
+/// Interfaces and rules of the host's.
+fn network(host: &Host) -> String {
+    let run = |words: &[&str]| finish(host.command(words[0]).args(&words[1..])).stdout;
+    [&["ip", "-o", "link"][..], &["ip", "-o", "route"], &["nft", "list", "ruleset"]].map(run).concat()
+}
+
+#[test]
+fn nothing_is_left_of_a_restart_that_is_killed() {
+    let host = Host::new();
+    let before = network(&host);
+    Counter::start(&host, "counter", &["-p", "8080:80"]);
+    let image = host.path("image");
+    let image = image.to_str().unwrap();
+    host.ok(["checkpoint", "counter", "-o", image]);
+    eventually("the network is as before", || network(&host) == before);
+    for point in points("restart-") {
+        let died = die_at(&host, point, &["restart", image, "-d"]);
+        assert_eq!(died.code, 125, "{point}: {died:?}");
+        assert!(died.stderr.starts_with("zap: ") && died.stderr.lines().count() == 1, "{point}: {died:?}");
+        let listed = host.json(["ls", "--json"]);
+        if point == "restart-done" && listed != serde_json::json!([]) {
+            // All was done: the pod lives.
+            Counter::of(&host, "counter").goes_on();
+            host.ok(["rm", "-f", "counter"]);
+        } else {
+            assert_eq!(listed, serde_json::json!([]), "{point}");
+        }
+        assert!(host.cgroups().is_empty(), "{point}");
+        eventually("the network is as before", || network(&host) == before);
+        for place in ["pods", "storage/pods"] {
+            assert_eq!(others(&host.state().join(place), &[]), Vec::<String>::new(), "{point}");
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(host.state().to_str().unwrap()), "{point}");
+        host.ok(["restart", image, "-d"]);
+        Counter::of(&host, "counter").goes_on();
+        host.ok(["rm", "-f", "counter"]);
+    }
+}
