@@ -23,16 +23,20 @@ impl Remains {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         mounts.lines().filter(|line| line.contains(&place)).for_each(|line| add("mount", line));
         control_groups(&lab.state()).iter().for_each(|group| add("control group", group));
-        for words in ["ip -o link", "ip -o address", "ip -o route", "ip -o rule", "nft list ruleset", "ss -aun", "ss -atn"]
+        for words in
+            ["ip -o link", "ip -o address", "ip -o route", "ip -o rule", "nft list ruleset", "ss -aun", "ss -atn"]
         {
             let mut words = words.split(' ');
             let mut command = Command::new(words.next().unwrap());
             let Ok(output) = lab.host().output(command.args(words)) else { continue };
-            add("network", &String::from_utf8_lossy(&output.stdout).replace(" state DOWN ", " ").replace("NO-CARRIER,", ""));
+            // An address that is still being checked for duplicates is there all the same.
+            add("network", &String::from_utf8_lossy(&output.stdout).replace(" tentative ", " "));
         }
         let sysctls = lab.host().enter(|| {
             ["ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/conf/all/route_localnet"]
-                .map(|name| format!("{name} {}", fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap_or_default()))
+                .map(|name| {
+                    format!("{name} {}", fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap_or_default())
+                })
                 .concat()
         });
         add("sysctl", &sysctls.unwrap());
@@ -64,7 +68,9 @@ fn processes_of(lab: &Lab, place: &str) -> Vec<i32> {
         let names = |name: &str| String::from_utf8_lossy(&read(name)).contains(place);
         let elsewhere = fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|namespace| namespace != own);
         // The tmpfs of the lab itself is mounted wherever a mount namespace was made while the lab was there.
-        in_network.contains(pid) || names("cmdline") || (elsewhere && String::from_utf8_lossy(&read("mountinfo")).contains(&format!("{place}/state")))
+        in_network.contains(pid)
+            || names("cmdline")
+            || (elsewhere && String::from_utf8_lossy(&read("mountinfo")).contains(&format!("{place}/state")))
     };
     pids.filter(ours).collect()
 }
@@ -73,7 +79,12 @@ fn processes_of(lab: &Lab, place: &str) -> Vec<i32> {
 fn control_groups(state: &Path) -> Vec<String> {
     let hash = blake3_name(state);
     let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(|root| Path::new(root).join(&hash));
-    roots.iter().filter(|root| root.exists()).flat_map(|root| files(root)).map(|path| path.display().to_string()).collect()
+    roots
+        .iter()
+        .filter(|root| root.exists())
+        .flat_map(|root| files(root))
+        .map(|path| path.display().to_string())
+        .collect()
 }
 
 fn blake3_name(state: &Path) -> String {
@@ -83,5 +94,9 @@ fn blake3_name(state: &Path) -> String {
 /// Everything under a directory.
 fn files(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
-    entries.flat_map(|path| if path.is_dir() && !path.is_symlink() { [vec![path.clone()], files(&path)].concat() } else { vec![path] }).collect()
+    entries
+        .flat_map(|path| {
+            if path.is_dir() && !path.is_symlink() { [vec![path.clone()], files(&path)].concat() } else { vec![path] }
+        })
+        .collect()
 }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use harness::program::Kind;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, getpeername, getsockname, socketpair, SockaddrStorage};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, getpeername, getsockname, socketpair};
 
 /// A channel as one process has it: both its ends, which may be one.
 pub(crate) struct Channel {

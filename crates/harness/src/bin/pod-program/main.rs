@@ -67,8 +67,7 @@ fn main() {
     raw::catch_signals();
     let slot = board.new_slot().unwrap_or(0);
     board.begin(slot, getpid().as_raw());
-    let process =
-        Process { board, slot, regions: Vec::new(), channels: Vec::new(), listeners: Vec::new() };
+    let process = Process { board, slot, regions: Vec::new(), channels: Vec::new(), listeners: Vec::new() };
     process.run(&steps);
 }
 
@@ -239,8 +238,12 @@ impl Process {
                 Err(error) => error.to_string(),
             };
         }
-        let (Op::Put { channel: which, .. } | Op::Take { channel: which, .. } | Op::Seek { channel: which, .. }
-            | Op::Unlink(which) | Op::Lock(which) | Op::Close(which)) = op
+        let (Op::Put { channel: which, .. }
+        | Op::Take { channel: which, .. }
+        | Op::Seek { channel: which, .. }
+        | Op::Unlink(which)
+        | Op::Lock(which)
+        | Op::Close(which)) = op
         else {
             return "no such thing".into();
         };
@@ -259,10 +262,8 @@ impl Process {
             Op::Unlink(_) if channel.is_file() => format!("{:?}", nix::unistd::unlink(channel.path().as_str())),
             Op::Lock(_) if channel.is_file() => {
                 #[allow(deprecated, reason = "its replacement wants to own the descriptor")]
-                let locked = nix::fcntl::flock(
-                    channel.reader().as_raw_fd(),
-                    nix::fcntl::FlockArg::LockExclusiveNonblock,
-                );
+                let locked =
+                    nix::fcntl::flock(channel.reader().as_raw_fd(), nix::fcntl::FlockArg::LockExclusiveNonblock);
                 format!("{locked:?}")
             }
             Op::Close(_) => {
@@ -282,7 +283,9 @@ impl Process {
                 return format!("{put:?}");
             }
             Kind::File | Kind::Append => {}
-            _ if bytes == 0 || (channel.has_messages() && inside > 5) || inside + bytes > 30_000 => return "full".into(),
+            _ if bytes == 0 || (channel.has_messages() && inside > 5) || inside + bytes > 30_000 => {
+                return "full".into();
+            }
             Kind::Packets | Kind::Udp => contents.store(inside as u32 + 1, SeqCst),
             _ => contents.store((inside + bytes) as u32, SeqCst),
         }
