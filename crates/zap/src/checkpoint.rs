@@ -137,7 +137,20 @@ pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, Checkpo
     })
 }
 
+/// Whatever happens, no part of an image stays, and on an error the pod is as suspended as it was.
 fn tell(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
+    let was_suspended = pod.cgroup.is_frozen();
+    let image = Undo::Image(options.output.clone());
+    pod.journal.record(image.clone())?;
+    let told = tell_stages(pod, options);
+    if told.is_err() && !was_suspended {
+        pod.cgroup.thaw()?;
+    }
+    pod.journal.done(&image)?;
+    told
+}
+
+fn tell_stages(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
     let mut writer = ImageWriter::create(&options.output, options.compress)?;
     let mut checkpoint = Checkpoint {
         was_suspended: pod.cgroup.is_frozen(),

@@ -131,7 +131,7 @@ fn what_is_taken_is_refused() {
     host.ok(["checkpoint", "counter", "-o", image, "--leave-running"]);
     let address = host.row("counter")["address"].as_str().unwrap().to_owned();
     refused(&host.run(["restart", image, "-d", "-n", "counter"]), 6, &["counter"]);
-    refused(&host.run(["restart", image, "-d", "-n", "new", "--ip", &address]), 6, &[&address]);
+    refused(&host.run(["restart", image, "-d", "-n", "new", "-p", "9090:80", "--ip", &address]), 6, &[&address]);
     refused(&host.run(["restart", image, "-d", "-n", "new", "-p", "8080:80"]), 6, &["8080"]);
     refused(&host.run(["run", "-d", "-n", "new", "--ip", &address, "--", "true"]), 6, &[&address]);
     assert_eq!(host.json(["ls", "--json"]).as_array().unwrap().len(), 1);
@@ -169,9 +169,6 @@ fn a_full_disk_harms_nobody() {
         let command = [&["checkpoint", "counter", "-o", image.to_str().unwrap()], options].concat();
         refused(&host.run(command), 1, &["No space left on device"]);
         assert_eq!(fs::read_dir(&disk.0).unwrap().count(), 0, "{options:?}");
-        if options == ["--leave-suspended"] && host.row("counter")["state"] == "suspended" {
-            host.ok(["resume", "counter"]);
-        }
         counter.goes_on();
     }
 }

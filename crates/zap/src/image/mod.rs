@@ -25,7 +25,7 @@ pub use chunk::Compression;
 pub use manifest::FORMAT;
 pub use reader::{ImageReader, LayerReader};
 pub use sink::DataSink;
-pub use writer::{ImageWriter, LayerWriter, Summary};
+pub use writer::{ImageWriter, LayerWriter, Summary, remove_partials};
 
 /// Where some bulk bytes are in the `data` of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

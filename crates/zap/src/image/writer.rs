@@ -140,10 +140,8 @@ struct Partial {
 
 impl Partial {
     fn create(image: &Path) -> Result<Partial, ImageError> {
-        let name =
-            image.file_name().ok_or_else(|| ImageError::Exists(image.to_owned()))?.to_string_lossy().into_owned();
+        let prefix = prefix_of(image).ok_or_else(|| ImageError::Exists(image.to_owned()))?;
         let parent = parent_of(image);
-        let prefix = format!(".{name}.partial-");
         remove_orphans(parent, &prefix);
         let path = parent.join(format!("{prefix}{}", std::process::id()));
         fs::DirBuilder::new().mode(0o700).create(&path).map_err(ImageError::io("making", &path))?;
@@ -199,6 +197,18 @@ fn rename_to_new(from: &Path, to: &Path) -> Result<(), ImageError> {
         // a file system without the flag: a directory never replaces anything but an empty directory
         Err(Errno::EINVAL) => fs::rename(from, to).map_err(ImageError::io("naming", to)),
         Err(error) => Err(ImageError::io("naming", to)(error.into())),
+    }
+}
+
+/// What the names of directories begin with in which an image is written.
+fn prefix_of(image: &Path) -> Option<String> {
+    Some(format!(".{}.partial-", image.file_name()?.to_string_lossy()))
+}
+
+/// Removes what writers of an image left that were killed.
+pub fn remove_partials(image: &Path) {
+    if let Some(prefix) = prefix_of(image) {
+        remove_orphans(parent_of(image), &prefix);
     }
 }
 

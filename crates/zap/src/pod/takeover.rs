@@ -87,9 +87,15 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
     // Frozen for a checkpoint that will not go on: PID 1 cannot answer before it is thawed.
     let mut journal = Journal::at(store.pod_dir(&name).join("journal"));
     let pending = journal.pending();
-    if pending.contains(&Undo::Thaw) && record.state != PodState::Suspended {
+    if record.state != PodState::Suspended {
         record.cgroup.thaw()?;
         journal.done(&Undo::Thaw)?;
+    }
+    for undo in &pending {
+        if let Undo::Image(path) = undo {
+            crate::image::remove_partials(path);
+            journal.done(undo)?;
+        }
     }
     if pending.contains(&Undo::Sockets) {
         crate::sockets::recover_all(&record.cgroup.pids()?);
@@ -124,7 +130,7 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         _claim: claim,
     };
     // A pod without a first command is one whose making was cut off.
-    let Some(main) = pod.main else {
+    let Some(main) = pod.main.filter(|_| !pending.contains(&Undo::Rebuild)) else {
         pod.destroy(crate::monitor::session::End::Exited(128 + libc::SIGKILL))?;
         return Ok(Found::Ended);
     };
