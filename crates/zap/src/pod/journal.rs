@@ -20,8 +20,6 @@ pub enum Undo {
     Sockets,
     /// An image of it is being written at that path: [`crate::image::remove_partials`] removes what there is of it.
     Image(PathBuf),
-    /// It is being rebuilt from an image, which can be had again: destroy it.
-    Rebuild,
 }
 
 /// The undo journal of one pod: a line is added for each thing done, and one when it is undone. A crash of zap loses

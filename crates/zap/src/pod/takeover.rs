@@ -130,7 +130,7 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         _claim: claim,
     };
     // A pod without a first command is one whose making was cut off.
-    let Some(main) = pod.main.filter(|_| !pending.contains(&Undo::Rebuild)) else {
+    let Some(main) = pod.main else {
         pod.destroy(crate::monitor::session::End::Exited(128 + libc::SIGKILL))?;
         return Ok(Found::Ended);
     };
