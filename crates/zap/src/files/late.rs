@@ -62,6 +62,15 @@ impl LateFiles {
         self.files.contains_key(&id)
     }
 
+    /// The call by which a process goes to a working directory that is late.
+    pub fn change_to(&self, directory: FileId) -> Option<Batch> {
+        let Some(Late::Path { path, .. }) = self.files.get(&directory) else { return None };
+        let mut batch = Batch::new();
+        let name = batch.bytes(&[path, &b"\0"[..]].concat());
+        batch.call(libc::SYS_chdir, [name], format!("changing directory to {}", String::from_utf8_lossy(path)));
+        Some(batch)
+    }
+
     /// The calls by which a process, which has its other descriptors, opens those of its own that are late. To be asked
     /// once for each descriptor table, and run when every process and thread exists.
     pub fn open_in(&mut self, descriptors: &[DescriptorState]) -> Option<Batch> {

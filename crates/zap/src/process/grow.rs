@@ -281,7 +281,8 @@ impl<'a> Grove<'a> {
     /// credentials, registers, signals, timers. It is then held where it was when it was captured.
     pub fn finish(&mut self, pid: PodPid, buffer: &mut Vec<u8>) -> Result<(), GrowError> {
         let state = self.states[&pid];
-        if let Some(batch) = self.late.open_in(&state.descriptors) {
+        let directory = self.late.change_to(state.cwd);
+        for batch in directory.into_iter().chain(self.late.open_in(&state.descriptors)) {
             self.run(pid, &batch)?;
         }
         let mut batch = Batch::new();
@@ -338,7 +339,9 @@ impl<'a> Grove<'a> {
         if let Some(root) = state.root {
             change(root, true);
         }
-        change(state.cwd, false);
+        if !self.late.contains(state.cwd) {
+            change(state.cwd, false);
+        }
         batch
     }
 
