@@ -26,6 +26,7 @@ use crate::process::capture;
 use crate::process::discover::{self, PodProc};
 use crate::process::hold::{self, Cleared, HeldPod, HoldError};
 use crate::process::state::{EndedState, ProcessState};
+use crate::process::vfork;
 use crate::record::PodRecord;
 use crate::tracee::TraceeError;
 
@@ -236,7 +237,7 @@ impl Checkpoint<'_> {
         }
         self.pod.journal.record(Undo::Sockets)?;
         self.pod.journal.record(Undo::Thaw)?;
-        let seized = self.pod.cgroup.freeze().map_err(CheckpointError::from).and_then(|()| {
+        let seized = self.freeze().and_then(|()| {
             fault::point("checkpoint-frozen");
             let members = self.pod.cgroup.pids()?;
             hold::seize_all(self.pod.init, &members).map_err(|e| held_failed(self.pod, e))
@@ -249,6 +250,17 @@ impl Checkpoint<'_> {
         }
         self.clock.lap("hold");
         held
+    }
+
+    /// Freezes the pod at a moment at which nobody waits in vfork(2).
+    fn freeze(&self) -> Result<(), CheckpointError> {
+        let begun = Instant::now();
+        loop {
+            self.pod.cgroup.freeze()?;
+            let Some(waiting) = vfork::waiting(&self.pod.cgroup.pids()?) else { return Ok(()) };
+            self.pod.cgroup.thaw()?;
+            waiting.finish(self.pod.init, begun).map_err(|e| refused(self.pod, e))?;
+        }
     }
 
     /// Looks at everything, with the pod held: nothing is written to disk.

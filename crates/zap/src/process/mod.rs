@@ -15,3 +15,4 @@ pub mod state;
 pub mod threads;
 pub mod timers;
 pub mod tree;
+pub mod vfork;

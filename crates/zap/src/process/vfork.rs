@@ -1,0 +1,61 @@
+//! Waiting in vfork(2): whoever does cannot be held before the child has executed a program or ended, and the child gets
+//! there only while it is not held itself.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::error::CaptureError;
+use crate::ids::HostPid;
+use crate::process::discover;
+
+/// How long a child may take until its parent can be held.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A thread that waits for a child of its own.
+pub struct Waiting {
+    process: HostPid,
+    stat: PathBuf,
+}
+
+/// The first thread of a frozen pod that waits in vfork(2). In a control group that counts as frozen it is the one call
+/// that leaves a thread in an uninterruptible sleep.
+pub fn waiting(members: &[HostPid]) -> Option<Waiting> {
+    members.iter().find_map(|process| {
+        let threads = fs::read_dir(process.proc("task")).ok()?.flatten();
+        let mut waiting = threads.map(|thread| Waiting { process: *process, stat: thread.path().join("stat") });
+        waiting.find(Waiting::goes_on)
+    })
+}
+
+impl Waiting {
+    fn goes_on(&self) -> bool {
+        let stat = fs::read(&self.stat).unwrap_or_default();
+        let name_end = stat.iter().rposition(|byte| *byte == b')').unwrap_or(0);
+        stat.get(name_end + 2) == Some(&b'D')
+    }
+
+    /// Returns when it waits no more; the pod runs meanwhile. A child that takes its time is a reason to refuse.
+    pub fn finish(&self, init: HostPid, begun: Instant) -> Result<(), CaptureError> {
+        while self.goes_on() {
+            if begun.elapsed() > PATIENCE {
+                return Err(self.refused(init));
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Ok(())
+    }
+
+    fn refused(&self, init: HostPid) -> CaptureError {
+        let found = discover::discover(init, &[self.process]).ok().and_then(|found| found.live.into_iter().next());
+        match found {
+            Some(found) => found.subject.refuse(
+                "a child made with vfork",
+                "has not executed a program yet, for which its parent waits; try again when it has",
+            ),
+            None => {
+                CaptureError::Unexpected { object: "a process".into(), what: "end while it waited in vfork".into() }
+            }
+        }
+    }
+}
