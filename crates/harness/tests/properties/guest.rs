@@ -122,7 +122,9 @@ impl<'a> Guest<'a> {
 
 impl Drop for Guest<'_> {
     fn drop(&mut self) {
-        let _ = self.lab.try_zap(&["rm", "-f", &self.name]);
+        if let Err(error) = self.lab.zap(&["rm", "-f", &self.name]) {
+            eprintln!("{error:#}");
+        }
         let _ = std::fs::remove_dir_all(&self.meeting);
     }
 }

@@ -48,5 +48,10 @@ fn remove(store: &Store, name: &str, force: bool) -> Result<(), Failure> {
     }
     client::ask::<()>(store, name, &Request::Remove)?;
     client::await_end(record.monitor);
-    Ok(())
+    // It may have been ending by itself just then, and is remembered as stopped.
+    match store.load(name) {
+        Ok(left) if left.state == PodState::Stopped && left.created == record.created => Ok(store.forget(name)?),
+        Ok(_) | Err(PodError::Unknown(_)) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
 }
