@@ -15,6 +15,7 @@ use crate::process::signals::{self, QueuedSignal};
 use crate::process::state::{EndedState, Place, ProcessState, TerminalState};
 use crate::process::threads::{self, ThreadState};
 use crate::process::timers::{self, TimersState, parse_timers};
+use crate::process::vfork;
 use crate::process::{credentials, filters};
 use crate::sys::file::open_path;
 use crate::sys::kcmp::{self, Shared};
@@ -249,7 +250,9 @@ pub fn check(look: &mut Look<'_>, found: &Found) -> Result<(), CaptureError> {
     refuse_without_vdso(found)?;
     for (what, name) in [(Shared::Memory, "its address space"), (Shared::Files, "its descriptor table")] {
         let parent = found.status.field("PPid").and_then(|pid| pid.parse().ok()).unwrap_or(0);
-        if parent > 0 && kcmp::shares(subject.host.0, parent, what).unwrap_or(false) {
+        let shares = || kcmp::shares(subject.host.0, parent, what).unwrap_or(false);
+        // A child of vfork shares until it executes a program, and the hold waits for that. It may just have.
+        if parent > 0 && shares() && !vfork::waits(HostPid(parent)) && shares() {
             return Err(subject.refuse(name, "is shared with its parent's, which cannot be checkpointed yet"));
         }
     }

@@ -28,6 +28,17 @@ pub fn waiting(members: &[HostPid]) -> Option<Waiting> {
     })
 }
 
+/// Whether a thread of a running process waits in vfork(2), or in a call that makes children like it.
+pub fn waits(process: HostPid) -> bool {
+    let calls = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3].map(|number| number.to_string());
+    let threads = fs::read_dir(process.proc("task")).into_iter().flatten().flatten();
+    threads.map(|thread| thread.path()).any(|thread| {
+        let call = fs::read_to_string(thread.join("syscall")).unwrap_or_default();
+        let number = call.split(' ').next().unwrap_or_default();
+        Waiting { process, stat: thread.join("stat") }.goes_on() && calls.iter().any(|call| call == number)
+    })
+}
+
 impl Waiting {
     fn goes_on(&self) -> bool {
         let stat = fs::read(&self.stat).unwrap_or_default();
