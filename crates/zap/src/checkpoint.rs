@@ -420,10 +420,8 @@ fn capture_memory(
             subject,
             brk: answers[i].brk,
             parent: parents[i].and_then(|parent| captured[parent].as_ref()),
-            has_children: parents.contains(&Some(i)),
-            ahead: ahead.of(subject.host),
         };
-        captured[i] = Some(memory::capture(look, &request, &survey)?);
+        captured[i] = Some(memory::capture(look, &request, survey)?);
     }
     let lockers = files::holders_of_posix_locks()?;
     let mut states = Vec::with_capacity(held.processes.len());

@@ -1,5 +1,6 @@
 //! Kernel → state, for an address space.
 
+use std::fs::File;
 use std::ops::Range;
 
 use super::kinship;
@@ -7,7 +8,6 @@ use super::layout::{Mapping, Nature, flag};
 use super::pages::{self, Frames};
 use super::state::{Backing, MemoryState, MmFields, PageRun, PageSource, VmaState};
 use super::survey::Survey;
-use super::tracking::Ahead;
 use super::{PAGE, mapped, ranges, vdso};
 use crate::error::{CaptureError, Context};
 use crate::look::{Look, Subject};
@@ -21,18 +21,14 @@ pub struct Request<'a> {
     pub brk: u64,
     /// Its parent, if it was forked and captured before: pages that they share are not stored again.
     pub parent: Option<&'a Captured>,
-    /// Whether it has children, which may share its pages.
-    pub has_children: bool,
-    /// What was copied while it ran.
-    pub ahead: Option<&'a Ahead>,
 }
 
 /// An address space written down.
 pub struct Captured {
     /// What goes into the image.
     pub state: MemoryState,
-    /// The frames behind its pages, for its children.
-    pub frames: Frames,
+    /// Its page map: what its children share with it is found there.
+    pagemap: File,
 }
 
 /// Flags that a restart makes again.
@@ -52,7 +48,7 @@ pub(super) const CARRIED: u32 = flag::GROWSDOWN
     | flag::SEALED;
 
 /// Writes down the address space that `survey` saw.
-pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: &Survey) -> Result<Captured, CaptureError> {
+pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: Survey) -> Result<Captured, CaptureError> {
     let subject = request.subject;
     let mut vmas = Vec::with_capacity(survey.mappings.len());
     for mapping in survey.mappings.iter().filter(|m| m.nature() != Nature::Kernel) {
@@ -62,38 +58,39 @@ pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: &Survey) -> R
     let mut state = MemoryState {
         fields: MmFields { brk: request.brk, exe, ..survey.fields.clone() },
         vdso: vdso::capture(&survey.mappings),
-        guards: guards(survey),
+        guards: guards(&survey),
         vmas,
         pages: Vec::new(),
     };
-    let wanted = wanted(&state, survey);
-    let read_frames = |ranges: &[Range<u64>]| {
-        Frames::read(&survey.pagemap, ranges).capturing("reading the page frames", format!("process {}", subject.pod))
-    };
-    let has_kin = request.has_children || request.parent.is_some();
-    let mut frames = if has_kin { read_frames(&wanted)? } else { Frames::default() };
-    let shared = request.parent.map_or(Vec::new(), |p| frames.shared_with(&p.frames, &kinship::kept(&p.state, &state)));
-    let copied = match request.ahead {
-        Some(ahead) => ahead.unchanged(&survey.mappings, &ranges::minus(&wanted, &shared))?,
-        None => Vec::new(),
-    };
-    let own = ranges::minus(&ranges::minus(&wanted, &shared), &pages::runs(&copied));
-    if !has_kin {
-        frames = read_frames(&own)?;
-    }
-    state.pages = pages::store(look.data, subject, &own, &frames)?;
+    let wanted = wanted(&state, &survey);
+    let copied = PageRun::parts(&survey.unchanged, &wanted);
+    // what was copied ahead was not shared then, and so is not now
+    let rest = ranges::minus(&wanted, &pages::runs(&copied));
+    let looking = || format!("the page frames of process {}", subject.pod);
+    let frames = Frames::read(&survey.pagemap, &rest).capturing("reading", looking())?;
+    let shared = request.parent.map(|parent| {
+        let stored = pages::runs(&parent.state.pages);
+        frames.shared_with(&parent.pagemap, &ranges::common(&stored, &joined_kept(&parent.state, &state)))
+    });
+    let shared = shared.transpose().capturing("comparing", looking())?.unwrap_or_default();
+    state.pages = pages::store(look.data, subject, &ranges::minus(&rest, &shared), &frames)?;
     state.pages.extend(copied);
     let inherited = shared.iter().map(|r| PageRun { start: r.start, end: r.end, source: PageSource::Parent });
     state.pages.extend(inherited);
     state.pages.sort_by_key(|r| r.start);
-    Ok(Captured { state, frames })
+    Ok(Captured { state, pagemap: survey.pagemap })
+}
+
+fn joined_kept(parent: &MemoryState, child: &MemoryState) -> Vec<Range<u64>> {
+    ranges::joined(kinship::kept(parent, child))
 }
 
 /// The pages to keep: what is there in private memory that the kernel may not drop.
 fn wanted(state: &MemoryState, survey: &Survey) -> Vec<Range<u64>> {
     let private =
         state.vmas.iter().filter(|v| v.is_private() && !v.has(flag::DROPPABLE)).map(VmaState::range).collect();
-    let there = survey.regions.iter().filter(|r| r.is & page::GUARD == 0).map(|r| r.start..r.end).collect();
+    let found = survey.regions.iter().filter(|r| r.is & page::GUARD == 0).map(|r| r.start..r.end);
+    let there = found.chain(survey.unchanged.iter().map(|r| r.start..r.end)).collect();
     ranges::common(&ranges::joined(private), &ranges::joined(there))
 }
 

@@ -22,7 +22,6 @@ mod vdso;
 pub use capture::{Captured, Request, capture, check};
 pub use layout::Mapping;
 pub use mapped::MappedFiles;
-pub use pages::Frames;
 pub use plan::{MemoryBatch, Target, free_gap, late_batch, rebuild_batches};
 pub use state::{Backing, MemoryState, MmFields, PageRun, PageSource, VdsoState, VmaState};
 pub use survey::{Survey, mappings, survey, survey_all};

@@ -21,22 +21,32 @@ use super::state::{PageRun, PageSource};
 const PIECE: u64 = 32 << 20;
 /// A gap between pages that is read through rather than stepped over.
 const NEAR: u64 = 256 * PAGE;
+/// Pages in a row that a scan leaves out if they are known: each such gap is a call more.
+const WORTH_STEPPING_OVER: u64 = 2 << 20;
 
 /// The private pages that hold something (present or swapped, not of a file, not the page of zeros), and the guards.
-pub(super) fn find(pagemap: &File, mappings: &[Mapping]) -> io::Result<Vec<Region>> {
-    match find_by_scan(pagemap, mappings) {
+/// Whether those at `known` addresses (sorted, disjoint) are found is left open.
+pub(super) fn find(pagemap: &File, mappings: &[Mapping], known: &[Range<u64>]) -> io::Result<Vec<Region>> {
+    match find_by_scan(pagemap, mappings, known) {
         // before Linux 6.7
         Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => find_by_entries(pagemap, mappings),
         found => found,
     }
 }
 
-fn find_by_scan(pagemap: &File, mappings: &[Mapping]) -> io::Result<Vec<Region>> {
+fn find_by_scan(pagemap: &File, mappings: &[Mapping], known: &[Range<u64>]) -> io::Result<Vec<Region>> {
     let Some(last) = mappings.iter().map(|m| m.end).rfind(|end| *end <= 1 << 56) else { return Ok(Vec::new()) };
     let tell = page::PRESENT | page::SWAPPED | guard_bit(pagemap);
     let (none, any) = (page::FILE | page::ZERO, page::PRESENT | page::SWAPPED);
     let mut found = Vec::new();
-    pagemap::scan(pagemap, Scan { start: 0, end: last, none, any, tell, ..Scan::default() }, &mut found)?;
+    let large: Vec<Range<u64>> = known.iter().filter(|r| r.end - r.start >= WORTH_STEPPING_OVER).cloned().collect();
+    for part in ranges::without(0..last, &large) {
+        pagemap::scan(
+            pagemap,
+            Scan { start: part.start, end: part.end, none, any, tell, ..Scan::default() },
+            &mut found,
+        )?;
+    }
     Ok(found)
 }
 
@@ -85,7 +95,7 @@ mod entry {
 /// The page frame (or place in swap) behind each of some pages: equal at the same address in parent and child means that
 /// they share the page copy-on-write.
 #[derive(Clone, Debug, Default)]
-pub struct Frames {
+pub(super) struct Frames {
     /// First address, then one entry of pagemap a page; sorted.
     runs: Vec<(u64, Vec<u64>)>,
 }
@@ -112,6 +122,7 @@ impl Frames {
         in_rows(pages.filter(|(_, entry)| *entry & entry::EXCLUSIVE == 0).map(|(address, _)| address))
     }
 
+    /// The addresses that it knows.
     fn ranges(&self) -> Vec<Range<u64>> {
         self.runs.iter().map(|(start, frames)| *start..start + frames.len() as u64 * PAGE).collect()
     }
@@ -123,15 +134,16 @@ impl Frames {
         &frames[((range.start - start) / PAGE) as usize..((range.end - start) / PAGE) as usize]
     }
 
-    /// The pages that are the same in `parent`, among those at `kept` addresses (sorted, disjoint).
-    pub(super) fn shared_with(&self, parent: &Frames, kept: &[Range<u64>]) -> Vec<Range<u64>> {
-        let candidates = ranges::common(&ranges::common(&self.ranges(), &parent.ranges()), kept);
+    /// The pages that are the same in the process with page map `parent`, among those at `candidates` (sorted, disjoint).
+    pub(super) fn shared_with(&self, parent: &File, candidates: &[Range<u64>]) -> io::Result<Vec<Range<u64>>> {
+        let candidates = ranges::common(&self.ranges(), candidates);
+        let parent = Frames::read(parent, &candidates)?;
         let same = candidates.into_iter().flat_map(|range| {
             let pairs = self.of(&range).iter().zip(parent.of(&range));
             let addresses = (range.start..).step_by(PAGE as usize).zip(pairs);
             addresses.filter(|(_, (ours, theirs))| is_same(**ours, **theirs)).map(|(address, _)| address)
         });
-        in_rows(same)
+        Ok(in_rows(same))
     }
 }
 

@@ -6,10 +6,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::layout::{self, Mapping};
-use super::ranges;
-use super::state::MmFields;
+use super::state::{MmFields, PageRun};
 use super::tracking::Ahead;
-use super::{PAGE, pages};
+use super::{pages, ranges};
 use crate::error::{CaptureError, Context};
 use crate::ids::HostPid;
 use crate::sys::pagemap::Region;
@@ -22,6 +21,8 @@ pub struct Survey {
     pub mappings: Vec<Mapping>,
     /// Private pages that are there, and guards.
     pub(super) regions: Vec<Region>,
+    /// Private pages that were copied ahead and have not changed since; they may be missing from `regions`.
+    pub(super) unchanged: Vec<PageRun>,
     /// Fields of the kernel's; `brk` and `exe` are still open.
     pub(super) fields: MmFields,
     pub(super) pagemap: File,
@@ -68,9 +69,11 @@ pub fn survey(process: HostPid, ours: &[Range<u64>], ahead: Option<&Ahead>) -> R
     let ours = ranges::joined(ours.to_vec());
     let mappings: Vec<Mapping> = found.iter().flat_map(|m| cut(m, &ours)).collect();
     let pagemap = File::open(process.proc("pagemap")).capturing("opening", format!("/proc/{process}/pagemap"))?;
-    let regions = pages::find(&pagemap, &mappings).capturing("scanning the pages", format!("process {process}"))?;
+    let unchanged = ahead.map_or(Ok(Vec::new()), |ahead| ahead.unchanged(&mappings))?;
+    let regions = pages::find(&pagemap, &mappings, &pages::runs(&unchanged))
+        .capturing("scanning the pages", format!("process {process}"))?;
     let fields = read_fields(process)?;
-    Ok(Survey { process, mappings, regions, fields, pagemap })
+    Ok(Survey { process, mappings, regions, unchanged, fields, pagemap })
 }
 
 /// Surveys several processes (each with the ranges that are ours), with as many threads as there are processors.
@@ -137,13 +140,6 @@ fn parse_stat(stat: &[u8], auxv: Vec<u8>) -> Option<MmFields> {
         auxv,
         ..MmFields::default()
     })
-}
-
-impl Survey {
-    /// Pages of private memory that are there, in bytes: what a capture would at most copy.
-    pub fn private_bytes(&self) -> u64 {
-        self.regions.iter().map(|r| (r.end - r.start) / PAGE * PAGE).sum()
-    }
 }
 
 #[cfg(test)]

@@ -185,8 +185,8 @@ fn take(
     let seen = survey(host, &[], ahead).unwrap();
     know(look, host, &seen, known);
     let heap = seen.mappings.iter().find(|m| m.path == b"[heap]").unwrap();
-    let request = Request { subject: &subject(host), brk: heap.end, parent, has_children: parent.is_none(), ahead };
-    capture(look, &request, &seen).unwrap()
+    let request = Request { subject: &subject(host), brk: heap.end, parent };
+    capture(look, &request, seen).unwrap()
 }
 
 /// A process that will become something else: prepared as a seed is.
@@ -319,13 +319,9 @@ fn compare(old: HostPid, new: HostPid, state: &MemoryState, keep: &Range<u64>) {
 
 /// How many pages child and parent share copy-on-write.
 fn shared(parent: HostPid, child: HostPid, state: &MemoryState) -> u64 {
-    let frames = |host: HostPid| {
-        let pagemap = std::fs::File::open(host.proc("pagemap")).unwrap();
-        let own = ranges::joined(state.pages.iter().map(|r| r.start..r.end).collect());
-        Frames::read(&pagemap, &own).unwrap()
-    };
-    let whole = std::slice::from_ref(&(0..u64::MAX)).to_vec();
-    let all = frames(parent).shared_with(&frames(child), &whole);
+    let pagemap = |host: HostPid| std::fs::File::open(host.proc("pagemap")).unwrap();
+    let own = pages::runs(&state.pages);
+    let all = Frames::read(&pagemap(child), &own).unwrap().shared_with(&pagemap(parent), &own).unwrap();
     all.iter().map(|r| (r.end - r.start) / P).sum()
 }
 
@@ -454,7 +450,8 @@ fn what_is_followed_is_copied_once() {
     let before = look.data.end();
     let captured = take(&mut look, victim.parent, None, &mut Known::new(), Some(&ahead));
     println!("in the hold: {} pages", (look.data.end() - before) / P);
-    assert!(look.data.end() - before < 64 * P);
+    // modified pages of private file mappings are among them: these are not followed
+    assert!(look.data.end() - before < 160 * P);
     drop(look);
     let image = ImageReader::of_sink(sink).unwrap();
     assert!(stored(&image, &captured.state) == contents(victim.parent, &captured.state));

@@ -1,8 +1,9 @@
 //! Copying the memory of big processes while the pod runs, so that the hold does not grow with it.
 
 use std::collections::HashMap;
+use std::fs::File;
 
-use crate::ids::{HostPid, PodPid};
+use crate::ids::HostPid;
 use crate::image::DataSink;
 use crate::memory::{Ahead, ask_for_tracking};
 use crate::process::capture::pidfd;
@@ -31,7 +32,7 @@ impl MemoryAhead {
     pub fn look_ahead(init: HostPid, population: &Population, data: &mut DataSink) -> MemoryAhead {
         let mut ahead = MemoryAhead::default();
         let Ok(depth) = discover::depth_of(init) else { return ahead };
-        let big: Vec<&Found> = parents_first(population).into_iter().filter(|f| is_big(f)).collect();
+        let big: Vec<&Found> = population.live.iter().filter(|f| is_big(f)).collect();
         for found in &big {
             match follow(found, depth) {
                 Ok(followed) => drop(ahead.0.insert(found.subject.host, followed)),
@@ -40,7 +41,7 @@ impl MemoryAhead {
         }
         let mut last = u64::MAX;
         for _ in 0..MOST_ROUNDS {
-            let written = ahead.round(&big, data);
+            let written = ahead.round(&big, population, data);
             if written <= LITTLE || written > last / 2 {
                 break;
             }
@@ -51,16 +52,16 @@ impl MemoryAhead {
     }
 
     /// One round of copying over all of them; how much had been written.
-    fn round(&mut self, big: &[&Found], data: &mut DataSink) -> u64 {
+    fn round(&mut self, big: &[&Found], population: &Population, data: &mut DataSink) -> u64 {
         let mut written = 0;
         for found in big {
             let host = found.subject.host;
-            let Some(mut own) = self.0.remove(&host) else { continue };
-            let parent = big.iter().find(|p| p.subject.pod == found.stat.parent);
-            let parent = parent.and_then(|p| self.0.get(&p.subject.host));
-            if let Ok(round) = own.round(data, &found.subject, parent) {
-                written += round.written;
-                self.0.insert(host, own);
+            let Some(followed) = self.0.get_mut(&host) else { continue };
+            let parent = population.live.iter().find(|p| p.subject.pod == found.stat.parent);
+            let parent = parent.and_then(|p| File::open(p.subject.host.proc("pagemap")).ok());
+            match followed.round(data, &found.subject, parent.as_ref()) {
+                Ok(round) => written += round.written,
+                Err(_) => drop(self.0.remove(&host)),
             }
         }
         written
@@ -72,17 +73,6 @@ fn is_big(found: &Found) -> bool {
     // stopped, or in a wait that nothing interrupts: it could not answer now
     let answers = !matches!(found.stat.state, b'T' | b't' | b'D' | b'Z' | b'X');
     answers && kilobytes.is_some_and(|k| k << 10 >= WORTH_IT)
-}
-
-fn parents_first(population: &Population) -> Vec<&Found> {
-    let parent_of: HashMap<PodPid, PodPid> = population.live.iter().map(|f| (f.subject.pod, f.stat.parent)).collect();
-    let depth = |found: &&Found| {
-        let up = std::iter::successors(Some(found.subject.pod), |pid| parent_of.get(pid).copied());
-        up.take(population.live.len() + 1).count()
-    };
-    let mut all: Vec<&Found> = population.live.iter().collect();
-    all.sort_by_key(depth);
-    all
 }
 
 /// Holds the leader of a process for as long as it takes to have it make a userfaultfd.
