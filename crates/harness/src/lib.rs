@@ -3,6 +3,8 @@
 //! An [`experiment`] runs [`workload`]s in a [`lab`] (private network namespaces and a private registry of pods) and
 //! writes raw [`samples`]; [`report`] turns samples into plots, tables and a page, with the [`stats`].
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
 pub mod cli;
 pub mod client;
 pub mod experiment;

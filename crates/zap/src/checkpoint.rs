@@ -4,6 +4,7 @@
 //! every process that it held, which then walks home by itself (see `tracee`).
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -219,6 +220,10 @@ impl Checkpoint<'_> {
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
         look.upper = pod.upper();
         population.live.iter().try_for_each(|found| capture::check(&mut look, found)).map_err(|e| refused(pod, e))?;
+        let mut known = HashSet::new();
+        for found in &population.live {
+            files::check_mapped(&mut look, &found.subject, &mut known).map_err(|e| refused(pod, e))?;
+        }
         drop(look);
         let trees = Trees::look_ahead(pod, writer).map_err(|e| trees_failed(pod, e));
         if !self.was_suspended {

@@ -3,6 +3,8 @@
 //! Start reading at [`checkpoint`] and [`restart`]: they tell the two stories from top to bottom. `ARCHITECTURE.md`
 //! in the repository has the map.
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
 pub mod builder;
 pub mod checkpoint;
 pub mod cli;

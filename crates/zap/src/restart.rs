@@ -280,7 +280,7 @@ impl Image {
         clock.lap("network");
         grove.let_go().map_err(|e| self.failed(e))?;
         if let Some(network) = &pod.network {
-            network.announce().map_err(|source| network_failed(pod, source))?;
+            network.announce();
         }
         clock.lap("let-go");
         Ok(())

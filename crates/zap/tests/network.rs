@@ -186,7 +186,7 @@ fn a_pod_can_be_born_blocked() {
     assert!(!host.namespace.run(connects));
     pod.on_host(|network| {
         network.unblock().unwrap();
-        network.announce().unwrap();
+        network.announce();
     });
     assert_eq!(ask(&host.namespace, address.ip(), 80).unwrap(), "pod 198.18.0.1");
 }
@@ -204,7 +204,7 @@ fn an_announcement_reaches_the_neighbours_tables() {
     first.remove();
     let second = host.pod(Request { mac: Some([2, 9, 9, 9, 9, 9]), ..at(address) });
     serve(&second.namespace, "0.0.0.0:80", "second");
-    second.on_host(|network| network.announce().unwrap());
+    second.on_host(|network| network.announce());
     for neighbour in [&host.namespace, &other.namespace] {
         assert!(ask(neighbour, address, 80).unwrap().starts_with("second"));
     }

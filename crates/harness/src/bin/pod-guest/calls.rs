@@ -2,7 +2,7 @@
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[(&str, fn() -> Checked)] =
+pub(crate) const KINDS: &[crate::stage::Kind] =
     &[("waiting-calls", waiting_calls), ("waiting-timeouts", timeouts)];
 
 const LONG: libc::timeval = libc::timeval { tv_sec: 600, tv_usec: 0 };

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[(&str, fn() -> Checked)] = &[("clocks", clocks), ("clock-watchers", watchers)];
+pub(crate) const KINDS: &[crate::stage::Kind] = &[("clocks", clocks), ("clock-watchers", watchers)];
 
 const CLOCKS: [i32; 6] = [
     libc::CLOCK_REALTIME,

@@ -2,7 +2,7 @@
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[(&str, fn() -> Checked)] = &[
+pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("plain", plain),
     ("tree", tree),
     ("zombies", zombies),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[(&str, fn() -> Checked)] = &[
+pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("credentials", credentials),
     ("capabilities", capabilities),
     ("no-new-privileges", no_new_privileges),

@@ -21,9 +21,8 @@ mod survivor;
 mod threads;
 mod timers;
 
-use stage::Checked;
+use stage::Kind;
 
-type Kind = (&'static str, fn() -> Checked);
 
 /// Every kind, by topic.
 const TOPICS: &[&[Kind]] = &[

@@ -3,7 +3,7 @@
 use crate::memory::*;
 use crate::stage::*;
 
-pub(crate) const KINDS: &[(&str, fn() -> Checked)] = &[
+pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("protections", protections),
     ("grows-down", grows_down),
     ("advice", advice),

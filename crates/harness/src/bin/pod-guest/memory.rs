@@ -2,7 +2,7 @@
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[(&str, fn() -> Checked)] = &[
+pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("private", private),
     ("shared-anonymous", shared_anonymous),
     ("file-private", file_private),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[(&str, fn() -> Checked)] =
+pub(crate) const KINDS: &[crate::stage::Kind] =
     &[("general-registers", general), ("vector-registers", vector), ("x87", x87), ("segments", segments)];
 
 static GO: AtomicU32 = AtomicU32::new(0);

@@ -2,7 +2,7 @@
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[(&str, fn() -> Checked)] =
+pub(crate) const KINDS: &[crate::stage::Kind] =
     &[("groups", groups), ("daemon", daemon), ("daemon-family", daemon_family), ("background-job", background_job)];
 
 /// Session and group of the calling process.

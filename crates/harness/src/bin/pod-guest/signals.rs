@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[(&str, fn() -> Checked)] = &[
+pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("actions", actions),
     ("action-works", action_works),
     ("pending", pending),

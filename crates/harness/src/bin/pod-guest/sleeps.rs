@@ -3,7 +3,7 @@
 use crate::clocks::now;
 use crate::stage::*;
 
-pub(crate) const KINDS: &[(&str, fn() -> Checked)] = &[("sleeps", sleeps), ("long-sleep", long_sleep)];
+pub(crate) const KINDS: &[crate::stage::Kind] = &[("sleeps", sleeps), ("long-sleep", long_sleep)];
 
 const SECOND: i64 = 1_000_000_000;
 

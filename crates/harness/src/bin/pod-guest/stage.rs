@@ -9,6 +9,9 @@ use crate::portrait;
 /// Nothing, or what differs.
 pub(crate) type Checked = Result<(), String>;
 
+/// A kind of thing to check: its name, and the program that sets it up and checks it.
+pub(crate) type Kind = (&'static str, fn() -> Checked);
+
 /// The driver's word.
 const GO: &str = "/tmp/go";
 /// This program's own word to its threads and children, once it has seen that nothing has changed.

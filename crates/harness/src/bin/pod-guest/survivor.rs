@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[(&str, fn() -> Checked)] = &[("survivor", survivor)];
+pub(crate) const KINDS: &[crate::stage::Kind] = &[("survivor", survivor)];
 
 static STOP: AtomicBool = AtomicBool::new(false);
 

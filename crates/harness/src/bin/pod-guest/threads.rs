@@ -6,7 +6,7 @@ use std::sync::{Arc, Barrier, Condvar, Mutex};
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[(&str, fn() -> Checked)] = &[
+pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("threads", threads),
     ("thread-ids", thread_ids),
     ("rseq", rseq),

@@ -3,7 +3,7 @@
 use crate::signals::{block, poll_for, wait_for};
 use crate::stage::*;
 
-pub(crate) const KINDS: &[(&str, fn() -> Checked)] = &[
+pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("interval-timers", interval_timers),
     ("interval-ticks", interval_ticks),
     ("posix-timers", posix_timers),

@@ -235,10 +235,16 @@ impl Network {
     }
 
     /// Tells the bridge's neighbours where the pod's addresses are now (gratuitous ARP, unsolicited NA).
-    pub fn announce(&self) -> Result<(), NetworkError> {
-        let frames = announce::frames(&self.inner);
-        namespace::inside(self.init, || frames.iter().try_for_each(|frame| packet::send_frame(ETH0.1, frame)))
-            .map_err(kernel("announcing", &self.outer.ipv4.to_string()))
+    ///
+    /// It is done beside the caller: the kernel takes tens of milliseconds to close a packet socket.
+    pub fn announce(&self) {
+        let (frames, init, address) = (announce::frames(&self.inner), self.init, self.outer.ipv4);
+        std::thread::spawn(move || {
+            let send = || frames.iter().try_for_each(|frame| packet::send_frame(ETH0.1, frame));
+            if let Err(error) = namespace::inside(init, send) {
+                tracing::warn!("announcing {address}: {error}");
+            }
+        });
     }
 
     /// Takes back what this process holds for the pod (published ports), after reading a written-down connection.
