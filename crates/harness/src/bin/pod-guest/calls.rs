@@ -2,8 +2,7 @@
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[crate::stage::Kind] =
-    &[("waiting-calls", waiting_calls), ("waiting-timeouts", timeouts)];
+pub(crate) const KINDS: &[crate::stage::Kind] = &[("waiting-calls", waiting_calls), ("waiting-timeouts", timeouts)];
 
 const LONG: libc::timeval = libc::timeval { tv_sec: 600, tv_usec: 0 };
 static LONG_SPEC: libc::timespec = libc::timespec { tv_sec: 600, tv_nsec: 0 };

@@ -23,7 +23,6 @@ mod timers;
 
 use stage::Kind;
 
-
 /// Every kind, by topic.
 const TOPICS: &[&[Kind]] = &[
     family::KINDS,
