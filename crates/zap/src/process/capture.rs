@@ -245,6 +245,10 @@ pub fn check(look: &mut Look<'_>, found: &Found) -> Result<(), CaptureError> {
         return Err(subject.refuse("its PID namespace", "is nested in the pod's, which cannot be checkpointed yet"));
     }
     if found.stat.state == b'Z' {
+        // It may have ended altogether since it was found.
+        if fs::read_dir(subject.host.proc("task")).map_or(0, Iterator::count) < 2 {
+            return Ok(());
+        }
         return Err(subject.refuse("its first thread", "has ended while others run, which cannot be checkpointed yet"));
     }
     refuse_without_vdso(found)?;
