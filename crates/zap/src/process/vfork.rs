@@ -24,7 +24,7 @@ pub fn waiting(members: &[HostPid]) -> Option<Waiting> {
     members.iter().find_map(|process| {
         let threads = fs::read_dir(process.proc("task")).ok()?.flatten();
         let mut waiting = threads.map(|thread| Waiting { process: *process, stat: thread.path().join("stat") });
-        waiting.find(Waiting::goes_on)
+        waiting.find(Waiting::sleeps_in_vfork)
     })
 }
 
@@ -41,9 +41,21 @@ pub fn waits(process: HostPid) -> bool {
 
 impl Waiting {
     fn goes_on(&self) -> bool {
-        let stat = fs::read(&self.stat).unwrap_or_default();
-        let name_end = stat.iter().rposition(|byte| *byte == b')').unwrap_or(0);
-        stat.get(name_end + 2) == Some(&b'D')
+        self.state() == Some(b'D')
+    }
+
+    fn state(&self) -> Option<u8> {
+        let stat = fs::read(&self.stat).ok()?;
+        let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+        stat.get(name_end + 2).copied()
+    }
+
+    /// A thread counts as frozen a moment before it sleeps: only then its state tells in what.
+    fn sleeps_in_vfork(&self) -> bool {
+        while self.state() == Some(b'R') {
+            std::thread::yield_now();
+        }
+        self.goes_on()
     }
 
     /// Returns when it waits no more; the pod runs meanwhile. A child that takes its time is a reason to refuse.
