@@ -43,7 +43,7 @@ fn checkpoint_dies(options: &[&str]) {
         assert!(died.stderr.starts_with("zap: ") && died.stderr.lines().count() == 1, "{point}: {died:?}");
         if point == "checkpoint-written" && options.is_empty() {
             // The pod has ended, its image is whole.
-            assert_eq!(host.row("counter")["state"], "stopped");
+            eventually("it is known to have ended", || host.row("counter")["state"] == "stopped");
             host.ok(["rm", "counter"]);
             host.ok(["restart", image.to_str().unwrap(), "-d"]);
             Counter::of(&host, "counter").goes_on();
