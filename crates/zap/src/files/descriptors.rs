@@ -66,17 +66,20 @@ pub fn check_all(look: &mut Look<'_>, subject: &Subject, pidfd: &PidFd) -> Resul
     let checked = walk(subject, &mut |number| {
         let Some(copy) = copy(subject, pidfd, number)? else { return Ok(false) };
         let descriptor = describe(subject, number, copy)?;
-        let kind = kind_of(&descriptor)?;
-        kind.check(&descriptor)?;
-        if kind.name() == "regular" {
-            regular::look_ahead(look, &descriptor)?;
-        }
+        check_one(look, &descriptor)?;
         Ok(true)
     });
     match checked {
         Err(CaptureError::Vanished(_)) => Ok(()),
         other => other,
     }
+}
+
+/// Refuses a file that cannot be captured, and does ahead what its capture would take long for. The pod may run.
+pub(crate) fn check_one(look: &mut Look<'_>, descriptor: &super::Descriptor) -> Result<(), CaptureError> {
+    let kind = kind_of(descriptor)?;
+    kind.check(descriptor)?;
+    if kind.name() == "regular" { regular::look_ahead(look, descriptor) } else { Ok(()) }
 }
 
 /// Visits every number of a process's table. The numbers are nearly always dense, and how many there are is known:

@@ -44,6 +44,7 @@ pub mod timerfd;
 pub mod unlinked;
 
 pub use contents::Contents;
+pub(crate) use descriptors::check_one;
 pub use descriptors::{
     CloseOnExec, DescriptorState, ask_close_on_exec, check_all, check_mapped, process_descriptors, read_close_on_exec,
 };

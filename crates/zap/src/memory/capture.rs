@@ -7,7 +7,7 @@ use super::kinship;
 use super::layout::{Mapping, Nature, flag};
 use super::pages::{self, Frames};
 use super::state::{Backing, MemoryState, MmFields, PageRun, PageSource, VmaState};
-use super::survey::Survey;
+use super::survey::{Survey, mappings_with_flags};
 use super::{PAGE, mapped, ranges, vdso};
 use crate::error::{CaptureError, Context};
 use crate::look::{Look, Subject};
@@ -154,12 +154,16 @@ fn why_not(mapping: &Mapping) -> Option<&'static str> {
     }
 }
 
-/// Refuses what cannot be captured, while the process still runs.
-pub fn check(subject: &Subject, mappings: &[Mapping]) -> Result<(), CaptureError> {
-    match mappings.iter().filter(|m| m.nature() != Nature::Kernel).find_map(|m| why_not(m).map(|why| (m, why))) {
-        None => Ok(()),
-        Some((mapping, why)) => {
-            Err(subject.refuse(mapped::object(mapping), format!("{why}, which cannot be checkpointed yet")))
+/// Refuses what cannot be captured, and looks ahead at the files that are mapped, while the process still runs.
+pub fn check(look: &mut Look<'_>, subject: &Subject) -> Result<(), CaptureError> {
+    let Ok(mappings) = mappings_with_flags(subject.host) else { return Err(CaptureError::Vanished(subject.pod)) };
+    for mapping in mappings.iter().filter(|m| m.nature() != Nature::Kernel) {
+        if let Some(why) = why_not(mapping) {
+            return Err(subject.refuse(mapped::object(mapping), format!("{why}, which cannot be checkpointed yet")));
+        }
+        if mapping.nature() == Nature::File {
+            mapped::check(look, subject, mapping)?;
         }
     }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! The files behind mappings: one open file each, however many mappings and processes show it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -11,20 +11,47 @@ use crate::files;
 use crate::ids::FileId;
 use crate::look::{Look, Subject};
 
-/// The files met so far, by device, inode, path, and whether it is open for writing.
+/// The files met so far.
 #[derive(Default)]
-pub struct MappedFiles(pub(super) HashMap<(u64, u64, Vec<u8>, bool), FileId>);
+pub struct MappedFiles {
+    pub(super) met: HashMap<Key, FileId>,
+    checked: HashSet<Key>,
+}
+
+/// Device, inode, path, and whether it is open for writing.
+type Key = (u64, u64, Vec<u8>, bool);
+
+/// Refuses mapped files that cannot be captured, and looks at the others ahead, while the process runs.
+pub(super) fn check(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<(), CaptureError> {
+    if !look.mapped.checked.insert(key(mapping)) {
+        return Ok(());
+    }
+    // whatever vanished meanwhile is not there in the hold either, and what cannot be opened is for the hold to say
+    let Ok(file) = open(subject, mapping) else { return Ok(()) };
+    let descriptor = files::describe(subject, -1, file.into())?;
+    files::check_one(look, &descriptor)
+}
+
+fn key(mapping: &Mapping) -> Key {
+    (mapping.device, mapping.inode, mapping.path.clone(), is_writable(mapping))
+}
+
+fn is_writable(mapping: &Mapping) -> bool {
+    mapping.shared && mapping.flags.known & flag::MAY_WRITE != 0
+}
+
+fn open(subject: &Subject, mapping: &Mapping) -> std::io::Result<File> {
+    let path = subject.host.proc(&format!("map_files/{:x}-{:x}", mapping.start, mapping.end));
+    OpenOptions::new().read(true).write(is_writable(mapping)).custom_flags(libc::O_NOCTTY).open(path)
+}
 
 /// The file behind a mapping.
 pub(super) fn file_of(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<FileId, CaptureError> {
-    let writable = mapping.shared && mapping.flags.known & flag::MAY_WRITE != 0;
-    let key = (mapping.device, mapping.inode, mapping.path.clone(), writable);
-    if let Some(id) = look.mapped.0.get(&key) {
+    let key = key(mapping);
+    if let Some(id) = look.mapped.met.get(&key) {
         return Ok(*id);
     }
-    let path = subject.host.proc(&format!("map_files/{:x}-{:x}", mapping.start, mapping.end));
-    let opened = OpenOptions::new().read(true).write(writable).custom_flags(libc::O_NOCTTY).open(path);
-    let file = opened.capturing("opening", object(mapping))?;
+    let file = open(subject, mapping).capturing("opening", object(mapping))?;
     intern(look, subject, key, file)
 }
 
@@ -39,20 +66,15 @@ pub(super) fn executable(look: &mut Look<'_>, subject: &Subject) -> Result<Optio
     let file = File::open(subject.host.proc("exe")).capturing("opening", object())?;
     let found = file.metadata().capturing("looking at", object())?;
     let key = (found.dev(), found.ino(), link.as_os_str().as_bytes().to_vec(), false);
-    if let Some(id) = look.mapped.0.get(&key) {
+    if let Some(id) = look.mapped.met.get(&key) {
         return Ok(Some(*id));
     }
     intern(look, subject, key, file).map(Some)
 }
 
-fn intern(
-    look: &mut Look<'_>,
-    subject: &Subject,
-    key: (u64, u64, Vec<u8>, bool),
-    file: File,
-) -> Result<FileId, CaptureError> {
+fn intern(look: &mut Look<'_>, subject: &Subject, key: Key, file: File) -> Result<FileId, CaptureError> {
     let id = files::intern(look, files::describe(subject, -1, file.into())?)?;
-    look.mapped.0.insert(key, id);
+    look.mapped.met.insert(key, id);
     Ok(id)
 }
 

@@ -168,9 +168,9 @@ fn know(look: &mut Look<'_>, host: HostPid, seen: &Survey, known: &mut Known) {
         let id = FileId(1000 + known.len() as u32);
         // as it is known from a mapping, and as the executable is known
         let device = std::os::unix::fs::MetadataExt::dev(&opened.metadata().unwrap());
-        look.mapped.0.entry((m.device, m.inode, m.path.clone(), false)).or_insert(id);
-        let id = look.mapped.0[&(m.device, m.inode, m.path.clone(), false)];
-        look.mapped.0.insert((device, m.inode, m.path.clone(), false), id);
+        look.mapped.met.entry((m.device, m.inode, m.path.clone(), false)).or_insert(id);
+        let id = look.mapped.met[&(m.device, m.inode, m.path.clone(), false)];
+        look.mapped.met.insert((device, m.inode, m.path.clone(), false), id);
         known.entry(id).or_insert(opened);
     }
 }

@@ -7,7 +7,7 @@ use crate::error::{CaptureError, Context};
 use crate::files::{self, DescriptorState, PosixLock};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::look::{Look, Subject};
-use crate::memory::MemoryState;
+use crate::memory::{self, MemoryState};
 use crate::process::discover::{Found, PodProc, Zombie};
 use crate::process::hold::{HeldProcess, HoldError};
 use crate::process::limits;
@@ -264,7 +264,7 @@ pub fn check(look: &mut Look<'_>, found: &Found) -> Result<(), CaptureError> {
         Err(CaptureError::Vanished(_)) => return Ok(()),
         other => other?,
     };
-    match files::check_all(look, subject, &pidfd) {
+    match memory::check(look, subject).and_then(|()| files::check_all(look, subject, &pidfd)) {
         Err(CaptureError::Vanished(_)) => Ok(()),
         other => other,
     }
