@@ -157,10 +157,8 @@ pub fn assemble(
 ) -> Result<ProcessState, CaptureError> {
     let (subject, stat) = (&process.found.subject, &process.found.stat);
     let (cwd, root) = directories(look, subject)?;
-    let pending = match process.found.status.mask("ShdPnd") {
-        0 => Vec::new(),
-        _ => ptrace::pending_signals(subject.host, true).capturing("reading queued signals", subject.object())?,
-    };
+    // Asked now, not when the process was found: signals from outside arrived until it stopped.
+    let pending = ptrace::pending_signals(subject.host, true).capturing("reading queued signals", subject.object())?;
     let filters = answers.threads.first().map_or(0, |leader| leader.filters);
     if let Some(other) = answers.threads.iter().find(|thread| thread.filters != filters) {
         return Err(subject.refuse(

@@ -61,6 +61,7 @@ pub struct Asked {
     death_signal: Output,
     timer_slack: Call,
     securebits: Call,
+    name: Output,
 }
 
 const PR_GET_TID_ADDRESS: i32 = 40;
@@ -73,7 +74,9 @@ pub fn ask(batch: &mut Batch) -> Asked {
     let death_signal = batch.output(8);
     batch.attempt(libc::SYS_prctl, [libc::PR_GET_PDEATHSIG.into(), death_signal.into()]);
     let timer_slack = batch.attempt(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK.into()]);
-    Asked { stack, clear_tid, death_signal, timer_slack, securebits: credentials::ask(batch) }
+    let name = batch.output(16);
+    batch.attempt(libc::SYS_prctl, [libc::PR_GET_NAME.into(), name.into()]);
+    Asked { stack, clear_tid, death_signal, timer_slack, securebits: credentials::ask(batch), name }
 }
 
 /// What the tracer sees from outside; the extended state buffer is lent to save an allocation a thread.
@@ -94,11 +97,11 @@ pub fn capture(
         0 => Vec::new(),
         _ => ptrace::pending_signals(tid, false).capturing("reading queued signals", object())?,
     };
-    let command = std::fs::read(format!("/proc/{process}/task/{tid}/comm")).unwrap_or_default();
+    let name = results.output(asked.name);
     Ok(ThreadState {
         tid: pod,
         own_tid: held.name.own.1,
-        command: command.strip_suffix(b"\n").unwrap_or(&command).to_vec(),
+        command: name.split(|b| *b == 0).next().unwrap_or_default().to_vec(),
         registers: ptrace::registers_to_words(&held.registers),
         extended: trimmed(buffer).to_vec(),
         mask: held.mask,
