@@ -136,7 +136,7 @@ guests! {
 }
 
 refused! {
-    vfork "address space"
+    vfork "vfork"
     leader_gone "first thread"
     no_vdso "vDSO"
 }

@@ -155,6 +155,9 @@ pub fn arm(state: &TimersState, batch: &mut Batch) {
     };
     for (which, setting) in state.intervals.iter().enumerate().filter(|(_, setting)| **setting != [0; 4]) {
         let mut setting = *setting;
+        if which != 0 {
+            setting = without_tick(setting);
+        }
         if setting[2..] == [0, 0] {
             // It has expired, and the kernel sets it again once its signal, which is pending, is taken.
             setting[3] = 1;
@@ -169,9 +172,26 @@ pub fn arm(state: &TimersState, batch: &mut Batch) {
     }
 }
 
+/// The kernel adds a tick to whatever a timer of CPU time is set to, so that it never expires early; what was read has it
+/// already.
+fn without_tick(setting: TimerWords) -> TimerWords {
+    let tick = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE);
+    let tick = tick.map_or(0, |tick| tick.tv_nsec() as u64 / 1000);
+    let left = setting[2] * 1_000_000 + setting[3];
+    let left = if left > tick { left - tick } else { left };
+    [setting[0], setting[1], left / 1_000_000, left % 1_000_000]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tick_is_taken_off_once() {
+        let [_, _, seconds, micros] = without_tick([0, 0, 5, 0]);
+        assert!((4_980_000..5_000_000).contains(&(seconds * 1_000_000 + micros)));
+        assert_eq!(without_tick([1, 2, 0, 1]), [1, 2, 0, 1]);
+    }
 
     #[test]
     fn proc_timers() {
