@@ -4,7 +4,6 @@
 //! every process that it held, which then walks home by itself (see `tracee`).
 
 use std::collections::HashMap;
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -220,10 +219,6 @@ impl Checkpoint<'_> {
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
         look.upper = pod.upper();
         population.live.iter().try_for_each(|found| capture::check(&mut look, found)).map_err(|e| refused(pod, e))?;
-        let mut known = HashSet::new();
-        for found in &population.live {
-            files::check_mapped(&mut look, &found.subject, &mut known).map_err(|e| refused(pod, e))?;
-        }
         drop(look);
         let trees = Trees::look_ahead(pod, writer).map_err(|e| trees_failed(pod, e));
         if !self.was_suspended {
@@ -235,6 +230,9 @@ impl Checkpoint<'_> {
 
     /// Everybody stands still when this returns, and no packet reaches or leaves the pod.
     fn hold(&mut self) -> Result<HeldPod, CheckpointError> {
+        // The first reader of /proc/locks waits for an RCU grace period (some 10 ms), one soon after it does not: the look
+        // in the hold is to be the second.
+        let _ = files::holders_of_posix_locks();
         self.clock.begin_hold();
         if let Some(network) = &self.pod.network {
             self.pod.journal.record(Undo::Unblock)?;

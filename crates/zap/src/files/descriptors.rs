@@ -1,7 +1,6 @@
 //! The descriptor table of a process: which number leads to which open file description.
 
 use std::cmp::Ordering;
-use std::collections::HashSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
@@ -159,28 +158,6 @@ pub fn read_close_on_exec(subject: &Subject, descriptors: &mut [DescriptorState]
         let flags = info.lines().find_map(|l| l.strip_prefix("flags:")).map(str::trim);
         let flags = flags.and_then(|f| i32::from_str_radix(f, 8).ok()).unwrap_or(0);
         descriptor.close_on_exec = flags & libc::O_CLOEXEC != 0;
-    }
-    Ok(())
-}
-
-/// As [`check_all`], for the files that a process has mapped and that `known` (device, inode) does not name yet.
-pub fn check_mapped(
-    look: &mut Look<'_>,
-    subject: &Subject,
-    known: &mut HashSet<(u64, u64)>,
-) -> Result<(), CaptureError> {
-    // A process that is about to end maps nothing.
-    for mapping in crate::memory::mappings(subject.host).unwrap_or_default() {
-        if mapping.inode == 0 || !known.insert((mapping.device, mapping.inode)) {
-            continue;
-        }
-        let path = subject.host.proc(&format!("map_files/{:x}-{:x}", mapping.start, mapping.end));
-        // Unmapped since the list was read: the process runs.
-        let Ok(file) = std::fs::File::open(path) else { continue };
-        let descriptor = describe(subject, -1, file.into())?;
-        if kind_of(&descriptor).is_ok_and(|kind| kind.name() == "regular") {
-            regular::look_ahead(look, &descriptor)?;
-        }
     }
     Ok(())
 }

@@ -46,7 +46,7 @@ pub mod unlinked;
 pub use contents::Contents;
 pub(crate) use descriptors::check_one;
 pub use descriptors::{
-    CloseOnExec, DescriptorState, ask_close_on_exec, check_all, check_mapped, process_descriptors, read_close_on_exec,
+    CloseOnExec, DescriptorState, ask_close_on_exec, check_all, process_descriptors, read_close_on_exec,
 };
 pub use identity::{FileIdentity, HashCache, identity_of};
 pub use late::{Late, LateFiles};

@@ -166,7 +166,8 @@ fn rows_chart<'b>(
             .margin(10)
             .x_label_area_size(44)
             .y_label_area_size(LABELS)
-            .build_cartesian_2d(range, (0..labels.len().saturating_sub(1)).into_segmented())
+            // A range of one has no key points, and so no label: a single row is drawn below an empty one.
+            .build_cartesian_2d(range, (0..labels.len().saturating_sub(1).max(1)).into_segmented())
             .map_err(|e| failed(&e))?;
         let row_label = |row: &SegmentValue<usize>| match row {
             SegmentValue::CenterOf(i) => labels.get(*i).copied().unwrap_or_default().to_string(),
@@ -174,7 +175,7 @@ fn rows_chart<'b>(
         };
         let mut mesh = chart.configure_mesh();
         mesh.x_desc(unit).label_style(FONT).axis_desc_style(FONT).light_line_style(TRANSPARENT);
-        mesh.y_labels(labels.len()).y_label_formatter(&row_label).disable_y_mesh();
+        mesh.y_labels(labels.len().max(2)).y_label_formatter(&row_label).disable_y_mesh();
         mesh.draw().map_err(|e| failed(&e))?;
         draw(&mut chart, labels.len()).map_err(|e| failed(&e))?;
         if legend {
