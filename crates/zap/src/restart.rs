@@ -273,6 +273,7 @@ impl Image {
         }
         if let Some(network) = &pod.network {
             network.unblock().map_err(|source| network_failed(pod, source))?;
+            network.forget_unanswered().map_err(|source| network_failed(pod, source))?;
         }
         pod.journal.done(&Undo::Unblock)?;
         self.awaken(&builder)?;

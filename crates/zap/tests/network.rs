@@ -247,6 +247,39 @@ fn copies_keep_their_address_inside_and_are_reached_at_others() {
 }
 
 #[test]
+fn what_a_blocked_pod_asked_for_is_not_waited_for() {
+    let host = Host::new();
+    let (pod, other) = (host.pod(Request { blocked: true, ..Request::default() }), host.pod(Request::default()));
+    let peers = [IpAddr::from(other.network.outer().ipv4), other.network.outer().ipv6.into()];
+    let ask_for = move || {
+        let socket = UdpSocket::bind("[::]:0").unwrap();
+        for peer in peers {
+            let mapped = match peer {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+                IpAddr::V6(v6) => v6,
+            };
+            socket.send_to(b"?", (mapped, 9)).unwrap();
+        }
+    };
+    let unanswered = || {
+        pod.namespace.run(|| {
+            let listed =
+                std::process::Command::new("ip").args(["neigh", "show", "nud", "incomplete"]).output().unwrap();
+            String::from_utf8(listed.stdout).unwrap().lines().count()
+        })
+    };
+    pod.namespace.run(ask_for);
+    assert_eq!(unanswered(), 2);
+    pod.on_host(|network| {
+        network.unblock().unwrap();
+        network.forget_unanswered().unwrap();
+    });
+    assert_eq!(unanswered(), 0);
+    serve(&other.namespace, "0.0.0.0:80", "other");
+    assert!(ask(&pod.namespace, peers[0], 80).is_ok_and(|said| said.starts_with("other")));
+}
+
+#[test]
 fn a_copy_can_talk_out_under_its_outer_address() {
     let host = Host::new();
     let original = host.pod(Request::default());

@@ -107,6 +107,7 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         network.resume(init).map_err(failed)?;
         if pending.contains(&Undo::Unblock) {
             network.unblock().map_err(failed)?;
+            network.forget_unanswered().map_err(failed)?;
         }
     }
     journal.done(&Undo::Unblock)?;

@@ -10,6 +10,7 @@ mod filter;
 mod lease;
 mod links;
 mod namespace;
+mod neighbours;
 mod netlink;
 mod probe;
 mod publish;
@@ -226,6 +227,13 @@ impl Network {
     /// Lets packets through again.
     pub fn unblock(&self) -> Result<(), NetworkError> {
         self.set_port(PortState::Forwarding)
+    }
+
+    /// Has the pod ask anew for the neighbours that it asked for while it was blocked: it would wait for a second before it
+    /// did so by itself, with all that it has for them.
+    pub fn forget_unanswered(&self) -> Result<(), NetworkError> {
+        let forget = || neighbours::forget_unanswered(&Channel::route()?, ETH0.1);
+        namespace::inside(self.init, forget).map_err(kernel("forgetting", "neighbours that were not heard of"))
     }
 
     fn set_port(&self, state: PortState) -> Result<(), NetworkError> {

@@ -125,6 +125,11 @@ impl Batch {
         self
     }
 
+    /// Whether there is nothing in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
     /// Appends a message that is not a request but the frame of requests.
     pub(super) fn mark(&mut self, kind: u16, body: &[u8]) {
         message(&mut self.bytes, kind, 0, self.steps.len() as u32, body);
