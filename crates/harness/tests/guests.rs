@@ -133,6 +133,7 @@ guests! {
     private shared_anonymous file_private file_shared file_deleted copy_on_write heap big
     protections grows_down advice locked many_mappings executable_memory low_address vdso program_replaced memfd
     waiting_calls waiting_timeouts sleeps long_sleep survivor
+    inotify inotify_renamed inotify_nameless inotify_shared inotify_unread inotify_many
 }
 
 refused! {

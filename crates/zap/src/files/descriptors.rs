@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
-use super::{describe, intern_file, kind_of, regular};
+use super::{describe, intern_file, kind_of};
 use crate::error::{CaptureError, Context};
 use crate::ids::FileId;
 use crate::look::{Look, Subject};
@@ -78,7 +78,7 @@ pub fn check_all(look: &mut Look<'_>, subject: &Subject, pidfd: &PidFd) -> Resul
 pub(crate) fn check_one(look: &mut Look<'_>, descriptor: &super::Descriptor) -> Result<(), CaptureError> {
     let kind = kind_of(descriptor)?;
     kind.check(descriptor)?;
-    if kind.name() == "regular" { regular::look_ahead(look, descriptor) } else { Ok(()) }
+    kind.look_ahead(look, descriptor)
 }
 
 /// Visits every number of a process's table. The numbers are nearly always dense, and how many there are is known:

@@ -18,6 +18,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod fifo;
 pub mod identity;
+pub mod inotify;
 mod late;
 pub mod locks;
 pub mod memfd;
@@ -42,6 +43,7 @@ mod terminal_queue;
 pub(crate) mod testing;
 pub mod timerfd;
 pub mod unlinked;
+pub mod watched;
 
 pub use contents::Contents;
 pub(crate) use descriptors::check_one;
@@ -150,6 +152,11 @@ pub trait FileKind: Sync {
         Ok(())
     }
 
+    /// Does ahead, while the pod runs, what a capture would take long for. The default has nothing.
+    fn look_ahead(&self, _look: &mut Look<'_>, _descriptor: &Descriptor) -> Result<(), CaptureError> {
+        Ok(())
+    }
+
     /// Whether a state of this kind names other files, so that it is captured when all have been met (see [`finish`]).
     fn refers_to_others(&self) -> bool {
         false
@@ -243,6 +250,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &pty::Pty,
     &crate::sockets::Unix,
     &pidfd::Pidfd,
+    &inotify::Inotify,
 ];
 
 /// The kind of that name.

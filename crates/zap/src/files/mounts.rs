@@ -16,6 +16,8 @@ use super::Descriptor;
 pub struct Mount {
     /// Its number, unique on the host.
     pub id: u64,
+    /// The device number of its file system.
+    pub device: u64,
     /// The directory of the file system that it shows.
     pub root: PathBuf,
     /// Where it is mounted, as the process whose file was read sees it.
@@ -58,6 +60,25 @@ impl Mounts {
             self.known.extend(parse(&lines).map(|m| (m.id, m)));
         }
         Ok(self.known.get(&id))
+    }
+
+    /// A mount of the file system with that device number, the whole of it if there is one, as `init` or, failing that,
+    /// `process` sees it.
+    pub(super) fn of_device(
+        &mut self,
+        device: u64,
+        init: HostPid,
+        process: HostPid,
+    ) -> std::io::Result<Option<&Mount>> {
+        for pid in [init, process] {
+            if self.known.values().any(|m| m.device == device) {
+                break;
+            }
+            let lines = std::fs::read(pid.proc("mountinfo"))?;
+            self.known.extend(parse(&lines).map(|m| (m.id, m)));
+        }
+        let mounts = self.known.values().filter(|m| m.device == device);
+        Ok(mounts.min_by_key(|m| (m.root.as_os_str().len(), m.id)))
     }
 }
 
@@ -105,6 +126,7 @@ fn line(line: &[u8]) -> Option<Mount> {
     let options = fields.get(dash + 3).copied().unwrap_or_default();
     Some(Mount {
         id: number(fields[0])?,
+        device: device(fields[2])?,
         root: path_of(unescape(fields[3])),
         point: path_of(unescape(fields[4])),
         file_system: String::from_utf8_lossy(fields.get(dash + 1)?).into_owned(),
@@ -130,6 +152,12 @@ pub(crate) fn unescape(text: &[u8]) -> Vec<u8> {
         }
     }
     out
+}
+
+/// `8:1`
+fn device(field: &[u8]) -> Option<u64> {
+    let (major, minor) = std::str::from_utf8(field).ok()?.split_once(':')?;
+    Some(libc::makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
 fn path_of(bytes: Vec<u8>) -> PathBuf {

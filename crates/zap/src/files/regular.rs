@@ -61,6 +61,15 @@ impl FileKind for Regular {
             && !super::of_proc(descriptor)
     }
 
+    fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
+        let path = reopen::as_path(&descriptor.link);
+        if unlinked::is_named(look, descriptor, &descriptor.link) && origin(look, descriptor, path)? == Origin::Lower {
+            // Whatever is wrong with the file is for the capture to say.
+            identity::identity_of(&identity::in_root(&look.spec.root, &descriptor.link)).ok();
+        }
+        Ok(())
+    }
+
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
         let (path, source) = source(look, descriptor)?;
         Ok(encode(&RegularState { path, flags: descriptor.flags(), position: descriptor.position(), source }))
@@ -112,16 +121,6 @@ fn lower(look: &mut Look<'_>, descriptor: &Descriptor, path: &[u8]) -> Result<So
             Ok(Source::Carried(found.unwrap_or(other), contents))
         }
     }
-}
-
-/// Computes, while the pod runs, what a capture of `descriptor` will ask for.
-pub(super) fn look_ahead(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
-    let path = reopen::as_path(&descriptor.link);
-    if unlinked::is_named(look, descriptor, &descriptor.link) && origin(look, descriptor, path)? == Origin::Lower {
-        // Whatever is wrong with the file is for the capture to say.
-        identity::identity_of(&identity::in_root(&look.spec.root, &descriptor.link)).ok();
-    }
-    Ok(())
 }
 
 fn open(rebuild: &mut Rebuild<'_>, state: &RegularState) -> Result<OwnedFd, RebuildError> {

@@ -73,6 +73,11 @@ impl FileTable {
         Some((id, self.file(id)?))
     }
 
+    /// Every description that was met.
+    pub fn all(&self) -> impl Iterator<Item = (FileId, &Arc<OwnedFd>)> {
+        self.met.iter().zip(0u32..).map(|(m, n)| (FileId(n), &m.file))
+    }
+
     /// Every description of an inode that was met.
     pub fn of_inode(&self, device: u64, inode: u64) -> impl Iterator<Item = (FileId, &Arc<OwnedFd>)> {
         let same = move |m: &&Met| m.device == device && m.inode == inode;

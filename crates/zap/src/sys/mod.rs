@@ -29,6 +29,7 @@ pub mod terminal;
 pub(crate) mod testing;
 pub mod tty;
 pub mod userfault;
+pub mod watch;
 
 use std::io;
 

@@ -20,6 +20,7 @@ mod stage;
 mod survivor;
 mod threads;
 mod timers;
+mod watches;
 
 use stage::Kind;
 
@@ -38,6 +39,7 @@ const TOPICS: &[&[Kind]] = &[
     calls::KINDS,
     sleeps::KINDS,
     survivor::KINDS,
+    watches::KINDS,
 ];
 
 fn main() {
