@@ -54,6 +54,9 @@ pub struct Options {
     pub parent: Option<PathBuf>,
     /// Carry the contents of the root's files that the pod has open or mapped.
     pub carry_files: bool,
+    /// Copy memory in the hold alone, and nothing of it while the pod runs.
+    #[serde(default)]
+    pub stop_and_copy: bool,
     /// The fault point at which the monitor is to die ([`crate::fault`]).
     #[serde(default)]
     pub fault: Option<String>,
@@ -87,6 +90,9 @@ pub struct Stats {
     pub processes: u64,
     /// Threads in it.
     pub threads: u64,
+    /// Times that memory was looked through: the last one with the pod held.
+    #[serde(default)]
+    pub rounds: u64,
 }
 
 /// Why a checkpoint was not taken. The pod runs on.
@@ -108,6 +114,25 @@ pub enum CheckpointError {
         /// What and why.
         source: TraceeError,
     },
+    /// It was to be given away, and nobody took it.
+    #[error("pod {pod} goes on here: {why}")]
+    Kept {
+        /// The pod's name.
+        pod: String,
+        /// Why.
+        why: String,
+    },
+    /// It was given away, and nobody can tell whether it arrived.
+    #[error(
+        "pod {pod} is held, for it may be running at the destination: {why}; look there, then say \
+        `zap migrate --resolve {pod} keep` or `drop`"
+    )]
+    InDoubt {
+        /// The pod's name.
+        pod: String,
+        /// Why.
+        why: String,
+    },
     /// The image could not be written.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -128,9 +153,47 @@ impl CheckpointError {
 
 /// Writes a pod down. On an error the pod goes on as it was.
 pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
+    on_a_thread(pod, |pod| {
+        let image = Undo::Image(options.output.clone());
+        pod.journal.record(image.clone())?;
+        let writer = ImageWriter::create(&options.output, options.compress);
+        let told = writer.map_err(CheckpointError::from).and_then(|writer| tell(pod, options, writer, None));
+        pod.journal.done(&image)?;
+        told
+    })
+}
+
+/// Sends a pod to whoever puts the parts of its image together; `give` is called when all of them are there, with the pod
+/// still held. On an error the pod goes on as it was, unless [`Given::InDoubt`] is what came of it.
+pub fn send(
+    pod: &mut LivePod,
+    options: &Options,
+    writer: ImageWriter,
+    give: &mut Give<'_>,
+) -> Result<Stats, CheckpointError> {
+    on_a_thread(pod, |pod| tell(pod, options, writer, Some(give)))
+}
+
+/// Gives a held pod away.
+pub type Give<'a> = dyn FnMut(&mut LivePod) -> Given + Send + 'a;
+
+/// What came of giving a pod away.
+pub enum Given {
+    /// It runs elsewhere.
+    Away,
+    /// It does not: it goes on here.
+    Kept(String),
+    /// Nobody can tell: it stays held, and the network blocked.
+    InDoubt(String),
+}
+
+fn on_a_thread(
+    pod: &mut LivePod,
+    tell: impl FnOnce(&mut LivePod) -> Result<Stats, CheckpointError> + Send,
+) -> Result<Stats, CheckpointError> {
     let name = pod.spec.name.clone();
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| tell(pod, options));
+        let thread = scope.spawn(|| tell(pod));
         thread.join().unwrap_or_else(|_| {
             let source = CaptureError::Unexpected { object: "the tracer".into(), what: "panic".into() };
             Err(CheckpointError::Capture { pod: name, source })
@@ -139,20 +202,27 @@ pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, Checkpo
 }
 
 /// Whatever happens, no part of an image stays, and on an error the pod is as suspended as it was.
-fn tell(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
+fn tell(
+    pod: &mut LivePod,
+    options: &Options,
+    writer: ImageWriter,
+    give: Option<&mut Give<'_>>,
+) -> Result<Stats, CheckpointError> {
     let was_suspended = pod.cgroup.is_frozen();
-    let image = Undo::Image(options.output.clone());
-    pod.journal.record(image.clone())?;
-    let told = tell_stages(pod, options);
-    if told.is_err() && !was_suspended {
+    let told = tell_stages(pod, options, writer, give);
+    let goes_on = !matches!(told, Ok(_) | Err(CheckpointError::InDoubt { .. }));
+    if goes_on && !was_suspended {
         pod.cgroup.thaw()?;
     }
-    pod.journal.done(&image)?;
     told
 }
 
-fn tell_stages(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
-    let mut writer = ImageWriter::create(&options.output, options.compress)?;
+fn tell_stages(
+    pod: &mut LivePod,
+    options: &Options,
+    mut writer: ImageWriter,
+    give: Option<&mut Give<'_>>,
+) -> Result<Stats, CheckpointError> {
     let mut checkpoint = Checkpoint {
         was_suspended: pod.cgroup.is_frozen(),
         memory: MemoryAhead::default(),
@@ -172,14 +242,21 @@ fn tell_stages(pod: &mut LivePod, options: &Options) -> Result<Stats, Checkpoint
     fault::point("checkpoint-captured");
     if options.afterwards == Afterwards::Gone {
         // The pod stays held until its image is whole, and ends while it is held: should writing fail, it goes on.
-        stats.holds_us.push(checkpoint.clock.held());
-        match checkpoint.write(captured, writer, &mut stats) {
+        let held_until_written = checkpoint.clock.held();
+        let giving = give.is_some();
+        let written = checkpoint.write(captured, writer, &mut stats);
+        match written.and_then(|()| checkpoint.give(give)) {
             Ok(()) => checkpoint.end(held)?,
+            Err(error @ CheckpointError::InDoubt { .. }) => {
+                checkpoint.leave_held(held)?;
+                return Err(error);
+            }
             Err(error) => {
                 checkpoint.let_go(held)?;
                 return Err(error);
             }
         }
+        stats.holds_us.push(if giving { checkpoint.clock.held() } else { held_until_written });
     } else {
         checkpoint.let_go(held)?;
         stats.holds_us.push(checkpoint.clock.held());
@@ -221,7 +298,7 @@ impl Checkpoint<'_> {
         population.live.iter().try_for_each(|found| capture::check(&mut look, found)).map_err(|e| refused(pod, e))?;
         drop(look);
         let trees = Trees::look_ahead(pod, writer).map_err(|e| trees_failed(pod, e));
-        if !self.was_suspended {
+        if !self.was_suspended && !self.options.stop_and_copy {
             self.memory = MemoryAhead::look_ahead(pod.init, &population, &mut writer.data);
         }
         self.clock.lap("look-ahead");
@@ -321,6 +398,26 @@ impl Checkpoint<'_> {
         let gone = cleared.and_then(Cleared::let_go);
         self.put_back()?;
         self.clock.lap("let-go");
+        gone.map_err(|source| CheckpointError::Tracee { pod: self.pod.spec.name.clone(), source })
+    }
+
+    /// Gives the pod away, if that is what this is for.
+    fn give(&mut self, give: Option<&mut Give<'_>>) -> Result<(), CheckpointError> {
+        let Some(give) = give else { return Ok(()) };
+        let pod = self.pod.spec.name.clone();
+        match give(self.pod) {
+            Given::Away => Ok(()),
+            Given::Kept(why) => Err(CheckpointError::Kept { pod, why }),
+            Given::InDoubt(why) => Err(CheckpointError::InDoubt { pod, why }),
+        }
+    }
+
+    /// Lets go of a pod that stands still nevertheless: it may be running elsewhere.
+    fn leave_held(&mut self, held: HeldPod) -> Result<(), CheckpointError> {
+        // It was frozen when it was given up; stopped tracees count as frozen, and stay so when they are let go.
+        let gone = held.clear().and_then(Cleared::let_go);
+        self.pod.journal.done(&Undo::Thaw)?;
+        self.pod.journal.done(&Undo::Sockets)?;
         gone.map_err(|source| CheckpointError::Tracee { pod: self.pod.spec.name.clone(), source })
     }
 

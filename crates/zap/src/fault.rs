@@ -1,11 +1,11 @@
 //! Named fault points: where a test can have zap die.
 //!
-//! `ZAP_FAULT=NAME` in the environment of `zap checkpoint` or `zap restart` makes the pod's monitor kill itself (SIGKILL) when
+//! `ZAP_FAULT=NAME` in the environment of `zap checkpoint`, `restart`, `migrate` or `receive` makes the pod's monitor kill itself (SIGKILL) when
 //! it comes to that point. Nothing else reads it.
 
 use std::sync::Mutex;
 
-/// Every point, in the order in which a checkpoint and a restart come to them.
+/// Every point, in the order in which a checkpoint, a restart, and the two sides of a migration come to them.
 pub const POINTS: &[&str] = &[
     "checkpoint-begin",
     "checkpoint-looked-ahead",
@@ -22,6 +22,17 @@ pub const POINTS: &[&str] = &[
     "restart-tree",
     "restart-before-let-go",
     "restart-done",
+    "migrate-welcomed",
+    "migrate-sent",
+    "migrate-ready",
+    "migrate-given-up",
+    "migrate-told",
+    "migrate-away",
+    "receive-welcomed",
+    "receive-complete",
+    "receive-ready",
+    "receive-told",
+    "receive-running",
 ];
 
 static ARMED: Mutex<Option<String>> = Mutex::new(None);
@@ -29,6 +40,11 @@ static ARMED: Mutex<Option<String>> = Mutex::new(None);
 /// The point that the environment of this command asks for.
 pub fn wanted() -> Option<String> {
     std::env::var("ZAP_FAULT").ok().filter(|name| POINTS.contains(&name.as_str()))
+}
+
+/// The frame of a migration before which this side's stream is to break (`ZAP_CUT=NUMBER`, counted from 0): for tests.
+pub fn cut_wanted() -> Option<u64> {
+    std::env::var("ZAP_CUT").ok()?.parse().ok()
 }
 
 /// Arms a point in this process, or disarms all.

@@ -19,6 +19,7 @@ pub mod ipc;
 pub mod layer;
 pub mod look;
 pub mod memory;
+pub mod migrate;
 pub mod monitor;
 pub mod pod;
 pub mod probe;

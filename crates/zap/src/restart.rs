@@ -93,6 +93,14 @@ pub enum RestartError {
     /// The new pod could not be made.
     #[error(transparent)]
     Pod(#[from] PodError),
+    /// Whoever was to give it up did not.
+    #[error("pod {pod} was not handed over: {why}")]
+    NotGiven {
+        /// The pod's name in the image.
+        pod: String,
+        /// Why.
+        why: String,
+    },
     /// A defect of zap.
     #[error("the restart ended unexpectedly; its log has the reason")]
     Panicked,
@@ -122,19 +130,46 @@ impl RestartError {
 /// What PID 1 runs in the child that builds.
 pub use crate::builder::run as builder;
 
+/// Asked when the whole pod is rebuilt and held: an error ends it, and nothing is left.
+pub type Gate<'a> = dyn FnMut(&LivePod) -> Result<(), String> + Send + 'a;
+
 /// Starts an image again. On an error nothing is left of the attempt. The caller must be its process's only thread.
 pub fn restart(store: Store, options: &Options) -> Result<(LivePod, Stats), RestartError> {
-    let mut clock = Clock::start();
-    let image = Image::read(options)?;
+    let clock = Clock::start();
+    let reader = ImageReader::open(&options.image)?;
+    reader.verify_data()?;
+    restart_image(store, reader, options, clock, &mut |_| Ok(()))
+}
+
+/// Starts an image again that was received, and checked, as soon as `gate` opens. Otherwise as [`restart`].
+pub fn restart_received(
+    store: Store,
+    reader: ImageReader,
+    options: &Options,
+    gate: &mut Gate<'_>,
+) -> Result<(LivePod, Stats), RestartError> {
+    restart_image(store, reader, options, Clock::start(), gate)
+}
+
+fn restart_image(
+    store: Store,
+    reader: ImageReader,
+    options: &Options,
+    mut clock: Clock,
+    gate: &mut Gate<'_>,
+) -> Result<(LivePod, Stats), RestartError> {
+    let image = Image::of(reader, options)?;
     clock.lap("verify");
-    fault::arm(options.fault.as_deref());
+    if options.fault.is_some() {
+        fault::arm(options.fault.as_deref());
+    }
     fault::point("restart-verified");
     let mut pod = image.namespaces(store, options)?;
     clock.lap("namespaces");
     fault::point("restart-namespaces");
     // On a thread of its own: ptrace belongs to threads, and the end of this one lets go of whatever a failure left held.
     let rebuilt = std::thread::scope(|scope| {
-        let thread = scope.spawn(|| image.rebuild(&mut pod, &mut clock));
+        let thread = scope.spawn(|| image.rebuild(&mut pod, &mut clock, gate));
         thread.join().unwrap_or(Err(RestartError::Panicked))
     });
     if let Err(error) = rebuilt {
@@ -151,7 +186,9 @@ pub fn restart(store: Store, options: &Options) -> Result<(LivePod, Stats), Rest
 
 /// Says whether an image could be restarted here; changes nothing.
 pub fn verify(options: &Options) -> Result<(), RestartError> {
-    Image::read(options).map(drop)
+    let reader = ImageReader::open(&options.image)?;
+    reader.verify_data()?;
+    Image::of(reader, options).map(drop)
 }
 
 /// An image, read and verified.
@@ -166,10 +203,8 @@ struct Image {
 }
 
 impl Image {
-    fn read(options: &Options) -> Result<Image, RestartError> {
-        let reader = ImageReader::open(&options.image)?;
+    fn of(reader: ImageReader, options: &Options) -> Result<Image, RestartError> {
         reader.check_kinds(record::KNOWN)?;
-        reader.verify_data()?;
         let mut pod: PodRecord = reader.one("pod")?;
         let processes: Vec<ProcessState> = reader.every("process")?;
         let zombies: Vec<EndedState> = reader.one("zombies")?;
@@ -235,7 +270,7 @@ impl Image {
     }
 
     /// Files, tree, memory, and everything else; ends with everybody let go.
-    fn rebuild(&self, pod: &mut LivePod, clock: &mut Clock) -> Result<(), RestartError> {
+    fn rebuild(&self, pod: &mut LivePod, clock: &mut Clock, gate: &mut Gate<'_>) -> Result<(), RestartError> {
         trees::unpack_tmpfs(&self.reader, pod.init).map_err(|e| self.failed(e))?;
         let common = self.common(pod)?;
         let builder = self.build(pod, &common)?;
@@ -264,6 +299,8 @@ impl Image {
         fault::point("restart-tree");
         self.settle(&grove, &builder)?;
         ipc::remove_marked(pod.init, &self.ipc).map_err(|e| self.failed(e))?;
+        // Should this monitor die before it is told to go on, the pod dies with it.
+        gate(pod).map_err(|why| RestartError::NotGiven { pod: self.pod.spec.name.clone(), why })?;
         grove.come_of_age().map_err(|e| self.failed(e))?;
         fault::point("restart-before-let-go");
         // From here on the pod lives, whatever becomes of this monitor.

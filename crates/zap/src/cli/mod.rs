@@ -10,8 +10,10 @@ mod inspect;
 mod kill;
 mod logs;
 mod ls;
+mod migrate;
 mod options;
 mod ps;
+mod receive;
 mod restart;
 mod rm;
 mod run;
@@ -65,6 +67,8 @@ enum Command {
     Resume(suspend::ResumeArgs),
     Checkpoint(checkpoint::Args),
     Restart(restart::Args),
+    Migrate(migrate::Args),
+    Receive(receive::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Check(check::Args),
@@ -122,6 +126,8 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Resume(args) => suspend::resume(&store, &args),
         Command::Checkpoint(args) => checkpoint::run(&store, args),
         Command::Restart(args) => restart::run(&store, args),
+        Command::Migrate(args) => migrate::run(&store, args),
+        Command::Receive(args) => receive::run(&store, &args),
         Command::Inspect(args) => inspect::run(&store, &args),
         Command::Verify(args) => verify::run(&args),
         Command::Check(args) => check::run(&store, &args),
@@ -147,6 +153,11 @@ fn print(text: &str) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Prints a line to stderr; that nobody reads it is no error.
+fn print_error(line: &str) {
+    let _ = writeln!(io::stderr(), "zap: {line}");
 }
 
 /// Prints one JSON document.

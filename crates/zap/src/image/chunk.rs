@@ -2,8 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+use super::PartSink;
 
 /// Bytes of a chunk before compression; the last one may be shorter.
 pub(super) const CHUNK: usize = 1 << 20;
@@ -137,9 +140,34 @@ mod hex_words {
     }
 }
 
+/// Where the bytes of one file of an image go.
+pub(super) enum Out {
+    /// To a file.
+    File(File),
+    /// To somebody who puts them together again.
+    Elsewhere(Arc<dyn PartSink>, u16),
+}
+
+impl Out {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Out::File(file) => file.write_all(bytes),
+            Out::Elsewhere(sink, part) => sink.append(*part, bytes),
+        }
+    }
+
+    /// Makes sure that it would survive a crash of the host, where that is ours to do.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        match self {
+            Out::File(file) => file.sync_all(),
+            Out::Elsewhere(..) => Ok(()),
+        }
+    }
+}
+
 /// Writes a file in chunks and keeps its entry.
 pub(super) struct ChunkWriter {
-    file: File,
+    file: Out,
     entry: FileEntry,
     hasher: crc32fast::Hasher,
     in_chunk: usize,
@@ -147,7 +175,7 @@ pub(super) struct ChunkWriter {
 }
 
 impl ChunkWriter {
-    pub(super) fn new(file: File, name: &str, compression: Compression) -> ChunkWriter {
+    pub(super) fn new(file: Out, name: &str, compression: Compression) -> ChunkWriter {
         let entry = FileEntry { name: name.into(), length: 0, compression, stored: Vec::new(), crc32: Vec::new() };
         ChunkWriter { file, entry, hasher: crc32fast::Hasher::new(), in_chunk: 0, chunk: Vec::new() }
     }
@@ -187,7 +215,7 @@ impl ChunkWriter {
     }
 
     /// Ends the last chunk; the file is on its way to the disk but not synchronised.
-    pub(super) fn finish(mut self) -> io::Result<(File, FileEntry)> {
+    pub(super) fn finish(mut self) -> io::Result<(Out, FileEntry)> {
         if self.in_chunk > 0 {
             self.end_chunk()?;
         }

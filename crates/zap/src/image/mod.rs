@@ -15,6 +15,7 @@ mod chunk;
 mod frame;
 mod manifest;
 mod reader;
+mod received;
 mod sink;
 #[cfg(test)]
 mod tests;
@@ -24,8 +25,21 @@ mod writer;
 pub use chunk::Compression;
 pub use manifest::FORMAT;
 pub use reader::{ImageReader, LayerReader};
+pub use received::ReceivedImage;
 pub use sink::DataSink;
 pub use writer::{ImageWriter, LayerWriter, Summary, remove_partials};
+
+/// Puts the parts of an image together somewhere else: over a wire, say.
+pub trait PartSink: Send + Sync {
+    /// Begins a file of the image; says under which number its bytes come.
+    fn begin(&self, name: &str) -> io::Result<u16>;
+
+    /// Bytes that go to the end of a file.
+    fn append(&self, part: u16, bytes: &[u8]) -> io::Result<()>;
+
+    /// All is there: the manifest, which covers it.
+    fn complete(&self, manifest: &[u8]) -> io::Result<()>;
+}
 
 /// Where some bulk bytes are in the `data` of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

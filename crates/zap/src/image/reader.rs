@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::de::DeserializeOwned;
 
-use super::chunk::{ChunkPlace, Compression, FileEntry};
+use super::chunk::{ChunkPlace, Compression, FileEntry, Out};
 use super::frame::{self, Record};
 use super::manifest::Manifest;
 use super::verify::{Stored, verify};
@@ -59,6 +59,22 @@ impl ImageReader {
             return Err(ImageError::damaged(&at, "it names no data"));
         }
         Ok(ImageReader { path: path.to_owned(), manifest, state, files, plain: OnceLock::new() })
+    }
+
+    /// An image whose files, of which `manifest` speaks, are open and checked already.
+    pub(super) fn of_files(
+        path: &Path,
+        manifest: Manifest,
+        mut files: Vec<(FileEntry, File)>,
+    ) -> Result<ImageReader, ImageError> {
+        let state = files.iter().position(|(entry, _)| entry.name == "state");
+        let state = state.ok_or_else(|| ImageError::damaged(path, "it names no state"))?;
+        let (entry, file) = files.remove(state);
+        let state = read_frames(path, &file, &entry)?;
+        if manifest.file("data").is_none() {
+            return Err(ImageError::damaged(path, "it names no data"));
+        }
+        Ok(ImageReader { path: path.to_owned(), state, manifest, files, plain: OnceLock::new() })
     }
 
     /// Checks every byte of the data and of the layers.
@@ -242,7 +258,7 @@ impl ImageReader {
     pub fn of_sink(sink: DataSink) -> io::Result<ImageReader> {
         let bytes = sink.into_pending();
         let mut file = memory_file("zap-data")?;
-        let mut out = super::chunk::ChunkWriter::new(file.try_clone()?, "data", Compression::None);
+        let mut out = super::chunk::ChunkWriter::new(Out::File(file.try_clone()?), "data", Compression::None);
         out.append(&bytes)?;
         let (_, entry) = out.finish()?;
         file.rewind()?;
@@ -257,7 +273,7 @@ impl ImageReader {
     }
 }
 
-fn memory_file(name: &str) -> io::Result<File> {
+pub(super) fn memory_file(name: &str) -> io::Result<File> {
     Ok(File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?))
 }
 
@@ -275,6 +291,11 @@ fn refuse_strangers(path: &Path, manifest: &Manifest) -> Result<(), ImageError> 
 
 fn read_state(path: &Path, file: &File, entry: &FileEntry) -> Result<Vec<u8>, ImageError> {
     verify(&[Stored { path: path.to_owned(), file, entry }])?;
+    read_frames(path, file, entry)
+}
+
+/// The state, whose bytes were checked; each frame of it is checked too.
+fn read_frames(path: &Path, file: &File, entry: &FileEntry) -> Result<Vec<u8>, ImageError> {
     let mut state = vec![0; entry.length as usize];
     file.read_exact_at(&mut state, 0).map_err(ImageError::io("reading", path))?;
     let mut rest = &state[..];

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::DataRef;
-use super::chunk::{ChunkWriter, FileEntry};
+use super::chunk::{ChunkWriter, FileEntry, Out};
 
 /// Bytes of a page; what [`DataSink::append_pages`] aligns to.
 const PAGE: u64 = 4096;
@@ -54,7 +54,7 @@ impl DataSink {
         Ok(())
     }
 
-    pub(super) fn finish(mut self) -> io::Result<Option<(std::fs::File, FileEntry)>> {
+    pub(super) fn finish(mut self) -> io::Result<Option<(Out, FileEntry)>> {
         self.flush()?;
         self.out.take().map(ChunkWriter::finish).transpose()
     }

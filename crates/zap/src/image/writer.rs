@@ -4,24 +4,59 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use serde::Serialize;
 
-use super::chunk::{ChunkWriter, Compression, FileEntry};
+use super::chunk::{ChunkWriter, Compression, FileEntry, Out};
 use super::frame::{self, Record};
 use super::manifest::Manifest;
-use super::{DataSink, ImageError, encode};
+use super::{DataSink, ImageError, PartSink, encode};
 
 /// An image that is being written. Dropped before [`ImageWriter::finish`], it leaves nothing.
 pub struct ImageWriter {
     /// Bulk bytes.
     pub data: DataSink,
     state: Vec<u8>,
-    layers: Vec<(File, FileEntry)>,
+    layers: Vec<(Out, FileEntry)>,
     compression: Compression,
-    partial: Partial,
+    home: Home,
     path: PathBuf,
+}
+
+/// Where an image comes into being.
+enum Home {
+    /// In a directory beside its name.
+    Directory(Partial),
+    /// Wherever somebody puts its parts together.
+    Elsewhere(Arc<dyn PartSink>),
+}
+
+impl Home {
+    fn file(&self, name: &str) -> Result<Out, ImageError> {
+        match self {
+            Home::Directory(partial) => partial.file(name).map(Out::File),
+            Home::Elsewhere(sink) => {
+                let part = sink.begin(name).map_err(ImageError::io("sending", Path::new(name)))?;
+                Ok(Out::Elsewhere(sink.clone(), part))
+            }
+        }
+    }
+
+    fn whole(&self, name: &str, bytes: &[u8]) -> Result<(Out, FileEntry), ImageError> {
+        let mut out = ChunkWriter::new(self.file(name)?, name, Compression::None);
+        let written = out.append(bytes).and_then(|()| out.finish());
+        written.map_err(ImageError::io("writing", &self.place(name)))
+    }
+
+    /// For messages: where a file of the image is.
+    fn place(&self, name: &str) -> PathBuf {
+        match self {
+            Home::Directory(partial) => partial.path.join(name),
+            Home::Elsewhere(_) => PathBuf::from(name),
+        }
+    }
 }
 
 /// What was written, in bytes on disk.
@@ -59,10 +94,17 @@ impl ImageWriter {
         if fs::symlink_metadata(path).is_ok() {
             return Err(ImageError::Exists(path.to_owned()));
         }
-        let partial = Partial::create(path)?;
-        let file = partial.file("data")?;
-        let data = DataSink::new(ChunkWriter::new(file, "data", compression));
-        Ok(ImageWriter { data, state: Vec::new(), layers: Vec::new(), compression, partial, path: path.to_owned() })
+        ImageWriter::at(Home::Directory(Partial::create(path)?), path.to_owned(), compression)
+    }
+
+    /// Starts an image whose parts are put together elsewhere. Nothing of it is compressed.
+    pub fn sending(sink: Arc<dyn PartSink>) -> Result<ImageWriter, ImageError> {
+        ImageWriter::at(Home::Elsewhere(sink), PathBuf::new(), Compression::None)
+    }
+
+    fn at(home: Home, path: PathBuf, compression: Compression) -> Result<ImageWriter, ImageError> {
+        let data = DataSink::new(ChunkWriter::new(home.file("data")?, "data", compression));
+        Ok(ImageWriter { data, state: Vec::new(), layers: Vec::new(), compression, home, path })
     }
 
     /// Adds a record of state. It stays in memory until the end.
@@ -73,22 +115,21 @@ impl ImageWriter {
     /// Starts an archive. Its name is plain: no slash.
     pub fn layer(&mut self, name: &str) -> Result<LayerWriter, ImageError> {
         let name = format!("layer-{name}");
-        Ok(LayerWriter { out: ChunkWriter::new(self.partial.file(&name)?, &name, self.compression) })
+        Ok(LayerWriter { out: ChunkWriter::new(self.home.file(&name)?, &name, self.compression) })
     }
 
     /// Ends an archive and makes it part of the image.
     pub fn close_layer(&mut self, layer: LayerWriter) -> Result<(), ImageError> {
-        let closed = layer.out.finish().map_err(ImageError::io("writing", &self.partial.path))?;
+        let closed = layer.out.finish().map_err(ImageError::io("writing", &self.path))?;
         self.layers.push(closed);
         Ok(())
     }
 
     /// Completes the image: writes what is pending, synchronises, and gives it its name. `facts` are for people to read.
     pub fn finish(self, facts: &impl Serialize) -> Result<Summary, ImageError> {
-        let ImageWriter { data, state, layers, partial, path, .. } = self;
-        let in_data = partial.path.join("data");
-        let data = data.finish().map_err(ImageError::io("writing", &in_data))?;
-        let mut parts: Vec<(File, FileEntry)> = vec![partial.whole("state", &state)?];
+        let ImageWriter { data, state, layers, home, path, .. } = self;
+        let data = data.finish().map_err(ImageError::io("writing", &home.place("data")))?;
+        let mut parts: Vec<(Out, FileEntry)> = vec![home.whole("state", &state)?];
         parts.extend(data);
         parts.extend(layers);
         let facts = serde_json::to_value(facts).unwrap_or_default();
@@ -96,11 +137,21 @@ impl ImageWriter {
         let manifest =
             Manifest { id: content_id(&state, &files), machine: std::env::consts::ARCH.into(), facts, files };
         let manifest = manifest.to_bytes();
-        parts.push(partial.whole("manifest", &manifest)?);
-        for (file, entry) in &parts {
-            file.sync_all().map_err(ImageError::io("synchronising", &partial.path.join(&entry.name)))?;
+        match home {
+            Home::Elsewhere(sink) => {
+                sink.complete(&manifest).map_err(ImageError::io("sending", Path::new("manifest")))?
+            }
+            Home::Directory(partial) => {
+                let home = Home::Directory(partial);
+                parts.push(home.whole("manifest", &manifest)?);
+                for (file, entry) in &parts {
+                    file.sync().map_err(ImageError::io("synchronising", &home.place(&entry.name)))?;
+                }
+                if let Home::Directory(partial) = home {
+                    partial.complete(&path)?;
+                }
+            }
         }
-        partial.complete(&path)?;
         Ok(summarize(&parts))
     }
 }
@@ -117,7 +168,7 @@ fn content_id(state: &[u8], files: &[FileEntry]) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-fn summarize(parts: &[(File, FileEntry)]) -> Summary {
+fn summarize(parts: &[(Out, FileEntry)]) -> Summary {
     let mut summary = Summary::default();
     for (_, entry) in parts {
         let bytes = entry.stored_length();
@@ -156,12 +207,6 @@ impl Partial {
         let path = self.path.join(name);
         let opened = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
         opened.map_err(ImageError::io("making", &path))
-    }
-
-    fn whole(&self, name: &str, bytes: &[u8]) -> Result<(File, FileEntry), ImageError> {
-        let mut out = ChunkWriter::new(self.file(name)?, name, Compression::None);
-        let written = out.append(bytes).and_then(|()| out.finish());
-        written.map_err(ImageError::io("writing", &self.path.join(name)))
     }
 
     fn complete(mut self, image: &Path) -> Result<(), ImageError> {

@@ -15,8 +15,8 @@ use super::frame::{self, Kind};
 use super::protocol::{Answer, Failure, Request, Start};
 use crate::pod::registry::{PodState, ProcessId};
 use crate::pod::{PodError, Store};
-use crate::sys::namespace;
 use crate::sys::pidfd::PidFd;
+use crate::sys::{channel, namespace};
 
 fn broken(what: &str, e: impl std::fmt::Display) -> Failure {
     Failure { message: format!("{what}: {e}"), code: 1 }
@@ -63,6 +63,10 @@ fn program() -> io::Result<PathBuf> {
 pub fn converse<Q: Serialize, T: DeserializeOwned>(mut socket: &UnixStream, question: &Q) -> Result<T, Failure> {
     let bytes = serde_json::to_vec(question).map_err(|e| broken("asking the pod's monitor", e))?;
     frame::write(&mut socket, Kind::Request, &bytes).map_err(|e| broken("asking the pod's monitor", e))?;
+    hear_answer(socket)
+}
+
+fn hear_answer<T: DeserializeOwned>(mut socket: &UnixStream) -> Result<T, Failure> {
     let died = || Failure { message: "the pod's monitor ended before it answered; try again".to_owned(), code: 1 };
     match frame::read(&mut socket).map_err(|_| died())? {
         Some((Kind::Answer, payload)) => {
@@ -73,6 +77,45 @@ pub fn converse<Q: Serialize, T: DeserializeOwned>(mut socket: &UnixStream, ques
         }
         _ => Err(died()),
     }
+}
+
+/// As [`launch`], with the two ends of a stream that the monitor is to use.
+pub fn launch_with<T: DeserializeOwned>(start: &Start, stream: [OwnedFd; 2]) -> Result<(T, UnixStream), Failure> {
+    let (ours, theirs) = UnixStream::pair().map_err(|e| broken("making a socket", e))?;
+    spawn_monitor(theirs.into()).map_err(|e| broken("starting the pod's monitor", e))?;
+    let answer = converse_with(&ours, start, stream)?;
+    Ok((answer, ours))
+}
+
+/// As [`ask`], with the two ends of a stream that the monitor is to use.
+pub fn ask_with<T: DeserializeOwned>(
+    store: &Store,
+    name: &str,
+    request: &Request,
+    stream: [OwnedFd; 2],
+) -> Result<T, Failure> {
+    converse_with(&connect(store, name)?, request, stream)
+}
+
+/// As [`converse`], with two files behind the question, which are closed here once they are on their way.
+fn converse_with<Q: Serialize, T: DeserializeOwned>(
+    mut socket: &UnixStream,
+    question: &Q,
+    files: [OwnedFd; 2],
+) -> Result<T, Failure> {
+    let bytes = serde_json::to_vec(question).map_err(|e| broken("asking the pod's monitor", e))?;
+    frame::write(&mut socket, Kind::Request, &bytes).map_err(|e| broken("asking the pod's monitor", e))?;
+    let [from, to] = &files;
+    channel::send(socket, &[0], &[from.as_fd(), to.as_fd()], true)
+        .map_err(|e| broken("asking the pod's monitor", e))?;
+    drop(files);
+    hear_answer(socket)
+}
+
+/// The two files behind a question.
+pub(super) fn files_behind(socket: &UnixStream) -> io::Result<[OwnedFd; 2]> {
+    let (_, files) = channel::receive(socket, &mut [0])?;
+    files.try_into().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "two files were expected"))
 }
 
 /// Asks the monitor of a pod; the connection goes on where the request says so.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
+use crate::migrate::{self, destination};
 use crate::pod::registry::ProcessId;
 use crate::pod::{PodError, PodSpec, Store};
 use crate::restart;
@@ -35,6 +36,13 @@ pub enum Start {
         options: restart::Options,
         /// How the caller watches it.
         watch: Watch,
+    },
+    /// It takes a pod that comes from another host. Two files follow: the stream's ends for reading and for writing.
+    Receive {
+        /// On which host.
+        store: Store,
+        /// How.
+        options: destination::Options,
     },
     /// It takes over a pod whose monitor has died.
     TakeOver {
@@ -78,6 +86,14 @@ pub enum Request {
     Remove,
     /// Write it down. The answer is [`checkpoint::Stats`].
     Checkpoint(checkpoint::Options),
+    /// Move it to another host. Two files follow: the stream's ends for reading and for writing. The answer is
+    /// [`migrate::Stats`].
+    Migrate(migrate::Options),
+    /// After a migration was cut in the one moment in which nobody knows: it lives here (true), or there.
+    Resolve {
+        /// Whether it lives here.
+        keep: bool,
+    },
 }
 
 /// A further command.
@@ -153,6 +169,12 @@ impl From<PodError> for Failure {
 
 impl From<checkpoint::CheckpointError> for Failure {
     fn from(error: checkpoint::CheckpointError) -> Failure {
+        Failure::of(&error, error.exit_code())
+    }
+}
+
+impl From<migrate::source::MigrateError> for Failure {
+    fn from(error: migrate::source::MigrateError) -> Failure {
         Failure::of(&error, error.exit_code())
     }
 }

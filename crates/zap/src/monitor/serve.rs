@@ -1,8 +1,12 @@
 //! Serving commands while the pod lives.
 
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::frame::{self, Kind};
 use super::protocol::{Exec, Failure, Request, Watch};
@@ -10,6 +14,7 @@ use super::session::{self, End, Session};
 use super::start::answer;
 use crate::checkpoint::Afterwards;
 use crate::ids::PodPid;
+use crate::migrate::wire::Wire;
 use crate::pod::console::Ends;
 use crate::pod::control::{Control, exit_code};
 use crate::pod::registry::PodState;
@@ -163,6 +168,7 @@ impl Shared {
         let reply = match serde_json::from_slice(&bytes) {
             Ok(Request::Attach(watch)) => return self.attach(socket, watch),
             Ok(Request::Exec(exec)) => return self.exec(socket, &exec),
+            Ok(Request::Migrate(options)) => self.migrate(socket, &options),
             Ok(request) => self.act(request),
             Err(e) => Err(Failure { message: format!("a request of another version of zap: {e}"), code: 1 }),
         };
@@ -183,17 +189,24 @@ impl Shared {
                 _ => pod.suspend(),
             }),
             Request::Resume => self.with_pod(|pod| match pod.state() {
+                _ if pod.is_in_doubt() => Err(self.in_doubt()),
                 PodState::Suspended => pod.resume(),
                 _ => Err(self.in_state("not suspended", "")),
             }),
             Request::Remove => self.remove().and(nothing),
             Request::Checkpoint(options) => self.checkpoint(&options),
-            Request::Attach(_) | Request::Exec(_) => nothing,
+            Request::Resolve { keep } => self.resolve(keep),
+            Request::Attach(_) | Request::Exec(_) | Request::Migrate(_) => nothing,
         }
     }
 
     fn in_state(&self, state: &str, hint: &'static str) -> PodError {
         PodError::State { pod: self.name.clone(), state: state.to_owned(), hint }
+    }
+
+    fn in_doubt(&self) -> PodError {
+        let hint = "; look at the destination, then say `zap migrate --resolve` with `keep` or `drop`";
+        self.in_state("held, for it may be running where it was being moved", hint)
     }
 
     fn ended(&self) -> Failure {
@@ -264,22 +277,71 @@ impl Shared {
     fn checkpoint(&self, options: &crate::checkpoint::Options) -> Reply {
         let mut guard = lock(&self.pod);
         let pod = guard.as_mut().ok_or_else(|| self.ended())?;
+        if pod.is_in_doubt() {
+            return Err(self.in_doubt().into());
+        }
         let stats = crate::checkpoint::checkpoint(pod, options)?;
         match options.afterwards {
             Afterwards::Running => {}
             Afterwards::Suspended => pod.suspend()?,
             Afterwards::Gone => {
-                // Taken while the lock is held: the end of the first command is not the end that is told.
-                let taken = guard.take();
-                lock(&self.progress).remove = true;
-                drop(guard);
-                if let Some(pod) = taken {
-                    let words = format!("pod {} was written to {} and is gone", self.name, options.output.display());
-                    self.take_down(pod, End::TakenAway(words));
-                }
+                let words = format!("pod {} was written to {} and is gone", self.name, options.output.display());
+                self.take_away(guard, words);
             }
         }
         serde_json::to_value(stats).map_err(|e| Failure { message: e.to_string(), code: 1 })
+    }
+
+    /// Removes a pod whose processes have ended because it is elsewhere now.
+    fn take_away(&self, mut guard: MutexGuard<'_, Option<LivePod>>, words: String) {
+        // Taken while the lock is held: the end of the first command is not the end that is told.
+        let taken = guard.take();
+        lock(&self.progress).remove = true;
+        drop(guard);
+        if let Some(pod) = taken {
+            self.take_down(pod, End::TakenAway(words));
+        }
+    }
+
+    fn migrate(&self, socket: &UnixStream, options: &crate::migrate::Options) -> Reply {
+        let broken = |e: std::io::Error| Failure { message: format!("pod {}: the stream: {e}", self.name), code: 1 };
+        let [from, to] = super::client::files_behind(socket).map_err(broken)?;
+        let wire = Arc::new(Wire::new(from, to).map_err(broken)?.cut_before(options.cut_before));
+        let mut guard = lock(&self.pod);
+        let pod = guard.as_mut().ok_or_else(|| self.ended())?;
+        if pod.is_in_doubt() {
+            return Err(self.in_doubt().into());
+        }
+        let begun = Instant::now();
+        let watched = socket.try_clone().map_err(broken)?;
+        // A command that is interrupted takes its order back, as long as that can be done.
+        let (watching, over) = (wire.clone(), Arc::new(AtomicBool::new(false)));
+        let ended = over.clone();
+        let watcher = std::thread::spawn(move || {
+            hung_up(&watched, &ended);
+            watching.cancel();
+        });
+        let moved = crate::migrate::source::migrate(pod, options, wire);
+        over.store(true, Ordering::Relaxed);
+        drop(watcher);
+        let mut stats = moved?;
+        self.take_away(guard, format!("pod {} was moved to {} and is gone here", self.name, options.to));
+        stats.total_us = begun.elapsed().as_micros() as u64;
+        serde_json::to_value(stats).map_err(|e| Failure { message: e.to_string(), code: 1 })
+    }
+
+    fn resolve(&self, keep: bool) -> Reply {
+        let mut guard = lock(&self.pod);
+        let pod = guard.as_mut().ok_or_else(|| self.ended())?;
+        if !pod.is_in_doubt() {
+            return Err(self.in_state("not in doubt", "; there is nothing to resolve").into());
+        }
+        if keep {
+            pod.keep()?;
+        } else {
+            self.take_away(guard, format!("pod {} lives elsewhere", self.name));
+        }
+        Ok(serde_json::Value::Null)
     }
 
     fn attach(&self, socket: &UnixStream, watch: Watch) {
@@ -350,6 +412,18 @@ impl Shared {
                 session.end(End::Exited(1));
                 Err(e.into())
             }
+        }
+    }
+}
+
+/// Returns when a client has gone, or the work that it waits for is over.
+fn hung_up(client: &UnixStream, over: &AtomicBool) {
+    while !over.load(Ordering::Relaxed) {
+        let mut gone = [PollFd::new(client.as_fd(), PollFlags::empty())];
+        match poll(&mut gone, PollTimeout::from(200u8)) {
+            Ok(1..) => return,
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(_) => return,
         }
     }
 }

@@ -13,6 +13,8 @@ use super::protocol::{Answer, Born, Failure, Start, Watch};
 use super::serve::Monitor;
 use super::session::End;
 use crate::ids::HostPid;
+use crate::migrate::destination;
+use crate::migrate::wire::Wire;
 use crate::pod::registry::ProcessId;
 use crate::pod::takeover::{Found, take_over};
 use crate::pod::{Birth, LivePod, PodSpec, Store};
@@ -57,6 +59,14 @@ fn begin(start: Start, socket: &UnixStream) -> Result<Option<Monitor>, Failure> 
             let (pod, stats) = restart(store, &options)?;
             let born = born(&pod, Some(stats));
             Ok(Some(welcome(pod, socket, &born, watch)))
+        }
+        Start::Receive { store, options } => {
+            let broken = |e: std::io::Error| Failure { message: format!("the stream from the source: {e}"), code: 1 };
+            let [from, to] = super::client::files_behind(socket).map_err(broken)?;
+            let wire = Wire::new(from, to).map_err(broken)?.cut_before(options.cut_before);
+            let (pod, stats) = destination::receive(store, &options, &wire)?;
+            let born = born(&pod, Some(stats));
+            Ok(Some(welcome(pod, socket, &born, Watch::default())))
         }
         Start::TakeOver { store, name } => {
             let claim = store.claim(&name)?;

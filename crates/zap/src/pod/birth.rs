@@ -81,6 +81,7 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         hush: None,
         created,
         state: PodState::Running,
+        in_doubt: false,
         listener,
         _claim: claim,
     };
@@ -101,6 +102,7 @@ fn unborn(spec: &PodSpec, cgroup: &Cgroup, created: &str) -> Record {
         cgroup: cgroup.clone(),
         network: None,
         limits: LimitGroups::default(),
+        in_doubt: false,
     }
 }
 

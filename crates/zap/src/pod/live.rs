@@ -71,6 +71,7 @@ pub struct LivePod {
     pub(super) hush: Option<session::Hush>,
     pub(super) created: String,
     pub(super) state: PodState,
+    pub(super) in_doubt: bool,
     pub(crate) listener: Option<UnixListener>,
     pub(super) _claim: Claim,
 }
@@ -233,6 +234,39 @@ impl LivePod {
         self.save()
     }
 
+    /// Gives the pod up to another host, durably: from now on it stands still whatever becomes of this monitor, until
+    /// [`LivePod::take_back`]. Its processes are held already.
+    pub fn give_up(&mut self) -> Result<(), PodError> {
+        self.cgroup.freeze()?;
+        (self.state, self.in_doubt) = (PodState::Suspended, true);
+        self.save()
+    }
+
+    /// The pod is this host's again, for certain. Held processes stay held; the caller lets them go.
+    pub fn take_back(&mut self, was_suspended: bool) -> Result<(), PodError> {
+        self.in_doubt = false;
+        if !was_suspended {
+            self.state = PodState::Running;
+            self.cgroup.thaw()?;
+        }
+        self.save()
+    }
+
+    /// Whether another host may be running it.
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt
+    }
+
+    /// Decides that the pod lives here: lets its packets through and its processes go on.
+    pub fn keep(&mut self) -> Result<(), PodError> {
+        if let Some(network) = &self.network {
+            let pod = self.spec.name.clone();
+            network.unblock().map_err(|source| PodError::Network { pod, source })?;
+        }
+        self.journal.done(&crate::pod::journal::Undo::Unblock)?;
+        self.take_back(false)
+    }
+
     /// Writes down in the registry how the pod is now.
     pub fn save(&self) -> Result<(), PodError> {
         self.store.save(&self.record(None))
@@ -251,6 +285,7 @@ impl LivePod {
             cgroup: self.cgroup.clone(),
             network: self.network.as_ref().and_then(|n| serde_json::to_value(n).ok()),
             limits: self.limits.clone(),
+            in_doubt: living && self.in_doubt,
         }
     }
 

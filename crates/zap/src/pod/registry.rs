@@ -66,6 +66,9 @@ pub struct Record {
     pub network: Option<serde_json::Value>,
     /// Other groups that limit it.
     pub limits: LimitGroups,
+    /// Whether it was given to another host that may be running it: it stays held until a person decides.
+    #[serde(default)]
+    pub in_doubt: bool,
 }
 
 /// The right to be a pod's monitor: held while it lives, and let go by the kernel when it dies.
@@ -202,6 +205,12 @@ impl Store {
             let mut options = File::options();
             let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
             file.write_all(&text)?;
+            if record.in_doubt {
+                // The one thing that a crash of the host must not forget: the pod may be running elsewhere.
+                file.sync_all()?;
+                fs::rename(&fresh, &path)?;
+                return File::open(&dir)?.sync_all();
+            }
             fs::rename(&fresh, &path)
         };
         write().map_err(|source| PodError::Store { step: "writing", path: path.clone(), source })

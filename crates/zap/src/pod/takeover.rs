@@ -105,12 +105,14 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
     if let Some(network) = &mut network {
         let failed = |source| PodError::Network { pod: name.clone(), source };
         network.resume(init).map_err(failed)?;
-        if pending.contains(&Undo::Unblock) {
+        if pending.contains(&Undo::Unblock) && !record.in_doubt {
             network.unblock().map_err(failed)?;
             network.forget_unanswered().map_err(failed)?;
         }
     }
-    journal.done(&Undo::Unblock)?;
+    if !record.in_doubt {
+        journal.done(&Undo::Unblock)?;
+    }
     let listener = Some(store.listen(&name)?);
     let control = Control::listen(&name, socket, process)?;
     let mut pod = LivePod {
@@ -127,6 +129,7 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         hush: None,
         created: record.created,
         state: record.state,
+        in_doubt: record.in_doubt,
         listener,
         _claim: claim,
     };

@@ -309,6 +309,12 @@ pub fn loopback(init: HostPid) -> Result<(), NetworkError> {
     namespace::inside(init, set_up).map_err(kernel("switching on", "the pod's loopback interface"))
 }
 
+/// Whether a pod that comes from another host could keep this address here: nobody has it, and it is of the pods' network.
+pub fn could_lease(config: &HostConfig, address: Ipv4Addr) -> Result<(), NetworkError> {
+    let request = Request { address: Some((address, None)), ..Request::default() };
+    lease::choose(config, &request, &bridge::list(&open()?)?).map(drop)
+}
+
 /// Removes the bridge if no pod is left on it: for the command that finds that a pod's monitor died with it.
 pub fn tidy(config: &HostConfig) -> Result<(), NetworkError> {
     let channel = open()?;

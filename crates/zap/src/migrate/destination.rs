@@ -1,0 +1,196 @@
+//! The side that takes a pod.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::protocol::{Hello, Message, VERSION};
+use super::wire::Wire;
+use crate::fault;
+use crate::image::{FORMAT, ImageError, ImageReader, ReceivedImage};
+use crate::monitor::protocol::Failure;
+use crate::pod::host_config::HostConfig;
+use crate::pod::network;
+use crate::pod::{LivePod, NetworkMode, PodSpec, Store};
+use crate::record;
+use crate::restart;
+
+/// What a destination insists on.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Options {
+    /// The fault point at which the monitor is to die ([`crate::fault`]).
+    #[serde(default)]
+    pub fault: Option<String>,
+    /// For tests: the stream breaks before this frame, counted from 0, is sent.
+    #[serde(default)]
+    pub cut_before: Option<u64>,
+}
+
+/// Takes a pod that comes over `wire`. On an error nothing is left of it, and the source has been told if it could be. The
+/// caller must be its process's only thread.
+pub fn receive(store: Store, options: &Options, wire: &Wire) -> Result<(LivePod, restart::Stats), Failure> {
+    fault::arm(options.fault.as_deref());
+    wire.greet().map_err(cut)?;
+    let hello = match wire.hear().map_err(cut)? {
+        Message::Hello(hello) => *hello,
+        other => return Err(out_of_turn(&other)),
+    };
+    if let Err(failure) = could_live_here(&store, &hello) {
+        let _ = wire.send(&Message::Refused(failure.clone()));
+        return Err(failure);
+    }
+    wire.send(&Message::Welcome { name: hello.spec.name.clone() }).map_err(cut)?;
+    fault::point("receive-welcomed");
+    let received = take_image(&store, wire);
+    fault::point("receive-complete");
+    let rebuilt = received.and_then(|reader| rebuild(store, &hello, reader, wire));
+    let (pod, stats) = rebuilt.inspect_err(|failure| {
+        let _ = wire.send(&Message::Failed(failure.clone()));
+    })?;
+    // The source finds out by itself if it cannot be told.
+    let _ = wire.send(&Message::Running);
+    fault::point("receive-running");
+    Ok((pod, stats))
+}
+
+fn cut(error: std::io::Error) -> Failure {
+    Failure { message: format!("the stream from the source failed: {error}"), code: 1 }
+}
+
+fn out_of_turn(message: &Message) -> Failure {
+    Failure { message: format!("the source says {}, which is not its turn to say", message.name()), code: 1 }
+}
+
+/// Looks whether the pod could be rebuilt here, before it is touched there.
+fn could_live_here(store: &Store, hello: &Hello) -> Result<(), Failure> {
+    let refused = |code, message: String| Err(Failure { message, code });
+    if hello.protocol != VERSION || hello.format != FORMAT {
+        return refused(
+            4,
+            format!(
+                "it speaks version {} with images of format {}; this zap speaks {VERSION} with format {FORMAT}",
+                hello.protocol, hello.format
+            ),
+        );
+    }
+    let unknown = |(kind, version): &&(String, u16)| {
+        !record::KNOWN.iter().any(|(known, newest)| known == kind && version <= newest)
+    };
+    if let Some((kind, version)) = hello.records.iter().find(unknown) {
+        return refused(
+            4,
+            format!("it writes records of kind {kind}, version {version}, which this zap does not know"),
+        );
+    }
+    let PodSpec { name, root, binds, .. } = &hello.spec;
+    if store.pod_dir(name).exists() {
+        return refused(6, format!("the name {name} is taken"));
+    }
+    let absent = std::iter::once(root).chain(binds.iter().map(|bind| &bind.source)).find(|path| !path.exists());
+    if let Some(path) = absent {
+        return refused(4, format!("there is no {} here", path.display()));
+    }
+    if let (NetworkMode::Bridge, Some(address)) = (hello.spec.network, hello.address) {
+        let config = HostConfig::load(store.state()).map_err(|e| Failure { message: e.to_string(), code: 1 })?;
+        network::could_lease(&config, address).map_err(|e| Failure::of(&e, e.exit_code()))?;
+    }
+    match available_memory() {
+        Some(free) if free < hello.memory => {
+            refused(4, format!("it has {} MiB of memory, and {} are free here", hello.memory >> 20, free >> 20))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of memory that the kernel thinks could be had.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.split_ascii_whitespace().next()?.parse::<u64>().ok()? << 10)
+}
+
+/// What can end the arrival of an image.
+enum Arrival {
+    Cut(std::io::Error),
+    Image(ImageError),
+    Said(Failure),
+}
+
+impl From<std::io::Error> for Arrival {
+    fn from(error: std::io::Error) -> Arrival {
+        Arrival::Cut(error)
+    }
+}
+
+impl From<ImageError> for Arrival {
+    fn from(error: ImageError) -> Arrival {
+        Arrival::Image(error)
+    }
+}
+
+/// Keeps the parts of the image until all are there.
+fn take_image(store: &Store, wire: &Wire) -> Result<ImageReader, Failure> {
+    let storage = store.storage().to_owned();
+    let _ = std::fs::create_dir_all(&storage);
+    let mut image = Some(ReceivedImage::new(Path::new("the image from the source"), &storage));
+    let arrived = loop {
+        match take_some(&mut image, wire) {
+            Ok(None) => {}
+            Ok(Some(reader)) => break Ok(reader),
+            Err(error) => break Err(error),
+        }
+    };
+    arrived.map_err(|error| match error {
+        Arrival::Cut(error) => cut(error),
+        Arrival::Image(error) => Failure::of(&error, 5),
+        Arrival::Said(failure) => failure,
+    })
+}
+
+/// Takes one frame; the image, if that completed it.
+fn take_some(image: &mut Option<ReceivedImage>, wire: &Wire) -> Result<Option<ImageReader>, Arrival> {
+    let Some(growing) = image.as_mut() else { return Ok(None) };
+    match wire.hear_frame(|part, bytes| growing.append(part, bytes).map_err(Arrival::from))? {
+        None => Ok(None),
+        Some(Message::Begin { name }) => Ok(growing.begin(&name).map(|()| None)?),
+        Some(Message::Manifest(manifest)) => Ok(image.take().map(|whole| whole.complete(&manifest)).transpose()?),
+        Some(Message::Abandoned(why)) => {
+            Err(Arrival::Said(Failure { message: format!("the source thought better of it: {why}"), code: 1 }))
+        }
+        Some(other) => Err(Arrival::Said(out_of_turn(&other))),
+    }
+}
+
+/// Rebuilds the pod, tells the source, and lets it go once the source has given it up.
+fn rebuild(
+    store: Store,
+    hello: &Hello,
+    reader: ImageReader,
+    wire: &Wire,
+) -> Result<(LivePod, restart::Stats), Failure> {
+    let options = restart::Options {
+        image: reader.path().to_owned(),
+        name: Some(hello.spec.name.clone()),
+        address: hello.address.map(IpAddr::V4),
+        publish: None,
+        binds: Vec::new(),
+        root: None,
+        fault: None,
+    };
+    let mut gate = |pod: &LivePod| {
+        let address = pod.network.as_ref().map_or_else(String::new, |n| n.outer().ipv4.to_string());
+        let failed = |error: std::io::Error| cut(error).message;
+        wire.send(&Message::Ready { address }).map_err(failed)?;
+        fault::point("receive-ready");
+        match wire.hear().map_err(failed)? {
+            Message::Go => {
+                fault::point("receive-told");
+                Ok(())
+            }
+            Message::Abandoned(why) => Err(format!("the source thought better of it: {why}")),
+            other => Err(out_of_turn(&other).message),
+        }
+    };
+    Ok(restart::restart_received(store, reader, &options, &mut gate)?)
+}

@@ -1,0 +1,220 @@
+//! A two-way byte stream to another host: frames that are counted, and waits that end.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::protocol::{self, Frame, GREETING, Message};
+use crate::image::PartSink;
+
+/// How long the other side may say nothing while it is its turn, and not take what we say.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One end of a stream.
+pub struct Wire {
+    from: Mutex<Input>,
+    to: Mutex<Output>,
+    sent: AtomicU64,
+    cancelled: Arc<EventFd>,
+    committed: AtomicBool,
+}
+
+struct Input {
+    file: Patient,
+    buffer: Vec<u8>,
+}
+
+struct Output {
+    file: Patient,
+    /// How many parts of the image were begun.
+    parts: u16,
+    /// The frame, counted from 0, before which a test has the stream cut.
+    cut_before: Option<u64>,
+    frames: u64,
+}
+
+/// A file that is waited for with a limit, or until the stream is cancelled.
+struct Patient {
+    file: File,
+    cancelled: Arc<EventFd>,
+}
+
+impl Patient {
+    fn wait(&self, what: PollFlags) -> io::Result<()> {
+        let limit = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+        loop {
+            let mut fds =
+                [PollFd::new(self.file.as_fd(), what), PollFd::new(self.cancelled.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, limit) {
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+                Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the other side is silent")),
+                Ok(_) if fds[1].any().unwrap_or(false) => return Err(interrupted()),
+                Ok(_) => return Ok(()),
+            }
+        }
+    }
+}
+
+fn interrupted() -> io::Error {
+    io::Error::other("it was interrupted")
+}
+
+impl Read for Patient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.wait(PollFlags::POLLIN)?;
+            match self.file.read(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                other => return other,
+            }
+        }
+    }
+}
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            self.wait(PollFlags::POLLOUT)?;
+            match self.file.write(bytes) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Wire {
+    /// A stream that is read from one file and written to another (or a copy of the same).
+    pub fn new(from: OwnedFd, to: OwnedFd) -> io::Result<Wire> {
+        for file in [&from, &to] {
+            // A write must not block for ever: a pipe or socket that is full is waited for with a limit.
+            let flags = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_GETFL)?;
+            let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
+            nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETFL(flags))?;
+        }
+        let cancelled = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let patient = |file: OwnedFd| Patient { file: file.into(), cancelled: cancelled.clone() };
+        Ok(Wire {
+            from: Mutex::new(Input { file: patient(from), buffer: Vec::new() }),
+            to: Mutex::new(Output { file: patient(to), parts: 0, cut_before: None, frames: 0 }),
+            sent: AtomicU64::new(0),
+            committed: AtomicBool::new(false),
+            cancelled,
+        })
+    }
+
+    /// Whoever waits for the other side, or is about to, gets an error, unless [`Wire::commit`] came before.
+    pub fn cancel(&self) {
+        if !self.committed.load(Ordering::SeqCst) {
+            let _ = self.cancelled.write(1);
+        }
+    }
+
+    /// From now on nothing cancels it; an error if something has.
+    pub fn commit(&self) -> io::Result<()> {
+        self.committed.store(true, Ordering::SeqCst);
+        match poll(&mut [PollFd::new(self.cancelled.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) {
+            Ok(0) => Ok(()),
+            _ => Err(interrupted()),
+        }
+    }
+
+    /// For tests: the stream breaks before this frame, counted from 0, is sent.
+    pub fn cut_before(self, frame: Option<u64>) -> Wire {
+        lock(&self.to).cut_before = frame;
+        self
+    }
+
+    /// Says who we are and hears whether the other side is one of us.
+    pub fn greet(&self) -> io::Result<()> {
+        lock(&self.to).file.write_all(GREETING)?;
+        let mut heard = [0; GREETING.len()];
+        lock(&self.from).file.read_exact(&mut heard)?;
+        if &heard == GREETING { Ok(()) } else { Err(io::Error::other("the other side is not `zap receive`")) }
+    }
+
+    /// Sends a message.
+    pub fn send(&self, message: &Message) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        protocol::write_message(&mut bytes, message)?;
+        let mut to = lock(&self.to);
+        to.frame()?;
+        self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        to.file.write_all(&bytes)
+    }
+
+    /// Hears a message. Nothing else may come.
+    pub fn hear(&self) -> io::Result<Message> {
+        match self.hear_frame(|_, _| Ok::<(), io::Error>(()))? {
+            Some(message) => Ok(message),
+            None => Err(io::Error::new(io::ErrorKind::InvalidData, "bytes came where a message was expected")),
+        }
+    }
+
+    /// Hears a message (which is returned) or bytes of the image (which `take` is given, with the number of their part).
+    pub fn hear_frame<E: From<io::Error>>(
+        &self,
+        take: impl FnOnce(u16, &[u8]) -> Result<(), E>,
+    ) -> Result<Option<Message>, E> {
+        let mut from = lock(&self.from);
+        let Input { file, buffer } = &mut *from;
+        match protocol::read_frame(file, buffer)? {
+            Frame::Message(message) => Ok(Some(message)),
+            Frame::Bytes(part) => take(part, buffer).map(|()| None),
+        }
+    }
+
+    /// Bytes sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+}
+
+impl Output {
+    /// A frame is about to be sent.
+    fn frame(&mut self) -> io::Result<()> {
+        if self.cut_before.is_some_and(|cut| self.frames >= cut) {
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the stream was cut by a test"));
+        }
+        self.frames += 1;
+        Ok(())
+    }
+}
+
+impl PartSink for Wire {
+    fn begin(&self, name: &str) -> io::Result<u16> {
+        self.send(&Message::Begin { name: name.to_owned() })?;
+        let mut to = lock(&self.to);
+        to.parts += 1;
+        Ok(to.parts - 1)
+    }
+
+    fn append(&self, part: u16, bytes: &[u8]) -> io::Result<()> {
+        let mut to = lock(&self.to);
+        for piece in bytes.chunks(protocol::PIECE) {
+            to.frame()?;
+            protocol::write_bytes(&mut to.file, part, piece)?;
+        }
+        self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn complete(&self, manifest: &[u8]) -> io::Result<()> {
+        self.send(&Message::Manifest(manifest.to_vec()))
+    }
+}
