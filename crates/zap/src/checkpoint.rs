@@ -242,21 +242,15 @@ fn tell_stages(
     fault::point("checkpoint-captured");
     if options.afterwards == Afterwards::Gone {
         // The pod stays held until its image is whole, and ends while it is held: should writing fail, it goes on.
-        let held_until_written = checkpoint.clock.held();
-        let giving = give.is_some();
-        let written = checkpoint.write(captured, writer, &mut stats);
-        match written.and_then(|()| checkpoint.give(give)) {
-            Ok(()) => checkpoint.end(held)?,
-            Err(error @ CheckpointError::InDoubt { .. }) => {
-                checkpoint.leave_held(held)?;
-                return Err(error);
-            }
-            Err(error) => {
-                checkpoint.let_go(held)?;
-                return Err(error);
-            }
+        let held_for = checkpoint.clock.held();
+        if let Err(error) = checkpoint.write(captured, writer, &mut stats) {
+            checkpoint.let_go(held)?;
+            return Err(error);
         }
-        stats.holds_us.push(if giving { checkpoint.clock.held() } else { held_until_written });
+        stats.holds_us.push(match give {
+            Some(give) => checkpoint.give(held, give)?,
+            None => checkpoint.end(held).map(|()| held_for)?,
+        });
     } else {
         checkpoint.let_go(held)?;
         stats.holds_us.push(checkpoint.clock.held());
@@ -401,24 +395,44 @@ impl Checkpoint<'_> {
         gone.map_err(|source| CheckpointError::Tracee { pod: self.pod.spec.name.clone(), source })
     }
 
-    /// Gives the pod away, if that is what this is for.
-    fn give(&mut self, give: Option<&mut Give<'_>>) -> Result<(), CheckpointError> {
-        let Some(give) = give else { return Ok(()) };
+    /// Gives the pod away, all of whose image has been sent. Returns for how long it ran nowhere, in microseconds.
+    fn give(&mut self, held: HeldPod, give: &mut Give<'_>) -> Result<u64, CheckpointError> {
+        // Cleared before it is frozen for good, which is part of giving it up: batches run no more then.
+        let cleared = match held.clear() {
+            Ok(cleared) => cleared,
+            Err(source) => {
+                self.put_back()?;
+                return Err(self.tracee_failed(source));
+            }
+        };
         let pod = self.pod.spec.name.clone();
         match give(self.pod) {
-            Given::Away => Ok(()),
-            Given::Kept(why) => Err(CheckpointError::Kept { pod, why }),
-            Given::InDoubt(why) => Err(CheckpointError::InDoubt { pod, why }),
+            Given::Away => {
+                let held_for = self.clock.held();
+                self.pod.cgroup.kill()?;
+                drop(cleared);
+                self.clock.lap("let-go");
+                Ok(held_for)
+            }
+            Given::Kept(why) => {
+                let gone = cleared.let_go();
+                self.put_back()?;
+                gone.map_err(|source| self.tracee_failed(source))?;
+                Err(CheckpointError::Kept { pod, why })
+            }
+            Given::InDoubt(why) => {
+                // Stopped tracees count as frozen, and stay so when they are let go. The network stays blocked.
+                let gone = cleared.let_go();
+                self.pod.journal.done(&Undo::Thaw)?;
+                self.pod.journal.done(&Undo::Sockets)?;
+                gone.map_err(|source| self.tracee_failed(source))?;
+                Err(CheckpointError::InDoubt { pod, why })
+            }
         }
     }
 
-    /// Lets go of a pod that stands still nevertheless: it may be running elsewhere.
-    fn leave_held(&mut self, held: HeldPod) -> Result<(), CheckpointError> {
-        // It was frozen when it was given up; stopped tracees count as frozen, and stay so when they are let go.
-        let gone = held.clear().and_then(Cleared::let_go);
-        self.pod.journal.done(&Undo::Thaw)?;
-        self.pod.journal.done(&Undo::Sockets)?;
-        gone.map_err(|source| CheckpointError::Tracee { pod: self.pod.spec.name.clone(), source })
+    fn tracee_failed(&self, source: TraceeError) -> CheckpointError {
+        CheckpointError::Tracee { pod: self.pod.spec.name.clone(), source }
     }
 
     /// Undoes what the hold did to the pod as a whole.

@@ -42,9 +42,11 @@ pub fn wanted() -> Option<String> {
     std::env::var("ZAP_FAULT").ok().filter(|name| POINTS.contains(&name.as_str()))
 }
 
-/// The frame of a migration before which this side's stream is to break (`ZAP_CUT=NUMBER`, counted from 0): for tests.
-pub fn cut_wanted() -> Option<u64> {
-    std::env::var("ZAP_CUT").ok()?.parse().ok()
+/// The frame of a migration before which the stream of `side` is to break, counted from 0 (`ZAP_CUT=SIDE:NUMBER`, where
+/// SIDE is `source` or `destination`): for tests.
+pub fn cut_wanted(side: &str) -> Option<u64> {
+    let wish = std::env::var("ZAP_CUT").ok()?;
+    wish.strip_prefix(side)?.strip_prefix(':')?.parse().ok()
 }
 
 /// Arms a point in this process, or disarms all.

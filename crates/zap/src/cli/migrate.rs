@@ -63,7 +63,7 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         strategy: args.strategy.into(),
         to: format!("`{via}`"),
         carry_files: args.carry_files,
-        cut_before: crate::fault::cut_wanted(),
+        cut_before: crate::fault::cut_wanted("source"),
         fault: crate::fault::wanted(),
     };
     let (mut child, stream) = connect(&via)?;

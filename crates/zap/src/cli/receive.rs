@@ -17,7 +17,7 @@ pub(super) fn run(store: &Store, _: &Args) -> Result<u8, Failure> {
     let failed = |e: std::io::Error| Failure { message: format!("the stream: {e}"), code: 1 };
     let from = std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
     let to = std::io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
-    let options = Options { fault: crate::fault::wanted(), cut_before: crate::fault::cut_wanted() };
+    let options = Options { fault: crate::fault::wanted(), cut_before: crate::fault::cut_wanted("destination") };
     let start = Start::Receive { store: store.clone(), options };
     let (born, _) = client::launch_with::<Born>(&start, [from, to])?;
     // stdout belongs to the stream

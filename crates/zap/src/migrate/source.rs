@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::protocol::{Hello, Message, VERSION};
-use super::wire::Wire;
+use super::wire::{NotSent, Wire};
 use super::{Options, Stats, Strategy};
 use crate::checkpoint::{self, Afterwards, CheckpointError, Given};
 use crate::fault;
@@ -67,7 +67,7 @@ pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>) -> Result<
     let begun = Instant::now();
     fault::arm(options.fault.as_deref());
     let name = pod.spec.name.clone();
-    let broken = |source| MigrateError::Wire { pod: name.clone(), to: options.to.clone(), source };
+    let broken = |source: std::io::Error| MigrateError::Wire { pod: name.clone(), to: options.to.clone(), source };
     wire.greet().map_err(broken)?;
     wire.send(&Message::Hello(Box::new(hello(pod)))).map_err(broken)?;
     match wire.hear().map_err(broken)? {
@@ -92,10 +92,14 @@ pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>) -> Result<
     let was_suspended = pod.cgroup.is_frozen();
     let mut address = String::new();
     let mut give = |pod: &mut LivePod| hand_over(pod, &wire, was_suspended, &mut address);
-    let writer = ImageWriter::sending(wire.clone()).map_err(CheckpointError::from)?;
-    let sent = checkpoint::send(pod, &how, writer, &mut give).inspect_err(|error| {
+    let writer = ImageWriter::sending(wire.clone()).map_err(CheckpointError::from);
+    let sent = writer.and_then(|writer| checkpoint::send(pod, &how, writer, &mut give)).map_err(|error| {
         // The destination hears why; if it cannot hear any more it finds out by itself.
         let _ = wire.send(&Message::Abandoned(error.to_string()));
+        match error {
+            CheckpointError::Image(error) => broken(std::io::Error::other(error)),
+            other => other.into(),
+        }
     })?;
     fault::point("migrate-away");
     Ok(Stats {
@@ -146,22 +150,28 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, was_suspended: bool, address: &mut 
         return Given::Kept(format!("it could not be given up: {error}{}", and(back.err())));
     }
     fault::point("migrate-given-up");
-    let told = wire.send(&Message::Go);
-    fault::point("migrate-told");
-    let heard = told.and_then(|()| wire.hear());
-    let kept = match heard {
-        Ok(Message::Running) => return Given::Away,
-        // Its copy has ended: that is certain.
-        Ok(Message::Failed(failure)) => format!("it could not be let go there: {failure}"),
-        Ok(other) => return Given::InDoubt(format!("the destination says {}", other.name())),
-        Err(error) => {
-            return Given::InDoubt(format!("the stream failed in the one moment in which nobody knows: {error}"));
+    let kept = match wire.send_whole(&Message::Go) {
+        Ok(()) => {
+            fault::point("migrate-told");
+            match wire.hear() {
+                Ok(Message::Running) => return Given::Away,
+                // Its copy has ended: that is certain.
+                Ok(Message::Failed(failure)) => format!("it could not be let go there: {failure}"),
+                Ok(other) => return Given::InDoubt(format!("the destination says {}", other.name())),
+                Err(error) => return Given::InDoubt(doubt(&error)),
+            }
         }
+        Err(NotSent::Nothing(error)) => format!("the stream failed before it was let go there: {error}"),
+        Err(NotSent::Some(error)) => return Given::InDoubt(doubt(&error)),
     };
     match pod.take_back(was_suspended) {
         Ok(()) => Given::Kept(kept),
         Err(error) => Given::InDoubt(format!("{kept}; and here: {error}")),
     }
+}
+
+fn doubt(error: &std::io::Error) -> String {
+    format!("the stream failed in the one moment in which nobody knows: {error}")
 }
 
 fn and(error: Option<impl std::fmt::Display>) -> String {

@@ -94,6 +94,15 @@ impl Write for Patient {
     }
 }
 
+/// Why a message did not go out as a whole.
+#[derive(Debug)]
+pub enum NotSent {
+    /// No byte of it did: the other side cannot have heard it.
+    Nothing(io::Error),
+    /// Some of it did, and perhaps all.
+    Some(io::Error),
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -156,6 +165,18 @@ impl Wire {
         to.frame()?;
         self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         to.file.write_all(&bytes)
+    }
+
+    /// Sends a message that the other side must not act on unless we know that we have sent it: an error says whether
+    /// anything of it went out.
+    pub fn send_whole(&self, message: &Message) -> Result<(), NotSent> {
+        let mut bytes = Vec::new();
+        protocol::write_message(&mut bytes, message).map_err(NotSent::Nothing)?;
+        let mut to = lock(&self.to);
+        to.frame().map_err(NotSent::Nothing)?;
+        let first = to.file.write(&bytes).map_err(NotSent::Nothing)?;
+        self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        to.file.write_all(&bytes[first..]).map_err(NotSent::Some)
     }
 
     /// Hears a message. Nothing else may come.

@@ -1,0 +1,212 @@
+//! Pods move between hosts that have nothing in common but a pipe: exactly one copy lives, whatever happens to the stream
+//! and to zap.
+
+#![allow(missing_docs)]
+
+mod common;
+#[path = "bad_input/counter.rs"]
+mod counter;
+
+use std::process::Stdio;
+
+use common::{Done, Host, eventually, finish};
+use counter::Counter;
+
+/// The command that leads to `zap receive` on a host.
+fn via(host: &Host) -> String {
+    let receive = host.zap(["receive"]);
+    let words = std::iter::once(receive.get_program()).chain(receive.get_args());
+    let words: Vec<String> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
+    format!("ZAP_STATE='{}' {}", host.state().display(), words.join(" "))
+}
+
+fn migrate(from: &Host, to: &Host, pod: &str, environment: &[(&str, &str)], options: &[&str]) -> Done {
+    let way = via(to);
+    let mut command = from.zap([&["migrate", pod, "--via", &way], options].concat());
+    finish(command.envs(environment.iter().copied()).stdin(Stdio::null()))
+}
+
+/// All of a host that a pod could leave something in.
+fn portrait(host: &Host) -> String {
+    let run = |words: &[&str]| finish(host.command(words[0]).args(&words[1..])).stdout;
+    let network = [
+        &["ip", "-o", "link"][..],
+        &["ip", "-o", "address"],
+        &["ip", "-o", "route", "show", "table", "all"],
+        &["ip", "neigh"],
+        &["nft", "list", "ruleset"],
+    ];
+    let mut seen = network.map(run).concat();
+    seen += &format!("{:?}", host.cgroups());
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    seen += &mounts.lines().filter(|line| line.contains(host.state().to_str().unwrap())).collect::<String>();
+    for place in ["pods", "storage/pods", "storage"] {
+        let entries = std::fs::read_dir(host.state().join(place)).into_iter().flatten().flatten();
+        seen +=
+            &entries.map(|e| e.file_name().into_string().unwrap()).filter(|name| name != "pods").collect::<String>();
+    }
+    seen
+}
+
+fn pods(host: &Host) -> Vec<(String, String)> {
+    let rows = host.json(["ls", "--json"]);
+    let text = |row: &serde_json::Value, key: &str| row[key].as_str().unwrap().to_owned();
+    rows.as_array().unwrap().iter().map(|row| (text(row, "name"), text(row, "state"))).collect()
+}
+
+fn runs(host: &Host) -> bool {
+    pods(host) == [("counter".to_owned(), "running".to_owned())]
+}
+
+#[test]
+fn a_pod_moves_and_nothing_stays_behind() {
+    for strategy in ["stop-and-copy", "pre-copy"] {
+        let (a, b) = (Host::new(), Host::new());
+        a.ok(["ls"]);
+        let before = portrait(&a);
+        Counter::start(&a, "counter", &["-p", "8080:80"]);
+        a.ok(["exec", "counter", "sh", "-c", "echo kept >/root/file; echo shared >/dev/shm/file"]);
+        let address = a.row("counter")["address"].clone();
+        let done = migrate(&a, &b, "counter", &[], &["--strategy", strategy, "--stats"]);
+        assert_eq!(done.code, 0, "{done:?}");
+        let stats: serde_json::Value = serde_json::from_str(done.stdout.trim_end()).unwrap();
+        for key in ["downtime_us", "total_us", "bytes", "rounds"] {
+            assert!(stats[key].as_u64().unwrap() > 0, "{key}: {stats}");
+        }
+        assert!(stats["downtime_us"].as_u64() <= stats["total_us"].as_u64());
+        eventually("nothing is left at the source", || portrait(&a) == before);
+        assert_eq!(pods(&a), []);
+        Counter::of(&b, "counter").goes_on();
+        assert_eq!(b.row("counter")["address"], address);
+        assert_eq!(b.ok(["exec", "counter", "cat", "/root/file", "/dev/shm/file"]), "kept\nshared");
+        // and back again
+        assert_eq!(migrate(&b, &a, "counter", &[], &["--strategy", strategy]).code, 0);
+        Counter::of(&a, "counter").goes_on();
+        assert_eq!(pods(&b), []);
+    }
+}
+
+#[test]
+fn a_pod_that_cannot_live_there_is_refused_before_it_is_touched() {
+    let (a, b) = (Host::new(), Host::new());
+    let counter = Counter::start(&a, "counter", &[]);
+    let refused = |done: Done, code: i32, words: &str| {
+        assert_eq!(done.code, code, "{done:?}");
+        assert!(done.stderr.contains(words), "{done:?}");
+        assert!(runs(&a));
+        counter.goes_on();
+    };
+    b.start(["-n", "counter", "--", "sleep", "1000"]);
+    refused(migrate(&a, &b, "counter", &[], &[]), 6, "the name counter is taken");
+    b.ok(["rm", "-f", "counter"]);
+    b.ok(["run", "-d", "-n", "other", "--", "sleep", "1000"]);
+    refused(migrate(&a, &b, "counter", &[], &[]), 6, "is taken");
+    let to = |way: &str| a.run(["migrate", "counter", "--via", way]);
+    refused(to("true"), 1, "goes on here");
+    refused(to("/nowhere/zap receive"), 1, "could not be run");
+    refused(to("cat"), 1, "goes on here");
+    refused(to("head -c 4 /dev/zero"), 1, "goes on here");
+    refused(to("yes zap/mig1"), 1, "goes on here");
+    refused(a.run(["migrate", "counter", "--via", "true", "--strategy", "magic"]), 2, "magic");
+    refused(a.run(["migrate", "--resolve", "counter", "keep"]), 1, "not in doubt");
+    refused(a.run(["migrate", "--resolve", "counter", "perhaps"]), 2, "keep");
+    assert_eq!(a.run(["migrate", "nobody", "--via", "true"]).code, 6);
+}
+
+/// After a stream that was cut: exactly one copy lives, or the source's is held and says how to resolve it.
+fn one_lives(a: &Host, b: &Host, done: &Done, point: &str) {
+    let doubt = pods(a) == [("counter".to_owned(), "suspended".to_owned())];
+    eventually("the destination knows how it ended", || pods(b).is_empty() || runs(b));
+    match (doubt, runs(b)) {
+        (true, there) => {
+            assert_eq!(a.run(["resume", "counter"]).code, 1, "{point}: a pod in doubt is not to be resumed by the way");
+            assert!(a.run(["resume", "counter"]).stderr.contains("--resolve"), "{point}");
+            let word = if there { "drop" } else { "keep" };
+            a.ok(["migrate", "--resolve", "counter", word]);
+        }
+        (false, there) => assert!(runs(a) != there, "{point}: {:?} {:?} {done:?}", pods(a), pods(b)),
+    }
+    eprintln!("{point}: doubt {doubt}, there {}", runs(b));
+    assert!(runs(a) != runs(b), "{point}: {:?} {:?}", pods(a), pods(b));
+    Counter::of(if runs(a) { a } else { b }, "counter").goes_on();
+}
+
+fn bring_back(a: &Host, b: &Host) {
+    if runs(b) {
+        let back = migrate(b, a, "counter", &[], &[]);
+        assert_eq!(back.code, 0, "{back:?}");
+    }
+    // What was left of a pod that was taken away while its monitor died.
+    for (name, state) in pods(b) {
+        assert_eq!(state, "stopped");
+        b.ok(["rm", &name]);
+    }
+}
+
+fn cut_everywhere(side: &str) {
+    let (a, b) = (Host::new(), Host::new());
+    Counter::start(&a, "counter", &[]);
+    for frame in 0.. {
+        let cut = format!("{side}:{frame}");
+        let done = migrate(&a, &b, "counter", &[("ZAP_CUT", &cut)], &[]);
+        if done.code == 0 {
+            assert!(frame > 2 && runs(&b) && pods(&a).is_empty());
+            return;
+        }
+        assert_eq!((done.code, done.stderr.contains("counter")), (1, true), "{cut}: {done:?}");
+        one_lives(&a, &b, &done, &cut);
+        bring_back(&a, &b);
+    }
+}
+
+#[test]
+fn the_source_is_cut_off_before_every_frame() {
+    cut_everywhere("source");
+}
+
+#[test]
+fn the_destination_is_cut_off_before_every_frame() {
+    cut_everywhere("destination");
+}
+
+fn killed_everywhere(side: &str) {
+    for point in zap::fault::POINTS.iter().filter(|point| point.starts_with(side)) {
+        let (a, b) = (Host::new(), Host::new());
+        Counter::start(&a, "counter", &[]);
+        let done = migrate(&a, &b, "counter", &[("ZAP_FAULT", point)], &[]);
+        // What is left of the source's copy when its monitor dies after all was done is an ended pod.
+        if *point == "migrate-away" {
+            eventually("the source's copy is known to have ended", || {
+                pods(&a) == [("counter".to_owned(), "stopped".to_owned())]
+            });
+            a.ok(["rm", "counter"]);
+        }
+        one_lives(&a, &b, &done, point);
+    }
+}
+
+#[test]
+fn the_source_is_killed_at_every_point() {
+    killed_everywhere("migrate-");
+}
+
+#[test]
+fn the_destination_is_killed_at_every_point() {
+    killed_everywhere("receive-");
+}
+
+#[test]
+fn an_interrupted_command_leaves_the_pod_where_it_is() {
+    let (a, b) = (Host::new(), Host::new());
+    let counter = Counter::start(&a, "counter", &[]);
+    // A way that stalls: the greeting comes, and nothing after it.
+    let mut command = a.zap(["migrate", "counter", "--via", "printf zap/mig1; exec sleep 60"]);
+    let mut child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    counter.goes_on();
+    let done = migrate(&a, &b, "counter", &[], &[]);
+    assert_eq!(done.code, 0, "{done:?}");
+    Counter::of(&b, "counter").goes_on();
+}
