@@ -195,6 +195,58 @@ fn the_destination_is_killed_at_every_point() {
     killed_everywhere("receive-");
 }
 
+/// A line that a child prints on stderr, by what is in it.
+fn heard(lines: &mut impl Iterator<Item = std::io::Result<String>>, words: &str) -> String {
+    lines.map(Result::unwrap).find(|line| line.contains(words)).unwrap()
+}
+
+#[test]
+fn over_a_network_both_sides_must_know_each_other() {
+    let a = Host::new();
+    let other = a.path("other");
+    let there = |words: &[&str]| {
+        let mut command = a.zap(words);
+        command.env("ZAP_STATE", &other);
+        command
+    };
+    let key = |keys: Done| keys.stdout.split(' ').next().unwrap().to_owned();
+    let own = key(finish(&mut a.zap(["keys"])));
+    let mut listening = there(&["receive", "--listen", "127.0.0.1:0"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(listening.stderr.take().unwrap()));
+    let line = heard(&mut lines, "listening at");
+    let address = line.split(&[' ', ';'][..]).find(|word| word.starts_with("127.")).unwrap().to_owned();
+    let theirs = line.rsplit(' ').next().unwrap().to_owned();
+    assert_eq!(key(finish(&mut there(&["keys"]))), theirs);
+
+    let counter = Counter::start(&a, "counter", &["--net", "private"]);
+    let migrate = || a.run(["migrate", "counter", "--to", &address]);
+    let refused = |done: Done| {
+        assert_eq!(done.code, 1, "{done:?}");
+        assert!(done.stderr.contains("goes on here"), "{done:?}");
+        counter.goes_on();
+        done.stderr
+    };
+    let words = refused(migrate());
+    assert!(words.contains(&format!("zap keys --add {theirs}")), "{words}");
+    heard(&mut lines, "127.0.0.1");
+    a.ok(["keys", "--add", &theirs, "--name", "there"]);
+    refused(migrate());
+    assert!(heard(&mut lines, "127.0.0.1").contains(&own));
+    assert_eq!(finish(there(&["keys", "--add", &own]).stdin(Stdio::null())).code, 0);
+    let done = migrate();
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(pods(&a), []);
+    let rows = finish(&mut there(&["ls", "--json"])).stdout;
+    assert!(rows.contains("\"counter\"") && rows.contains("running"), "{rows}");
+    assert_eq!(finish(&mut there(&["rm", "-f", "counter"])).code, 0);
+    listening.kill().unwrap();
+    listening.wait().unwrap();
+    assert_eq!(a.run(["migrate", "counter", "--to", &address]).code, 6);
+    assert_eq!(a.run(["keys", "--add", "short"]).code, 2);
+    assert_eq!(a.run(["keys", "--remove", "there"]).code, 0);
+    assert_eq!(a.run(["keys", "--remove", "there"]).code, 6);
+}
+
 #[test]
 fn an_interrupted_command_leaves_the_pod_where_it_is() {
     let (a, b) = (Host::new(), Host::new());

@@ -1,10 +1,14 @@
 //! `zap migrate`.
 
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::{options, print, usage};
-use crate::migrate::{Options, Stats, Strategy};
+use crate::migrate::keys::{KeyError, Keys};
+use crate::migrate::{Options, Stats, Strategy, relay};
 use crate::monitor::client;
 use crate::monitor::protocol::{Failure, Request};
 use crate::pod::Store;
@@ -22,8 +26,11 @@ pub(super) struct Args {
     #[arg(value_parser = options::pod_name, required_unless_present = "resolve")]
     pod: Option<String>,
     /// A command whose stdin and stdout lead to `zap receive` there
-    #[arg(long, value_name = "COMMAND", required_unless_present = "resolve")]
+    #[arg(long, value_name = "COMMAND", required_unless_present_any = ["resolve", "to"])]
     via: Option<String>,
+    /// Where `zap receive --listen` listens; the hosts know each other by key
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "via")]
+    to: Option<String>,
     /// How its memory is moved
     #[arg(long, value_enum, default_value = "pre-copy")]
     strategy: Strategies,
@@ -34,7 +41,7 @@ pub(super) struct Args {
     #[arg(long)]
     stats: bool,
     /// Decide where a pod lives after a cut
-    #[arg(long, num_args = 2, value_names = ["POD", "keep|drop"], conflicts_with_all = ["pod", "via"])]
+    #[arg(long, num_args = 2, value_names = ["POD", "keep|drop"], conflicts_with_all = ["pod", "via", "to"])]
     resolve: Option<Vec<String>>,
 }
 
@@ -57,20 +64,24 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
     if let Some(words) = &args.resolve {
         return resolve(store, words);
     }
-    let (Some(pod), Some(via)) = (args.pod, args.via) else { return Err(usage("which pod, and where to?")) };
+    let Some(pod) = args.pod else { return Err(usage("which pod?")) };
     let monitor = store.load(&pod)?.monitor;
+    // Reached before there is a second thread: a monitor that has died is replaced by a fork.
+    let socket = client::connect(store, &pod)?;
+    let (way, stream) = match (&args.via, &args.to) {
+        (Some(via), _) => connect(via)?,
+        (_, Some(to)) => call(store, to)?,
+        _ => return Err(usage("where to? --via or --to says it")),
+    };
     let options = Options {
         strategy: args.strategy.into(),
-        to: format!("`{via}`"),
+        to: args.via.map_or_else(|| args.to.unwrap_or_default(), |via| format!("`{via}`")),
         carry_files: args.carry_files,
         cut_before: crate::fault::cut_wanted("source"),
         fault: crate::fault::wanted(),
     };
-    let (mut child, stream) = connect(&via)?;
-    let moved = client::ask_with::<Stats>(store, &pod, &Request::Migrate(options), stream);
-    // It ends when its stream does.
-    let ended = child.wait();
-    let stats = moved.map_err(|failure| explain(failure, ended.ok()))?;
+    let moved = client::converse_with::<_, Stats>(&socket, &Request::Migrate(options), stream);
+    let stats = way.explain(moved)?;
     client::await_end(monitor);
     if args.stats {
         let line = serde_json::to_string(&stats).map_err(|e| Failure { message: e.to_string(), code: 1 })?;
@@ -79,25 +90,66 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// How the other host is reached: it ends when the stream does.
+enum Way {
+    Command(Child),
+    Connection(JoinHandle<std::io::Result<()>>),
+}
+
+impl Way {
+    /// Why the way failed says more than that the stream broke.
+    fn explain(self, moved: Result<Stats, Failure>) -> Result<Stats, Failure> {
+        let why = match self {
+            Way::Command(mut child) => match child.wait().ok().and_then(|status| status.code()) {
+                Some(code @ (126 | 127)) => Some(format!("the command of --via could not be run (exit {code})")),
+                _ => None,
+            },
+            Way::Connection(relay) => relay.join().ok().and_then(Result::err).map(|error| error.to_string()),
+        };
+        moved.map_err(|failure| match why {
+            Some(why) => Failure { message: format!("{}; {why}", failure.message), ..failure },
+            None => failure,
+        })
+    }
+}
+
+/// How long a host may take to answer a call.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Calls a host that listens, and speaks TLS with it.
+fn call(store: &Store, to: &str) -> Result<(Way, [OwnedFd; 2]), Failure> {
+    let failed = |e: std::io::Error| Failure { message: format!("{to}: {e}"), code: 1 };
+    let unusable = |e: KeyError| Failure::of(&e, 1);
+    let keys = Keys::of(store).map_err(unusable)?;
+    let addresses = std::net::ToSocketAddrs::to_socket_addrs(to).map_err(|e| usage(format!("--to {to}: {e}")))?;
+    let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "it has no address");
+    let mut found = None;
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(socket) => {
+                found = Some(socket);
+                break;
+            }
+            Err(error) => last = error,
+        }
+    }
+    let socket = found.ok_or(last).map_err(failed)?;
+    let name = rustls::pki_types::ServerName::try_from("zap").map_err(|e| failed(std::io::Error::other(e)))?;
+    let client = rustls::ClientConnection::new(keys.client().map_err(unusable)?, name);
+    let tls = client.map_err(|e| failed(std::io::Error::other(e)))?;
+    let (ours, theirs) = relay::pipes().map_err(failed)?;
+    let relay = std::thread::spawn(move || relay::carry(tls.into(), socket, ours));
+    Ok((Way::Connection(relay), theirs))
+}
+
 /// Runs the command that leads to the other host: its stdout and stdin are the stream.
-fn connect(via: &str) -> Result<(Child, [OwnedFd; 2]), Failure> {
+fn connect(via: &str) -> Result<(Way, [OwnedFd; 2]), Failure> {
     let failed = |e: std::io::Error| Failure { message: format!("{via}: {e}"), code: 1 };
     let mut command = std::process::Command::new("/bin/sh");
     let mut child = command.args(["-c", via]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(failed)?;
     match (child.stdout.take(), child.stdin.take()) {
-        (Some(from), Some(to)) => Ok((child, [from.into(), to.into()])),
+        (Some(from), Some(to)) => Ok((Way::Command(child), [from.into(), to.into()])),
         _ => Err(failed(std::io::Error::other("it has no pipes"))),
-    }
-}
-
-/// A command that could not be run says more than that the stream broke.
-fn explain(failure: Failure, ended: Option<std::process::ExitStatus>) -> Failure {
-    match ended.and_then(|status| status.code()) {
-        Some(code @ (126 | 127)) => {
-            let message = format!("{}; the command of --via could not be run (exit {code})", failure.message);
-            Failure { message, ..failure }
-        }
-        _ => failure,
     }
 }
 

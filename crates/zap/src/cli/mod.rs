@@ -7,6 +7,7 @@ mod completions;
 mod console;
 mod exec;
 mod inspect;
+mod keys;
 mod kill;
 mod logs;
 mod ls;
@@ -69,6 +70,7 @@ enum Command {
     Restart(restart::Args),
     Migrate(migrate::Args),
     Receive(receive::Args),
+    Keys(keys::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Check(check::Args),
@@ -128,6 +130,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Restart(args) => restart::run(&store, args),
         Command::Migrate(args) => migrate::run(&store, args),
         Command::Receive(args) => receive::run(&store, &args),
+        Command::Keys(args) => keys::run(&store, &args),
         Command::Inspect(args) => inspect::run(&store, &args),
         Command::Verify(args) => verify::run(&args),
         Command::Check(args) => check::run(&store, &args),

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::Phase;
 
 pub mod destination;
+pub mod keys;
 pub mod protocol;
+pub mod relay;
 pub mod source;
 pub mod wire;
 

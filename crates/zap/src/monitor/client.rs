@@ -87,18 +87,8 @@ pub fn launch_with<T: DeserializeOwned>(start: &Start, stream: [OwnedFd; 2]) -> 
     Ok((answer, ours))
 }
 
-/// As [`ask`], with the two ends of a stream that the monitor is to use.
-pub fn ask_with<T: DeserializeOwned>(
-    store: &Store,
-    name: &str,
-    request: &Request,
-    stream: [OwnedFd; 2],
-) -> Result<T, Failure> {
-    converse_with(&connect(store, name)?, request, stream)
-}
-
 /// As [`converse`], with two files behind the question, which are closed here once they are on their way.
-fn converse_with<Q: Serialize, T: DeserializeOwned>(
+pub fn converse_with<Q: Serialize, T: DeserializeOwned>(
     mut socket: &UnixStream,
     question: &Q,
     files: [OwnedFd; 2],

@@ -139,7 +139,7 @@ impl Store {
             }
             other => other.map_err(|source| PodError::Store { step: "making", path: dir, source })?,
         }
-        make_all(&self.storage_dir(name))?;
+        make_private_directory(&self.storage_dir(name))?;
         self.claim(name)?.ok_or_else(|| PodError::Taken(name.to_owned()))
     }
 
@@ -157,7 +157,7 @@ impl Store {
     }
 
     fn lock_registry(&self) -> Result<Claim, PodError> {
-        make_all(&self.state.join("pods"))?;
+        make_private_directory(&self.state.join("pods"))?;
         let path = self.state.join("lock");
         lock_waiting(&path).map_err(|source| PodError::Store { step: "locking", path, source })
     }
@@ -295,7 +295,7 @@ fn make_dir(path: &Path) -> io::Result<()> {
 }
 
 /// Makes a directory and those above it; what is made is for root alone.
-pub(super) fn make_all(path: &Path) -> Result<(), PodError> {
+pub fn make_private_directory(path: &Path) -> Result<(), PodError> {
     let mut builder = fs::DirBuilder::new();
     builder.mode(0o700).recursive(true).create(path).map_err(|source| PodError::Store {
         step: "making",

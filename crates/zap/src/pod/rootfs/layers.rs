@@ -10,23 +10,23 @@ use nix::sys::statfs::statfs;
 
 use super::Overlay;
 use crate::pod::PodError;
-use crate::pod::registry::make_all;
+use crate::pod::registry::make_private_directory;
 
 /// File systems that cannot hold an upper layer: overlay itself, NFS, 9p, FAT.
 const UNSUITABLE: [i64; 4] = [0x794c_7630, 0x6969, 0x0102_1997, 0x4d44];
 
 /// Makes the directories of a pod's layers. Where the storage cannot hold an upper layer they are on a tmpfs.
 pub fn prepare_layers(storage: &Path, overlays: &[Overlay]) -> Result<(), PodError> {
-    make_all(storage)?;
+    make_private_directory(storage)?;
     let unsuitable = statfs(storage).is_ok_and(|s| UNSUITABLE.contains(&s.filesystem_type().0));
     if unsuitable {
         mount(Some("zap"), storage, Some("tmpfs"), MsFlags::empty(), Some("mode=0700"))
             .map_err(|e| failed("mounting a tmpfs on", storage)(e.into()))?;
     }
-    make_all(&storage.join("mount"))?;
+    make_private_directory(&storage.join("mount"))?;
     for overlay in overlays {
-        make_all(&overlay.upper)?;
-        make_all(&overlay.work)?;
+        make_private_directory(&overlay.upper)?;
+        make_private_directory(&overlay.work)?;
         like(&overlay.lower, &overlay.upper).map_err(failed("making", &overlay.upper))?;
     }
     Ok(())
