@@ -134,12 +134,18 @@ guests! {
     protections grows_down advice locked many_mappings executable_memory low_address vdso program_replaced memfd
     waiting_calls waiting_timeouts sleeps long_sleep survivor
     inotify inotify_renamed inotify_nameless inotify_shared inotify_unread inotify_many
+    user_namespace user_namespace_unmapped user_namespace_threads user_namespace_nested network_namespace
+    network_namespace_off host_name_namespace ipc_namespace cgroup_namespace time_namespace namespace_shared
+    sandbox thread_filters
 }
 
 refused! {
     vfork "vfork"
     leader_gone "first thread"
     no_vdso "vDSO"
+    thread_namespace "a thread is in another"
+    traced "is traced by another process"
+    unborn_namespace "its next children are to be born in another"
 }
 
 /// The monitor of a pod, as the registry has it.

@@ -1,12 +1,16 @@
 //! The builder: a short-lived process inside a new pod, forked by its PID 1, that opens every file of the image, makes its
 //! IPC objects, and clones the seeds out of which the tree grows.
 
+use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{OFlag, openat};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, RebuildError};
@@ -14,9 +18,10 @@ use crate::files::{self, FileState};
 use crate::ids::PodPid;
 use crate::image::{ImageReader, decode, encode};
 use crate::ipc::{self, IpcState};
+use crate::namespaces;
 use crate::pod::PodSpec;
 use crate::rebuild::Rebuild;
-use crate::sys::seed;
+use crate::sys::{mount, seed};
 
 /// What the builder is to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -27,7 +32,7 @@ pub struct Order {
     pub image_files: usize,
     /// The first descriptor of the pool.
     pub pool: i32,
-    /// How many files the image has: the data comes behind them.
+    /// How many files the image has: the data comes behind them, then the namespaces.
     pub files: u32,
     /// Where the stub goes in every seed.
     pub code: Range<u64>,
@@ -59,13 +64,45 @@ pub fn run(files: Vec<OwnedFd>) -> ! {
         Ok(master) => {
             let _ = send(&socket, &Answer::Built, master.as_ref());
             // The pool stays open for the monitor to fetch copies, until it hangs up.
-            let _ = nix::unistd::read(&socket, &mut [0]);
+            number_next(&socket);
             std::process::exit(0)
         }
         Err(error) => Answer::Failed { message: error.to_string(), exit_code: exit_code(&error) },
     };
     let _ = send(&socket, &answer, None);
     std::process::exit(1)
+}
+
+/// Sees to it, as often as it is asked, that the next process of the pod gets a number: those in user namespaces have no
+/// right to choose one.
+fn number_next(socket: &OwnedFd) {
+    let mut last = None;
+    let mut number = [0; 4];
+    while let Ok(4) = nix::unistd::read(socket, &mut number) {
+        if last.is_none() {
+            last = last_pid().ok();
+        }
+        let before = (i32::from_ne_bytes(number) - 1).to_string();
+        let written = last.as_ref().is_some_and(|file| file.write_all_at(before.as_bytes(), 0).is_ok());
+        let _ = nix::unistd::write(socket, &[u8::from(written)]);
+    }
+}
+
+/// `ns_last_pid` of the pod, whose own `/proc/sys` cannot be written to.
+fn last_pid() -> std::io::Result<File> {
+    let proc = mount::new_mount(c"proc", &[], 0)?;
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    Ok(File::from(openat(&proc, "sys/kernel/ns_last_pid", flags, Mode::empty())?))
+}
+
+/// Asks the builder to number the next process.
+pub fn ask_number(socket: &OwnedFd, pid: PodPid) -> std::io::Result<()> {
+    nix::unistd::write(socket, &pid.0.to_ne_bytes())?;
+    let mut answer = [0];
+    match (nix::unistd::read(socket, &mut answer)?, answer) {
+        (1, [1]) => Ok(()),
+        _ => Err(std::io::Error::other("the builder could not")),
+    }
 }
 
 fn exit_code(error: &RebuildError) -> u8 {
@@ -82,18 +119,26 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Option<OwnedFd>, Rebu
     let states: Vec<FileState> = image.every("file").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let mut rebuild = Rebuild::new(&image, &order.spec, console);
     let ipc: IpcState = image.one("ipc").map_err(|e| RebuildError::Damaged(e.to_string()))?;
+    let namespaces = image.every("namespace").map_err(|e| RebuildError::Damaged(e.to_string()))?;
+    rebuild.namespaces = namespaces::make(&namespaces)?;
     ipc::restart(&mut rebuild, &ipc)?;
     files::open_all(&mut rebuild, &states)?;
     files::connect_all(&mut rebuild, &states)?;
     let master = rebuild.console_master.take();
     rebuild.console.clear();
+    let made = rebuild.take_namespaces();
     let pool = rebuild.into_files();
     for (id, file) in &pool {
         place(file.as_raw_fd(), order.pool + id.0 as i32)?;
     }
     drop(pool);
     let data = image.data_file().map_err(|e| RebuildError::Damaged(e.to_string()))?;
-    place(data.as_raw_fd(), order.pool + order.files as i32)?;
+    let last = order.pool + order.files as i32;
+    place(data.as_raw_fd(), last)?;
+    for (id, namespace) in &made {
+        place(namespace.as_raw_fd(), last + 1 + id.0 as i32)?;
+    }
+    drop(made);
     seed::prepare(&order.code, &order.scratch, &crate::tracee::stub_code())
         .rebuilding("preparing", "the ground of the seeds")?;
     for pid in &order.seeds {

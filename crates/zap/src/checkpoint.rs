@@ -17,6 +17,7 @@ use crate::image::{Compression, ImageError, ImageWriter};
 use crate::ipc::{self, IpcState};
 use crate::look::Look;
 use crate::memory;
+use crate::namespaces::NamespaceState;
 use crate::pod::journal::Undo;
 use crate::pod::network::NetworkError;
 use crate::pod::trees::{self, Trees, TreesError};
@@ -279,6 +280,7 @@ struct Captured {
     zombies: Vec<EndedState>,
     files: Vec<files::FileState>,
     ipc: IpcState,
+    namespaces: Vec<NamespaceState>,
     trees: Trees,
 }
 
@@ -289,7 +291,7 @@ impl Checkpoint<'_> {
         let population = discover::discover(pod.init, &pod.cgroup.pids()?).map_err(|e| refused(pod, e))?;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
         look.upper = pod.upper();
-        population.live.iter().try_for_each(|found| capture::check(&mut look, found)).map_err(|e| refused(pod, e))?;
+        capture::check_all(&mut look, &population).map_err(|e| refused(pod, e))?;
         drop(look);
         let trees = Trees::look_ahead(pod, writer).map_err(|e| trees_failed(pod, e));
         if !self.was_suspended && !self.options.stop_and_copy {
@@ -378,7 +380,8 @@ impl Checkpoint<'_> {
         trees.catch_up(&trees::mapped_for_writing(pod, &look, memory))?;
         let files = look.files.states().cloned().collect();
         let zombies = held.zombies.iter().map(capture::zombie).collect();
-        let captured = Captured { pod: PodRecord::of(pod)?, processes, zombies, files, ipc, trees };
+        let namespaces = look.namespaces.states()?;
+        let captured = Captured { pod: PodRecord::of(pod)?, processes, zombies, files, ipc, namespaces, trees };
         self.clock.lap("files");
         Ok(captured)
     }
@@ -465,6 +468,7 @@ impl Checkpoint<'_> {
         writer.record("zombies", 1, &captured.zombies);
         writer.record("ipc", 1, &captured.ipc);
         captured.files.iter().for_each(|file| writer.record("file", 1, file));
+        captured.namespaces.iter().for_each(|namespace| writer.record("namespace", 1, namespace));
         captured.trees.finish(&mut writer).map_err(|e| trees_failed(self.pod, e))?;
         fault::point("checkpoint-before-rename");
         stats.bytes = writer.finish(&captured.pod.facts())?.bytes;
@@ -482,6 +486,7 @@ fn look_at_processes(
 ) -> Result<(Vec<capture::Answers>, Descriptors), HoldError> {
     let proc = PodProc::new(look.init);
     let mut descriptors = Vec::with_capacity(held.processes.len());
+    capture::meet_namespaces(look, held.processes.iter().map(|process| &process.found.subject))?;
     for process in &held.processes {
         let subject = &process.found.subject;
         descriptors.push(files::process_descriptors(look, subject, &capture::pidfd(subject)?)?);

@@ -21,6 +21,7 @@ pub mod look;
 pub mod memory;
 pub mod migrate;
 pub mod monitor;
+pub mod namespaces;
 pub mod pod;
 pub mod probe;
 pub mod process;

@@ -72,6 +72,8 @@ pub struct Look<'a> {
     pub data: &'a mut DataSink,
     /// What is known of its sockets.
     pub sockets: crate::sockets::Sightings,
+    /// The namespaces that were made inside it.
+    pub namespaces: crate::namespaces::Sightings,
     /// The pod's console.
     pub console: Console,
     /// The directory of the pod's upper layers, as `LivePod::upper` gives it; empty when it is not known, and then files
@@ -99,6 +101,7 @@ impl<'a> Look<'a> {
             mapped: MappedFiles::default(),
             data,
             sockets: Default::default(),
+            namespaces: crate::namespaces::Sightings::new(spec, init),
             console,
             upper: std::path::PathBuf::new(),
             carry_files,

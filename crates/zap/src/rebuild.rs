@@ -3,12 +3,15 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::error::RebuildError;
+use crate::error::{Context, RebuildError};
 use crate::ids::FileId;
 use crate::image::ImageReader;
+use crate::namespaces::{Made, NamespaceId};
 use crate::pod::PodSpec;
+use crate::sys::nsfs;
 
 /// What every `restart` is given. Lives in the builder: inside the pod's namespaces, as root, alone there with PID 1.
 pub struct Rebuild<'a> {
@@ -20,6 +23,9 @@ pub struct Rebuild<'a> {
     pub console: Vec<OwnedFd>,
     /// The master of the console pty, left here by the kind that makes it; the builder hands it to the monitor.
     pub console_master: Option<OwnedFd>,
+    /// The namespaces that were made inside the pod.
+    pub namespaces: Made,
+    network: Option<NamespaceId>,
     files: HashMap<FileId, OwnedFd>,
     objects: HashMap<(&'static str, u64), Box<dyn Any>>,
 }
@@ -27,7 +33,34 @@ pub struct Rebuild<'a> {
 impl<'a> Rebuild<'a> {
     /// A rebuild that has made nothing.
     pub fn new(image: &'a ImageReader, spec: &'a PodSpec, console: Vec<OwnedFd>) -> Rebuild<'a> {
-        Rebuild { image, spec, console, console_master: None, files: HashMap::new(), objects: HashMap::new() }
+        Rebuild {
+            image,
+            spec,
+            console,
+            console_master: None,
+            namespaces: Made::new(),
+            network: None,
+            files: HashMap::new(),
+            objects: HashMap::new(),
+        }
+    }
+
+    /// Goes into a network namespace (`None`: the pod's own): what is made from now on belongs there. The builder is one
+    /// thread.
+    pub fn work_in(&mut self, network: Option<NamespaceId>) -> Result<(), RebuildError> {
+        if network == self.network {
+            return Ok(());
+        }
+        let entered = match network {
+            // PID 1 never leaves it.
+            None => File::open("/proc/1/ns/net").and_then(|home| nsfs::enter(home, libc::CLONE_NEWNET)),
+            Some(id) => {
+                let missing = || RebuildError::Damaged(format!("namespace {} is not in it", id.0));
+                nsfs::enter(self.namespaces.get(&id).ok_or_else(missing)?, libc::CLONE_NEWNET)
+            }
+        };
+        self.network = network;
+        entered.rebuilding("entering", "a network namespace")
     }
 
     /// Something that two files share (the pipe behind two ends), made by whoever comes first and kept under (kind, key).
@@ -51,6 +84,11 @@ impl<'a> Rebuild<'a> {
             .get(&id)
             .map(|f| f.as_fd())
             .ok_or_else(|| RebuildError::Damaged(format!("{id} is referred to but is not in it")))
+    }
+
+    /// The namespaces, when no file needs them any more.
+    pub fn take_namespaces(&mut self) -> Made {
+        std::mem::take(&mut self.namespaces)
     }
 
     /// Every file of the pool.

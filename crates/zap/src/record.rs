@@ -10,7 +10,8 @@ use crate::pod::{LivePod, PodSpec};
 use crate::process::discover::PodProc;
 
 /// Kinds of record that this version reads, and their versions.
-pub const KNOWN: &[(&str, u16)] = &[("pod", 1), ("process", 1), ("zombies", 1), ("file", 1), ("ipc", 1), ("layers", 1)];
+pub const KNOWN: &[(&str, u16)] =
+    &[("pod", 1), ("process", 1), ("zombies", 1), ("file", 1), ("ipc", 1), ("layers", 1), ("namespace", 1)];
 
 /// The pod as a whole.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,7 +43,7 @@ pub fn host_clock(clock: nix::time::ClockId) -> i64 {
 }
 
 /// The offsets of a pod's clocks from the host's, in nanoseconds: (monotonic, boottime).
-fn offsets(text: &str) -> (i64, i64) {
+pub(crate) fn offsets(text: &str) -> (i64, i64) {
     let of = |name: &str| {
         let line = text.lines().find(|line| line.starts_with(name))?;
         let mut words = line.split_ascii_whitespace().skip(1);

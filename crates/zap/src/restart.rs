@@ -2,11 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
 use nix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
@@ -20,14 +20,16 @@ use crate::image::{ImageError, ImageReader};
 use crate::ipc::{self, IpcState};
 use crate::memory;
 use crate::monitor::session::End;
+use crate::namespaces::NamespaceState;
+use crate::namespaces::enter::Names;
 use crate::pod::journal::Undo;
 use crate::pod::live::Unpack;
 use crate::pod::network::NetworkError;
 use crate::pod::trees;
 use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Store};
 use crate::process::discover;
-use crate::process::grow::{Common, Grove, GrowError};
-use crate::process::state::{EndedState, Place, ProcessState};
+use crate::process::grow::{Common, Grove, GrowError, Surroundings};
+use crate::process::state::{self, EndedState, Place, ProcessState};
 use crate::process::tree::{self, Plan};
 use crate::record::{self, PodRecord};
 use crate::sys::pidfd::PidFd;
@@ -199,6 +201,7 @@ struct Image {
     zombies: Vec<EndedState>,
     files: Vec<FileState>,
     ipc: IpcState,
+    namespaces: Vec<NamespaceState>,
     plan: Plan,
 }
 
@@ -210,6 +213,7 @@ impl Image {
         let zombies: Vec<EndedState> = reader.one("zombies")?;
         let files: Vec<FileState> = reader.every("file")?;
         let ipc = reader.one("ipc")?;
+        let namespaces = reader.every("namespace")?;
         let living = processes.iter().map(|process| process.place.clone());
         let places: Vec<Place> = living.chain(zombies.iter().map(|zombie| zombie.place.clone())).collect();
         let name = pod.spec.name.clone();
@@ -228,7 +232,7 @@ impl Image {
         if let Err(source) = files::verify_root(&pod.spec.root, &files) {
             return Err(RestartError::Rebuild { pod: pod.spec.name.clone(), source });
         }
-        Ok(Image { reader, pod, processes, zombies, files, ipc, plan })
+        Ok(Image { reader, pod, processes, zombies, files, ipc, namespaces, plan })
     }
 
     /// A pod as `run` makes it, but with nobody in it, its clocks where they were, and its network blocked.
@@ -277,7 +281,9 @@ impl Image {
         clock.lap("files");
         fault::point("restart-files");
         let late = LateFiles::of(&self.files).map_err(|e| self.failed(e))?;
-        let mut grove = Grove::new(common, &self.plan, &self.processes, &self.zombies, late);
+        let number = |pid: PodPid| builder.number(pid);
+        let surroundings = Surroundings { late, names: Names(&self.namespaces), number: &number };
+        let mut grove = Grove::new(common, &self.plan, &self.processes, &self.zombies, surroundings);
         let hosts = processes_of(pod)?;
         for seed in &self.plan.seeds {
             let host = hosts.get(seed).copied().ok_or(TraceeError::Died(*seed)).map_err(|e| self.failed(e))?;
@@ -340,6 +346,7 @@ impl Image {
             scratch: start + CODE..start + CODE + SCRATCH,
             pool,
             data: pool + self.next_file() as i32,
+            last: pool + self.next_file() as i32 + self.namespaces.len() as i32,
             depth,
             filters: common_filters(&self.processes),
         })
@@ -384,7 +391,9 @@ impl Image {
     fn free_pid(&self) -> PodPid {
         let taken: HashSet<i32> = self.plan.nodes.keys().map(|pid| pid.0).collect();
         let threads: HashSet<i32> = self.processes.iter().flat_map(|p| &p.threads).map(|t| t.tid.0).collect();
-        let free = (2..).find(|pid| !taken.contains(pid) && !threads.contains(pid));
+        // Who opens a file of a process that has ended takes its number.
+        let ended: HashSet<i32> = files::proc::ended(&self.files).map(|pid| pid.0).collect();
+        let free = (2..).find(|pid| ![&taken, &threads, &ended].iter().any(|numbers| numbers.contains(pid)));
         PodPid(free.unwrap_or(i32::MAX))
     }
 
@@ -416,9 +425,14 @@ struct Builder {
 }
 
 impl Builder {
+    /// Sees to it that the next process of the pod gets that number.
+    fn number(&self, pid: PodPid) -> Result<(), RebuildError> {
+        builder::ask_number(&self.socket, pid).rebuilding("numbering", format!("thread {pid}"))
+    }
+
     /// Lets it end, and returns when nothing of the pool is open in it any more.
-    fn dismiss(self) {
-        drop(self.socket);
+    fn dismiss(&self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
         if let Ok(pidfd) = PidFd::open(self.host) {
             let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
             let _ = poll(&mut ended, PollTimeout::from(5_000u16));
@@ -429,7 +443,7 @@ impl Builder {
 /// How many filters, from the oldest on, all processes have in common.
 fn common_filters(processes: &[ProcessState]) -> usize {
     let Some(first) = processes.first() else { return 0 };
-    let common = |other: &ProcessState| first.filters.iter().zip(&other.filters).take_while(|(a, b)| a == b).count();
+    let common = |other: &ProcessState| state::common(&first.filters, &other.filters).min(other.shared_filters());
     processes.iter().map(common).min().unwrap_or(0)
 }
 

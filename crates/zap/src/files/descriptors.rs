@@ -78,6 +78,9 @@ pub fn check_all(look: &mut Look<'_>, subject: &Subject, pidfd: &PidFd) -> Resul
 pub(crate) fn check_one(look: &mut Look<'_>, descriptor: &super::Descriptor) -> Result<(), CaptureError> {
     let kind = kind_of(descriptor)?;
     kind.check(descriptor)?;
+    if descriptor.link.starts_with(b"socket:") {
+        look.namespaces.of_socket(descriptor)?;
+    }
     kind.look_ahead(look, descriptor)
 }
 

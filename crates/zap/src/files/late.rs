@@ -34,6 +34,8 @@ pub enum Late {
 #[derive(Debug, Default)]
 pub struct LateFiles {
     files: HashMap<FileId, Late>,
+    /// Directories of processes that have ended, by path: only who was there while the process lived is there.
+    nowhere: HashMap<FileId, Vec<u8>>,
     watches: Vec<(FileId, WatchState)>,
     added: HashSet<usize>,
 }
@@ -45,6 +47,7 @@ impl LateFiles {
         for state in states {
             let late = kind(&state.kind).map(|k| k.late(&state.state)).transpose()?.flatten();
             found.files.extend(late.map(|l| (state.id, l)));
+            found.nowhere.extend(super::proc::nowhere(state)?.map(|path| (state.id, path)));
         }
         if found.files.is_empty() {
             return Ok(found);
@@ -60,6 +63,11 @@ impl LateFiles {
     /// Whether a file is opened late.
     pub fn contains(&self, id: FileId) -> bool {
         self.files.contains_key(&id)
+    }
+
+    /// The path of a directory of a process that has ended.
+    pub fn nowhere(&self, id: FileId) -> Option<&[u8]> {
+        self.nowhere.get(&id).map(Vec::as_slice)
     }
 
     /// The call by which a process goes to a working directory that is late.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{CaptureError, RebuildError};
 use crate::ids::FileId;
 use crate::look::{Look, Subject};
+use crate::namespaces::NamespaceId;
 use crate::rebuild::Rebuild;
 
 pub mod contents;
@@ -218,12 +219,15 @@ pub struct FileState {
     /// Locks and leases that belong to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub locks: Vec<locks::LockState>,
+    /// Of a socket: its network namespace, if it is not the pod's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NamespaceId>,
 }
 
 impl FileState {
     /// A file of which nothing but its kind's state is worth mentioning.
     pub fn new(id: FileId, kind: &str, state: Vec<u8>) -> FileState {
-        FileState { id, kind: kind.to_owned(), state, owner: None, locks: Vec::new() }
+        FileState { id, kind: kind.to_owned(), state, owner: None, locks: Vec::new(), network: None }
     }
 }
 

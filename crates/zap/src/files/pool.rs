@@ -18,10 +18,11 @@ fn kind_named(name: &str) -> Result<&'static dyn FileKind, RebuildError> {
 pub fn open_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<(), RebuildError> {
     let late = LateFiles::of(states)?;
     for state in states.iter().filter(|s| !late.contains(s.id)) {
+        rebuild.work_in(state.network)?;
         let file = kind_named(&state.kind)?.open(rebuild, state.id, &state.state)?;
         rebuild.keep_file(state.id, file);
     }
-    Ok(())
+    rebuild.work_in(None)
 }
 
 /// Connects every file with the others: first those that are only referred to, then those that refer.
@@ -31,10 +32,12 @@ pub fn connect_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<()
         for state in states.iter().filter(|s| !late.contains(s.id)) {
             let kind = kind_named(&state.kind)?;
             if kind.refers_to_others() == refers {
+                rebuild.work_in(state.network)?;
                 kind.connect(rebuild, state.id, &state.state)?;
             }
         }
     }
+    rebuild.work_in(None)?;
     for state in states.iter().filter(|s| !s.locks.is_empty() && !late.contains(s.id)) {
         locks::connect(rebuild.file(state.id)?, &state.locks).map_err(locks::failed(state.id))?;
     }

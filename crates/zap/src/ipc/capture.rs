@@ -20,8 +20,16 @@ use crate::sys::kcmp::{self, Shared};
 /// A thread enters the IPC namespace, and does the rest if the lists of objects there are not empty.
 pub fn capture(look: &mut Look<'_>, init: HostPid) -> Result<IpcState, CaptureError> {
     refuse_posix_queues(init)?;
-    let data = &mut *look.data;
-    crate::sys::clone::in_thread(|| capture_here(init, data)).capturing("reading the System V objects", "the pod")
+    let namespace = File::open(init.proc("ns/ipc")).capturing("opening the IPC namespace", "the pod")?;
+    capture_in(&namespace, look.data).capturing("reading the System V objects", "the pod")
+}
+
+/// The System V objects of a namespace.
+pub(crate) fn capture_in(namespace: impl AsFd + Sync, data: &mut DataSink) -> io::Result<IpcState> {
+    crate::sys::clone::in_thread(|| {
+        setns(namespace.as_fd(), CloneFlags::CLONE_NEWIPC)?;
+        capture_here(data)
+    })
 }
 
 /// Refuses a process that has an undo list of semaphores, which the kernel does not show; a list without semaphores is
@@ -53,8 +61,7 @@ fn refuse_posix_queues(init: HostPid) -> Result<(), CaptureError> {
     }
 }
 
-fn capture_here(init: HostPid, data: &mut DataSink) -> io::Result<IpcState> {
-    setns(File::open(init.proc("ns/ipc"))?.as_fd(), CloneFlags::CLONE_NEWIPC)?;
+fn capture_here(data: &mut DataSink) -> io::Result<IpcState> {
     let mut state = IpcState::default();
     for id in ids("shm")? {
         state.segments.push(segment(id, data)?);

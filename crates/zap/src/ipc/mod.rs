@@ -8,6 +8,7 @@ mod restart;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use capture::capture_in;
 pub use capture::{capture, refuse_undo};
 pub use restart::{remove_marked, restart};
 

@@ -8,7 +8,8 @@ use crate::files::{self, DescriptorState, PosixLock};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::look::{Look, Subject};
 use crate::memory::{self, MemoryState};
-use crate::process::discover::{Found, PodProc, Zombie};
+use crate::pod::Seccomp;
+use crate::process::discover::{Found, PodProc, Population, Zombie};
 use crate::process::hold::{HeldProcess, HoldError};
 use crate::process::limits;
 use crate::process::signals::{self, QueuedSignal};
@@ -159,13 +160,10 @@ pub fn assemble(
     let (cwd, root) = directories(look, subject)?;
     // Asked now, not when the process was found: signals from outside arrived until it stopped.
     let pending = ptrace::pending_signals(subject.host, true).capturing("reading queued signals", subject.object())?;
-    let filters = answers.threads.first().map_or(0, |leader| leader.filters);
-    if let Some(other) = answers.threads.iter().find(|thread| thread.filters != filters) {
-        return Err(subject.refuse(
-            format!("thread {}", other.tid),
-            "has other seccomp filters than its process, which cannot be checkpointed yet",
-        ));
-    }
+    let hosts = process.threads.iter().map(|held| held.name.host);
+    let inherited = u32::from(!matches!(look.spec.seccomp, Seccomp::Unconfined));
+    let mut threads = answers.threads;
+    let filters = filters::capture_all(&mut threads, hosts, inherited)?;
     Ok(ProcessState {
         place: place(subject.pod, stat, None),
         terminal: terminal(stat, subject.pod),
@@ -187,8 +185,9 @@ pub fn assemble(
         dumpable: answers.dumpable,
         subreaper: answers.subreaper,
         thp_disable: answers.thp_disable,
-        filters: filters::capture(subject.host, subject.pod, filters)?,
-        threads: answers.threads,
+        filters,
+        threads,
+        namespaces: look.namespaces.of(subject.host),
     })
 }
 
@@ -236,12 +235,50 @@ pub fn pidfd(subject: &Subject) -> Result<PidFd, CaptureError> {
     PidFd::open(subject.host).map_err(|_| CaptureError::Vanished(subject.pod))
 }
 
-/// Looks at a running process: refuses what cannot be captured, and does ahead what would make the hold long.
-pub fn check(look: &mut Look<'_>, found: &Found) -> Result<(), CaptureError> {
-    let subject = &found.subject;
-    if found.namespace_pids.len() > 1 {
-        return Err(subject.refuse("its PID namespace", "is nested in the pod's, which cannot be checkpointed yet"));
+/// Looks at every process while they run.
+pub fn check_all(look: &mut Look<'_>, population: &Population) -> Result<(), CaptureError> {
+    let living = population.live.iter().filter(|found| found.stat.state != b'Z');
+    for found in living {
+        refuse_nested(found)?;
+        look.namespaces.meet(&found.subject).or_else(unless_gone)?;
     }
+    look.namespaces.states()?;
+    population.live.iter().try_for_each(|found| check(look, found))
+}
+
+/// Looks in which namespaces held processes are, before anything else of them.
+pub fn meet_namespaces<'s>(
+    look: &mut Look<'_>,
+    subjects: impl Iterator<Item = &'s Subject>,
+) -> Result<(), CaptureError> {
+    for subject in subjects {
+        look.namespaces.meet(subject)?;
+    }
+    for namespace in look.namespaces.networks() {
+        look.sockets.elsewhere.push(namespace.try_clone().capturing("copying", "a namespace")?);
+    }
+    Ok(())
+}
+
+/// Nobody can be traced twice, and who traces whom is not restarted.
+fn refuse_traced(found: &Found) -> Result<(), CaptureError> {
+    match found.status.field("TracerPid").and_then(|pid| pid.parse::<i32>().ok()) {
+        Some(0) | None => Ok(()),
+        Some(_) => Err(found.subject.refuse("it", "is traced by another process (a debugger, strace); end that first")),
+    }
+}
+
+fn refuse_nested(found: &Found) -> Result<(), CaptureError> {
+    if found.namespace_pids.len() > 1 {
+        let why = "is nested in the pod's, which cannot be checkpointed yet";
+        return Err(found.subject.refuse("its PID namespace", why));
+    }
+    Ok(())
+}
+
+/// Looks at a running process: refuses what cannot be captured, and does ahead what would make the hold long.
+fn check(look: &mut Look<'_>, found: &Found) -> Result<(), CaptureError> {
+    let subject = &found.subject;
     if found.stat.state == b'Z' {
         // It may have ended altogether since it was found.
         if fs::read_dir(subject.host.proc("task")).map_or(0, Iterator::count) < 2 {
@@ -249,6 +286,8 @@ pub fn check(look: &mut Look<'_>, found: &Found) -> Result<(), CaptureError> {
         }
         return Err(subject.refuse("its first thread", "has ended while others run, which cannot be checkpointed yet"));
     }
+    refuse_traced(found)?;
+    look.namespaces.check_threads(subject).or_else(unless_gone)?;
     refuse_without_vdso(found)?;
     for (what, name) in [(Shared::Memory, "its address space"), (Shared::Files, "its descriptor table")] {
         let parent = found.status.field("PPid").and_then(|pid| pid.parse().ok()).unwrap_or(0);
@@ -262,10 +301,11 @@ pub fn check(look: &mut Look<'_>, found: &Found) -> Result<(), CaptureError> {
         Err(CaptureError::Vanished(_)) => return Ok(()),
         other => other?,
     };
-    match memory::check(look, subject).and_then(|()| files::check_all(look, subject, &pidfd)) {
-        Err(CaptureError::Vanished(_)) => Ok(()),
-        other => other,
-    }
+    memory::check(look, subject).and_then(|()| files::check_all(look, subject, &pidfd)).or_else(unless_gone)
+}
+
+fn unless_gone(error: CaptureError) -> Result<(), CaptureError> {
+    if let CaptureError::Vanished(_) = error { Ok(()) } else { Err(error) }
 }
 
 /// Batches begin in the vDSO.

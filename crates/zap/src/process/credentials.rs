@@ -22,6 +22,13 @@ pub struct CredentialsState {
     pub no_new_privs: bool,
 }
 
+impl CredentialsState {
+    /// Whether it is the same user with the same groups.
+    pub fn is_same_user(&self, other: &CredentialsState) -> bool {
+        (self.uids, self.gids, &self.groups) == (other.uids, other.gids, &other.groups)
+    }
+}
+
 const PR_SET_NO_NEW_PRIVS: i32 = libc::PR_SET_NO_NEW_PRIVS;
 const KEEP_CAPS: u32 = 1 << 4;
 const NO_SETUID_FIXUP: u32 = 1 << 2;
@@ -54,6 +61,12 @@ pub fn of_status(status: &Status) -> CredentialsState {
 
 /// Gives a thread of the seed (root, every capability) these credentials. Nothing privileged works in it afterwards.
 pub fn restart(state: &CredentialsState, batch: &mut Batch) {
+    identify(state, batch);
+    empower(state, batch);
+}
+
+/// Makes it this user, with these groups; it keeps its capabilities.
+pub fn identify(state: &CredentialsState, batch: &mut Batch) {
     let keep = (KEEP_CAPS | NO_SETUID_FIXUP) as i32;
     batch.call(libc::SYS_prctl, [libc::PR_SET_SECUREBITS.into(), keep.into()], "preparing securebits");
     let groups: Vec<u8> = state.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
@@ -65,6 +78,10 @@ pub fn restart(state: &CredentialsState, batch: &mut Batch) {
     let [real, effective, saved, file] = state.uids.map(|id| u64::from(id).into());
     batch.call(libc::SYS_setresuid, [real, effective, saved], "setting user IDs");
     batch.attempt(libc::SYS_setfsuid, [file]);
+}
+
+/// Leaves it no other capabilities than these.
+pub fn empower(state: &CredentialsState, batch: &mut Batch) {
     let [inheritable, permitted, effective, _, ambient] = state.capabilities;
     batch.attempt(libc::SYS_prctl, [libc::PR_CAP_AMBIENT.into(), libc::PR_CAP_AMBIENT_CLEAR_ALL.into()]);
     // Securebits need CAP_SETPCAP, which the last step may take away.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{CaptureError, Context};
 use crate::ids::{HostPid, PodPid};
+use crate::process::threads::ThreadState;
 use crate::sys::ptrace;
 use crate::tracee::Batch;
 
@@ -28,6 +29,35 @@ pub fn capture(tid: HostPid, pod: PodPid, count: u32) -> Result<Vec<FilterState>
     }
     // The kernel counts from the most recent.
     Ok(chain)
+}
+
+/// Gives the threads that have other filters than the first their own, and the chain of the first. Threads with as many,
+/// of which the newest is the same, have the same: a filter is put in front of those that were there.
+pub fn capture_all(
+    threads: &mut [ThreadState],
+    hosts: impl Iterator<Item = HostPid>,
+    inherited: u32,
+) -> Result<Vec<FilterState>, CaptureError> {
+    let mut chain: Option<(Vec<FilterState>, u32)> = None;
+    for (thread, host) in threads.iter_mut().zip(hosts) {
+        let Some((first, count)) = &chain else {
+            chain = Some((capture(host, thread.tid, thread.filters)?, thread.filters));
+            continue;
+        };
+        let is_same =
+            thread.filters == *count && (*count <= inherited || newest(host, thread)? == first.last().cloned());
+        if !is_same {
+            thread.own_filters = Some(capture(host, thread.tid, thread.filters)?);
+        }
+    }
+    Ok(chain.map(|(chain, _)| chain).unwrap_or_default())
+}
+
+fn newest(host: HostPid, thread: &ThreadState) -> Result<Option<FilterState>, CaptureError> {
+    let Some(last) = thread.filters.checked_sub(1) else { return Ok(None) };
+    let found = ptrace::seccomp_filter(host, last as usize)
+        .capturing("reading a seccomp filter", format!("thread {}", thread.tid))?;
+    Ok(found.map(|(program, flags)| FilterState { program, flags }))
 }
 
 /// Installs the filters of `chain` that come after the first `inherited`.

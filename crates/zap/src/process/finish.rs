@@ -2,9 +2,13 @@
 
 use std::fs;
 
+use crate::error::RebuildError;
 use crate::ids::HostPid;
+use crate::namespaces::Kind;
+use crate::namespaces::enter::Names;
 use crate::process::grow::{GrowError, Grown};
 use crate::process::state::{EndedState, ProcessState};
+use crate::process::threads::{Identity, ThreadState};
 use crate::process::{credentials, signals, threads, timers};
 use crate::tracee::{Batch, Ground, Held, TraceeError};
 
@@ -40,10 +44,15 @@ pub fn from_outside(state: &ProcessState, host: HostPid) -> Result<(), TraceeErr
 }
 
 /// Every thread: what the kernel keeps for it, then its registers (which it goes home with).
-pub fn threads(state: &ProcessState, grown: &mut Grown, buffer: &mut Vec<u8>) -> Result<(), GrowError> {
+pub fn threads(
+    state: &ProcessState,
+    grown: &mut Grown,
+    names: Names<'_>,
+    buffer: &mut Vec<u8>,
+) -> Result<(), GrowError> {
     for (thread, held) in state.threads.iter().zip(&mut grown.threads) {
         let mut batch = Batch::new();
-        threads::restart(thread, &mut batch);
+        threads::restart(thread, &identity(state, thread, names)?, state.filters_of(thread), &mut batch);
         if held.name.pod != state.place.pid {
             signals::requeue(&thread.pending, held.name.own, false, &mut batch);
         }
@@ -52,6 +61,17 @@ pub fn threads(state: &ProcessState, grown: &mut Grown, buffer: &mut Vec<u8>) ->
         threads::restart_registers(thread, held, buffer)?;
     }
     Ok(())
+}
+
+/// In a user namespace, a thread became the user of its process with it; another user has another name there.
+fn identity(state: &ProcessState, thread: &ThreadState, names: Names<'_>) -> Result<Identity, RebuildError> {
+    let Some(namespace) = state.namespaces.of(Kind::User) else { return Ok(Identity::Own) };
+    let is_same = |leader: &ThreadState| leader.credentials.is_same_user(&thread.credentials);
+    if state.threads.first().is_some_and(is_same) {
+        return Ok(Identity::OfProcess);
+    }
+    let named = names.inside(namespace, &thread.credentials).map(Identity::Named);
+    named.ok_or_else(|| RebuildError::Lacks(format!("a name of thread {}'s user in its user namespace", thread.tid)))
 }
 
 /// Waits until a child that is to be stopped is, and takes the news of it if it was taken before.

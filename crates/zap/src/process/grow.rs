@@ -10,12 +10,15 @@ use crate::error::RebuildError;
 use crate::files::{self, LateFiles};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::memory;
+use crate::namespaces::enter::{self, Names};
+use crate::namespaces::{Kind, NamespaceId};
 use crate::process::proc_files::Status;
 use crate::process::state::{EndedState, ProcessState};
+use crate::process::threads::ThreadState;
 use crate::process::tree::{Plan, Role};
 use crate::process::{filters, hold, limits};
 use crate::sys::ptrace::{self, Stop};
-use crate::tracee::{Arg, Batch, Ground, Held, Seized, ThreadName, TraceeError, seize};
+use crate::tracee::{Batch, Ground, Held, Seized, ThreadName, TraceeError, seize};
 
 /// What every process of a restart has in common.
 #[derive(Clone, Debug)]
@@ -26,8 +29,10 @@ pub struct Common {
     pub scratch: Range<u64>,
     /// The first descriptor of the pool.
     pub pool: i32,
-    /// The last descriptor of the pool: the image's data.
+    /// The descriptor of the image's data, behind which come those of the namespaces.
     pub data: i32,
+    /// The last descriptor of the pool.
+    pub last: i32,
     /// How many PID namespaces lie around the pod's.
     pub depth: usize,
     /// How many seccomp filters all processes have in common.
@@ -42,6 +47,21 @@ impl Common {
     pub fn number(&self, file: FileId) -> i32 {
         self.pool + file.0 as i32
     }
+
+    /// The number of a namespace in the pool.
+    fn namespace(&self, namespace: NamespaceId) -> i32 {
+        self.data + 1 + namespace.0 as i32
+    }
+}
+
+/// What a growing tree needs of others.
+pub struct Surroundings<'a> {
+    /// Files that are opened when every process exists.
+    pub late: LateFiles,
+    /// What users are called in user namespaces.
+    pub names: Names<'a>,
+    /// Sees to it that the next process of the pod gets a number.
+    pub number: &'a dyn Fn(PodPid) -> Result<(), RebuildError>,
 }
 
 /// Why a tree could not be grown.
@@ -70,7 +90,7 @@ pub struct Grove<'a> {
     plan: &'a Plan,
     states: BTreeMap<PodPid, &'a ProcessState>,
     ended: BTreeMap<PodPid, &'a EndedState>,
-    late: LateFiles,
+    around: Surroundings<'a>,
     /// The processes made so far and held.
     grown: BTreeMap<PodPid, Grown>,
     /// The processes that are stopped again: nobody holds them.
@@ -86,11 +106,11 @@ impl<'a> Grove<'a> {
         plan: &'a Plan,
         states: &'a [ProcessState],
         ended: &'a [EndedState],
-        late: LateFiles,
+        around: Surroundings<'a>,
     ) -> Grove<'a> {
         let states = states.iter().map(|state| (state.place.pid, state)).collect();
         let ended = ended.iter().map(|ended| (ended.place.pid, ended)).collect();
-        Grove { common, plan, states, ended, late, grown: BTreeMap::new(), stopped: BTreeMap::new() }
+        Grove { common, plan, states, ended, around, grown: BTreeMap::new(), stopped: BTreeMap::new() }
     }
 
     /// Holds a seed that the builder cloned.
@@ -198,7 +218,7 @@ impl<'a> Grove<'a> {
         for some in children.chunks(256) {
             let mut batch = Batch::new();
             for child in some {
-                clone_into(&mut batch, *child, libc::CLONE_PTRACE as u64, self.exit_signal(*child), "process");
+                clone_into(&mut batch, *child, libc::CLONE_PTRACE as u64, self.exit_signal(*child), true, "process");
             }
             self.run(pid, &batch)?;
             for held in newborns(some.len(), self.common.depth)? {
@@ -266,10 +286,9 @@ impl<'a> Grove<'a> {
     /// afterwards.
     pub fn furnish(&mut self, pid: PodPid) -> Result<(), GrowError> {
         let state = self.states[&pid];
-        let batch = self.directories(state);
-        self.run(pid, &batch)?;
-        let pool = |file| (!self.late.contains(file)).then(|| self.common.number(file));
-        let batch = files::restart_descriptors(&state.descriptors, &pool, self.common.pool..=self.common.data)?;
+        self.places(state)?;
+        let pool = |file| (!self.around.late.contains(file)).then(|| self.common.number(file));
+        let batch = files::restart_descriptors(&state.descriptors, &pool, self.common.pool..=self.common.last)?;
         self.run(pid, &batch)?;
         self.run_memory(pid, &memory::late_batch(&state.memory))?;
         let batch = self.attributes(state);
@@ -281,8 +300,8 @@ impl<'a> Grove<'a> {
     /// credentials, registers, signals, timers. It is then held where it was when it was captured.
     pub fn finish(&mut self, pid: PodPid, buffer: &mut Vec<u8>) -> Result<(), GrowError> {
         let state = self.states[&pid];
-        let directory = self.late.change_to(state.cwd);
-        for batch in directory.into_iter().chain(self.late.open_in(&state.descriptors)) {
+        let directory = self.around.late.change_to(state.cwd);
+        for batch in directory.into_iter().chain(self.around.late.open_in(&state.descriptors)) {
             self.run(pid, &batch)?;
         }
         let mut batch = Batch::new();
@@ -291,7 +310,7 @@ impl<'a> Grove<'a> {
         self.run(pid, &batch)?;
         super::finish::from_outside(state, self.host(pid)?)?;
         let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };
-        super::finish::threads(state, grown, buffer)?;
+        super::finish::threads(state, grown, self.around.names, buffer)?;
         self.clear(pid, state)?;
         if state.stopped.is_some() {
             self.let_stop(pid)?;
@@ -326,30 +345,63 @@ impl<'a> Grove<'a> {
         held.or_else(|| self.stopped.get(&pid).copied())
     }
 
-    fn directories(&self, state: &ProcessState) -> Batch {
+    /// Its namespaces and its directories.
+    fn places(&mut self, state: &ProcessState) -> Result<(), GrowError> {
+        let pid = state.place.pid;
         let mut batch = Batch::new();
-        let mut change = |file: FileId, root: bool| {
-            let number: Arg = self.common.number(file).into();
-            batch.call(libc::SYS_fchdir, [number], "changing directory");
-            if root {
-                let dot = batch.bytes(b".\0");
-                batch.call(libc::SYS_chroot, [dot], "changing the root directory");
-            }
-        };
-        if let Some(root) = state.root {
-            change(root, true);
+        enter::enter(&state.namespaces, &|id| self.common.namespace(id), &mut batch);
+        let nowhere = state.root.and_then(|root| self.around.late.nowhere(root)).map(<[u8]>::to_vec);
+        if let Some(path) = &nowhere {
+            self.run(pid, &std::mem::take(&mut batch))?;
+            self.lead_nowhere(pid, path)?;
+        } else if let Some(root) = state.root {
+            change_directory(self.common.number(root), &mut batch);
+            let dot = batch.bytes(b".\0");
+            batch.call(libc::SYS_chroot, [dot], "changing the root directory");
         }
-        if !self.late.contains(state.cwd) {
-            change(state.cwd, false);
+        let is_nowhere = nowhere.is_some() && self.around.late.nowhere(state.cwd).is_some();
+        if !self.around.late.contains(state.cwd) && !is_nowhere {
+            change_directory(self.common.number(state.cwd), &mut batch);
         }
-        batch
+        if let Some(leader) = state.threads.first() {
+            let namespace = |id| self.common.namespace(id);
+            enter::enter_user(&state.namespaces, &leader.credentials, &namespace, &mut batch);
+        }
+        Ok(self.run(pid, &batch).map(drop)?)
+    }
+
+    /// Makes a directory of a process that has ended the root: a helper with its number, which shares root and working
+    /// directory, makes its own the root, and ends.
+    fn lead_nowhere(&mut self, pid: PodPid, path: &[u8]) -> Result<(), GrowError> {
+        let damaged = || RebuildError::Damaged(format!("{} is of no process", String::from_utf8_lossy(path)));
+        let (ended, path) = files::proc::own_path(path).ok_or_else(damaged)?;
+        let is_free = !self.grown.values().flat_map(|grown| &grown.threads).any(|held| held.name.pod == ended);
+        let mut batch = Batch::new();
+        clone_into(&mut batch, ended, (libc::CLONE_PTRACE | libc::CLONE_FS) as u64, 0, is_free, "helper");
+        self.run(pid, &batch)?;
+        for held in newborns(1, self.common.depth)? {
+            let (helper, host) = (held.name.pod, held.name.host);
+            let mut grown = Grown { threads: vec![held], ground: self.ground(host, helper)? };
+            let mut batch = Batch::new();
+            let root = batch.bytes(&path);
+            batch.call(libc::SYS_chroot, [root], "making a directory of /proc the root");
+            let slash = batch.bytes(b"/\0");
+            batch.call(libc::SYS_chdir, [slash], "changing directory");
+            grown.threads[0].run(&grown.ground, 0, &batch)?;
+            end(&mut grown, None)?;
+            let mut batch = Batch::new();
+            let args = [helper.0.into(), 0u64.into(), PATIENTLY.into(), 0u64.into()];
+            batch.call(libc::SYS_wait4, args, "reaping a helper");
+            self.run(pid, &batch)?;
+        }
+        Ok(())
     }
 
     fn attributes(&self, state: &ProcessState) -> Batch {
         let mut batch = Batch::new();
         super::signals::restart_actions(&state.actions, &mut batch);
         super::finish::attributes(state, &mut batch);
-        filters::restart(&state.filters, self.common.filters, &mut batch);
+        filters::restart(&state.filters[..state.shared_filters()], self.common.filters, &mut batch);
         batch
     }
 
@@ -362,13 +414,25 @@ impl<'a> Grove<'a> {
             | libc::CLONE_SYSVSEM
             | libc::CLONE_PTRACE;
         let pid = state.place.pid;
-        for some in state.threads[1..].chunks(256) {
+        let is_free = state.namespaces.of(Kind::User).is_none();
+        let runs: Vec<&[ThreadState]> = match is_free {
+            true => state.threads[1..].chunks(256).collect(),
+            false => consecutive(&state.threads[1..]).collect(),
+        };
+        for some in runs {
             let mut batch = Batch::new();
+            if !is_free {
+                (self.around.number)(some[0].tid)?;
+            }
             for thread in some {
-                clone_into(&mut batch, thread.tid, flags as u64, 0, "thread");
+                clone_into(&mut batch, thread.tid, flags as u64, 0, is_free, "thread");
             }
             self.run(pid, &batch)?;
             let mut born = newborns(some.len(), self.common.depth)?;
+            if let Some(other) = born.iter().find(|held| !some.iter().any(|thread| thread.tid == held.name.pod)) {
+                let source = std::io::Error::other(format!("thread {} got the number {}", some[0].tid, other.name.pod));
+                return Err(RebuildError::Kernel { step: "numbering", object: "a thread".into(), source }.into());
+            }
             born.iter_mut().for_each(|held| held.name.own.0 = pid.0);
             if let Some(grown) = self.grown.get_mut(&pid) {
                 grown.threads.append(&mut born);
@@ -409,13 +473,24 @@ impl<'a> Grove<'a> {
     }
 }
 
-/// `struct clone_args`: a child or thread with this PID, attached to the tracer.
-fn clone_into(batch: &mut Batch, pid: PodPid, flags: u64, exit_signal: u64, what: &str) {
+fn change_directory(number: i32, batch: &mut Batch) {
+    batch.call(libc::SYS_fchdir, [number.into()], "changing directory");
+}
+
+/// Threads in pieces whose numbers follow each other.
+fn consecutive(threads: &[ThreadState]) -> impl Iterator<Item = &[ThreadState]> {
+    threads.chunk_by(|a, b| a.tid.0 + 1 == b.tid.0).flat_map(|run| run.chunks(256))
+}
+
+/// `struct clone_args`: a child or thread, attached to the tracer. It is given its number where that `is_free` to choose.
+fn clone_into(batch: &mut Batch, pid: PodPid, flags: u64, exit_signal: u64, is_free: bool, what: &str) {
     let set_tid = batch.bytes(&pid.0.to_ne_bytes());
-    let words: [u64; 11] = [flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, 1, 0];
+    let words: [u64; 11] = [flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, u64::from(is_free), 0];
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let args = batch.bytes(&bytes);
-    batch.pointer(args, 8 * 8, set_tid);
+    if is_free {
+        batch.pointer(args, 8 * 8, set_tid);
+    }
     batch.call(libc::SYS_clone3, [args, size_of_val(&words).into()], format!("making {what} {pid}"));
 }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::files::{DescriptorState, PosixLock};
 use crate::ids::{FileId, PodPid};
 use crate::memory::MemoryState;
+use crate::namespaces::Membership;
 use crate::process::credentials::CredentialsState;
 use crate::process::filters::FilterState;
 use crate::process::signals::{ActionState, QueuedSignal};
@@ -96,4 +97,26 @@ pub struct ProcessState {
     pub filters: Vec<FilterState>,
     /// Threads, the leader first.
     pub threads: Vec<ThreadState>,
+    /// The namespaces that it is in, where they are not the pod's own.
+    #[serde(default, skip_serializing_if = "Membership::is_home")]
+    pub namespaces: Membership,
+}
+
+impl ProcessState {
+    /// How many seccomp filters, from the oldest on, all of its threads have in common.
+    pub fn shared_filters(&self) -> usize {
+        let own = self.threads.iter().filter_map(|thread| thread.own_filters.as_ref());
+        let shared = |chain: &Vec<FilterState>| common(&self.filters, chain);
+        own.map(shared).min().unwrap_or(self.filters.len())
+    }
+
+    /// The filters that a thread has beyond those which all of them share.
+    pub fn filters_of<'s>(&'s self, thread: &'s ThreadState) -> &'s [FilterState] {
+        &thread.own_filters.as_ref().unwrap_or(&self.filters)[self.shared_filters()..]
+    }
+}
+
+/// How many filters, from the oldest on, two chains have in common.
+pub fn common(a: &[FilterState], b: &[FilterState]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

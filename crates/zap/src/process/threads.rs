@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{CaptureError, Context};
 use crate::ids::{HostPid, PodPid};
 use crate::process::credentials::{self, CredentialsState};
+use crate::process::filters::{self, FilterState};
 use crate::process::proc_files::Status;
 use crate::process::signals::{self, AlternateStack, QueuedSignal};
 use crate::sys::ptrace::{self, RseqConfiguration};
@@ -52,6 +53,12 @@ pub struct ThreadState {
     pub io_priority: i32,
     /// How many seccomp filters apply.
     pub filters: u32,
+    /// Which, oldest first, where they are not those of the process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_filters: Option<Vec<FilterState>>,
+    /// Whether it may only read, write and end (`SECCOMP_MODE_STRICT`).
+    #[serde(default)]
+    pub strict: bool,
 }
 
 /// What only the thread can tell.
@@ -65,6 +72,7 @@ pub struct Asked {
 }
 
 const PR_GET_TID_ADDRESS: i32 = 40;
+const SECCOMP_MODE_STRICT: i32 = 1;
 
 /// Adds the questions that only the thread can answer.
 pub fn ask(batch: &mut Batch) -> Asked {
@@ -117,6 +125,8 @@ pub fn capture(
         affinity: sched::affinity(tid).capturing("reading the affinity", object())?,
         io_priority: sched::io_priority(tid).unwrap_or(0),
         filters: status.field("Seccomp_filters").and_then(|n| n.parse().ok()).unwrap_or(0),
+        own_filters: None,
+        strict: status.field("Seccomp") == Some("1"),
     })
 }
 
@@ -131,8 +141,18 @@ pub fn set_name(command: &[u8], batch: &mut Batch) {
     batch.call(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name], "setting the name");
 }
 
-/// Gives a thread what it keeps in the kernel. The last batch of a thread: nothing privileged works afterwards.
-pub fn restart(state: &ThreadState, batch: &mut Batch) {
+/// Who a thread becomes.
+pub enum Identity {
+    /// The user whom its state names.
+    Own,
+    /// The user that its process is already.
+    OfProcess,
+    /// This user.
+    Named(CredentialsState),
+}
+
+/// Gives a thread what it keeps in the kernel; `filters` are those that it has beyond its process's. The last batch of a thread: nothing privileged works afterwards.
+pub fn restart(state: &ThreadState, identity: &Identity, filters: &[FilterState], batch: &mut Batch) {
     batch.call(libc::SYS_set_tid_address, [state.clear_tid.into()], "setting the tid address");
     let (head, length) = state.robust_list;
     batch.attempt(libc::SYS_set_robust_list, [head.into(), length.into()]);
@@ -144,9 +164,18 @@ pub fn restart(state: &ThreadState, batch: &mut Batch) {
     signals::restart_alternate_stack(&state.alternate_stack, batch);
     set_name(&state.command, batch);
     batch.call(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK.into(), state.timer_slack.into()], "setting timer slack");
-    credentials::restart(&state.credentials, batch);
+    match identity {
+        Identity::Own => credentials::identify(&state.credentials, batch),
+        Identity::OfProcess => {}
+        Identity::Named(named) => credentials::identify(named, batch),
+    }
+    filters::restart(filters, 0, batch);
+    credentials::empower(&state.credentials, batch);
     // Credentials reset it.
     batch.call(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG.into(), state.death_signal.into()], "setting the death signal");
+    if state.strict {
+        batch.call(libc::SYS_prctl, [libc::PR_SET_SECCOMP.into(), SECCOMP_MODE_STRICT.into()], "restricting its calls");
+    }
 }
 
 /// What is set from outside, once the thread exists. What this host cannot do (fewer CPUs) is left as it is.

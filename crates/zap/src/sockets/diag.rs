@@ -33,6 +33,8 @@ pub(crate) struct UnixFacts {
 /// What a checkpoint has learnt about sockets so far.
 #[derive(Debug, Default)]
 pub struct Sightings {
+    /// The network namespaces beside the pod's own.
+    pub elsewhere: Vec<OwnedFd>,
     unix: Option<HashMap<u32, UnixFacts>>,
     groups: Option<Vec<(u32, IpAddr)>>,
     /// The PIDs of the pod behind those of the host, and how deep the pod's namespace is.
@@ -43,10 +45,14 @@ pub struct Sightings {
 }
 
 impl Sightings {
-    /// The facts about the unix socket of that inode in the network namespace of `init`, asked once per checkpoint.
+    /// The facts about the unix socket of that inode in the network namespaces of the pod of `init`, asked once per checkpoint.
     pub(super) fn unix(&mut self, init: HostPid) -> io::Result<&HashMap<u32, UnixFacts>> {
         if self.unix.is_none() {
-            self.unix = Some(dump_unix(init)?);
+            let mut all = dump_unix(std::fs::File::open(init.proc("ns/net"))?)?;
+            for namespace in &self.elsewhere {
+                all.extend(dump_unix(namespace)?);
+            }
+            self.unix = Some(all);
         }
         self.unix.as_ref().ok_or_else(|| io::Error::other("no facts"))
     }
@@ -98,8 +104,8 @@ const REQUEST_DUMP: u16 = 0x301;
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
 
-fn dump_unix(init: HostPid) -> io::Result<HashMap<u32, UnixFacts>> {
-    let netlink = netlink_in(init)?;
+fn dump_unix(namespace: impl AsFd + Send) -> io::Result<HashMap<u32, UnixFacts>> {
+    let netlink = netlink_in(namespace)?;
     let mut request = Vec::with_capacity(40);
     request.extend(40u32.to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
@@ -122,10 +128,9 @@ fn dump_unix(init: HostPid) -> io::Result<HashMap<u32, UnixFacts>> {
     }
 }
 
-/// A `sock_diag` socket in the network namespace of `init`. A socket stays in the namespace that it was made in.
-fn netlink_in(init: HostPid) -> io::Result<OwnedFd> {
+/// A `sock_diag` socket in a network namespace. A socket stays in the namespace that it was made in.
+fn netlink_in(namespace: impl AsFd + Send) -> io::Result<OwnedFd> {
     let make = || socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG);
-    let namespace = std::fs::File::open(init.proc("ns/net"))?;
     crate::sys::clone::in_thread(move || {
         nix::sched::setns(namespace.as_fd(), nix::sched::CloneFlags::CLONE_NEWNET)?;
         make()

@@ -68,14 +68,61 @@ pub fn in_process(pid: PodPid, work: &dyn Fn() -> io::Result<()>) -> io::Result<
         // SAFETY: ends the child without running anything of the parent's.
         unsafe { libc::_exit(code) };
     }
+    ended_well(child as i32)
+}
+
+/// Waits for the end of a helper.
+fn ended_well(child: i32) -> io::Result<()> {
     let mut status = 0;
     // SAFETY: the kernel writes one int.
-    check(unsafe { libc::waitpid(child as i32, &mut status, libc::__WALL) }.into())?;
+    check(unsafe { libc::waitpid(child, &mut status, libc::__WALL) }.into())?;
     match (libc::WIFEXITED(status), libc::WEXITSTATUS(status)) {
         (true, 0) => Ok(()),
         (true, code) => Err(io::Error::from_raw_os_error(code)),
         (false, _) => Err(io::Error::other("a helper process was killed")),
     }
+}
+
+/// Runs `work` in a process of its own, which shares the caller's descriptors but not its memory, and waits for its end;
+/// the error number that it ended with is the error.
+///
+/// Where the caller is not its process's only thread, what `work` does must not allocate.
+pub fn in_child(work: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
+    let args = CloneArgs { flags: libc::CLONE_FILES as u64, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    // SAFETY: without CLONE_VM the child has memory of its own, and the caller promises that it only does what is harmless
+    // there; the structure outlives the call.
+    let child = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
+    if child == 0 {
+        let code = work().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
+        // SAFETY: ends the child without running anything of the parent's.
+        unsafe { libc::_exit(code) };
+    }
+    ended_well(child as i32)
+}
+
+/// Runs `act` while there is a child in a new user namespace, which does nothing; with its PID.
+pub fn beside_new_user_namespace<T>(act: impl FnOnce(i32) -> io::Result<T>) -> io::Result<T> {
+    let args = CloneArgs {
+        flags: (libc::CLONE_FILES | libc::CLONE_NEWUSER) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: without CLONE_VM the child has memory of its own; the structure outlives the call.
+    let child = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })?;
+    if child == 0 {
+        loop {
+            // SAFETY: touches no memory.
+            unsafe { libc::syscall(libc::SYS_pause) };
+        }
+    }
+    let result = act(child as i32);
+    // SAFETY: numbers, and an int that the kernel writes; the child is ours and has not been reaped.
+    unsafe {
+        let mut status = 0;
+        libc::kill(child as i32, libc::SIGKILL);
+        libc::waitpid(child as i32, &mut status, libc::__WALL);
+    }
+    result
 }
 
 /// Clones again while the number is one that nobody has any more: a thread that was joined, or a child that was reaped,

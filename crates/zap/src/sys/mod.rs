@@ -14,6 +14,7 @@ pub mod memory;
 pub mod message;
 pub mod mount;
 pub mod namespace;
+pub mod nsfs;
 pub mod packet;
 pub mod pagemap;
 pub mod pidfd;

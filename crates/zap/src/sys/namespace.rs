@@ -132,3 +132,9 @@ pub fn loopback_up() -> io::Result<()> {
     // SAFETY: the kernel reads one ifreq, which outlives the call.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into()).map(drop)
 }
+
+/// Names the domain of the caller's host name namespace.
+pub fn set_domain(name: &[u8]) -> io::Result<()> {
+    // SAFETY: the kernel reads the bytes of the name, which outlive the call.
+    check(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }.into()).map(drop)
+}

@@ -15,6 +15,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("stopped-threads", stopped_threads),
     ("vfork", vfork),
     ("leader-gone", leader_gone),
+    ("traced", traced),
     ("forks-afterwards", forks_afterwards),
 ];
 
@@ -283,6 +284,20 @@ fn leader_gone() -> Checked {
         Ok(())
     })?;
     until("the leader to end", || state_of(child) == "Z")?;
+    hold_loosely()?;
+    reap(child)
+}
+
+/// A process that traces its child.
+fn traced() -> Checked {
+    let set_up = Gate::new()?;
+    let child = fork(|| {
+        done("ptrace", unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) })?;
+        set_up.open()?;
+        await_go();
+        Ok(())
+    })?;
+    set_up.pass(1)?;
     hold_loosely()?;
     reap(child)
 }

@@ -11,6 +11,7 @@ mod family;
 mod identity;
 mod mappings;
 mod memory;
+mod namespaces;
 mod portrait;
 mod registers;
 mod sessions;
@@ -40,6 +41,7 @@ const TOPICS: &[&[Kind]] = &[
     sleeps::KINDS,
     survivor::KINDS,
     watches::KINDS,
+    namespaces::KINDS,
 ];
 
 fn main() {

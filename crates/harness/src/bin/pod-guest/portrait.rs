@@ -101,9 +101,19 @@ fn of(pid: i32) -> BTreeMap<String, String> {
         }
     }
     stat(&text("stat"), &mut put);
-    for name in
-        ["cmdline", "environ", "limits", "comm", "oom_score_adj", "coredump_filter", "personality", "timerslack_ns"]
-    {
+    for name in [
+        "cmdline",
+        "environ",
+        "limits",
+        "comm",
+        "oom_score_adj",
+        "coredump_filter",
+        "personality",
+        "timerslack_ns",
+        "uid_map",
+        "gid_map",
+        "setgroups",
+    ] {
         put(name, text(name).replace('\0', " "));
     }
     for name in ["exe", "cwd", "root"] {

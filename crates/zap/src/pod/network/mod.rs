@@ -11,7 +11,7 @@ mod lease;
 mod links;
 mod namespace;
 mod neighbours;
-mod netlink;
+pub(crate) mod netlink;
 mod probe;
 mod publish;
 mod translate;

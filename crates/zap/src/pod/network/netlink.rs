@@ -16,16 +16,16 @@ const NLMSG_DONE: u16 = 3;
 
 /// Attributes of a request, laid out as the kernel reads them.
 #[derive(Default)]
-pub(super) struct Attributes(Vec<u8>);
+pub(crate) struct Attributes(Vec<u8>);
 
 impl Attributes {
     /// As the kernel reads them.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
 
     /// Appends one.
-    pub(super) fn put(&mut self, kind: u16, value: &[u8]) -> &mut Attributes {
+    pub(crate) fn put(&mut self, kind: u16, value: &[u8]) -> &mut Attributes {
         self.0.extend(((value.len() + 4) as u16).to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
         self.0.extend(value);
@@ -34,22 +34,22 @@ impl Attributes {
     }
 
     /// Appends a number in the host's byte order, as rtnetlink has them.
-    pub(super) fn put_u32(&mut self, kind: u16, value: u32) -> &mut Attributes {
+    pub(crate) fn put_u32(&mut self, kind: u16, value: u32) -> &mut Attributes {
         self.put(kind, &value.to_ne_bytes())
     }
 
     /// Appends a number in network byte order, as nfnetlink has them.
-    pub(super) fn put_be32(&mut self, kind: u16, value: u32) -> &mut Attributes {
+    pub(crate) fn put_be32(&mut self, kind: u16, value: u32) -> &mut Attributes {
         self.put(kind, &value.to_be_bytes())
     }
 
     /// Appends a string, with the zero byte at its end.
-    pub(super) fn put_str(&mut self, kind: u16, value: &str) -> &mut Attributes {
+    pub(crate) fn put_str(&mut self, kind: u16, value: &str) -> &mut Attributes {
         self.put(kind, &[value.as_bytes(), &[0]].concat())
     }
 
     /// Appends attributes inside an attribute, after a fixed `header` where the kernel wants one.
-    pub(super) fn nest_after(
+    pub(crate) fn nest_after(
         &mut self,
         kind: u16,
         header: &[u8],
@@ -61,13 +61,13 @@ impl Attributes {
     }
 
     /// Appends attributes inside an attribute.
-    pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes)) -> &mut Attributes {
+    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes)) -> &mut Attributes {
         self.nest_after(kind | libc::NLA_F_NESTED as u16, &[], fill)
     }
 }
 
 /// The attributes in `bytes`, as (kind without flags, value). What is malformed ends the list.
-pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
         let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
@@ -86,20 +86,20 @@ struct Step {
 
 /// Requests that go together.
 #[derive(Default)]
-pub(super) struct Batch {
+pub(crate) struct Batch {
     bytes: Vec<u8>,
     steps: Vec<Step>,
 }
 
 /// A request that failed.
 #[derive(Debug)]
-pub(super) struct Failed {
+pub(crate) struct Failed {
     /// What was being done.
-    pub(super) step: &'static str,
+    pub(crate) step: &'static str,
     /// To what.
-    pub(super) object: String,
+    pub(crate) object: String,
     /// What the kernel said.
-    pub(super) source: io::Error,
+    pub(crate) source: io::Error,
 }
 
 impl From<Failed> for io::Error {
@@ -110,7 +110,7 @@ impl From<Failed> for io::Error {
 
 impl Batch {
     /// Appends a request: its type, flags, fixed header and attributes.
-    pub(super) fn push(
+    pub(crate) fn push(
         &mut self,
         (step, object): (&'static str, &str),
         (kind, flags): (u16, i32),
@@ -131,12 +131,12 @@ impl Batch {
     }
 
     /// Appends a message that is not a request but the frame of requests.
-    pub(super) fn mark(&mut self, kind: u16, body: &[u8]) {
+    pub(crate) fn mark(&mut self, kind: u16, body: &[u8]) {
         message(&mut self.bytes, kind, 0, self.steps.len() as u32, body);
     }
 
     /// Lets the last request fail: for what the host may be without, such as IPv6.
-    pub(super) fn optional(&mut self) -> &mut Batch {
+    pub(crate) fn optional(&mut self) -> &mut Batch {
         if let Some(last) = self.steps.last_mut() {
             last.optional = true;
         }
@@ -155,16 +155,16 @@ fn message(bytes: &mut Vec<u8>, kind: u16, flags: i32, sequence: u32, body: &[u8
 }
 
 /// A conversation with one part of the kernel, in the network namespace of the thread that opened it.
-pub(super) struct Channel(Socket);
+pub(crate) struct Channel(Socket);
 
 impl Channel {
     /// With the part that has links, addresses and routes.
-    pub(super) fn route() -> io::Result<Channel> {
+    pub(crate) fn route() -> io::Result<Channel> {
         Channel::open(NETLINK_ROUTE)
     }
 
     /// With the packet filter.
-    pub(super) fn filter() -> io::Result<Channel> {
+    pub(crate) fn filter() -> io::Result<Channel> {
         Channel::open(NETLINK_NETFILTER)
     }
 
@@ -176,7 +176,7 @@ impl Channel {
     }
 
     /// Carries out a batch; the first failure that matters is the result, after all have been tried.
-    pub(super) fn run(&self, batch: &Batch) -> Result<(), Failed> {
+    pub(crate) fn run(&self, batch: &Batch) -> Result<(), Failed> {
         let at = |index: usize, source| {
             let step = &batch.steps[index.min(batch.steps.len() - 1)];
             Failed { step: step.step, object: step.object.clone(), source }
@@ -200,7 +200,7 @@ impl Channel {
     ///
     /// By then the kernel lists none of them any more, and nothing passes them. What is left to it is waiting for readers of
     /// the old lists, tens of milliseconds that nobody else has to wait for.
-    pub(super) fn remove(self, batch: Batch, index: u32) -> Result<(), Failed> {
+    pub(crate) fn remove(self, batch: Batch, index: u32) -> Result<(), Failed> {
         let failed = |source| Failed { step: "removing", object: "links".to_owned(), source };
         let news = Channel::news().map_err(failed)?;
         let (done, at_end) = io::pipe().map_err(failed)?;
@@ -235,7 +235,7 @@ impl Channel {
     }
 
     /// Asks for one thing or a list (`flags` says), and returns the body of each answer.
-    pub(super) fn ask(&self, kind: u16, flags: i32, header: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    pub(crate) fn ask(&self, kind: u16, flags: i32, header: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         let mut request = Vec::new();
         message(&mut request, kind, flags, 0, header);
         self.0.send(&request, 0)?;

@@ -1,0 +1,82 @@
+//! Making the namespaces of an image, in the builder, before anything is put into them.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use super::{Body, Kind, NamespaceId, NamespaceState, links, time, user, uts};
+use crate::error::{Context, RebuildError};
+use crate::sys::{capability, clone, exec, namespace, nsfs};
+
+/// Namespaces that have been made, by number.
+pub type Made = HashMap<NamespaceId, OwnedFd>;
+
+/// Makes every namespace. The caller must be its process's only thread.
+pub fn make(states: &[NamespaceState]) -> Result<Made, RebuildError> {
+    let mut made = Made::new();
+    for state in states {
+        let what = || format!("a {} namespace", state.body.kind().name());
+        let owner = owner(state, &made)?;
+        let one = match &state.body {
+            Body::User(body) => user::restart(owner, group(state, states), body),
+            body => below(owner, body),
+        };
+        made.insert(state.id, one.rebuilding("making", what())?);
+    }
+    Ok(made)
+}
+
+fn owner<'m>(state: &NamespaceState, made: &'m Made) -> Result<Option<&'m OwnedFd>, RebuildError> {
+    let Some(owner) = state.owner else { return Ok(None) };
+    let missing = || RebuildError::Damaged(format!("the owner of namespace {} is not in it", state.id.0));
+    made.get(&owner).map(Some).ok_or_else(missing)
+}
+
+/// The user namespaces from the pod's own (excluded) to `innermost`.
+pub(super) fn line(innermost: Option<NamespaceId>, states: &[NamespaceState]) -> Vec<&NamespaceState> {
+    let of = |id: NamespaceId| states.iter().find(|state| state.id == id);
+    let mut line: Vec<_> =
+        std::iter::successors(innermost.and_then(of), |state| state.owner.and_then(of)).take(32).collect();
+    line.reverse();
+    line
+}
+
+/// A group that has a name in the namespace's parent, as the pod's own names it.
+fn group(state: &NamespaceState, states: &[NamespaceState]) -> u32 {
+    let maps: Vec<&[[u32; 3]]> = line(state.owner, states).iter().filter_map(|s| s.groups()).collect();
+    let first = maps.last().and_then(|map| map.first()).map_or(0, |line| line[0]);
+    user::outside(first, &maps).unwrap_or(0)
+}
+
+impl NamespaceState {
+    /// The lines of the group map of a user namespace.
+    fn groups(&self) -> Option<&[[u32; 3]]> {
+        match &self.body {
+            Body::User(user) => Some(&user.groups),
+            _ => None,
+        }
+    }
+}
+
+/// Makes a namespace below a user namespace, by a process of ours that goes there.
+fn below(owner: Option<&OwnedFd>, body: &Body) -> io::Result<OwnedFd> {
+    let made = user::slot()?;
+    clone::in_child(&|| {
+        if let Some(owner) = owner {
+            nsfs::enter(owner.as_fd(), libc::CLONE_NEWUSER)?;
+            capability::visible()?;
+        }
+        namespace::unshare(body.kind().flag())?;
+        match body {
+            Body::Network(links) => links::restart(links)?,
+            Body::Uts(names) => uts::restart(names)?,
+            Body::Time(offsets) => time::restart(offsets)?,
+            Body::User(_) | Body::Ipc(_) | Body::Cgroup => {}
+        }
+        let name = if body.kind() == Kind::Time { "time_for_children" } else { body.kind().file() };
+        let file = File::open(format!("/proc/self/ns/{name}"))?;
+        exec::duplicate_to(file.as_raw_fd(), made.as_raw_fd())
+    })?;
+    Ok(made)
+}

@@ -1,0 +1,217 @@
+//! Which namespaces the processes and sockets of a pod are in, as a checkpoint meets them.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+use super::{Body, Kind, Membership, NamespaceId, NamespaceState, ipc, links, time, user, uts};
+use crate::error::{CaptureError, Context};
+use crate::files::Descriptor;
+use crate::ids::HostPid;
+use crate::look::Subject;
+use crate::pod::{PodSpec, capabilities};
+use crate::sys::{clone, nsfs};
+
+/// The namespaces met so far.
+pub struct Sightings {
+    init: HostPid,
+    /// Whether processes of the pod's own user namespace may make namespaces.
+    privileged: bool,
+    /// The inodes of the pod's own.
+    home: HashMap<Kind, u64>,
+    by_inode: HashMap<u64, NamespaceId>,
+    met: Vec<Met>,
+    members: HashMap<HostPid, Membership>,
+}
+
+/// A namespace that was met.
+struct Met {
+    kind: Kind,
+    file: OwnedFd,
+    owner: Option<NamespaceId>,
+    /// Through whom.
+    subject: Subject,
+}
+
+impl Sightings {
+    /// Nothing met, in the pod of `init`.
+    pub fn new(spec: &PodSpec, init: HostPid) -> Sightings {
+        let admin = capabilities::NAMES.iter().position(|name| *name == "SYS_ADMIN");
+        let privileged = spec.capabilities.iter().any(|number| Some(*number as usize) == admin);
+        Sightings {
+            init,
+            privileged,
+            home: HashMap::new(),
+            by_inode: HashMap::new(),
+            met: Vec::new(),
+            members: HashMap::new(),
+        }
+    }
+
+    fn home(&mut self, kind: Kind) -> Result<u64, CaptureError> {
+        if let Some(inode) = self.home.get(&kind) {
+            return Ok(*inode);
+        }
+        let path = self.init.proc(&format!("ns/{}", kind.file()));
+        let inode = fs::metadata(&path).capturing("looking at", path.display())?.ino();
+        self.home.insert(kind, inode);
+        Ok(inode)
+    }
+
+    /// Looks where a process is. What cannot be captured is refused by name.
+    ///
+    /// One look at its user namespace is enough for most: without CAP_SYS_ADMIN, of which a pod has none unless it was
+    /// given it, nobody gets into another namespace who has not made a user namespace.
+    pub fn meet(&mut self, subject: &Subject) -> Result<(), CaptureError> {
+        let user = inode(subject.host, "user", subject)?;
+        if user == self.home(Kind::User)? && !self.privileged {
+            return Ok(());
+        }
+        let mut membership = Membership::default();
+        for kind in Kind::ALL {
+            let file = kind.file();
+            let inode = if kind == Kind::User { user } else { inode(subject.host, file, subject)? };
+            if inode != self.home(kind)? {
+                let namespace = File::open(subject.host.proc(&format!("ns/{file}"))).map_err(|e| lost(subject, e))?;
+                membership.0.insert(kind, self.meet_one(kind, namespace.into(), subject)?);
+            }
+            if matches!(kind, Kind::Pid | Kind::Time) {
+                refuse_elsewhere(subject, kind, inode)?;
+            }
+        }
+        if !membership.is_home() {
+            self.members.insert(subject.host, membership);
+        }
+        Ok(())
+    }
+
+    /// The namespaces of a process that was looked at.
+    pub fn of(&self, process: HostPid) -> Membership {
+        self.members.get(&process).cloned().unwrap_or_default()
+    }
+
+    fn meet_one(&mut self, kind: Kind, file: OwnedFd, subject: &Subject) -> Result<NamespaceId, CaptureError> {
+        let object = || format!("the {} namespace of {}", kind.name(), subject.object());
+        let inode = crate::sys::file::fstat(&file).capturing("looking at", object())?.st_ino;
+        if let Some(id) = self.by_inode.get(&inode) {
+            return Ok(*id);
+        }
+        if matches!(kind, Kind::Pid | Kind::Mount) {
+            let object = format!("its {} namespace", kind.name());
+            return Err(subject.refuse(object, "was made inside the pod, which cannot be checkpointed yet"));
+        }
+        let owner = nsfs::owner(&file).capturing("asking the owner", object())?;
+        let of_owner = crate::sys::file::fstat(&owner).capturing("looking at the owner", object())?.st_ino;
+        let at_home = of_owner == self.home(Kind::User)?;
+        let owner = if at_home { None } else { Some(self.meet_one(Kind::User, owner, subject)?) };
+        let id = NamespaceId(self.met.len() as u32);
+        self.by_inode.insert(inode, id);
+        self.met.push(Met { kind, file, owner, subject: subject.clone() });
+        Ok(id)
+    }
+
+    /// Refuses threads that are elsewhere than their process.
+    pub fn check_threads(&self, subject: &Subject) -> Result<(), CaptureError> {
+        if !self.privileged && !self.members.contains_key(&subject.host) {
+            return Ok(());
+        }
+        let threads = fs::read_dir(subject.host.proc("task")).map_err(|e| lost(subject, e))?;
+        for thread in threads.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).map(HostPid) {
+            for kind in Kind::ALL.into_iter().filter(|_| thread != subject.host) {
+                let of_process = inode(subject.host, kind.file(), subject)?;
+                // A thread may end meanwhile.
+                if inode(thread, kind.file(), subject).is_ok_and(|inode| inode != of_process) {
+                    let why = format!("is in another {} namespace than its process", kind.name());
+                    return Err(subject.refuse("a thread", format!("{why}, which cannot be checkpointed yet")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether sockets need to be asked where they are.
+    pub fn has_networks(&self) -> bool {
+        self.met.iter().any(|met| met.kind == Kind::Network)
+    }
+
+    /// The network namespaces that are not the pod's own.
+    pub fn networks(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.met.iter().filter(|met| met.kind == Kind::Network).map(|met| &met.file)
+    }
+
+    /// The network namespace of a socket, if it is not the pod's own. Every process has been met.
+    pub fn of_socket(&mut self, descriptor: &Descriptor) -> Result<Option<NamespaceId>, CaptureError> {
+        let namespace = nsfs::of_socket(descriptor.as_fd());
+        let namespace = namespace.capturing("asking the network namespace of", descriptor.object())?;
+        let inode = crate::sys::file::fstat(&namespace).capturing("looking at", descriptor.object())?.st_ino;
+        if inode == self.home(Kind::Network)? {
+            return Ok(None);
+        }
+        let why = "belongs to a network namespace in which no process lives, which cannot be checkpointed yet";
+        self.by_inode.get(&inode).map(|id| Some(*id)).ok_or_else(|| descriptor.refuse(why))
+    }
+
+    /// What is in the namespaces that were met, or a refusal.
+    pub fn states(&self) -> Result<Vec<NamespaceState>, CaptureError> {
+        let numbered = self.met.iter().zip(0..);
+        numbered
+            .map(|(met, id)| Ok(NamespaceState { id: NamespaceId(id), owner: met.owner, body: self.body(met)? }))
+            .collect()
+    }
+
+    fn body(&self, met: &Met) -> Result<Body, CaptureError> {
+        let object = || format!("the {} namespace of {}", met.kind.name(), met.subject.object());
+        let refuse = |why: String| met.subject.refuse(format!("its {} namespace", met.kind.name()), why);
+        let body = match met.kind {
+            Kind::User => user::capture(&met.file).map(Body::User),
+            Kind::Network => {
+                let links = links::capture(&met.file).capturing("looking into", object())?;
+                return links.map(Body::Network).map_err(refuse);
+            }
+            Kind::Ipc => {
+                let objects = ipc::capture(&met.file).capturing("looking into", object())?;
+                return objects.map(Body::Ipc).map_err(|why| refuse(why.into()));
+            }
+            Kind::Uts => inside(met, uts::capture).map(Body::Uts),
+            Kind::Time => time::capture(self.init, met.subject.host).map(Body::Time),
+            // Its root is where its maker was: in a pod there is but one place.
+            Kind::Cgroup => Ok(Body::Cgroup),
+            Kind::Pid | Kind::Mount => Err(io::ErrorKind::Unsupported.into()),
+        };
+        body.capturing("looking into", object())
+    }
+}
+
+/// Runs `look` in a thread in that namespace.
+fn inside<T: Send>(met: &Met, look: fn() -> io::Result<T>) -> io::Result<T> {
+    clone::in_thread(|| {
+        nsfs::enter(met.file.as_fd(), met.kind.flag())?;
+        look()
+    })
+}
+
+/// The inode of a namespace of a process or thread.
+fn inode(task: HostPid, file: &str, subject: &Subject) -> Result<u64, CaptureError> {
+    Ok(fs::metadata(task.proc(&format!("ns/{file}"))).map_err(|e| lost(subject, e))?.ino())
+}
+
+fn lost(subject: &Subject, source: io::Error) -> CaptureError {
+    match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => CaptureError::Vanished(subject.pod),
+        _ => CaptureError::Kernel { step: "looking at the namespaces", object: subject.object(), source },
+    }
+}
+
+/// Refuses a process whose next children will be in another namespace than it is itself.
+fn refuse_elsewhere(subject: &Subject, kind: Kind, own: u64) -> Result<(), CaptureError> {
+    let path = subject.host.proc(&format!("ns/{}_for_children", kind.file()));
+    let elsewhere = match fs::metadata(path) {
+        Ok(found) => found.ino() != own,
+        // Nobody has been born there yet, or nobody ever will any more; or the process is gone.
+        Err(_) => fs::metadata(subject.host.proc("ns/user")).is_ok(),
+    };
+    let why = format!("are to be born in another {} namespace, which cannot be checkpointed yet", kind.name());
+    if elsewhere { Err(subject.refuse("its next children", why)) } else { Ok(()) }
+}
