@@ -20,7 +20,6 @@ pub fn attributes(state: &ProcessState, batch: &mut Batch) {
     batch.call(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), subreaper.into()], "setting the subreaper flag");
     let thp = [libc::PR_SET_THP_DISABLE.into(), state.thp_disable.into(), 0u64.into(), 0u64.into(), 0u64.into()];
     batch.call(libc::SYS_prctl, thp, "setting the huge page policy");
-    timers::create(&state.timers, batch);
     if let Some(leader) = state.threads.first() {
         credentials::restrict(&leader.credentials, batch);
     }

@@ -16,7 +16,7 @@ use crate::process::proc_files::Status;
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::threads::ThreadState;
 use crate::process::tree::{Plan, Role};
-use crate::process::{filters, hold, limits};
+use crate::process::{filters, hold, limits, timers};
 use crate::sys::ptrace::{self, Stop};
 use crate::tracee::{Batch, Ground, Held, Seized, ThreadName, TraceeError, seize};
 
@@ -293,7 +293,14 @@ impl<'a> Grove<'a> {
         self.run_memory(pid, &memory::late_batch(&state.memory))?;
         let batch = self.attributes(state);
         self.run(pid, &batch)?;
-        self.clone_threads(state)
+        self.clone_threads(state)?;
+        // A timer may notify any thread.
+        let mut batch = Batch::new();
+        timers::create(&state.timers, &mut batch);
+        match batch.is_empty() {
+            true => Ok(()),
+            false => Ok(self.run(pid, &batch).map(drop)?),
+        }
     }
 
     /// The last of a live process, once everybody is furnished: files that name other processes, locks, limits,

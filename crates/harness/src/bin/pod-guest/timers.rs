@@ -9,6 +9,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("posix-timers", posix_timers),
     ("posix-ticks", posix_ticks),
     ("absolute-timer", absolute_timer),
+    ("thread-timer", thread_timer),
 ];
 
 type Setting = [i64; 4];
@@ -130,4 +131,34 @@ fn absolute_timer() -> Checked {
     equal("the deadline", wait_for(&[signal]), signal)?;
     let late = crate::clocks::now(libc::CLOCK_MONOTONIC) - deadline;
     check(late >= 0, format!("{} ns too early", -late))
+}
+
+/// A timer that notifies a thread other than the first, as the C library's own timer threads are.
+fn thread_timer() -> Checked {
+    const TICKS: usize = 10;
+    let signal = libc::SIGRTMIN() + 8;
+    block(&[signal]);
+    let (tell, told) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let _ = tell.send(unsafe { libc::gettid() });
+        pass_on(signal, tell)
+    });
+    let thread_id = told.recv().map_err(|e| e.to_string())?;
+    let id = timer(libc::CLOCK_MONOTONIC, libc::SIGEV_THREAD_ID, signal, 0x77, thread_id)?;
+    set_timer(id, 0, [0, 20_000_000, 0, 20_000_000])?;
+    told.recv().map_err(|e| e.to_string())?;
+    let list = read("/proc/self/timers")?;
+    hold_loosely()?;
+    equal("/proc/self/timers", read("/proc/self/timers")?, list)?;
+    let _ = told.try_iter().count();
+    for _ in 0..TICKS {
+        told.recv_timeout(std::time::Duration::from_secs(30)).map_err(|e| format!("a tick for a thread: {e}"))?;
+    }
+    drop(told);
+    thread.join().map_err(|_| "the thread panicked".to_string())
+}
+
+/// Passes signals on until nobody listens.
+fn pass_on(signal: i32, tell: std::sync::mpsc::Sender<i32>) {
+    while tell.send(wait_for(&[signal])).is_ok() {}
 }
