@@ -8,7 +8,11 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-PACKAGES=(apache2 apache2-utils wrk nftables iproute2 procps gcc libc6-dev librsvg2-bin fonts-dejavu-core)
+PACKAGES=(apache2 apache2-utils wrk nftables iproute2 procps gcc libc6-dev librsvg2-bin fonts-dejavu-core
+  # workloads/xdesktop, both sizes
+  tigervnc-standalone-server dbus xterm vim xdotool x11-apps busybox
+  icewm tmux pcmanfm emacs-gtk dillo
+  xfce4-session xfwm4 xfce4-panel xfdesktop4 xfce4-settings thunar xfce4-terminal firefox-esr)
 RUST_PACKAGES=(rustc-web cargo-web rustfmt-web rust-web-clippy)
 RUST_NEEDED=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 CARGO_HOME=${CARGO_HOME:-$HOME/.cargo}

@@ -18,4 +18,5 @@ pub mod stats;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod targets;
+pub mod viewer;
 pub mod workload;

@@ -2,6 +2,7 @@
 
 mod gate;
 mod list;
+mod picture;
 mod report;
 mod repro;
 mod run;
@@ -34,6 +35,10 @@ enum Command {
     Report(report::Arguments),
     /// Is this build slower than the baseline? Exit 1 names what, by how much, and how sure that is
     Gate(gate::Arguments),
+    /// A desktop before a checkpoint and after the restart, side by side
+    ///
+    /// Example: harness picture docs/desktop.png
+    Picture(picture::Arguments),
     /// Everything the paper shows, then the report
     Repro(repro::Arguments),
 }
@@ -69,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Gate(arguments) => gate::run(&arguments),
+        Command::Picture(arguments) => picture::run(&arguments),
         Command::Repro(arguments) => repro::run(&arguments),
     };
     match result {

@@ -5,23 +5,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::peers::Peers;
 use super::{Experiment, Session, bytes_below};
-use crate::client::{Connection, Crowd};
-use crate::lab::{Lab, PATIENCE, Phase, Pod, PodOptions};
+use crate::lab::{Lab, Phase, Pod, PodOptions, proportional_set_size};
 use crate::samples::Circumstances;
 use crate::workload::{self, Workload};
 
 pub(super) const EXPERIMENT: Experiment = Experiment {
     name: "checkpoint-restart",
     claim: "sub-second checkpoint and restart latencies",
-    what: "downtime, stages, whole-command times and image sizes: a pod that sleeps, Apache with each MPM",
+    what: "downtime, stages, whole-command times and image sizes: a pod that sleeps, Apache with each MPM, desktops",
     runs: 15,
     run,
 };
 
-/// Open connections while Apache is checkpointed: idle ones, and ones in the middle of a download.
-const IDLE: usize = 46;
-const DOWNLOADING: usize = 4;
 /// Ways to compress an image, and the arms that their sizes belong to.
 const COMPRESSIONS: [(&str, &str); 3] = [("none", "size-none"), ("lz4", "size-lz4"), ("zstd", "size-zstd")];
 
@@ -39,12 +36,8 @@ fn measure(session: &mut Session, workload: &dyn Workload) -> Result<()> {
     let lab = Lab::new()?;
     let image = lab.directory().join("image");
     let mut pod = lab.start_pod(workload, "measured", &PodOptions::default())?;
-    let serves = workload.serves();
-    let mut crowd = match serves {
-        true => Some(Crowd::open(lab.client(), pod.served_at()?, IDLE, DOWNLOADING, PATIENCE)?),
-        false => None,
-    };
-    let parameters = if serves { format!("idle={IDLE};downloading={DOWNLOADING}") } else { String::new() };
+    let mut peers = Peers::connect(&lab, &pod, workload)?;
+    let parameters = peers.parameters();
     for run in 0..=session.runs {
         // The first round warms up: it is made, but not recorded.
         let recorded = run.checked_sub(1);
@@ -52,37 +45,38 @@ fn measure(session: &mut Session, workload: &dyn Workload) -> Result<()> {
 
         session.step(&format!("{}: left running", workload.name()));
         for (compression, arm) in if run == 1 { &COMPRESSIONS[..] } else { &COMPRESSIONS[..1] } {
+            peers.watch();
             let checkpoint = checkpoint(&pod, &image, &["--leave-running", "--compress", compression])?;
+            let gap = peers.longest_gap()?;
             if recorded.is_some() {
                 session.record(&of(arm), "image_bytes", bytes_below(&image)? as f64, "bytes")?;
                 if *compression == "none" {
                     checkpoint.record(session, &of("leave-running"))?;
+                    gap.map_or(Ok(()), |gap| session.record_duration(&of("leave-running"), "viewer_gap", gap))?;
                 }
             }
             remove(&image)?;
         }
-        use_connections(&mut crowd)?;
+        peers.use_once()?;
 
         session.step(&format!("{}: stopped and restarted", workload.name()));
+        let before = proportional_set_size(&pod.processes()?)?;
+        peers.watch();
         let stopped = checkpoint(&pod, &image, &[])?;
-        let restarted = restart(&lab, &image, serves)?;
+        let restarted = restart(&lab, &image, &peers)?;
         pod = restarted.pod.clone();
+        let after = proportional_set_size(&pod.processes()?)?;
         if recorded.is_some() {
             stopped.record(session, &of("stop"))?;
             restarted.record(session, &of("restart"))?;
+            session.record(&of("stop"), "memory", before.total as f64, "bytes")?;
+            session.record(&of("restart"), "memory", after.total as f64, "bytes")?;
         }
-        use_connections(&mut crowd)?;
+        peers.use_once()?;
         remove(&image)?;
     }
-    if let Some(crowd) = crowd {
-        crowd.finish().context("the connections, after all checkpoints")?;
-    }
+    peers.finish()?;
     pod.remove()
-}
-
-/// Every open connection must still work, with every byte right, or the times mean nothing.
-fn use_connections(crowd: &mut Option<Crowd>) -> Result<()> {
-    crowd.as_mut().map_or(Ok(()), |crowd| crowd.use_once().context("after a checkpoint"))
 }
 
 fn remove(image: &Path) -> Result<()> {
@@ -117,21 +111,15 @@ struct Restart<'a> {
     pod: Pod<'a>,
     stats: crate::lab::RestartStats,
     whole: Duration,
-    /// From before the command was started until a request over a new connection was answered, after it had ended.
+    /// From before the command was started until a peer was answered: a request over a new connection after it had
+    /// ended, or a new frame for a viewer.
     first_answer: Option<Duration>,
 }
 
-fn restart<'a>(lab: &'a Lab, image: &Path, serves: bool) -> Result<Restart<'a>> {
+fn restart<'a>(lab: &'a Lab, image: &Path, peers: &Peers) -> Result<Restart<'a>> {
+    let began = Instant::now();
     let (stats, whole) = lab.restart_only(image, &[])?;
-    let first_answer = match serves {
-        true => {
-            let address = stats.served_at()?;
-            let start = Instant::now();
-            lab.client().enter(|| Connection::open(address, PATIENCE)?.get_file("1k.bin"))??;
-            Some(whole + start.elapsed())
-        }
-        false => None,
-    };
+    let first_answer = peers.first_answer(lab, &stats, began)?;
     Ok(Restart { pod: lab.pod(&stats.name)?, stats, whole, first_answer })
 }
 

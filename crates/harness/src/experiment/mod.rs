@@ -3,7 +3,9 @@
 mod checkpoint_restart;
 mod downtime_client;
 mod overhead_apache;
+mod overhead_desktop;
 mod overhead_micro;
+mod peers;
 
 use std::path::{Path, PathBuf};
 
@@ -34,6 +36,7 @@ pub struct Experiment {
 pub const ALL: &[Experiment] = &[
     overhead_micro::EXPERIMENT,
     overhead_apache::EXPERIMENT,
+    overhead_desktop::EXPERIMENT,
     checkpoint_restart::EXPERIMENT,
     downtime_client::EXPERIMENT,
 ];

@@ -28,6 +28,11 @@ impl Netns {
         Ok(netns)
     }
 
+    /// The one that the calling thread is in.
+    pub fn current() -> Result<Self> {
+        Ok(Self { file: File::open("/proc/thread-self/ns/net").context("opening the network namespace")? })
+    }
+
     /// Does `work` in the namespace. Sockets made there stay in it.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         std::thread::scope(|scope| {

@@ -50,7 +50,8 @@ pub(super) fn all(samples: &[Sample]) -> Result<Vec<Plot>> {
     plots.into_iter().filter_map(Result::transpose).collect()
 }
 
-const WORKLOADS: [&str; 4] = ["sleep", "apache-event", "apache-worker", "apache-prefork"];
+const WORKLOADS: [&str; 6] =
+    ["sleep", "apache-event", "apache-worker", "apache-prefork", "desktop-classic", "desktop-full"];
 
 fn median_ms(samples: &[Sample], workload: &str, arm: &str, metric: &str) -> Option<Estimate> {
     let values: Vec<f64> =
@@ -126,6 +127,8 @@ fn overhead(samples: &[Sample]) -> Result<Option<Plot>> {
     add("Apache, requests/s", "overhead-apache", "apache-event", "pod", "requests_per_second", -1.0);
     add("Apache, median latency", "overhead-apache", "apache-event", "pod", "latency_p50", 1.0);
     add("Apache, p99 latency", "overhead-apache", "apache-event", "pod", "latency_p99", 1.0);
+    add("desktop, x11perf", "overhead-desktop", "desktop-classic", "pod", "x11perf", -1.0);
+    add("desktop, key to screen", "overhead-desktop", "desktop-classic", "pod", "key_to_screen", 1.0);
     let svg = draw::intervals("What a pod costs", "percent slower than native", &rows, &[0.0])?;
     Ok(svg.map(|svg| Plot {
         name: "overhead",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Recipe, Workload, folder};
+use super::{Offer, Recipe, Workload, folder};
 use crate::client::{Connection, content};
 use crate::lab::{Lab, wait_until};
 
@@ -61,6 +61,10 @@ impl Workload for Apache {
 
     fn claim(&self) -> &'static str {
         "low overhead, sub-second checkpoint and restart: a web server and its connections"
+    }
+
+    fn offers(&self) -> Offer {
+        Offer::Site
     }
 
     fn in_pod(&self, lab: &Lab) -> Result<Recipe> {

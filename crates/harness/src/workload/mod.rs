@@ -1,6 +1,7 @@
 //! What runs: how it is started in a pod and natively, and how its health is checked.
 
 mod apache;
+mod desktop;
 mod sleep;
 
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 pub use apache::{Apache, Mpm};
+pub use desktop::{CLOCK, COUNTER, Desktop, HOME_IN_POD, NATIVE_DISPLAY, SHELL};
 pub use sleep::Sleep;
 
 use crate::lab::Lab;
@@ -24,6 +26,17 @@ pub struct Recipe {
     pub binds: Vec<String>,
 }
 
+/// What a workload offers to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// Nothing.
+    Nothing,
+    /// Web pages.
+    Site,
+    /// A screen.
+    Screen,
+}
+
 /// Something that runs in a pod as it does natively.
 pub trait Workload: std::fmt::Debug + Sync {
     /// Its name in samples and on the command line.
@@ -34,10 +47,8 @@ pub trait Workload: std::fmt::Debug + Sync {
     fn in_pod(&self, lab: &Lab) -> Result<Recipe>;
     /// How it starts natively, with `directory` for whatever it writes.
     fn natively(&self, lab: &Lab, directory: &Path) -> Result<Recipe>;
-    /// Whether it answers requests over the network.
-    fn serves(&self) -> bool {
-        true
-    }
+    /// What others can connect to.
+    fn offers(&self) -> Offer;
     /// Waits until it is ready to be driven at `address`.
     fn ready(&self, lab: &Lab, address: SocketAddr) -> Result<()>;
     /// Whether it works: everything that it offers, tried once.
@@ -51,6 +62,7 @@ pub fn all() -> Vec<Box<dyn Workload>> {
         Box::new(Apache { mpm: Mpm::Event }),
         Box::new(Apache { mpm: Mpm::Worker }),
         Box::new(Apache { mpm: Mpm::Prefork }),
+        Box::new(Desktop::Classic),
     ]
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Recipe, Workload};
+use super::{Offer, Recipe, Workload};
 use crate::lab::Lab;
 
 /// `sleep infinity`.
@@ -29,8 +29,8 @@ impl Workload for Sleep {
         self.in_pod(lab)
     }
 
-    fn serves(&self) -> bool {
-        false
+    fn offers(&self) -> Offer {
+        Offer::Nothing
     }
 
     fn ready(&self, _lab: &Lab, _address: SocketAddr) -> Result<()> {

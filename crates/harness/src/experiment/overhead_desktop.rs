@@ -1,0 +1,116 @@
+//! What a pod costs a desktop: drawing, and the way from a key to the screen.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Experiment, Session};
+use crate::lab::{Lab, Native, Pod, PodOptions};
+use crate::samples::Circumstances;
+use crate::viewer::Viewer;
+use crate::workload::{Desktop, NATIVE_DISPLAY, SHELL, Workload};
+
+pub(super) const EXPERIMENT: Experiment = Experiment {
+    name: "overhead-desktop",
+    claim: "low overhead",
+    what: "x11perf (geometric mean) and the time from a key to the screen, in a pod and natively, in turns",
+    runs: 10,
+    run,
+};
+
+/// Drawing, copying, text, pictures from a client, windows, and a round trip.
+const TESTS: [&str; 7] = ["-rect100", "-copywinwin100", "-line100", "-ftext", "-putimage100", "-create", "-prop"];
+/// Keys a run.
+const KEYS: usize = 20;
+
+enum Place<'a> {
+    Native(&'a Native),
+    Pod(Pod<'a>),
+}
+
+fn run(session: &mut Session) -> Result<()> {
+    let lab = Lab::new()?;
+    let desktop = Desktop::Classic;
+    let pod = lab.start_pod(&desktop, "desk", &PodOptions::default())?;
+    let native = lab.start_native(&desktop)?;
+    let look = |address| Viewer::connect(lab.client(), Desktop::screen_at(address));
+    let viewers = [look(native.served_at())?, look(pod.served_at()?)?];
+    for viewer in &viewers {
+        viewer.settled(desktop.moving(), Duration::from_millis(400))?;
+        viewer.click(SHELL.middle(), 1)?;
+    }
+    let places = [Place::Native(&native), Place::Pod(pod.clone())];
+    session.expect(u64::from(session.runs + 1) * 2);
+    for run in 0..=session.runs {
+        for index in session.shuffled(&[0, 1]) {
+            let arm = ["native", "pod"][index];
+            session.step(arm);
+            let rates = x11perf(&places[index])?;
+            let latency = latency(&viewers[index]).context("typing")?;
+            // The first pair warms up.
+            let Some(run) = run.checked_sub(1) else { continue };
+            let of = Circumstances { workload: desktop.name(), parameters: "", arm, run };
+            let mean = (rates.iter().map(|(_, rate)| rate.ln()).sum::<f64>() / rates.len() as f64).exp();
+            session.record(&of, "x11perf", mean, "1/s")?;
+            for (test, rate) in rates {
+                session.record(&of, &format!("x11perf:{test}"), rate, "1/s")?;
+            }
+            session.record_duration(&of, "key_to_screen", latency)?;
+        }
+    }
+    pod.remove()
+}
+
+fn x11perf(place: &Place<'_>) -> Result<Vec<(String, f64)>> {
+    let options = ["-time", "1", "-repeat", "1"];
+    let printed = match place {
+        Place::Pod(pod) => pod.exec(&[&["env", "DISPLAY=:1", "x11perf"], &options[..], &TESTS].concat())?,
+        Place::Native(native) => {
+            let mut command = Command::new("x11perf");
+            command.args(options).args(TESTS).env("DISPLAY", format!(":{NATIVE_DISPLAY}"));
+            let output = native.netns().output(&mut command)?;
+            ensure!(output.status.success(), "x11perf: {}", String::from_utf8_lossy(&output.stderr).trim());
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        }
+    };
+    let rates: Vec<_> = printed.lines().filter_map(parse).collect();
+    ensure!(rates.len() == TESTS.len(), "x11perf printed {printed:?}");
+    Ok(rates)
+}
+
+/// `  30000 reps @   0.0390 msec ( 25600.0/sec): 100x100 rectangle`
+fn parse(line: &str) -> Option<(String, f64)> {
+    let (_, rest) = line.split_once(" reps @ ")?;
+    let (rate, test) = rest.split_once('(')?.1.split_once("/sec): ")?;
+    Some((test.trim().into(), rate.trim().parse().ok()?))
+}
+
+/// The median time from a key to what it draws in a shell.
+fn latency(viewer: &Viewer) -> Result<Duration> {
+    let mut times = Vec::new();
+    for key in 0..KEYS {
+        let before = viewer.picture().part(SHELL);
+        let pressed = Instant::now();
+        viewer.type_text(if key % 2 == 0 { "x" } else { "\u{8}" })?;
+        viewer.await_picture("a key to be drawn", |picture| (picture.part(SHELL) != before).then_some(()))?;
+        times.push(pressed.elapsed());
+    }
+    times.sort();
+    match times.get(KEYS / 2) {
+        Some(median) => Ok(*median),
+        None => bail!("no key was typed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_x11perf() {
+        let line = " 450000 reps @   0.0022 msec (445000.0/sec): 100x100 rectangle";
+        assert_eq!(parse(line), Some(("100x100 rectangle".into(), 445_000.0)));
+        assert_eq!(parse("Sync time adjustment is 0.0120 msecs."), None);
+    }
+}
