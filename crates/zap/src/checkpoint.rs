@@ -29,6 +29,7 @@ use crate::process::hold::{self, Cleared, HeldPod, HoldError};
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::vfork;
 use crate::record::PodRecord;
+use crate::sockets::Listeners;
 use crate::tracee::TraceeError;
 
 /// What becomes of the pod after its checkpoint.
@@ -227,6 +228,8 @@ fn tell_stages(
     let mut checkpoint = Checkpoint {
         was_suspended: pod.cgroup.is_frozen(),
         memory: MemoryAhead::default(),
+        listeners: Listeners::default(),
+        newcomers_dropped: false,
         pod,
         options,
         clock: Clock::start(),
@@ -269,6 +272,10 @@ struct Checkpoint<'a> {
     clock: Clock,
     /// Whether the pod was suspended already.
     was_suspended: bool,
+    /// Its listening sockets.
+    listeners: Listeners,
+    /// Whether requests for new connections are being dropped.
+    newcomers_dropped: bool,
     /// What was copied of its memory while it ran.
     memory: MemoryAhead,
 }
@@ -292,6 +299,7 @@ impl Checkpoint<'_> {
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
         look.upper = pod.upper();
         capture::check_all(&mut look, &population).map_err(|e| refused(pod, e))?;
+        self.listeners = std::mem::take(&mut look.sockets.listeners);
         drop(look);
         let trees = Trees::look_ahead(pod, writer).map_err(|e| trees_failed(pod, e));
         if !self.was_suspended && !self.options.stop_and_copy {
@@ -306,14 +314,7 @@ impl Checkpoint<'_> {
         // The first reader of /proc/locks waits for an RCU grace period (some 10 ms), one soon after it does not: the look
         // in the hold is to be the second.
         let _ = files::holders_of_posix_locks();
-        self.clock.begin_hold();
-        if let Some(network) = &self.pod.network {
-            self.pod.journal.record(Undo::Unblock)?;
-            network.block().map_err(|source| network_failed(self.pod, source))?;
-        }
-        self.pod.journal.record(Undo::Sockets)?;
-        self.pod.journal.record(Undo::Thaw)?;
-        let seized = self.freeze().and_then(|()| {
+        let seized = self.stop().and_then(|()| {
             fault::point("checkpoint-frozen");
             let members = self.pod.cgroup.pids()?;
             hold::seize_all(self.pod.init, &members).map_err(|e| held_failed(self.pod, e))
@@ -326,6 +327,54 @@ impl Checkpoint<'_> {
         }
         self.clock.lap("hold");
         held
+    }
+
+    /// Blocks the network and freezes the pod, at a moment at which nobody waits in vfork(2) and no connection waits to be
+    /// accepted.
+    fn stop(&mut self) -> Result<(), CheckpointError> {
+        if self.listeners.have_waiting() {
+            self.drain()?;
+        }
+        loop {
+            self.clock.begin_hold();
+            if let Some(network) = &self.pod.network {
+                self.pod.journal.record(Undo::Unblock)?;
+                network.block().map_err(|source| network_failed(self.pod, source))?;
+            }
+            self.pod.journal.record(Undo::Sockets)?;
+            self.pod.journal.record(Undo::Thaw)?;
+            self.freeze()?;
+            if !self.listeners.have_waiting() {
+                return self.admit_newcomers();
+            }
+            // One came at the last moment.
+            self.pod.cgroup.thaw()?;
+            self.unblock()?;
+            self.clock.end_hold();
+            self.drain()?;
+        }
+    }
+
+    /// Lets the pod accept the connections that wait, and has no new ones come meanwhile.
+    fn drain(&mut self) -> Result<(), CheckpointError> {
+        if self.was_suspended {
+            return self.listeners.refuse().map_err(|e| refused(self.pod, e));
+        }
+        if let (Some(network), false) = (&self.pod.network, self.newcomers_dropped) {
+            self.pod.journal.record(Undo::Newcomers)?;
+            self.newcomers_dropped = true;
+            network.drop_newcomers().map_err(|source| network_failed(self.pod, source))?;
+        }
+        self.listeners.drain().map_err(|e| refused(self.pod, e))
+    }
+
+    fn admit_newcomers(&mut self) -> Result<(), CheckpointError> {
+        if let (Some(network), true) = (&self.pod.network, self.newcomers_dropped) {
+            network.admit_newcomers().map_err(|source| network_failed(self.pod, source))?;
+            self.pod.journal.done(&Undo::Newcomers)?;
+            self.newcomers_dropped = false;
+        }
+        Ok(())
     }
 
     /// Freezes the pod at a moment at which nobody waits in vfork(2).
@@ -445,6 +494,11 @@ impl Checkpoint<'_> {
         }
         self.pod.journal.done(&Undo::Thaw)?;
         self.pod.journal.done(&Undo::Sockets)?;
+        self.unblock()?;
+        self.admit_newcomers()
+    }
+
+    fn unblock(&mut self) -> Result<(), CheckpointError> {
         if let Some(network) = &self.pod.network {
             network.unblock().map_err(|source| network_failed(self.pod, source))?;
             self.pod.journal.done(&Undo::Unblock)?;
@@ -609,18 +663,26 @@ pub(crate) struct Clock {
     start: Instant,
     last: Instant,
     hold: Option<Instant>,
+    /// Holds that ended before anything was looked at, in microseconds.
+    cut_short: Vec<u64>,
     phases: Vec<Phase>,
 }
 
 impl Clock {
     pub(crate) fn start() -> Clock {
         let now = Instant::now();
-        Clock { start: now, last: now, hold: None, phases: Vec::new() }
+        Clock { start: now, last: now, hold: None, cut_short: Vec::new(), phases: Vec::new() }
     }
 
     fn begin_hold(&mut self) {
         let now = Instant::now();
         (self.last, self.hold) = (now, Some(now));
+    }
+
+    /// The pod runs again, nothing having been looked at.
+    fn end_hold(&mut self) {
+        self.cut_short.push(self.held());
+        self.hold = None;
     }
 
     /// Microseconds since the hold began.
@@ -642,6 +704,7 @@ impl Clock {
     }
 
     fn into_stats(self, mut stats: Stats) -> Stats {
+        stats.holds_us.splice(..0, self.cut_short.iter().copied());
         (stats.phases, stats.total_us) = self.finish();
         stats.downtime_us = stats.holds_us.iter().sum();
         stats

@@ -208,3 +208,77 @@ fn a_connection_that_nobody_accepted_is_refused_by_name() {
     assert!(!host.path("image").exists());
     assert_eq!(host.row("lazy")["state"], "running");
 }
+
+/// Listens on port 80 and at a unix socket, at which it knocks twice itself. Accepts nothing before there is `/tmp/go`, and
+/// then one every 20 ms. Echoes lines.
+const LATE: &str = r#"
+use Socket qw(:all); use IO::Select; $| = 1;
+socket(my $tcp, PF_INET, SOCK_STREAM, 0); setsockopt($tcp, SOL_SOCKET, SO_REUSEADDR, 1);
+bind($tcp, sockaddr_in(80, INADDR_ANY)) or die $!; listen($tcp, 20);
+socket(my $unix, AF_UNIX, SOCK_STREAM, 0); bind($unix, sockaddr_un("/tmp/door")) or die $!; listen($unix, 20);
+for (1, 2) { next if fork; socket(my $c, AF_UNIX, SOCK_STREAM, 0); connect($c, sockaddr_un("/tmp/door")) or die $!;
+    syswrite($c, "knock\n"); my $answer = <$c>; open(my $log, ">>", "/tmp/heard"); print $log $answer; close $log; sleep 1000; exit }
+select(undef, undef, undef, 0.01) until -e "/tmp/go";
+for (my $select = IO::Select->new($tcp, $unix);;) {
+    for my $ready ($select->can_read) {
+        accept(my $client, $ready); select(undef, undef, undef, 0.02);
+        next if fork; while (my $line = <$client>) { syswrite($client, $line) } sleep 1000;
+    }
+}
+"#;
+
+fn echo(client: &mut TcpStream) {
+    client.write_all(b"hello\n").unwrap();
+    let mut line = [0; 6];
+    client.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"hello\n");
+}
+
+/// The server, which accepts nobody yet, and three clients that it has not accepted.
+fn late(host: &Host) -> Vec<TcpStream> {
+    host.ok(["run", "-d", "-n", "late", "--", "perl", "-e", LATE]);
+    host.wait_for("late", "grep -q ':0050 .* 0A ' /proc/net/tcp && [ $(grep -c door /proc/net/unix) -ge 3 ]");
+    let address = host.row("late")["address"].as_str().unwrap().to_owned();
+    (0..3).map(|_| connect(host, format!("{address}:80"))).collect()
+}
+
+#[test]
+fn a_server_that_does_not_accept_is_refused_by_name_and_unharmed() {
+    let host = Host::new();
+    let mut clients = late(&host);
+    for suspended in [false, true] {
+        if suspended {
+            host.ok(["suspend", "late"]);
+        }
+        let done = host.run(["checkpoint", "late", "-o", &image(&host)]);
+        assert_eq!(done.code, 3, "{done:?}");
+        let named = done.stderr.contains("(perl)") && done.stderr.contains("file descriptor");
+        assert!(named && done.stderr.contains("that the program has not accepted"), "{done:?}");
+        assert!(!host.path("image").exists());
+        assert_eq!(host.row("late")["state"], if suspended { "suspended" } else { "running" });
+    }
+    host.ok(["resume", "late"]);
+    let rules = host.command("nft").args(["list", "ruleset"]).output();
+    assert!(rules.is_ok_and(|rules| rules.stdout.is_empty()), "rules are left");
+    host.ok(["exec", "late", "touch", "/tmp/go"]);
+    let address = host.row("late")["address"].as_str().unwrap().to_owned();
+    clients.push(connect(&host, format!("{address}:80")));
+    clients.iter_mut().for_each(echo);
+}
+
+#[test]
+fn a_server_that_accepts_late_is_waited_for() {
+    for gone in [false, true] {
+        let host = Host::new();
+        let mut clients = late(&host);
+        // The checkpoint begins while most of them wait: the server is told to begin by a process of its own.
+        host.ok(["exec", "late", "sh", "-c", "(sleep 0.03; touch /tmp/go) >/dev/null 2>&1 &"]);
+        let leave: &[&str] = if gone { &[] } else { &["--leave-running"] };
+        host.ok([&["checkpoint", "late", "-o", &image(&host)], leave].concat());
+        if gone {
+            host.ok(["restart", "-d", &image(&host)]);
+        }
+        clients.iter_mut().for_each(echo);
+        host.wait_for("late", "[ $(grep -c knock /tmp/heard) = 2 ]");
+    }
+}

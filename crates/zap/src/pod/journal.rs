@@ -16,6 +16,8 @@ pub enum Undo {
     Thaw,
     /// Its network is blocked: unblock it.
     Unblock,
+    /// New connections to it are dropped: admit them.
+    Newcomers,
     /// Its sockets are being read: [`crate::sockets::recover_all`] puts them right.
     Sockets,
     /// An image of it is being written at that path: [`crate::image::remove_partials`] removes what there is of it.

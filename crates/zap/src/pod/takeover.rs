@@ -43,7 +43,12 @@ fn tidy(store: &Store, mut record: Record) -> Result<(), PodError> {
     }
     let failed = |source| PodError::Network { pod: name.clone(), source };
     match read_network(&record)? {
-        Some(connection) => connection.detach().map_err(failed)?,
+        Some(connection) => {
+            if Journal::at(store.pod_dir(&name).join("journal")).pending().contains(&Undo::Newcomers) {
+                connection.admit_newcomers().map_err(failed)?;
+            }
+            connection.detach().map_err(failed)?;
+        }
         // The link of a pod whose making was cut off went with its network namespace; the bridge did not.
         None if record.spec.network == NetworkMode::Bridge => {
             let config = HostConfig::load(store.state())
@@ -109,10 +114,14 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
             network.unblock().map_err(failed)?;
             network.forget_unanswered().map_err(failed)?;
         }
+        if pending.contains(&Undo::Newcomers) {
+            network.admit_newcomers().map_err(failed)?;
+        }
     }
     if !record.in_doubt {
         journal.done(&Undo::Unblock)?;
     }
+    journal.done(&Undo::Newcomers)?;
     let listener = Some(store.listen(&name)?);
     let control = Control::listen(&name, socket, process)?;
     let mut pod = LivePod {

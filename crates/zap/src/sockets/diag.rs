@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::waiting::Listeners;
 use crate::error::CaptureError;
 use crate::files::Descriptor;
 use crate::ids::HostPid;
@@ -41,6 +42,8 @@ pub struct Sightings {
     pids: HashMap<i32, i32>,
     depth: Option<usize>,
     met: HashSet<u32>,
+    /// Sockets that listen.
+    pub(crate) listeners: Listeners,
     expected: Vec<(u32, Subject, String)>,
 }
 

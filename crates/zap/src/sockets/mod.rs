@@ -24,6 +24,7 @@ mod unix_creds;
 mod unix_name;
 mod unix_pair;
 mod unix_queue;
+mod waiting;
 
 pub use common::SocketOptions;
 pub use diag::Sightings;
@@ -37,6 +38,7 @@ pub use udp::{Datagram, Udp, UdpState};
 pub use unix::{Unix, UnixForm, UnixState};
 pub use unix_name::{BoundFile, UnixName};
 pub use unix_queue::Queued;
+pub use waiting::Listeners;
 
 use std::os::fd::AsFd;
 

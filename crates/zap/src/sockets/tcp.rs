@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::common::{self, Name, SocketOptions};
 use super::tcp_queues::{Connection, Phase};
 use super::tcp_repair::Agreed;
+use super::waiting::{connections, has_waiting};
 use super::{address, tcp_fin};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::{Descriptor, FileKind};
@@ -110,7 +111,7 @@ impl Info {
     }
 
     /// Of a listener: connections that wait to be accepted.
-    fn waiting(&self) -> u32 {
+    pub(super) fn waiting(&self) -> u32 {
         self.word(24)
     }
 
@@ -153,9 +154,7 @@ impl Tcp {
     fn refuse_waiting(descriptor: &Descriptor, info: &Info) -> Result<(), CaptureError> {
         match info.waiting() {
             0 => Ok(()),
-            n => Err(descriptor.refuse(format!(
-                "listens and has {n} connections that the program has not accepted; these cannot be checkpointed"
-            ))),
+            n => Err(descriptor.refuse(has_waiting(&connections(n)))),
         }
     }
 
@@ -210,9 +209,12 @@ impl FileKind for Tcp {
     }
 
     fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
-        let info = Info::read(descriptor.as_fd()).capturing("reading TCP_INFO", descriptor.object())?;
-        refuse_layers(descriptor)?;
-        if info.state() == LISTEN { Self::refuse_waiting(descriptor, &info) } else { Ok(()) }
+        refuse_layers(descriptor)
+    }
+
+    fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
+        look.sockets.listeners.note(descriptor);
+        Ok(())
     }
 
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {

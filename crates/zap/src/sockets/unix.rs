@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::common::{Name, SocketOptions};
 use super::unix_name::{self, UnixName};
 use super::unix_queue::{self, Queued};
+use super::waiting::{connections, has_waiting};
 use super::{unix_creds, unix_pair};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::{Descriptor, FileKind, decoded};
@@ -124,9 +125,7 @@ impl Unix {
 fn refuse_waiting(descriptor: &Descriptor, waiting: usize) -> Result<(), CaptureError> {
     match waiting {
         0 => Ok(()),
-        n => Err(descriptor.refuse(format!(
-            "listens and has {n} connections that the program has not accepted; these cannot be checkpointed"
-        ))),
+        n => Err(descriptor.refuse(has_waiting(&connections(n as u32)))),
     }
 }
 
@@ -140,10 +139,9 @@ impl FileKind for Unix {
             && socket::get_int(descriptor.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN).is_ok_and(|d| d == libc::AF_UNIX)
     }
 
-    fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
-        let listens = socket::get_int(descriptor.as_fd(), libc::SOL_SOCKET, libc::SO_ACCEPTCONN).unwrap_or(0) != 0;
-        let ready = socket::readiness(descriptor.as_fd(), libc::POLLIN).capturing("polling", descriptor.object())?;
-        refuse_waiting(descriptor, usize::from(listens && ready & libc::POLLIN != 0))
+    fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
+        look.sockets.listeners.note(descriptor);
+        Ok(())
     }
 
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {

@@ -12,6 +12,7 @@ mod links;
 mod namespace;
 mod neighbours;
 pub(crate) mod netlink;
+mod newcomers;
 mod probe;
 mod publish;
 mod translate;
@@ -234,6 +235,16 @@ impl Network {
     pub fn forget_unanswered(&self) -> Result<(), NetworkError> {
         let forget = || neighbours::forget_unanswered(&Channel::route()?, ETH0.1);
         namespace::inside(self.init, forget).map_err(kernel("forgetting", "neighbours that were not heard of"))
+    }
+
+    /// Drops requests for new TCP connections on their way to the pod from now on; those that it has go on.
+    pub fn drop_newcomers(&self) -> Result<(), NetworkError> {
+        newcomers::drop_at(&self.link)
+    }
+
+    /// Lets them through again. It is no error if they were not dropped.
+    pub fn admit_newcomers(&self) -> Result<(), NetworkError> {
+        newcomers::admit_at(&self.link)
     }
 
     fn set_port(&self, state: PortState) -> Result<(), NetworkError> {

@@ -50,7 +50,7 @@ fn a_listener_with_a_connection_waiting_is_refused() {
         let (spec, mut sink) = (spec(), DataSink::default());
         let mut look = Look::new(&spec, this_thread(), &mut sink, Console::None, false);
         let refusal = intern_file(&mut look, &subject(), 3, listener.into()).unwrap_err().to_string();
-        assert!(refusal.contains("1 connections that the program has not accepted"), "{refusal}");
+        assert!(refusal.contains("1 connection that the program has not accepted"), "{refusal}");
     });
 }
 

@@ -1,0 +1,108 @@
+//! Connections that wait to be accepted. The kernel tells how many there are and shows them to nobody before somebody
+//! accepts them, and that only the pod may do: so a checkpoint waits until it has.
+
+use std::collections::HashSet;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use super::tcp::Info;
+use crate::error::CaptureError;
+use crate::files::Descriptor;
+use crate::look::Subject;
+use crate::sys::pidfd::PidFd;
+use crate::sys::{file, socket};
+
+/// How long the pod may take to accept what waits.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How often to look meanwhile: nothing tells of a queue that has become empty.
+const PAUSE: Duration = Duration::from_micros(500);
+
+/// The listening sockets of a pod, found while it runs. Nothing is kept open: a port that the pod closes is free at once.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    all: Vec<Listener>,
+    inodes: HashSet<u64>,
+    /// Until when to wait for the pod, once something was waiting.
+    deadline: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    subject: Subject,
+    number: i32,
+    inode: u64,
+    object: String,
+}
+
+impl Listeners {
+    /// Takes note of a socket if it listens.
+    pub(super) fn note(&mut self, descriptor: &Descriptor) {
+        let listens = socket::get_int(descriptor.as_fd(), libc::SOL_SOCKET, libc::SO_ACCEPTCONN).unwrap_or(0) != 0;
+        if listens && self.inodes.insert(descriptor.stat.st_ino) {
+            self.all.push(Listener {
+                subject: descriptor.subject.clone(),
+                number: descriptor.number,
+                inode: descriptor.stat.st_ino,
+                object: descriptor.object(),
+            });
+        }
+    }
+
+    /// Whether any connection waits to be accepted.
+    pub fn have_waiting(&self) -> bool {
+        self.all.iter().any(|listener| listener.waiting().is_some())
+    }
+
+    /// Waits until the pod, which runs, has accepted everything, for all of a checkpoint at most [`PATIENCE`].
+    pub fn drain(&mut self) -> Result<(), CaptureError> {
+        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+        while self.have_waiting() {
+            if Instant::now() > deadline {
+                return self.refuse();
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Refuses the first listener at which a connection waits.
+    pub fn refuse(&self) -> Result<(), CaptureError> {
+        let waiting = |listener: &Listener| {
+            let why = has_waiting(&listener.waiting()?);
+            Some(listener.subject.refuse(&listener.object, why))
+        };
+        self.all.iter().find_map(waiting).map_or(Ok(()), Err)
+    }
+}
+
+/// What is wrong with a listener at which these connections wait.
+pub(super) fn has_waiting(connections: &str) -> String {
+    let limit = PATIENCE.as_millis();
+    format!(
+        "listens and has {connections} that the program has not accepted within {limit} ms; what waits there cannot be \
+             checkpointed"
+    )
+}
+
+/// So many connections, in words.
+pub(super) fn connections(count: u32) -> String {
+    format!("{count} connection{}", if count == 1 { "" } else { "s" })
+}
+
+impl Listener {
+    /// Which connections wait to be accepted, in words; none if the socket is no longer there.
+    fn waiting(&self) -> Option<String> {
+        let copy = PidFd::open(self.subject.host).and_then(|process| process.get(self.number)).ok()?;
+        if file::fstat(&copy).is_ok_and(|stat| stat.st_ino != self.inode) {
+            return None;
+        }
+        let unix = socket::get_int(copy.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN).is_ok_and(|d| d == libc::AF_UNIX);
+        if unix {
+            let ready = socket::readiness(copy.as_fd(), libc::POLLIN).ok()?;
+            (ready & libc::POLLIN != 0).then(|| "connections".to_owned())
+        } else {
+            let count = Info::read(copy.as_fd()).ok()?.waiting();
+            (count > 0).then(|| connections(count))
+        }
+    }
+}
