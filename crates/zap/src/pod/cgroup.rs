@@ -28,6 +28,11 @@ impl Cgroup {
     pub fn create(store: &Store, pod: &str) -> Result<Cgroup, PodError> {
         let path = hierarchy()?.join(group_of(store)).join(pod);
         fs::create_dir_all(&path).map_err(failed("making", &path))?;
+        // The kernel notes at every switch of threads, for every group from the thread's own upwards, who waits for what;
+        // nobody asks for it of a pod. Kernels from 6.1 can leave it out (`Documentation/admin-guide/cgroup-v2.rst`).
+        for group in path.ancestors().take(2) {
+            let _ = fs::write(group.join("cgroup.pressure"), "0");
+        }
         Ok(Cgroup { path })
     }
 
