@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-PACKAGES=(apache2 apache2-utils wrk nftables iproute2 procps gcc libc6-dev librsvg2-bin fonts-dejavu-core
+PACKAGES=(apache2 apache2-utils nftables iproute2 procps gcc libc6-dev librsvg2-bin fonts-dejavu-core
   # workloads/xdesktop, both sizes
   tigervnc-standalone-server dbus xterm vim xdotool x11-apps busybox
   icewm tmux pcmanfm emacs-gtk dillo

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 /// Packages whose version matters to what is measured.
-const PACKAGES: &[&str] = &["apache2-bin", "libapr1", "libc6", "wrk"];
+const PACKAGES: &[&str] = &["apache2-bin", "libapr1", "libc6"];
 
 /// A machine, as far as it matters to a measurement. Written beside the samples as `host.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -112,7 +112,7 @@ pub const ALL: &[Target] = &[
     },
     micro("getpid in a pod, no seccomp profile", "getpid", 1.0),
     micro("read of a byte in a pod, no seccomp profile", "read", 1.0),
-    micro("fork+exec in a pod, no seccomp profile", "fork_exec", 3.0),
+    micro("fork+exit in a pod, no seccomp profile", "fork_exit", 3.0),
     Target {
         what: "the default seccomp profile, a call",
         experiment: "overhead-micro",

@@ -4,9 +4,10 @@
 
 use std::time::Duration;
 
-use harness::client::{Crowd, Prober, load};
+use harness::client::load::Driver;
+use harness::client::{Crowd, Prober};
 use harness::lab::Lab;
-use harness::workload::{self, Apache, Mpm, Workload};
+use harness::workload::{Apache, Mpm, Workload};
 
 /// A lab with the bridge that a pod would have made.
 fn lab() -> Lab {
@@ -34,11 +35,9 @@ fn a_server_is_driven_and_probed() {
     let lab = lab();
     let native = lab.start_native(&Apache { mpm: Mpm::Event }).unwrap();
     let prober = Prober::start(lab.client(), native.served_at(), Duration::from_secs(10)).unwrap();
-    let demand = load::Demand { connections: 10, threads: 1, duration: Duration::from_secs(1) };
-    let script = workload::folder("apache").unwrap().join("wrk-report.lua");
-    let load = load::drive(lab.client(), native.served_at(), "/1k.bin", demand, &script).unwrap();
-    assert!(load.requests_per_second > 1.0 && load.errors == 0, "{load:?}");
-    assert!(load.latency_us.is_sorted(), "{load:?}");
+    let mut driver = Driver::open(lab.client(), native.served_at(), "1k.bin", 10).unwrap();
+    let burst = driver.burst(Duration::from_millis(200)).unwrap();
+    assert!(burst.answered > 1 && burst.latencies_us().unwrap().is_sorted(), "{burst:?}");
     let gaps = prober.finish().unwrap();
     assert!(gaps.answers > 1 && gaps.typical <= gaps.longest, "{gaps:?}");
 }

@@ -1,30 +1,36 @@
-//! Prints what single operations cost: lines of `operation nanoseconds`, the median of batches. No arguments.
+//! What single operations cost. For each name of an operation that comes as a line on stdin, a batch of it is done and a
+//! line says how many nanoseconds one took: so that who asks can have several of these take turns. No arguments.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, Read, Write};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use harness::stats;
+use anyhow::{Result, bail};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-const BATCHES: u32 = 21;
-
-fn main() -> anyhow::Result<()> {
+fn main() -> Result<()> {
     stay_on_one_cpu()?;
-    report("getpid", 20_000, || {
-        std::hint::black_box(nix::unistd::getpid());
-        Ok(())
-    })?;
     let mut zero = File::open("/dev/zero")?;
-    let mut byte = [0];
-    report("read", 20_000, || Ok(zero.read_exact(&mut byte)?))?;
-    report("fork_exit", 30, || Ok(harness::sys::fork_and_exit()?))?;
-    report("fork_exec", 10, || {
-        Command::new("/bin/true").stdin(Stdio::null()).status()?;
-        Ok(())
-    })
+    for operation in std::io::stdin().lock().lines() {
+        let nanoseconds = match operation?.as_str() {
+            "getpid" => batch(10_000, || {
+                std::hint::black_box(nix::unistd::getpid());
+                Ok(())
+            }),
+            "read" => batch(10_000, || Ok(zero.read_exact(&mut [0])?)),
+            "fork_exit" => batch(20, || Ok(harness::sys::fork_and_exit()?)),
+            "fork_exec" => batch(5, || {
+                Command::new("/bin/true").stdin(Stdio::null()).status()?;
+                Ok(())
+            }),
+            other => bail!("there is no operation {other}"),
+        };
+        println!("{:.2}", nanoseconds?);
+        std::io::stdout().flush()?;
+    }
+    Ok(())
 }
 
 /// A move from one CPU to another in the middle of a batch would be most of what is measured.
@@ -36,18 +42,11 @@ fn stay_on_one_cpu() -> nix::Result<()> {
     sched_setaffinity(Pid::this(), &one)
 }
 
-fn report(name: &str, operations: u32, mut operation: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let mut batches = Vec::new();
-    for batch in 0..=BATCHES {
-        let start = Instant::now();
-        for _ in 0..operations {
-            operation()?;
-        }
-        // The first batch warms up.
-        if batch > 0 {
-            batches.push(start.elapsed().as_nanos() as f64 / f64::from(operations));
-        }
+/// Nanoseconds of one of `operations`.
+fn batch(operations: u32, mut operation: impl FnMut() -> Result<()>) -> Result<f64> {
+    let start = Instant::now();
+    for _ in 0..operations {
+        operation()?;
     }
-    println!("{name} {:.2}", stats::median(&batches).unwrap_or(f64::NAN));
-    Ok(())
+    Ok(start.elapsed().as_nanos() as f64 / f64::from(operations))
 }

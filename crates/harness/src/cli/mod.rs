@@ -92,8 +92,19 @@ mod tests {
 
     use super::*;
 
+    fn too_wide(command: &mut clap::Command) -> Vec<String> {
+        let texts = [command.render_help().to_string(), command.render_long_help().to_string()];
+        let lines = texts.iter().flat_map(|text| text.lines()).filter(|line| line.chars().count() > 80);
+        let mut found: Vec<String> = lines.map(|line| format!("{}: {line}", command.get_name())).collect();
+        command.get_subcommands_mut().for_each(|command| found.extend(too_wide(command)));
+        found
+    }
+
     #[test]
-    fn the_definitions_agree_with_themselves() {
-        Cli::command().debug_assert();
+    fn the_definitions_agree_with_themselves_and_their_help_fits_a_terminal() {
+        let mut command = Cli::command();
+        command.clone().debug_assert();
+        command.build();
+        assert_eq!(too_wide(&mut command), Vec::<String>::new());
     }
 }

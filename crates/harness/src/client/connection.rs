@@ -78,12 +78,12 @@ pub enum HttpError {
 
 /// The head of an answer.
 #[derive(Debug, PartialEq, Eq)]
-struct Head {
-    status: u16,
+pub(super) struct Head {
+    pub(super) status: u16,
     /// Bytes of the content; `None` if it comes in chunks.
     length: Option<u64>,
     /// Bytes that the head takes, the empty line included.
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 /// A connection to a server, kept open between requests.
@@ -110,6 +110,11 @@ impl Connection {
     /// The local end's port.
     pub fn local_port(&self) -> Option<u16> {
         self.stream.local_addr().ok().map(|a| a.port())
+    }
+
+    /// What it goes over.
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.stream
     }
 
     /// Fetches `path`, whatever it contains.
@@ -254,7 +259,7 @@ impl Download {
 }
 
 /// The head of an answer at the start of `bytes`; `None` if it is not complete yet.
-fn parse_head(path: &str, bytes: &[u8]) -> Result<Option<Head>, HttpError> {
+pub(super) fn parse_head(path: &str, bytes: &[u8]) -> Result<Option<Head>, HttpError> {
     let bad = || bad_head(path, bytes);
     let Some(end) = find(bytes, b"\r\n\r\n") else {
         return if bytes.len() > MAX_HEAD { Err(bad()) } else { Ok(None) };

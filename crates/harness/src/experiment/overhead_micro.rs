@@ -1,55 +1,120 @@
 //! What a pod costs a single system call and a single process.
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use super::{Experiment, Session};
 use crate::lab::{Lab, PodOptions};
 use crate::samples::Circumstances;
+use crate::stats::median;
 use crate::workload::Sleep;
 
 pub(super) const EXPERIMENT: Experiment = Experiment {
     name: "overhead-micro",
     claim: "low overhead",
-    what: "getpid, a read of one byte, fork+exit, fork+exec: natively, in a pod, in a pod without a seccomp profile",
+    what: "getpid, a read of one byte, fork+exit, fork+exec: natively, in a pod, without a seccomp profile, with an empty one",
     runs: 25,
     run,
 };
 
 /// Where the directory of `harness-micro` is in a pod.
 const DIRECTORY_IN_POD: &str = "/srv/harness";
+const OPERATIONS: [&str; 4] = ["getpid", "read", "fork_exit", "fork_exec"];
+/// Where it is measured; all but the first are names of pods. The last has a filter that allows everything: what the
+/// kernel itself takes for having one.
+const ARMS: [&str; 4] = ["native", "pod", "pod-unconfined", "pod-allow-all"];
+/// Batches of each operation in a run, arm after arm, so that all see the same machine.
+const TURNS: usize = 20;
 
 fn run(session: &mut Session) -> Result<()> {
     let lab = Lab::new()?;
     let micro = micro()?;
-    let directory = micro.parent().context("harness-micro has no directory")?;
-    let bind = format!("{}:{DIRECTORY_IN_POD}:ro", directory.display());
-    let confined = PodOptions { options: vec!["--bind".into(), bind] };
-    let mut unconfined = confined.clone();
-    unconfined.options.extend(["--seccomp".into(), "unconfined".into()]);
-    lab.start_pod(&Sleep, "pod", &confined)?;
-    lab.start_pod(&Sleep, "pod-unconfined", &unconfined)?;
-
-    session.expect(u64::from(session.runs + 1) * 3);
+    start_pods(&lab, &micro)?;
+    session.expect(u64::from(session.runs + 1));
     for run in 0..=session.runs {
-        for arm in session.shuffled(&["native", "pod", "pod-unconfined"]) {
-            session.step(arm);
-            let printed = if arm == "native" {
-                String::from_utf8_lossy(&lab.host().output(&mut Command::new(&micro))?.stdout).into_owned()
-            } else {
-                lab.pod(arm)?.exec(&[&format!("{DIRECTORY_IN_POD}/harness-micro")])?
-            };
-            // The first round warms caches up.
+        session.step("in turns");
+        let mut arms = ARMS.map(|arm| Measurer::start(&lab, arm, &micro)).into_iter().collect::<Result<Vec<_>>>()?;
+        for operation in OPERATIONS {
+            let found = in_turns(session, &mut arms, operation)?;
+            // The first run warms caches up.
             let Some(run) = run.checked_sub(1) else { continue };
-            let of = Circumstances { workload: "micro", parameters: "", arm, run };
-            for (operation, nanoseconds) in parse(&printed)? {
+            for (arm, nanoseconds) in ARMS.iter().zip(found) {
+                let of = Circumstances { workload: "micro", parameters: "", arm, run };
                 session.record(&of, operation, nanoseconds, "ns")?;
             }
         }
+        arms.into_iter().try_for_each(Measurer::finish)?;
     }
     Ok(())
+}
+
+fn start_pods(lab: &Lab, micro: &Path) -> Result<()> {
+    let directory = micro.parent().context("harness-micro has no directory")?;
+    let profile = lab.directory().join("allow-all.json");
+    std::fs::write(&profile, r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#).context("writing a seccomp profile")?;
+    for pod in &ARMS[1..] {
+        let seccomp = match *pod {
+            "pod-unconfined" => "unconfined".into(),
+            "pod-allow-all" => profile.to_string_lossy().into_owned(),
+            _ => "default".into(),
+        };
+        let bind = format!("{}:{DIRECTORY_IN_POD}:ro", directory.display());
+        let options = vec!["--bind".into(), bind, "--seccomp".into(), seccomp];
+        lab.start_pod(&Sleep, pod, &PodOptions { options })?;
+    }
+    Ok(())
+}
+
+/// The median of each arm's batches of an operation.
+fn in_turns(session: &mut Session, arms: &mut [Measurer], operation: &str) -> Result<Vec<f64>> {
+    let mut batches = vec![Vec::new(); arms.len()];
+    for turn in 0..=TURNS {
+        for arm in session.shuffled(&[0, 1, 2, 3]) {
+            let nanoseconds = arms[arm].ask(operation)?;
+            // The first batch of each warms it up.
+            if turn > 0 {
+                batches[arm].push(nanoseconds);
+            }
+        }
+    }
+    Ok(batches.iter().filter_map(|batches| median(batches)).collect())
+}
+
+/// A `harness-micro` that waits for its turn.
+struct Measurer {
+    arm: &'static str,
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+impl Measurer {
+    fn start(lab: &Lab, arm: &'static str, micro: &Path) -> Result<Self> {
+        let mut child = if arm == "native" {
+            lab.host().spawn(Command::new(micro).stdin(Stdio::piped()).stdout(Stdio::piped()))?
+        } else {
+            lab.spawn_zap(&["exec", "-i", arm, &format!("{DIRECTORY_IN_POD}/harness-micro")])?
+        };
+        let (to, from) = (child.stdin.take(), child.stdout.take());
+        let (to, from) = to.zip(from).context("a pipe to harness-micro")?;
+        Ok(Self { arm, child, to, from: BufReader::new(from) })
+    }
+
+    fn ask(&mut self, operation: &str) -> Result<f64> {
+        writeln!(self.to, "{operation}").with_context(|| format!("asking for {operation} in {}", self.arm))?;
+        let mut line = String::new();
+        self.from.read_line(&mut line).with_context(|| format!("waiting for {operation} in {}", self.arm))?;
+        line.trim().parse().with_context(|| format!("{operation} in {}: harness-micro printed {line:?}", self.arm))
+    }
+
+    fn finish(mut self) -> Result<()> {
+        drop(self.to);
+        let status = self.child.wait().context("waiting for harness-micro")?;
+        if status.success() { Ok(()) } else { bail!("harness-micro in {} ended with {status}", self.arm) }
+    }
 }
 
 /// The `harness-micro` beside this program.
@@ -59,32 +124,5 @@ fn micro() -> Result<PathBuf> {
     match beside.into_iter().find(|path| path.is_file()) {
         Some(path) => Ok(path),
         None => bail!("there is no harness-micro beside {}: build the workspace", this.display()),
-    }
-}
-
-/// Lines of `operation nanoseconds`.
-fn parse(printed: &str) -> Result<Vec<(&str, f64)>> {
-    let parsed: Option<Vec<_>> = printed
-        .lines()
-        .map(|line| {
-            let (operation, nanoseconds) = line.split_once(' ')?;
-            Some((operation, nanoseconds.parse().ok()?))
-        })
-        .collect();
-    match parsed {
-        Some(lines) if !lines.is_empty() => Ok(lines),
-        _ => bail!("harness-micro printed {printed:?}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_of_the_micro_benchmark() {
-        assert_eq!(parse("getpid 51.5\nread 90\n").unwrap(), [("getpid", 51.5), ("read", 90.0)]);
-        assert!(parse("").is_err());
-        assert!(parse("getpid fast\n").is_err());
     }
 }

@@ -12,7 +12,7 @@ mod zap;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
@@ -124,6 +124,13 @@ impl Lab {
         Ok((String::from_utf8_lossy(&output.stdout).into_owned(), took))
     }
 
+    /// Starts `zap` with `arguments` in the lab, with pipes as its stdin and stdout.
+    pub fn spawn_zap(&self, arguments: &[&str]) -> Result<Child> {
+        let mut command = Command::new(&self.inner.zap);
+        command.arg("--state").arg(self.state()).args(arguments);
+        self.host().spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()))
+    }
+
     /// Makes sure that the client is on the bridge, which is there from the first pod to the last.
     pub fn attach_client(&self) -> Result<()> {
         self.attach(CLIENT_PORT)
@@ -150,7 +157,7 @@ impl Inner {
         let mut command = Command::new(&self.zap);
         command.arg("--state").arg(self.directory.join("state")).args(arguments);
         let start = Instant::now();
-        let output = self.host.output(command.stdin(std::process::Stdio::null()))?;
+        let output = self.host.output(command.stdin(Stdio::null()))?;
         Ok((output, start.elapsed()))
     }
 }

@@ -8,9 +8,9 @@ use crate::host::HostFacts;
 use crate::samples::Sample;
 
 const STYLE: &str = "
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: left }
-td.number { text-align: right; font-variant-numeric: tabular-nums } .good { color: #00694d } .bad { color: #a33c00 }
+td.number { text-align: right; font-variant-numeric: tabular-nums } td.number, th, .good, .bad { white-space: nowrap } .good { color: #00694d } .bad { color: #a33c00 }
 .none { color: #777 } figure { margin: 2rem 0 } figcaption { color: #555 } svg { max-width: 100%; height: auto }
 ";
 

@@ -9,6 +9,8 @@ use crate::stats::Estimate;
 const WIDTH: u32 = 900;
 const ROW: u32 = 28;
 const LABELS: u32 = 220;
+/// Half of the last number of a scale is beyond its end.
+const MARGIN_RIGHT: u32 = 26;
 const FONT: (&str, u32) = ("DejaVu Sans, sans-serif", 14);
 /// Colours that people who see few can tell apart (the first eight are Okabe and Ito's).
 const COLOURS: [RGBColor; 11] = [
@@ -120,12 +122,19 @@ pub(super) fn scatter(title: &str, axes: (&str, &str), points: &[(f64, f64)]) ->
         let mut chart = ChartBuilder::on(&root)
             .caption(title, (FONT.0, 18))
             .margin(10)
+            .margin_right(MARGIN_RIGHT)
             .x_label_area_size(44)
             .y_label_area_size(64)
             .build_cartesian_2d(0.0..width, 0.0..height)
             .map_err(failed)?;
         let mut mesh = chart.configure_mesh();
-        mesh.x_desc(axes.0).y_desc(axes.1).label_style(FONT).axis_desc_style(FONT).light_line_style(TRANSPARENT);
+        mesh.x_desc(axes.0)
+            .y_desc(axes.1)
+            .x_label_formatter(&number)
+            .y_label_formatter(&number)
+            .label_style(FONT)
+            .axis_desc_style(FONT)
+            .light_line_style(TRANSPARENT);
         mesh.draw().map_err(failed)?;
         let end = width.min(height);
         chart.draw_series(LineSeries::new([(0.0, 0.0), (end, end)], BLACK.mix(0.4))).map_err(failed)?;
@@ -146,6 +155,13 @@ type RowChart<'a, 'b> = ChartContext<
 >;
 type Drawn<'b> = Result<(), DrawingAreaErrorKind<<SVGBackend<'b> as DrawingBackend>::ErrorType>>;
 
+/// A number of a scale, without zeros behind the point.
+fn number(value: &f64) -> String {
+    let text = format!("{value:.3}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text == "-0" { "0".into() } else { text.into() }
+}
+
 /// A chart with a labelled row each, drawn top to bottom by `draw`.
 fn rows_chart<'b>(
     title: &str,
@@ -164,6 +180,7 @@ fn rows_chart<'b>(
         let mut chart = ChartBuilder::on(&root)
             .caption(title, (FONT.0, 18))
             .margin(10)
+            .margin_right(MARGIN_RIGHT)
             .x_label_area_size(44)
             .y_label_area_size(LABELS)
             // A range of one has no key points, and so no label: a single row is drawn below an empty one.
@@ -174,7 +191,11 @@ fn rows_chart<'b>(
             _ => String::new(),
         };
         let mut mesh = chart.configure_mesh();
-        mesh.x_desc(unit).label_style(FONT).axis_desc_style(FONT).light_line_style(TRANSPARENT);
+        mesh.x_desc(unit)
+            .x_label_formatter(&number)
+            .label_style(FONT)
+            .axis_desc_style(FONT)
+            .light_line_style(TRANSPARENT);
         mesh.y_labels(labels.len().max(2)).y_label_formatter(&row_label).disable_y_mesh();
         mesh.draw().map_err(|e| failed(&e))?;
         draw(&mut chart, labels.len()).map_err(|e| failed(&e))?;
@@ -202,6 +223,12 @@ mod tests {
         assert!(intervals("t", "u", &[], &[1.0]).unwrap().is_none());
         assert!(stacked("t", "u", &[]).unwrap().is_none());
         assert!(scatter("t", ("x", "y"), &[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn numbers_of_a_scale_are_short() {
+        let texts = [0.0, -0.00001, 10.0, 0.30000000000000004, -2.5].map(|value| number(&value));
+        assert_eq!(texts, ["0", "0", "10", "0.3", "-2.5"]);
     }
 
     #[test]
