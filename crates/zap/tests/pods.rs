@@ -294,3 +294,30 @@ fn kill(pid: i32) {
     let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     eventually("it is dead", || state().is_empty() || state().contains(") Z "));
 }
+
+#[test]
+fn a_seccomp_profile_of_ones_own_is_obeyed_and_survives_a_restart() {
+    let host = Host::new();
+    let profile = host.path("profile.json");
+    let rule = r#"{"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}"#;
+    std::fs::write(&profile, rule).unwrap();
+    let profile = profile.to_str().unwrap();
+    host.start(["-n", "pod", "--seccomp", profile, "--", "sh", "-c", "while sleep 0.05; do mkdir /tmp/no 2>&1; done"]);
+    let denied = || host.ok(["logs", "pod"]).matches("No space left on device").count();
+    eventually("a denial", || denied() > 0);
+    let done = host.run(["exec", "pod", "mkdir", "/tmp/no"]);
+    assert!(done.code == 1 && done.stderr.contains("No space left"), "{done:?}");
+    let image = host.path("image");
+    let image = image.to_str().unwrap();
+    host.ok(["checkpoint", "pod", "-o", image]);
+    host.ok(["restart", "-d", image]);
+    eventually("a denial after the restart", || denied() > 0);
+    assert_eq!(host.run(["exec", "pod", "mkdir", "/tmp/no"]).code, 1);
+
+    for (text, words) in [("{", "the seccomp profile"), (r#"{"defaultAction": "SCMP_ACT_WHAT"}"#, "SCMP_ACT_WHAT")] {
+        std::fs::write(profile, text).unwrap();
+        let done = host.run(["run", "-d", "--net", "private", "--seccomp", profile, "true"]);
+        assert!(done.code == 2 && done.stderr.contains(words), "{done:?}");
+    }
+}

@@ -168,3 +168,26 @@ fn print_json<T: serde::Serialize>(value: &T) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Failure { message: e.to_string(), code: 1 })?;
     print(&(text + "\n"))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn too_wide(command: &mut clap::Command) -> Vec<String> {
+        let texts = [command.render_help().to_string(), command.render_long_help().to_string()];
+        let lines = texts.iter().flat_map(|text| text.lines()).filter(|line| line.chars().count() > 80);
+        let mut found: Vec<String> = lines.map(|line| format!("{}: {line}", command.get_name())).collect();
+        command.get_subcommands_mut().for_each(|command| found.extend(too_wide(command)));
+        found
+    }
+
+    #[test]
+    fn the_definitions_agree_with_themselves_and_their_help_fits_a_terminal() {
+        let mut command = Cli::command();
+        command.clone().debug_assert();
+        command.build();
+        assert_eq!(too_wide(&mut command), Vec::<String>::new());
+    }
+}
