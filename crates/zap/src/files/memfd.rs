@@ -99,7 +99,13 @@ impl FileKind for Memfd {
         _host_pid: &dyn Fn(PodPid) -> Option<HostPid>,
     ) -> Result<(), RebuildError> {
         let state: MemfdState = decoded(state)?;
-        seal(file, state.seals).rebuilding("sealing", format!("memfd {}", String::from_utf8_lossy(&state.name)))
+        let shown = || format!("memfd {}", String::from_utf8_lossy(&state.name));
+        if state.flags & libc::O_ACCMODE != libc::O_RDONLY {
+            return seal(file, state.seals).rebuilding("sealing", shown());
+        }
+        // Only who may write may seal.
+        let writable = reopen::again(file, libc::O_RDWR).rebuilding("opening", shown())?;
+        seal(writable.as_fd(), state.seals).rebuilding("sealing", shown())
     }
 
     fn needs_settling(&self, state: &[u8]) -> bool {
