@@ -144,6 +144,8 @@ refused! {
     leader_gone "first thread"
     no_vdso "vDSO"
     thread_namespace "a thread is in another"
+    shared_directory "its root and working directory is shared with process"
+    shared_files "its descriptor table is shared with process"
     traced "is traced by another process"
     unborn_namespace "its next children are to be born in another"
 }

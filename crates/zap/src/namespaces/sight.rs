@@ -33,6 +33,8 @@ struct Met {
     owner: Option<NamespaceId>,
     /// Through whom.
     subject: Subject,
+    /// A process that is in it.
+    member: Option<HostPid>,
 }
 
 impl Sightings {
@@ -75,7 +77,9 @@ impl Sightings {
             let inode = if kind == Kind::User { user } else { inode(subject.host, file, subject)? };
             if inode != self.home(kind)? {
                 let namespace = File::open(subject.host.proc(&format!("ns/{file}"))).map_err(|e| lost(subject, e))?;
-                membership.0.insert(kind, self.meet_one(kind, namespace.into(), subject)?);
+                let id = self.meet_one(kind, namespace.into(), subject)?;
+                self.met[id.0 as usize].member.get_or_insert(subject.host);
+                membership.0.insert(kind, id);
             }
             if matches!(kind, Kind::Pid | Kind::Time) {
                 refuse_elsewhere(subject, kind, inode)?;
@@ -108,7 +112,7 @@ impl Sightings {
         let owner = if at_home { None } else { Some(self.meet_one(Kind::User, owner, subject)?) };
         let id = NamespaceId(self.met.len() as u32);
         self.by_inode.insert(inode, id);
-        self.met.push(Met { kind, file, owner, subject: subject.clone() });
+        self.met.push(Met { kind, file, owner, subject: subject.clone(), member: None });
         Ok(id)
     }
 
@@ -165,7 +169,10 @@ impl Sightings {
         let object = || format!("the {} namespace of {}", met.kind.name(), met.subject.object());
         let refuse = |why: String| met.subject.refuse(format!("its {} namespace", met.kind.name()), why);
         let body = match met.kind {
-            Kind::User => user::capture(&met.file).map(Body::User),
+            Kind::User => match met.member.filter(|_| met.owner.is_none()) {
+                Some(member) => user::capture_through(member, &met.file).map(Body::User),
+                None => user::capture(&met.file).map(Body::User),
+            },
             Kind::Network => {
                 let links = links::capture(&met.file).capturing("looking into", object())?;
                 return links.map(Body::Network).map_err(refuse);

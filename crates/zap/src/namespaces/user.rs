@@ -9,6 +9,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::HostPid;
 use crate::sys::{capability, clone, exec, nsfs};
 
 /// What a user namespace maps, and whose it is.
@@ -59,6 +60,17 @@ pub(super) fn capture(namespace: &OwnedFd) -> io::Result<UserState> {
         users: parse(&next()?),
         groups: parse(&next()?),
         groups_denied: next()?.trim() == "deny",
+    })
+}
+
+/// The same for a namespace right below the pod's own, through a process in it: maps are shown in numbers of the reader's.
+pub(super) fn capture_through(process: HostPid, namespace: &OwnedFd) -> io::Result<UserState> {
+    let read = |name: &str| fs::read_to_string(process.proc(name));
+    Ok(UserState {
+        owner: nsfs::owner_uid(namespace)?,
+        users: parse(&read("uid_map")?),
+        groups: parse(&read("gid_map")?),
+        groups_denied: read("setgroups")?.trim() == "deny",
     })
 }
 

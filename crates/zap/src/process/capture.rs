@@ -12,14 +12,13 @@ use crate::pod::Seccomp;
 use crate::process::discover::{Found, PodProc, Population, Zombie};
 use crate::process::hold::{HeldProcess, HoldError};
 use crate::process::limits;
+use crate::process::sharing;
 use crate::process::signals::{self, QueuedSignal};
 use crate::process::state::{EndedState, Place, ProcessState, TerminalState};
 use crate::process::threads::{self, ThreadState};
 use crate::process::timers::{self, TimersState, parse_timers};
-use crate::process::vfork;
 use crate::process::{credentials, filters};
 use crate::sys::file::open_path;
-use crate::sys::kcmp::{self, Shared};
 use crate::sys::pidfd::PidFd;
 use crate::sys::ptrace;
 use crate::tracee::{Batch, Call, Output};
@@ -242,7 +241,8 @@ pub fn check_all(look: &mut Look<'_>, population: &Population) -> Result<(), Cap
         refuse_nested(found)?;
         look.namespaces.meet(&found.subject).or_else(unless_gone)?;
     }
-    look.namespaces.states()?;
+    look.namespaces.states().map(drop).or_else(unless_gone)?;
+    sharing::check(population)?;
     population.live.iter().try_for_each(|found| check(look, found))
 }
 
@@ -289,14 +289,6 @@ fn check(look: &mut Look<'_>, found: &Found) -> Result<(), CaptureError> {
     refuse_traced(found)?;
     look.namespaces.check_threads(subject).or_else(unless_gone)?;
     refuse_without_vdso(found)?;
-    for (what, name) in [(Shared::Memory, "its address space"), (Shared::Files, "its descriptor table")] {
-        let parent = found.status.field("PPid").and_then(|pid| pid.parse().ok()).unwrap_or(0);
-        let shares = || kcmp::shares(subject.host.0, parent, what).unwrap_or(false);
-        // A child of vfork shares until it executes a program, and the hold waits for that. It may just have.
-        if parent > 0 && shares() && !vfork::waits(HostPid(parent)) && shares() {
-            return Err(subject.refuse(name, "is shared with its parent's, which cannot be checkpointed yet"));
-        }
-    }
     let pidfd = match pidfd(subject) {
         Err(CaptureError::Vanished(_)) => return Ok(()),
         other => other?,

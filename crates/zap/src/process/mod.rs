@@ -10,6 +10,7 @@ pub mod grow;
 pub mod hold;
 pub mod limits;
 pub mod proc_files;
+pub mod sharing;
 pub mod signals;
 pub mod state;
 pub mod threads;

@@ -44,6 +44,11 @@ pub fn shares(a: i32, b: i32, what: Shared) -> io::Result<bool> {
     Ok(kcmp(a, b, what as i32, 0, 0)? == Ordering::Equal)
 }
 
+/// An order among tasks (host TIDs) in which those that share a thing are equal.
+pub fn compare(a: i32, b: i32, what: Shared) -> io::Result<Ordering> {
+    kcmp(a, b, what as i32, 0, 0)
+}
+
 #[repr(C)]
 struct EpollSlot {
     epoll: u32,

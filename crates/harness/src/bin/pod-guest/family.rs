@@ -16,6 +16,8 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("vfork", vfork),
     ("leader-gone", leader_gone),
     ("traced", traced),
+    ("shared-directory", shared_directory),
+    ("shared-files", shared_files),
     ("forks-afterwards", forks_afterwards),
 ];
 
@@ -286,6 +288,26 @@ fn leader_gone() -> Checked {
     until("the leader to end", || state_of(child) == "Z")?;
     hold_loosely()?;
     reap(child)
+}
+
+/// A child that shares root and working directory.
+fn shared_directory() -> Checked {
+    sharing(libc::CLONE_FS)
+}
+
+/// A child that shares the descriptors.
+fn shared_files() -> Checked {
+    sharing(libc::CLONE_FILES)
+}
+
+fn sharing(flags: i32) -> Checked {
+    let child = call("clone", libc::SYS_clone, [(flags | libc::SIGCHLD) as u64, 0, 0, 0, 0])?;
+    if child == 0 {
+        await_go();
+        leave(Ok(()))
+    }
+    hold_loosely()?;
+    reap(child as i32)
 }
 
 /// A process that traces its child.
