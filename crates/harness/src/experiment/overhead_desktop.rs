@@ -19,8 +19,8 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     run,
 };
 
-/// Drawing, copying, text, pictures from a client, windows, and a round trip.
-const TESTS: [&str; 7] = ["-rect100", "-copywinwin100", "-line100", "-ftext", "-putimage100", "-create", "-prop"];
+/// Drawing, copying, text, pictures from a client, and a round trip.
+const TESTS: [&str; 7] = ["-rect100", "-copywinwin100", "-line100", "-ftext", "-scroll100", "-putimage100", "-prop"];
 /// Keys a run.
 const KEYS: usize = 20;
 
