@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::thread::ScopedJoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
@@ -138,9 +139,8 @@ pub type Gate<'a> = dyn FnMut(&LivePod) -> Result<(), String> + Send + 'a;
 /// Starts an image again. On an error nothing is left of the attempt. The caller must be its process's only thread.
 pub fn restart(store: Store, options: &Options) -> Result<(LivePod, Stats), RestartError> {
     let clock = Clock::start();
-    let reader = ImageReader::open(&options.image)?;
-    reader.verify_data()?;
-    restart_image(store, reader, options, clock, &mut |_| Ok(()))
+    let image = Image::of(ImageReader::open(&options.image)?, options, false)?;
+    restart_image(store, image, options, clock, &mut |_| Ok(()))
 }
 
 /// Starts an image again that was received, and checked, as soon as `gate` opens. Otherwise as [`restart`].
@@ -150,35 +150,41 @@ pub fn restart_received(
     options: &Options,
     gate: &mut Gate<'_>,
 ) -> Result<(LivePod, Stats), RestartError> {
-    restart_image(store, reader, options, Clock::start(), gate)
+    let clock = Clock::start();
+    restart_image(store, Image::of(reader, options, true)?, options, clock, gate)
 }
 
 fn restart_image(
     store: Store,
-    reader: ImageReader,
+    image: Image,
     options: &Options,
     mut clock: Clock,
     gate: &mut Gate<'_>,
 ) -> Result<(LivePod, Stats), RestartError> {
-    let image = Image::of(reader, options)?;
     clock.lap("verify");
     if options.fault.is_some() {
         fault::arm(options.fault.as_deref());
     }
     fault::point("restart-verified");
-    let mut pod = image.namespaces(store, options)?;
-    clock.lap("namespaces");
-    fault::point("restart-namespaces");
-    // On a thread of its own: ptrace belongs to threads, and the end of this one lets go of whatever a failure left held.
-    let rebuilt = std::thread::scope(|scope| {
-        let thread = scope.spawn(|| image.rebuild(&mut pod, &mut clock, gate));
-        thread.join().unwrap_or(Err(RestartError::Panicked))
-    });
-    if let Err(error) = rebuilt {
-        let name = pod.spec.name.clone();
-        pod.destroy(End::TakenAway(format!("the restart of {name} failed")))?;
-        return Err(error);
-    }
+    let pod = std::thread::scope(|scope| {
+        let bulk = Bulk(scope.spawn(|| image.verify_bulk()));
+        let made = image.namespaces(store, options);
+        clock.lap("namespaces");
+        fault::point("restart-namespaces");
+        let mut pod = match made {
+            Ok(pod) => pod,
+            Err(error) => return bulk.before(Err(error)),
+        };
+        // On a thread of its own: ptrace belongs to threads, and the end of this one lets go of whatever a failure left held.
+        let rebuilt = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| image.rebuild(&mut pod, &mut clock, bulk, gate));
+            thread.join().unwrap_or(Err(RestartError::Panicked))
+        });
+        match rebuilt {
+            Ok(()) => Ok(pod),
+            Err(error) => Err(give_up(pod, error)),
+        }
+    })?;
     fault::point("restart-done");
     let address = pod.network.as_ref().map_or(String::new(), |network| network.outer().ipv4.to_string());
     let name = pod.spec.name.clone();
@@ -186,16 +192,34 @@ fn restart_image(
     Ok((pod, Stats { total_us, phases, name, address }))
 }
 
-/// Says whether an image could be restarted here; changes nothing.
-pub fn verify(options: &Options) -> Result<(), RestartError> {
-    let reader = ImageReader::open(&options.image)?;
-    reader.verify_data()?;
-    Image::of(reader, options).map(drop)
+/// Takes away what was made of a pod.
+fn give_up(pod: LivePod, error: RestartError) -> RestartError {
+    let name = pod.spec.name.clone();
+    match pod.destroy(End::TakenAway(format!("the restart of {name} failed"))) {
+        Ok(()) => error,
+        Err(second) => second.into(),
+    }
 }
 
-/// An image, read and verified.
+/// Says whether an image could be restarted here; changes nothing.
+pub fn verify(options: &Options) -> Result<(), RestartError> {
+    Image::of(ImageReader::open(&options.image)?, options, false)?.verify_bulk()
+}
+
+/// The bulk of an image being verified, while what does not depend on it is made.
+struct Bulk<'scope>(ScopedJoinHandle<'scope, Result<(), RestartError>>);
+
+impl Bulk<'_> {
+    /// What is wrong with the image comes before what came of it.
+    fn before<T>(self, result: Result<T, RestartError>) -> Result<T, RestartError> {
+        self.0.join().unwrap_or(Err(RestartError::Panicked)).and(result)
+    }
+}
+
+/// An image, read and verified but for its bulk.
 struct Image {
     reader: ImageReader,
+    checked: bool,
     pod: PodRecord,
     processes: Vec<ProcessState>,
     zombies: Vec<EndedState>,
@@ -206,8 +230,12 @@ struct Image {
 }
 
 impl Image {
-    fn of(reader: ImageReader, options: &Options) -> Result<Image, RestartError> {
+    /// `checked` says that the bytes of its files are known to be right.
+    fn of(reader: ImageReader, options: &Options, checked: bool) -> Result<Image, RestartError> {
         reader.check_kinds(record::KNOWN)?;
+        if !checked {
+            reader.verify_layers()?;
+        }
         let mut pod: PodRecord = reader.one("pod")?;
         let processes: Vec<ProcessState> = reader.every("process")?;
         let zombies: Vec<EndedState> = reader.one("zombies")?;
@@ -229,10 +257,15 @@ impl Image {
         if let Some(publish) = &options.publish {
             pod.spec.publish = publish.clone();
         }
-        if let Err(source) = files::verify_root(&pod.spec.root, &files) {
-            return Err(RestartError::Rebuild { pod: pod.spec.name.clone(), source });
+        Ok(Image { reader, checked, pod, processes, zombies, files, ipc, namespaces, plan })
+    }
+
+    /// What takes long to verify: the contents of memory and queues, and the files of the root that the pod goes on using.
+    fn verify_bulk(&self) -> Result<(), RestartError> {
+        if !self.checked {
+            self.reader.verify_data()?;
         }
-        Ok(Image { reader, pod, processes, zombies, files, ipc, namespaces, plan })
+        files::verify_root(&self.pod.spec.root, &self.files).map_err(|source| self.failed(source))
     }
 
     /// A pod as `run` makes it, but with nobody in it, its clocks where they were, and its network blocked.
@@ -274,10 +307,16 @@ impl Image {
     }
 
     /// Files, tree, memory, and everything else; ends with everybody let go.
-    fn rebuild(&self, pod: &mut LivePod, clock: &mut Clock, gate: &mut Gate<'_>) -> Result<(), RestartError> {
-        trees::unpack_tmpfs(&self.reader, pod.init).map_err(|e| self.failed(e))?;
-        let common = self.common(pod)?;
-        let builder = self.build(pod, &common)?;
+    fn rebuild(
+        &self,
+        pod: &mut LivePod,
+        clock: &mut Clock,
+        bulk: Bulk<'_>,
+        gate: &mut Gate<'_>,
+    ) -> Result<(), RestartError> {
+        let opened = self.open_files(pod);
+        // No process is made of anything that was not verified.
+        let (common, builder) = bulk.before(opened)?;
         clock.lap("files");
         fault::point("restart-files");
         let late = LateFiles::of(&self.files).map_err(|e| self.failed(e))?;
@@ -328,6 +367,14 @@ impl Image {
         }
         clock.lap("let-go");
         Ok(())
+    }
+
+    /// The contents of the tmpfs mounts, and every file, open in the builder.
+    fn open_files(&self, pod: &mut LivePod) -> Result<(Common, Builder), RestartError> {
+        trees::unpack_tmpfs(&self.reader, pod.init).map_err(|e| self.failed(e))?;
+        let common = self.common(pod)?;
+        let builder = self.build(pod, &common)?;
+        Ok((common, builder))
     }
 
     /// Addresses and numbers that every process of the restart has free.

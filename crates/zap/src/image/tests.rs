@@ -23,7 +23,8 @@ fn write(at: &Path, compression: Compression) -> Summary {
 }
 
 fn check(at: &Path) -> Result<(), ImageError> {
-    ImageReader::open(at)?.verify_data()
+    let reader = ImageReader::open(at)?;
+    reader.verify_layers().and_then(|()| reader.verify_data())
 }
 
 const ALL: [Compression; 3] = [Compression::None, Compression::Lz4, Compression::Zstd];
@@ -36,6 +37,7 @@ fn what_was_written_is_read() {
         let summary = write(&at, compression);
         assert_eq!(fs::metadata(at.join("data")).unwrap().len(), summary.data_bytes);
         let reader = ImageReader::open(&at).unwrap();
+        reader.verify_layers().unwrap();
         reader.verify_data().unwrap();
         for reader in [ImageReader::receive(reader.share().unwrap()).unwrap(), reader] {
             assert_eq!(reader.one::<String>("pod").unwrap(), "web");

@@ -166,7 +166,7 @@ fn with_pages(mut state: MemoryState, choices: &[u8], parent: Option<&MemoryStat
 }
 
 fn rebuilt(state: &MemoryState, from: &Space, inherited: Option<&MemoryState>) -> Space {
-    let current = mappings(from);
+    let current: Vec<_> = mappings(from).iter().map(|m| m.start..m.end).collect();
     let pool = |id: FileId| id.0 as i32;
     let target = Target { state, current: &current, inherited, keep: KEEP, pool: &pool, data: 9 };
     let mut space = from.clone();

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::kinship::{self, vma_at};
-use super::layout::{Mapping, flag};
+use super::layout::flag;
 use super::pages::runs;
 use super::state::{Backing, MemoryState, PageSource, VmaState};
 use super::{ranges, vdso};
@@ -51,7 +51,7 @@ pub struct Target<'a> {
     /// What it shall be.
     pub state: &'a MemoryState,
     /// What is mapped now.
-    pub current: &'a [Mapping],
+    pub current: &'a [Range<u64>],
     /// For a child that was just forked: what its parent was made from.
     pub inherited: Option<&'a MemoryState>,
     /// What must stay: the scratch area.
@@ -178,7 +178,7 @@ fn unmap(planner: &mut Planner, target: &Target<'_>, kept: &[Range<u64>]) {
     if keeps_vdso(target) {
         stays.extend(target.state.vdso.iter().map(|v| v.range()));
     }
-    let mapped: Vec<Range<u64>> = target.current.iter().map(|m| m.start..m.end).filter(|r| r.end <= HIGHEST).collect();
+    let mapped: Vec<Range<u64>> = target.current.iter().filter(|r| r.end <= HIGHEST).cloned().collect();
     for gap in ranges::without(0..HIGHEST, &ranges::joined(stays)) {
         let first = mapped.partition_point(|m| m.end <= gap.start);
         let behind = mapped.partition_point(|m| m.start < gap.end);

@@ -165,6 +165,11 @@ impl VdsoState {
         let start = self.parts.first().map_or(0, |p| p.1);
         start..self.parts.last().map_or(start, |p| p.2)
     }
+
+    /// The addresses of its code.
+    pub fn code(&self) -> Option<Range<u64>> {
+        self.parts.iter().find(|part| part.0 == "[vdso]").map(|part| part.1..part.2)
+    }
 }
 
 impl VmaState {

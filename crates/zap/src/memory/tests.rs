@@ -364,7 +364,7 @@ fn memory_of_every_sort_is_made_again() {
     let numbers = |id: FileId| numbers[&id];
     let target = Target {
         state: &parent.state,
-        current: &mappings(host).unwrap(),
+        current: &mapped(host),
         inherited: None,
         keep: seed.keep.clone(),
         pool: &numbers,
@@ -382,7 +382,7 @@ fn memory_of_every_sort_is_made_again() {
         Ground::brought((HostPid(born), PodPid(born)), seed.keep.start, seed.ground.scratch(), SEAT, MARKER).unwrap();
     let target = Target {
         state: &child.state,
-        current: &mappings(HostPid(born)).unwrap(),
+        current: &mapped(HostPid(born)),
         inherited: Some(&parent.state),
         ..target
     };
@@ -395,6 +395,10 @@ fn memory_of_every_sort_is_made_again() {
     let after = shared(host, HostPid(born), &child.state);
     println!("shared copy-on-write: {before} pages before, {after} after");
     assert!(after >= before && before > 200);
+}
+
+fn mapped(host: HostPid) -> Vec<std::ops::Range<u64>> {
+    mappings(host).unwrap().iter().map(|m| m.start..m.end).collect()
 }
 
 /// A userfaultfd made by the process itself.

@@ -49,14 +49,36 @@ pub fn threads(
     names: Names<'_>,
     buffer: &mut Vec<u8>,
 ) -> Result<(), GrowError> {
-    for (thread, held) in state.threads.iter().zip(&mut grown.threads) {
+    let Grown { threads: all, ground } = grown;
+    let mut waiting: Vec<(&ThreadState, &mut Held, usize, Batch)> = Vec::new();
+    let mut next = 0;
+    for (thread, held) in state.threads.iter().zip(all) {
         let mut batch = Batch::new();
         threads::restart(thread, &identity(state, thread, names)?, state.filters_of(thread), &mut batch);
         if held.name.pod != state.place.pid {
             signals::requeue(&thread.pending, held.name.own, false, &mut batch);
         }
+        let seats = ground.seats_of(&batch);
+        if next + seats > ground.seats() {
+            finish_threads(&mut waiting, ground, buffer)?;
+            next = 0;
+        }
+        held.begin(ground, next, &batch)?;
         threads::restart_from_outside(thread, held.name.host)?;
-        held.run(&grown.ground, 0, &batch)?;
+        waiting.push((thread, held, next, batch));
+        next += seats;
+    }
+    finish_threads(&mut waiting, ground, buffer)
+}
+
+/// Waits for threads that were begun.
+fn finish_threads(
+    waiting: &mut Vec<(&ThreadState, &mut Held, usize, Batch)>,
+    ground: &Ground,
+    buffer: &mut Vec<u8>,
+) -> Result<(), GrowError> {
+    for (thread, held, seat, batch) in waiting.drain(..) {
+        held.finish(ground, seat, &batch)?;
         threads::restart_registers(thread, held, buffer)?;
     }
     Ok(())

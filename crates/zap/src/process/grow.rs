@@ -16,7 +16,7 @@ use crate::process::proc_files::Status;
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::threads::ThreadState;
 use crate::process::tree::{Plan, Role};
-use crate::process::{filters, hold, limits, timers};
+use crate::process::{filters, limits, timers};
 use crate::sys::ptrace::{self, Stop};
 use crate::tracee::{Batch, Ground, Held, Seized, ThreadName, TraceeError, seize};
 
@@ -97,6 +97,8 @@ pub struct Grove<'a> {
     stopped: BTreeMap<PodPid, HostPid>,
 }
 
+/// Bytes of a seat: a batch takes as many as it needs.
+const SEAT: usize = 256;
 const PATIENTLY: u64 = 0x4000_0000; // __WALL
 
 impl<'a> Grove<'a> {
@@ -143,8 +145,7 @@ impl<'a> Grove<'a> {
 
     fn ground(&self, host: HostPid, pid: PodPid) -> Result<Ground, TraceeError> {
         let (code, scratch) = (self.common.code.start, self.common.scratch.clone());
-        let size = (scratch.end - scratch.start) as usize;
-        Ground::brought((host, pid), code, scratch, size, MARKER)
+        Ground::brought((host, pid), code, scratch, SEAT, MARKER)
     }
 
     /// Grows everything that descends from an adopted seed: memory, children, sessions.
@@ -176,7 +177,17 @@ impl<'a> Grove<'a> {
         let forker = forker.filter(|forker| state.place.parent == *forker);
         let inherited = forker.and_then(|pid| self.states.get(&pid)).map(|state| &state.memory);
         let host = self.host(pid)?;
-        let current = memory::mappings(host).map_err(|_| TraceeError::Died(pid))?;
+        let current: Vec<Range<u64>> = match inherited {
+            // Just forked: what its parent was given.
+            Some(parent) => {
+                let vdso = parent.vdso.iter().map(|vdso| vdso.range());
+                parent.vmas.iter().map(|vma| vma.range()).chain(vdso).collect()
+            }
+            None => {
+                let mapped = memory::mappings(host).map_err(|_| TraceeError::Died(pid))?;
+                mapped.iter().map(|mapping| mapping.start..mapping.end).collect()
+            }
+        };
         let target = memory::Target {
             state: &state.memory,
             current: &current,
@@ -288,11 +299,10 @@ impl<'a> Grove<'a> {
         let state = self.states[&pid];
         self.places(state)?;
         let pool = |file| (!self.around.late.contains(file)).then(|| self.common.number(file));
-        let batch = files::restart_descriptors(&state.descriptors, &pool, self.common.pool..=self.common.last)?;
-        self.run(pid, &batch)?;
-        self.run_memory(pid, &memory::late_batch(&state.memory))?;
-        let batch = self.attributes(state);
-        self.run(pid, &batch)?;
+        let descriptors = files::restart_descriptors(&state.descriptors, &pool, self.common.pool..=self.common.last)?;
+        let late = memory::late_batch(&state.memory).into_iter().map(|memory| memory.batch);
+        let parts = std::iter::once(descriptors).chain(late).chain([self.attributes(state)]);
+        self.run_together(pid, parts)?;
         self.clone_threads(state)?;
         // A timer may notify any thread.
         let mut batch = Batch::new();
@@ -301,6 +311,19 @@ impl<'a> Grove<'a> {
             true => Ok(()),
             false => Ok(self.run(pid, &batch).map(drop)?),
         }
+    }
+
+    /// Runs batches one after the other, in as few goes as there is room for.
+    fn run_together(&mut self, pid: PodPid, parts: impl IntoIterator<Item = Batch>) -> Result<(), TraceeError> {
+        let room = (self.common.scratch.end - self.common.scratch.start) as usize;
+        let mut whole = Batch::new();
+        for part in parts {
+            if whole.size() + part.size() > room {
+                self.run(pid, &std::mem::take(&mut whole))?;
+            }
+            whole.append(part);
+        }
+        self.run(pid, &whole).map(drop)
     }
 
     /// The last of a live process, once everybody is furnished: files that name other processes, locks, limits,
@@ -435,14 +458,20 @@ impl<'a> Grove<'a> {
                 clone_into(&mut batch, thread.tid, flags as u64, 0, is_free, "thread");
             }
             self.run(pid, &batch)?;
-            let mut born = newborns(some.len(), self.common.depth)?;
-            if let Some(other) = born.iter().find(|held| !some.iter().any(|thread| thread.tid == held.name.pod)) {
-                let source = std::io::Error::other(format!("thread {} got the number {}", some[0].tid, other.name.pod));
-                return Err(RebuildError::Kernel { step: "numbering", object: "a thread".into(), source }.into());
-            }
-            born.iter_mut().for_each(|held| held.name.own.0 = pid.0);
-            if let Some(grown) = self.grown.get_mut(&pid) {
-                grown.threads.append(&mut born);
+            let depth = self.common.depth;
+            let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };
+            for _ in some {
+                let mut held = if is_free { newborn()? } else { named_newborn(depth)? };
+                // It stands behind the call that made it.
+                let call = grown.ground.call_at(0, held.registers.r12);
+                let thread = call.and_then(|call| some.get(call)).ok_or(TraceeError::Died(pid))?;
+                if !is_free && held.name.pod != thread.tid {
+                    let what = format!("thread {} got the number {}", thread.tid, held.name.pod);
+                    let source = std::io::Error::other(what);
+                    return Err(RebuildError::Kernel { step: "numbering", object: "a thread".into(), source }.into());
+                }
+                (held.name.pod, held.name.own) = (thread.tid, (pid.0, thread.own_tid));
+                grown.threads.push(held);
             }
         }
         if let Some(grown) = self.grown.get_mut(&pid) {
@@ -457,9 +486,8 @@ impl<'a> Grove<'a> {
         let Some(grown) = self.grown.remove(&pid) else { return Err(TraceeError::Died(pid).into()) };
         let Grown { mut threads, mut ground } = grown;
         let host = threads[0].name.host;
-        let text = std::fs::read(host.proc("maps")).map_err(TraceeError::kernel("reading the mappings of", pid))?;
-        let vdso = hold::find(&text, &hold::mapped_ranges(&text), b"[vdso]").ok_or(TraceeError::NoRoom(pid))?;
-        ground.move_to_vdso(vdso)?;
+        let vdso = state.memory.vdso.as_ref().and_then(|vdso| vdso.code());
+        ground.move_to_vdso(vdso.ok_or(TraceeError::NoRoom(pid))?)?;
         let children = self.states.values().copied().filter(|child| child.place.parent == pid);
         super::finish::last_batch(state, children, &mut threads[0], &ground)?;
         let again = self.ground(host, pid)?;
@@ -503,20 +531,28 @@ fn clone_into(batch: &mut Batch, pid: PodPid, flags: u64, exit_signal: u64, is_f
 
 /// Waits for `count` tasks that the kernel attached for us.
 fn newborns(count: usize, depth: usize) -> Result<Vec<Held>, TraceeError> {
+    (0..count).map(|_| named_newborn(depth)).collect()
+}
+
+/// Waits for a task that the kernel attached for us, and looks its numbers up.
+fn named_newborn(depth: usize) -> Result<Held, TraceeError> {
+    let mut held = newborn()?;
+    let status = std::fs::read(held.name.host.proc("status"));
+    let status = status.map_err(TraceeError::kernel("reading about", held.name.pod))?;
+    let numbers = Status::new(status).namespace_pids();
+    let own = numbers.last().copied().unwrap_or(0);
+    (held.name.pod, held.name.own) = (PodPid(numbers.get(depth).copied().unwrap_or(0)), (own, own));
+    Ok(held)
+}
+
+/// Waits for a task that the kernel attached for us. Only its number on the host is known.
+fn newborn() -> Result<Held, TraceeError> {
     let nobody = PodPid(0);
-    (0..count)
-        .map(|_| {
-            let (host, stop) = ptrace::wait_any().map_err(TraceeError::kernel("waiting for", nobody))?;
-            if let Stop::Ended(_) = stop {
-                return Err(TraceeError::Died(nobody));
-            }
-            let status = std::fs::read(host.proc("status")).map_err(TraceeError::kernel("reading about", nobody))?;
-            let numbers = Status::new(status).namespace_pids();
-            let pod = PodPid(numbers.get(depth).copied().unwrap_or(0));
-            let own = numbers.last().copied().unwrap_or(0);
-            Seized::newborn(ThreadName { host, pod, own: (own, own) }).already_stopped()
-        })
-        .collect()
+    let (host, stop) = ptrace::wait_any().map_err(TraceeError::kernel("waiting for", nobody))?;
+    if let Stop::Ended(_) = stop {
+        return Err(TraceeError::Died(nobody));
+    }
+    Seized::newborn(ThreadName { host, pod: nobody, own: (0, 0) }).already_stopped()
 }
 
 /// Ends a helper, or a process as it ended the first time.

@@ -198,8 +198,7 @@ pub fn restart_from_outside(state: &ThreadState, tid: HostPid) -> Result<(), Tra
 /// Sets the extended registers and says with which registers and mask the thread goes home.
 pub fn restart_registers(state: &ThreadState, held: &mut Held, buffer: &mut Vec<u8>) -> Result<(), TraceeError> {
     let failed = |step| TraceeError::kernel(step, state.tid);
-    ptrace::extended_state(held.name.host, buffer).map_err(failed("reading the extended registers of"))?;
-    let size = buffer.len();
+    let size = ptrace::extended_size(held.name.host).map_err(failed("reading the extended registers of"))?;
     buffer.clear();
     buffer.extend_from_slice(&state.extended);
     buffer.resize(size, 0);

@@ -9,7 +9,7 @@ use super::common::make_room;
 use super::tcp_repair::{self, Agreed, Queue, Repair, Window};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::Descriptor;
-use crate::image::{DataRef, ImageReader};
+use crate::image::{DataRef, ImageError, ImageReader};
 use crate::look::Look;
 use crate::sys::socket;
 
@@ -136,27 +136,26 @@ impl Connection {
         image: &ImageReader,
         what: &str,
     ) -> Result<(), RebuildError> {
-        let read = |place| image.read(place).map_err(|e| RebuildError::Damaged(e.to_string()));
-        let (send, receive) = (read(self.send)?, read(self.receive)?);
-        let (sent, unsent) = send
-            .split_at_checked(send.len().wrapping_sub(self.unsent as usize))
-            .ok_or_else(|| RebuildError::Damaged(format!("{what} has more unsent bytes than bytes")))?;
+        let length = self.send.length.checked_sub(self.unsent.into());
+        let length = length.ok_or_else(|| RebuildError::Damaged(format!("{what} has more unsent bytes than bytes")))?;
+        let sent = DataRef { length, ..self.send };
+        let unsent = DataRef { offset: self.send.offset.wrapping_add(length), length: self.unsent.into() };
         socket::set_int(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1).rebuilding("entering repair mode", what)?;
         // One byte more than there is: see `teach_round_trip`.
         let first = (self.send_from.wrapping_sub(1), self.receive_from);
         tcp_repair::establish(fd, family, self.local, self.peer, first).rebuilding("connecting", what)?;
         tcp_repair::set_agreed(fd, &self.agreed).rebuilding("setting the agreed options", what)?;
         self.teach_round_trip(fd).rebuilding("teaching the round trip to", what)?;
-        make_room(fd, libc::SO_RCVBUFFORCE, receive.len()).rebuilding("making room in", what)?;
-        make_room(fd, libc::SO_SNDBUFFORCE, send.len()).rebuilding("making room in", what)?;
-        fill(fd, Queue::Receive, &receive).rebuilding("filling the receive queue", what)?;
-        fill(fd, Queue::Send, sent).rebuilding("filling the send queue", what)?;
+        make_room(fd, libc::SO_RCVBUFFORCE, self.receive.length as usize).rebuilding("making room in", what)?;
+        make_room(fd, libc::SO_SNDBUFFORCE, self.send.length as usize).rebuilding("making room in", what)?;
+        fill_from(fd, Queue::Receive, image, self.receive).rebuilding("filling the receive queue", what)?;
+        fill_from(fd, Queue::Send, image, sent).rebuilding("filling the send queue", what)?;
         if self.phase.fin_ours() && self.fin_sent && !self.closed_second() {
             // In repair mode with the send queue selected, a FIN is queued as if it had been sent.
             socket::shutdown(fd, libc::SHUT_WR).rebuilding("closing", what)?;
         }
-        if !unsent.is_empty() {
-            self.queue_unsent(fd, unsent).rebuilding("filling the send queue", what)?;
+        if unsent.length != 0 {
+            self.queue_unsent(fd, image, unsent).rebuilding("filling the send queue", what)?;
         }
         Ok(())
     }
@@ -175,12 +174,12 @@ impl Connection {
     }
 
     /// Queues bytes as written but not sent. Outside repair mode, with the peer's window shut, so that none goes out yet.
-    fn queue_unsent(&self, fd: BorrowedFd<'_>, unsent: &[u8]) -> std::io::Result<()> {
+    fn queue_unsent(&self, fd: BorrowedFd<'_>, image: &ImageReader, unsent: DataRef) -> std::io::Result<()> {
         let shut = Window { send: 0, receive_at: self.receive_from, receive: 0, ..self.window };
         let shut = Window { update: self.receive_from, ..shut };
         tcp_repair::set_window(fd, &shut)?;
         leave_keeping_port(fd)?;
-        send_all(fd, unsent)?;
+        read_pieces(image, unsent, |piece| send_all(fd, piece))?;
         if self.phase.fin_ours() && !self.fin_sent && !self.closed_second() {
             socket::shutdown(fd, libc::SHUT_WR)?;
         }
@@ -260,10 +259,38 @@ pub(super) fn peek(fd: BorrowedFd<'_>, length: u32) -> std::io::Result<Vec<u8>> 
     Ok(bytes)
 }
 
+/// Puts bytes into a queue, which stays selected.
 pub(super) fn fill(fd: BorrowedFd<'_>, queue: Queue, bytes: &[u8]) -> std::io::Result<()> {
     tcp_repair::select(fd, queue)?;
     // One buffer of the kernel's a call: larger pieces need memory in one piece.
     bytes.chunks(32 * 1024).try_for_each(|piece| send_all(fd, piece))
+}
+
+fn fill_from(fd: BorrowedFd<'_>, queue: Queue, image: &ImageReader, place: DataRef) -> std::io::Result<()> {
+    fill(fd, queue, &[])?;
+    read_pieces(image, place, |piece| fill(fd, queue, piece))
+}
+
+fn read_pieces(
+    image: &ImageReader,
+    place: DataRef,
+    mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    image.read_pieces(place, |piece| take(piece).map_err(PieceError::Taking)).map_err(|error| match error {
+        PieceError::Taking(error) => error,
+        PieceError::Reading(error) => std::io::Error::other(error),
+    })
+}
+
+enum PieceError {
+    Taking(std::io::Error),
+    Reading(ImageError),
+}
+
+impl From<ImageError> for PieceError {
+    fn from(error: ImageError) -> PieceError {
+        PieceError::Reading(error)
+    }
 }
 
 fn send_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> std::io::Result<()> {

@@ -100,16 +100,16 @@ pub fn watch(epoll: BorrowedFd<'_>, watches: &[Watch<'_>]) -> io::Result<()> {
         return Ok(());
     }
     let mut lifted = vec![0; watches.len()];
-    // SAFETY: without CLONE_VM the child has its own copy of memory, as after fork; it makes system calls only.
-    let child = check(unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) })? as i32;
-    if child == 0 {
-        let errno = match watch_by_number(epoll, watches, &mut lifted) {
-            Ok(()) => 0,
-            Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
-        };
-        // SAFETY: ends the child, and runs nothing of ours.
-        unsafe { libc::_exit(errno) };
-    }
+    let work = || match watch_by_number(epoll, watches, &mut lifted) {
+        Ok(()) => 0,
+        Err(error) => error.raw_os_error().unwrap_or(libc::EIO) as isize,
+    };
+    // A stack of its own, and the caller's memory: copying that would be most of the work.
+    let mut stack = vec![0; 64 << 10];
+    let shared = nix::sched::CloneFlags::CLONE_VM | nix::sched::CloneFlags::CLONE_VFORK;
+    // SAFETY: with CLONE_VFORK this thread stands still until the child has ended, so that nobody else touches what the
+    // child uses; it makes system calls only, on a stack that outlives it.
+    let child = unsafe { nix::sched::clone(Box::new(work), &mut stack, shared, Some(libc::SIGCHLD)) }?.as_raw();
     let mut status = 0;
     // SAFETY: the child is ours, and nobody else waits for it; the kernel fills one int.
     while unsafe { libc::waitpid(child, &raw mut status, 0) } < 0 {

@@ -111,6 +111,19 @@ pub fn extended_state(tid: HostPid, buffer: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
+/// Bytes of the extended state, of any thread of this host: asked of `tid`.
+pub fn extended_size(tid: HostPid) -> io::Result<usize> {
+    static SIZE: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    match SIZE.get() {
+        Some(size) => Ok(*size),
+        None => {
+            let mut buffer = Vec::new();
+            extended_state(tid, &mut buffer)?;
+            Ok(*SIZE.get_or_init(|| buffer.len()))
+        }
+    }
+}
+
 /// Sets the extended state; `bytes` must be exactly as long as this host's XSAVE area.
 pub fn set_extended_state(tid: HostPid, bytes: &[u8]) -> io::Result<()> {
     let vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };

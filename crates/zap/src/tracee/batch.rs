@@ -138,6 +138,21 @@ impl Batch {
         }
     }
 
+    /// Puts the calls of `other` behind these. Handles of its calls and outputs mean nothing any more.
+    pub fn append(&mut self, other: Batch) {
+        let (calls, data) = (self.steps.len(), self.data.len());
+        let moved = |arg: Arg| match arg {
+            Arg::Value(value) => Arg::Value(value),
+            Arg::Data(offset) => Arg::Data(offset + data),
+            Arg::ResultOf(call) => Arg::ResultOf(Call(call.0 + calls)),
+        };
+        self.steps.extend(other.steps.into_iter().map(|step| Step { args: step.args.map(moved), ..step }));
+        self.data.extend_from_slice(&other.data);
+        for at in other.pointers {
+            self.pointer(Arg::Data(data), at, Arg::Data(data + other.data.get(at..at + 8).map_or(0, word)));
+        }
+    }
+
     /// The data with its pointers filled in, for a batch whose data begins at `base`.
     pub(super) fn relocated(&self, base: u64) -> Vec<u8> {
         let mut data = self.data.clone();
@@ -182,6 +197,10 @@ impl Batch {
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
+}
+
+fn word(bytes: &[u8]) -> usize {
+    bytes.first_chunk().map_or(0, |word| u64::from_ne_bytes(*word)) as usize
 }
 
 /// What a batch brought back.

@@ -220,6 +220,17 @@ impl Ground {
         }
     }
 
+    /// Which call of the batch in `seat` lies at `address`: what a newborn has in the register that walks through the calls.
+    pub fn call_at(&self, seat: usize, address: u64) -> Option<usize> {
+        let first = self.scratch.start + (seat * self.seat_size) as u64 + size_of::<Seat>() as u64;
+        Some(address.checked_sub(first)? as usize / size_of::<RawCall>())
+    }
+
+    /// How many seats of the ordinary size `batch` takes.
+    pub fn seats_of(&self, batch: &Batch) -> usize {
+        batch.size().div_ceil(self.seat_size)
+    }
+
     /// Writes seat, calls and data of a batch; the address of the seat.
     pub(super) fn place(&self, seat: usize, held: &Held, batch: &Batch) -> Result<u64, TraceeError> {
         let at = self.scratch.start + (seat * self.seat_size) as u64;
