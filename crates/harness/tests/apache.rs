@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use harness::client::{Connection, Crowd, HttpError};
-use harness::lab::{Lab, PATIENCE, Pod, PodOptions, proportional_set_size, wait_until};
+use harness::lab::{Lab, PATIENCE, Pod, PodOptions, resident, wait_until};
 use harness::workload::{Apache, Mpm, Workload};
 
 const IDLE: usize = 46;
@@ -98,25 +98,21 @@ fn connections_survive_a_restart(mpm: Mpm) {
     let site = Site::new(mpm);
     let pod = site.start();
     let mut crowd = site.crowd(&pod);
-    let memory = proportional_set_size(&pod.processes().unwrap()).unwrap();
+    let memory = resident(&pod.processes().unwrap()).unwrap();
     pod.checkpoint(&site.image(), &[]).unwrap();
     assert!(site.lab.pods().unwrap().is_empty(), "a checkpoint that stops a pod leaves none");
     // A wait by the clock, since time is what is tested and nothing is waited for: the server lies on a disk, its clients'
     // kernels ask for it a few times (after 0.2, 0.4, 0.8 s), and none of them must notice more than that.
     std::thread::sleep(Duration::from_secs(2));
     let pod = site.restart(&[]);
-    let at_once = proportional_set_size(&pod.processes().unwrap()).unwrap();
+    let at_once = resident(&pod.processes().unwrap()).unwrap();
     crowd.use_once().unwrap();
     if mpm == Mpm::Prefork {
         // Once its clients have used it: pages of files come back as they are touched.
-        let after = proportional_set_size(&pod.processes().unwrap()).unwrap();
+        let after = resident(&pod.processes().unwrap()).unwrap();
         let ratio = after.total as f64 / memory.total as f64;
         let figures = format!("before: {memory:?}, at once: {at_once:?}, after: {after:?}: {ratio:.2}");
-        // docs/known-failures.md, 1: the promise is 10 %, and pages that only siblings share break it.
-        if !(0.9..=1.1).contains(&ratio) {
-            eprintln!("known failure 1, memory of prefork after a restart: {figures}");
-        }
-        assert!((0.75..=1.3).contains(&ratio), "{figures}");
+        assert!((0.9..=1.1).contains(&ratio), "{figures}");
     }
     crowd.finish().unwrap();
 

@@ -27,7 +27,7 @@ use crate::pod::journal::Undo;
 use crate::pod::live::Unpack;
 use crate::pod::network::NetworkError;
 use crate::pod::trees;
-use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Store};
+use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Shim, Store};
 use crate::process::discover;
 use crate::process::grow::{Common, Grove, GrowError, Surroundings};
 use crate::process::state::{self, EndedState, Place, ProcessState};
@@ -139,8 +139,10 @@ pub type Gate<'a> = dyn FnMut(&LivePod) -> Result<(), String> + Send + 'a;
 /// Starts an image again. On an error nothing is left of the attempt. The caller must be its process's only thread.
 pub fn restart(store: Store, options: &Options) -> Result<(LivePod, Stats), RestartError> {
     let clock = Clock::start();
+    // Before anything is read: PID 1 of the pod has the memory that this process has now.
+    let shim = shim(options)?;
     let image = Image::of(ImageReader::open(&options.image)?, options, false)?;
-    restart_image(store, image, options, clock, &mut |_| Ok(()))
+    restart_image(store, image, options, (shim, clock), &mut |_| Ok(()))
 }
 
 /// Starts an image again that was received, and checked, as soon as `gate` opens. Otherwise as [`restart`].
@@ -151,14 +153,20 @@ pub fn restart_received(
     gate: &mut Gate<'_>,
 ) -> Result<(LivePod, Stats), RestartError> {
     let clock = Clock::start();
-    restart_image(store, Image::of(reader, options, true)?, options, clock, gate)
+    let shim = shim(options)?;
+    restart_image(store, Image::of(reader, options, true)?, options, (shim, clock), gate)
+}
+
+fn shim(options: &Options) -> Result<Shim, PodError> {
+    let pod = options.name.clone().unwrap_or_else(|| options.image.display().to_string());
+    Shim::fork().map_err(|source| PodError::Kernel { pod, step: "forking".to_owned(), source })
 }
 
 fn restart_image(
     store: Store,
     image: Image,
     options: &Options,
-    mut clock: Clock,
+    (shim, mut clock): (Shim, Clock),
     gate: &mut Gate<'_>,
 ) -> Result<(LivePod, Stats), RestartError> {
     clock.lap("verify");
@@ -168,7 +176,7 @@ fn restart_image(
     fault::point("restart-verified");
     let pod = std::thread::scope(|scope| {
         let bulk = Bulk(scope.spawn(|| image.verify_bulk()));
-        let made = image.namespaces(store, options);
+        let made = image.namespaces(store, options, &shim);
         clock.lap("namespaces");
         fault::point("restart-namespaces");
         let mut pod = match made {
@@ -269,7 +277,7 @@ impl Image {
     }
 
     /// A pod as `run` makes it, but with nobody in it, its clocks where they were, and its network blocked.
-    fn namespaces(&self, store: Store, options: &Options) -> Result<LivePod, RestartError> {
+    fn namespaces(&self, store: Store, options: &Options, shim: &Shim) -> Result<LivePod, RestartError> {
         let (monotonic, boottime) = self.pod.clocks;
         let clocks = ClockOffsets {
             monotonic: monotonic - record::host_clock(ClockId::CLOCK_MONOTONIC),
@@ -286,8 +294,15 @@ impl Image {
         for name in std::iter::once(own).chain(fresh) {
             let mut unpack = |into: &Path| trees::unpack_upper(&self.reader, into);
             let unpack: Option<Unpack<'_>> = Some(&mut unpack);
-            let birth =
-                Birth { clocks: Some(clocks), network_blocked: true, address, unpack, last_pid, ..Birth::default() };
+            let birth = Birth {
+                clocks: Some(clocks),
+                network_blocked: true,
+                address,
+                unpack,
+                last_pid,
+                shim: Some(shim),
+                ..Birth::default()
+            };
             let spec = PodSpec { name, ..self.pod.spec.clone() };
             match LivePod::create(store.clone(), spec, birth) {
                 // A name that nobody asked for gives way.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::peers::Peers;
 use super::{Experiment, Session, bytes_below};
-use crate::lab::{Lab, Phase, Pod, PodOptions, proportional_set_size};
+use crate::lab::{Lab, Phase, Pod, PodOptions, resident};
 use crate::samples::Circumstances;
 use crate::workload::{self, Workload};
 
@@ -60,12 +60,12 @@ fn measure(session: &mut Session, workload: &dyn Workload) -> Result<()> {
         peers.use_once()?;
 
         session.step(&format!("{}: stopped and restarted", workload.name()));
-        let before = proportional_set_size(&pod.processes()?)?;
+        let before = resident(&pod.processes()?)?;
         peers.watch();
         let stopped = checkpoint(&pod, &image, &[])?;
         let restarted = restart(&lab, &image, &peers)?;
         pod = restarted.pod.clone();
-        let after = proportional_set_size(&pod.processes()?)?;
+        let after = resident(&pod.processes()?)?;
         if recorded.is_some() {
             stopped.record(session, &of("stop"))?;
             restarted.record(session, &of("restart"))?;

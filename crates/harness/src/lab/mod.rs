@@ -23,7 +23,7 @@ use nix::mount::{MsFlags, mount};
 pub use cleanup::clean_up_on_interrupt;
 pub use native::Native;
 pub use netns::Netns;
-pub use pod::{Pod, PodOptions, ProportionalSetSize, proportional_set_size};
+pub use pod::{Pod, PodOptions, Resident, resident};
 pub use zap::{CheckpointStats, Listed, Phase, Process, RestartStats, zap_binary};
 
 /// The port that workloads serve on.

@@ -1,6 +1,9 @@
 //! A pod in a lab.
 
+use std::collections::HashSet;
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -119,7 +122,7 @@ impl Pod<'_> {
 
 /// Memory of processes in bytes, what they share counted once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ProportionalSetSize {
+pub struct Resident {
     /// All of it.
     pub total: u64,
     /// Of it, memory of no file.
@@ -128,20 +131,34 @@ pub struct ProportionalSetSize {
     pub file: u64,
 }
 
-/// The memory of `processes` (`Pss` of `/proc/PID/smaps_rollup`).
-pub fn proportional_set_size(processes: &[Process]) -> Result<ProportionalSetSize> {
-    let mut sum = ProportionalSetSize::default();
+/// The memory of `processes`: the page frames that they map, each counted once.
+///
+/// It is the sum of their proportional set sizes, with nobody but them to share with: `Pss` of `/proc/PID/smaps` also
+/// divides by every other process of the host that happens to map the same libraries just then.
+pub fn resident(processes: &[Process]) -> Result<Resident> {
+    const PAGE: u64 = 4096;
+    const HIGHEST: u64 = 1 << 47;
+    const PRESENT: u64 = 1 << 63;
+    const OF_FILE: u64 = 1 << 61;
+    const FRAME: u64 = (1 << 55) - 1;
+    let (mut anonymous, mut file) = (HashSet::new(), HashSet::new());
     for process in processes {
-        let path = format!("/proc/{}/smaps_rollup", process.host_pid);
-        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let field = |name: &str| {
-            let kilobytes =
-                text.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-            kilobytes.map(|kilobytes| kilobytes * 1024).with_context(|| format!("{path} has no {name}"))
-        };
-        sum.total += field("Pss:")?;
-        sum.anonymous += field("Pss_Anon:")?;
-        sum.file += field("Pss_File:")?;
+        let directory = format!("/proc/{}", process.host_pid);
+        let maps = std::fs::read_to_string(format!("{directory}/maps")).context("reading mappings")?;
+        let pagemap = File::open(format!("{directory}/pagemap")).context("opening a page map")?;
+        let ends = maps.lines().filter_map(|line| line.split(' ').next()?.split_once('-'));
+        let numbers = |(start, end)| Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?));
+        for (start, end) in ends.filter_map(numbers).filter(|(_, end)| *end <= HIGHEST) {
+            let mut entries = vec![0; ((end - start) / PAGE * 8) as usize];
+            pagemap.read_exact_at(&mut entries, start / PAGE * 8).context("reading a page map")?;
+            for entry in entries.chunks_exact(8).filter_map(|entry| Some(u64::from_ne_bytes(*entry.first_chunk()?))) {
+                if entry & PRESENT != 0 {
+                    let frames = if entry & OF_FILE != 0 { &mut file } else { &mut anonymous };
+                    frames.insert(entry & FRAME);
+                }
+            }
+        }
     }
-    Ok(sum)
+    let (anonymous, file) = (anonymous.len() as u64 * PAGE, file.len() as u64 * PAGE);
+    Ok(Resident { total: anonymous + file, anonymous, file })
 }

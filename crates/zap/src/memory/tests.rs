@@ -380,12 +380,8 @@ fn memory_of_every_sort_is_made_again() {
     let mut second = Seized::newborn(name(born)).wait().unwrap();
     let ground =
         Ground::brought((HostPid(born), PodPid(born)), seed.keep.start, seed.ground.scratch(), SEAT, MARKER).unwrap();
-    let target = Target {
-        state: &child.state,
-        current: &mapped(HostPid(born)),
-        inherited: Some(&parent.state),
-        ..target
-    };
+    let target =
+        Target { state: &child.state, current: &mapped(HostPid(born)), inherited: Some(&parent.state), ..target };
     run_all(&mut second, &ground, &rebuild_batches(&target).unwrap());
     run_all(&mut second, &ground, &late_batch(&child.state));
     run_all(&mut seed.held, &seed.ground, &late_batch(&parent.state));
@@ -417,7 +413,7 @@ fn userfault(host: HostPid, thread: HostPid) -> std::os::fd::OwnedFd {
     let mut batch = Batch::new();
     batch.call(libc::SYS_close, [(number as u64).into()], "closing");
     held.run(&ground, 0, &batch).unwrap();
-    ground.clear(&mut held, None).unwrap();
+    ground.clear(&mut held).unwrap();
     held.let_go().unwrap();
     file
 }

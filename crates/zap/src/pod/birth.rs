@@ -10,7 +10,7 @@ use crate::pod::init::Setup;
 use crate::pod::journal::Journal;
 use crate::pod::limits::{LimitError, LimitGroups};
 use crate::pod::live::{Birth, LivePod};
-use crate::pod::namespaces;
+use crate::pod::namespaces::Shim;
 use crate::pod::network::{self, Network};
 use crate::pod::registry::{PodState, ProcessId, Record};
 use crate::pod::{Cgroup, NetworkMode, PodError, PodSpec, Store, rootfs};
@@ -50,7 +50,16 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
     let setup = Setup { control: &control, monitor_end: &monitor_end, plan: &plan, hostname: &spec.hostname };
     let own_network = spec.network != NetworkMode::Host;
     let directory = cgroup.open()?;
-    let init = namespaces::start_init(&setup, birth.clocks.unwrap_or_default(), own_network, &directory)
+    let fresh;
+    let shim = match birth.shim {
+        Some(shim) => shim,
+        None => {
+            fresh = Shim::fork().map_err(failed("forking"))?;
+            &fresh
+        }
+    };
+    let init = shim
+        .start_init(&setup, birth.clocks.unwrap_or_default(), own_network, &directory)
         .map_err(|(step, source)| failed(step)(source))?;
     drop(control);
     let limits =

@@ -15,6 +15,7 @@ use crate::pod::control::{self, Control};
 use crate::pod::init::Command;
 use crate::pod::journal::Journal;
 use crate::pod::limits::LimitGroups;
+use crate::pod::namespaces::Shim;
 use crate::pod::network::Network;
 use crate::pod::registry::{Claim, PodState, ProcessId, Record};
 use crate::pod::{Cgroup, PodError, PodSpec, Store, birth, rootfs};
@@ -42,6 +43,8 @@ pub struct Birth<'a> {
     pub mac: Option<[u8; 6]>,
     /// PIDs that nobody asks for by number come after this one.
     pub last_pid: Option<i32>,
+    /// Makes its namespaces, if it was forked before; one is forked if it was not.
+    pub shim: Option<&'a Shim>,
     /// Fills the upper layers, in the directory that it is given, before they are mounted.
     pub unpack: Option<Unpack<'a>>,
 }
@@ -77,8 +80,8 @@ pub struct LivePod {
 }
 
 impl LivePod {
-    /// Makes a pod: namespaces, root, network, PID 1. No command runs in it. On failure nothing is left. The caller must
-    /// be its process's only thread.
+    /// Makes a pod: namespaces, root, network, PID 1. No command runs in it. On failure nothing is left. Without a shim the
+    /// caller must be its process's only thread.
     pub fn create(store: Store, spec: PodSpec, birth: Birth<'_>) -> Result<LivePod, PodError> {
         birth::create(store, spec, birth)
     }

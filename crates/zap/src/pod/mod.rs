@@ -26,5 +26,6 @@ pub use cgroup::Cgroup;
 pub use error::PodError;
 pub(crate) use init::Command;
 pub use live::{Birth, ClockOffsets, LivePod};
+pub use namespaces::Shim;
 pub use registry::{PodState, Record, Store, make_private_directory};
 pub use spec::{AddressPlan, Bind, Limits, NetworkMode, PodSpec, Publish, Seccomp};

@@ -1,68 +1,140 @@
 //! The namespaces of a pod, and the two processes that it takes to make them.
 
-use std::fs;
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::cell::Cell;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
 
 use crate::ids::HostPid;
 use crate::pod::init::{self, Setup};
 use crate::pod::live::ClockOffsets;
+use crate::pod::rootfs::Plan;
+use crate::sys::channel;
 use crate::sys::namespace::{self, Side};
 
 /// Which namespaces every pod has of its own; the network's depends on its mode, cgroup and time come by other ways.
 const ALWAYS: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
-/// Starts PID 1 of a pod as a child of the caller, in new namespaces and in that cgroup. The caller must be its
-/// process's only thread.
+/// A process that waits to make the namespaces of a pod.
 ///
-/// A time namespace takes its offsets only while nobody is in it, and only a child of whoever made it gets in. So a
-/// shim makes it, sets it, clones PID 1 as its own sibling, and ends.
-pub(super) fn start_init(
-    setup: &Setup<'_>,
-    clocks: ClockOffsets,
-    own_network: bool,
-    cgroup: &OwnedFd,
-) -> Result<HostPid, (&'static str, io::Error)> {
-    let (mut answer, question) = io::pipe().map_err(|e| ("making a pipe", e))?;
-    let shim = match namespace::fork().map_err(|e| ("forking", e))? {
-        Side::Parent(pid) => pid,
-        Side::Child => {
-            let result = shim(setup, clocks, own_network, cgroup);
-            let words = match result {
-                Ok(pid) => [0, pid],
-                Err((step, e)) => [step as i32 + 1, e.raw_os_error().unwrap_or(libc::EIO)],
-            };
-            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
-            let _ = (&question).write_all(&bytes);
-            namespace::exit_now(0)
+/// A time namespace takes its offsets only while nobody is in it, and only a child of whoever made it gets in. So this
+/// one makes it, sets it, clones PID 1 as its own sibling, and ends. PID 1 has its memory: a restart forks it before it
+/// reads an image.
+pub struct Shim {
+    pid: i32,
+    socket: OwnedFd,
+    ended: Cell<bool>,
+}
+
+impl Shim {
+    /// Forks it. The caller must be its process's only thread.
+    pub fn fork() -> io::Result<Shim> {
+        let (socket, theirs) = channel::message_pair()?;
+        match namespace::fork()? {
+            Side::Parent(pid) => Ok(Shim { pid, socket, ended: Cell::new(false) }),
+            Side::Child => {
+                drop(socket);
+                let Ok((order, files)) = hear(&theirs) else { namespace::exit_now(0) };
+                let words = match shim(&order, &files) {
+                    Ok(pid) => [0, pid],
+                    Err((step, e)) => [step as i32 + 1, e.raw_os_error().unwrap_or(libc::EIO)],
+                };
+                let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+                let _ = channel::send(&theirs, &bytes, &[], true);
+                namespace::exit_now(0)
+            }
         }
-    };
-    drop(question);
-    let mut bytes = [0; 8];
-    let read = answer.read_exact(&mut bytes);
-    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(shim), None).map_err(|e| ("waiting", e.into()))?;
-    read.map_err(|e| ("making its namespaces", e))?;
-    let word = |at: usize| i32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    match word(0) {
-        0 => Ok(HostPid(word(4))),
-        step => Err((STEPS[(step as usize - 1).min(STEPS.len() - 1)], io::Error::from_raw_os_error(word(4)))),
     }
+
+    /// Starts PID 1 of a pod as a child of the caller, in new namespaces and in that cgroup. Can be done once.
+    pub(super) fn start_init(
+        &self,
+        setup: &Setup<'_>,
+        clocks: ClockOffsets,
+        own_network: bool,
+        cgroup: &OwnedFd,
+    ) -> Result<HostPid, (&'static str, io::Error)> {
+        let order = Order {
+            plan: setup.plan.clone(),
+            hostname: setup.hostname.to_owned(),
+            clocks: (clocks.monotonic, clocks.boottime),
+            own_network,
+        };
+        let answer = self.ask(&order, setup, cgroup).map_err(|e| ("making its namespaces", e));
+        self.wait();
+        match answer? {
+            [0, pid] => Ok(HostPid(pid)),
+            [step, error] => {
+                Err((STEPS[(step as usize - 1).min(STEPS.len() - 1)], io::Error::from_raw_os_error(error)))
+            }
+        }
+    }
+
+    fn ask(&self, order: &Order, setup: &Setup<'_>, cgroup: &OwnedFd) -> io::Result<[i32; 2]> {
+        let mut memory = File::from(memfd_create(c"pod", MFdFlags::MFD_CLOEXEC)?);
+        // A path of the host's that is not text is the one thing that could go wrong.
+        ciborium::into_writer(order, &mut memory).map_err(io::Error::other)?;
+        let files = [memory.as_fd(), setup.control.as_fd(), setup.monitor_end.as_fd(), cgroup.as_fd()];
+        channel::send(&self.socket, b"pod", &files, true)?;
+        let mut bytes = [0; 8];
+        match channel::receive(&self.socket, &mut bytes)?.0 {
+            8 => {
+                let word = |at: usize| i32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+                Ok([word(0), word(4)])
+            }
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn wait(&self) {
+        if !self.ended.replace(true) {
+            let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(self.pid), None);
+        }
+    }
+}
+
+impl Drop for Shim {
+    /// One that was not needed ends when nobody can ask it any more.
+    fn drop(&mut self) {
+        let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        self.wait();
+    }
+}
+
+/// What a shim is asked for.
+#[derive(Serialize, Deserialize)]
+struct Order {
+    plan: Plan,
+    hostname: String,
+    /// Offsets of the monotonic clock and the boot-time clock.
+    clocks: (i64, i64),
+    own_network: bool,
+}
+
+fn hear(socket: &OwnedFd) -> io::Result<(Order, [OwnedFd; 3])> {
+    let (_, files) = channel::receive(socket, &mut [0; 8])?;
+    let files: Result<[OwnedFd; 4], _> = files.try_into();
+    let [memory, control, monitor_end, cgroup] = files.map_err(|_| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+    let mut bytes = Vec::new();
+    let mut memory = File::from(memory);
+    memory.rewind()?;
+    memory.read_to_end(&mut bytes)?;
+    Ok((crate::image::decode(&bytes).map_err(io::Error::other)?, [control, monitor_end, cgroup]))
 }
 
 const STEPS: [&str; 3] = ["making a time namespace", "setting its clocks", "making its namespaces"];
 
-fn shim(
-    setup: &Setup<'_>,
-    clocks: ClockOffsets,
-    own_network: bool,
-    cgroup: &OwnedFd,
-) -> Result<i32, (usize, io::Error)> {
+fn shim(order: &Order, [control, monitor_end, cgroup]: &[OwnedFd; 3]) -> Result<i32, (usize, io::Error)> {
+    let clocks = ClockOffsets { monotonic: order.clocks.0, boottime: order.clocks.1 };
     namespace::unshare(libc::CLONE_NEWTIME).map_err(|e| (0, e))?;
     fs::write("/proc/self/timens_offsets", clock_lines(clocks)).map_err(|e| (1, e))?;
-    let kinds = ALWAYS | if own_network { libc::CLONE_NEWNET } else { 0 };
-    match namespace::clone_sibling(kinds, std::os::fd::AsFd::as_fd(cgroup)).map_err(|e| (2, e))? {
+    let kinds = ALWAYS | if order.own_network { libc::CLONE_NEWNET } else { 0 };
+    match namespace::clone_sibling(kinds, cgroup.as_fd()).map_err(|e| (2, e))? {
         Side::Parent(pid) => Ok(pid),
-        Side::Child => init::run(setup),
+        Side::Child => init::run(&Setup { control, monitor_end, plan: &order.plan, hostname: &order.hostname }),
     }
 }
 

@@ -101,7 +101,7 @@ fn make_userfault(found: &Found, threads: &mut Vec<Held>) -> Result<std::os::fd:
         close.attempt(libc::SYS_close, [number.into()]);
         leader.run(&ground, 0, &close)?;
     }
-    ground.clear(leader, None)?;
+    ground.clear(leader)?;
     let object = || format!("the memory of process {}", found.subject.pod);
     Ok(crate::error::Context::capturing(copy, "following", object())?)
 }

@@ -119,9 +119,10 @@ impl<'a> Grove<'a> {
     pub fn adopt(&mut self, pid: PodPid, host: HostPid) -> Result<(), GrowError> {
         let name = ThreadName { host, pod: pid, own: (pid.0, pid.0) };
         // Half a process must not run: it dies with its tracer, until the whole pod is ready.
-        let seized = match seize(name, ptrace::EXIT_KILL | ptrace::SUSPEND_SECCOMP) {
+        let options = ptrace::EXIT_KILL | ptrace::TELL_CALLS;
+        let seized = match seize(name, options | ptrace::SUSPEND_SECCOMP) {
             Err(TraceeError::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EPERM) => {
-                seize(name, ptrace::EXIT_KILL)?
+                seize(name, options)?
             }
             other => other?,
         };
@@ -484,14 +485,12 @@ impl<'a> Grove<'a> {
     /// Unmaps stub and scratch: the address space is then the pod's own.
     fn clear(&mut self, pid: PodPid, state: &ProcessState) -> Result<(), GrowError> {
         let Some(grown) = self.grown.remove(&pid) else { return Err(TraceeError::Died(pid).into()) };
-        let Grown { mut threads, mut ground } = grown;
-        let host = threads[0].name.host;
-        let vdso = state.memory.vdso.as_ref().and_then(|vdso| vdso.code());
-        ground.move_to_vdso(vdso.ok_or(TraceeError::NoRoom(pid))?)?;
+        let Grown { mut threads, ground } = grown;
+        let vdso = state.memory.vdso.as_ref().and_then(|vdso| vdso.code()).ok_or(TraceeError::NoRoom(pid))?;
         let children = self.states.values().copied().filter(|child| child.place.parent == pid);
         super::finish::last_batch(state, children, &mut threads[0], &ground)?;
-        let again = self.ground(host, pid)?;
-        ground.clear(&mut threads[0], Some(self.common.code.clone()))?;
+        let again = self.ground(threads[0].name.host, pid)?;
+        ground.leave(&mut threads[0], self.common.code.start, &vdso)?;
         self.grown.insert(pid, Grown { threads, ground: again });
         Ok(())
     }

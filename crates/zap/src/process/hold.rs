@@ -157,7 +157,7 @@ impl HeldPod {
         let mut threads = Vec::new();
         for mut process in self.processes {
             if let Some(leader) = process.threads.first_mut() {
-                unless_dead(process.ground.clear(leader, None))?;
+                unless_dead(process.ground.clear(leader))?;
             }
             threads.append(&mut process.threads);
         }

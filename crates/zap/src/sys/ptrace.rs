@@ -10,6 +10,10 @@ use crate::ids::HostPid;
 pub const SUSPEND_SECCOMP: i32 = 1 << 21;
 /// `PTRACE_O_EXITKILL`: tracees die with their tracer. Inherited by auto-attached children.
 pub const EXIT_KILL: i32 = 1 << 20;
+/// `PTRACE_O_TRACESYSGOOD`: stops at system calls are told from signals. Inherited by auto-attached children.
+pub const TELL_CALLS: i32 = 1;
+/// The signal of a stop at a system call, with [`TELL_CALLS`].
+pub const CALL_STOP: i32 = libc::SIGTRAP | 0x80;
 const PTRACE_SETOPTIONS: u32 = 0x4200;
 const PTRACE_SEIZE: u32 = 0x4206;
 const PTRACE_INTERRUPT: u32 = 0x4207;
@@ -66,6 +70,11 @@ pub fn interrupt(tid: HostPid) -> io::Result<()> {
 /// Lets a stopped tracee run on, delivering `signal` (0: none).
 pub fn cont(tid: HostPid, signal: i32) -> io::Result<()> {
     request(libc::PTRACE_CONT, tid, 0, signal as usize).map(drop)
+}
+
+/// Lets a stopped tracee run on to the next entry to or exit from a system call.
+pub fn cont_to_call(tid: HostPid) -> io::Result<()> {
+    request(libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)
 }
 
 /// Leaves a tracee in its group stop, but listening for events.

@@ -135,26 +135,33 @@ impl Ground {
     }
 
     /// Unmaps the scratch through the stub in the vDSO's tail and puts zeros back there. `held` goes home afterwards.
-    pub fn clear(self, held: &mut Held, also: Option<Range<u64>>) -> Result<(), TraceeError> {
+    pub fn clear(self, held: &mut Held) -> Result<(), TraceeError> {
         let Some(tail) = &self.tail else { return Ok(()) };
         let seat = self.tail_seat();
         let header = self.seat_of(held, seat, 0);
         self.write(seat, as_bytes(&header))?;
-        for range in [Some(self.scratch.clone()), also].into_iter().flatten() {
-            held.single(&self, seat, libc::SYS_munmap, [range.start, range.end - range.start, 0, 0, 0, 0])?;
-        }
+        let length = self.scratch.end - self.scratch.start;
+        held.single(&self, seat, libc::SYS_munmap, [self.scratch.start, length, 0, 0, 0, 0])?;
         self.write(tail.start, &vec![0; (tail.end - tail.start) as usize])
     }
 
-    /// Moves the stub from a brought scratch to the tail of the vDSO that the process has by now, so that [`Ground::clear`]
-    /// can unmap `code` and the scratch both.
-    pub fn move_to_vdso(&mut self, vdso: Range<u64>) -> Result<(), TraceeError> {
-        let stub = stub::assemble();
-        let tail = find_tail(&self.memory, &vdso).ok_or(TraceeError::NoRoom(self.process))?.range;
-        self.write(tail.start, &stub.code)?;
-        (self.stub, self.single) = (tail.start, tail.start + stub.single);
-        self.tail = Some(tail);
-        Ok(())
+    /// Unmaps a ground that was brought along, `code` and all, from a `syscall` instruction of the vDSO: a stub in there
+    /// would leave the process a page of its own.
+    pub fn leave(self, held: &mut Held, code: u64, vdso: &Range<u64>) -> Result<(), TraceeError> {
+        let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
+        let read = self.memory.read_exact_at(&mut bytes, vdso.start);
+        read.map_err(TraceeError::kernel("reading the vDSO of", self.process))?;
+        let instruction =
+            bytes.windows(2).position(|two| two == [0x0f, 0x05]).ok_or(TraceeError::NoRoom(self.process))?;
+        let args = [code, self.scratch.end - code, 0, 0, 0, 0];
+        match held.call_from(vdso.start + instruction as u64, libc::SYS_munmap, args)? {
+            0 => Ok(()),
+            errno => Err(TraceeError::Kernel {
+                step: "unmapping the scratch of",
+                thread: self.process,
+                source: io::Error::from_raw_os_error(-errno as i32),
+            }),
+        }
     }
 
     /// The address range of the scratch mapping: not the pod's.

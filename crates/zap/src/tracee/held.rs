@@ -193,6 +193,31 @@ impl Held {
         Ok(registers.rbp as i64)
     }
 
+    /// Makes one call from a `syscall` instruction at `address`, which may be anybody's: nothing is written to the tracee.
+    /// Its end is not that of a batch: a tracee whose tracer dies meanwhile must die with it.
+    pub fn call_from(&mut self, address: u64, number: libc::c_long, args: [u64; 6]) -> Result<i64, TraceeError> {
+        let mut registers = self.registers;
+        (registers.rip, registers.rax, registers.orig_rax) = (address, number as u64, u64::MAX);
+        [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] = args;
+        self.away = true;
+        ptrace::set_registers(self.name.host, &registers).map_err(self.failed("setting the registers of"))?;
+        ptrace::set_signal_mask(self.name.host, u64::MAX).map_err(self.failed("setting the mask of"))?;
+        for _ in ["entry", "exit"] {
+            ptrace::cont_to_call(self.name.host).map_err(self.failed("continuing"))?;
+            loop {
+                match ptrace::wait(self.name.host).map_err(self.failed("waiting for"))? {
+                    Stop::Signal(ptrace::CALL_STOP) => break,
+                    Stop::Ended(_) => return Err(TraceeError::Died(self.name.pod)),
+                    Stop::Signal(_) | Stop::Event(_) | Stop::Other(_) => {
+                        ptrace::cont_to_call(self.name.host).map_err(self.failed("continuing"))?
+                    }
+                }
+            }
+        }
+        let registers = ptrace::registers(self.name.host).map_err(self.failed("reading the registers of"))?;
+        Ok(registers.rax as i64)
+    }
+
     fn enter(
         &mut self,
         ground: &Ground,

@@ -67,7 +67,7 @@ fn a_batch_runs_and_leaves_nothing() {
     assert!(results.get(again) > 0);
     assert_eq!(&results.output(name)[..6], b"sleep\0");
     assert_eq!(results.get(failing), -i64::from(libc::EBADF));
-    ground.clear(&mut held, None).unwrap();
+    ground.clear(&mut held).unwrap();
     held.let_go().unwrap();
     assert_eq!(before, victim.maps());
     let mut victim = victim;
@@ -85,7 +85,7 @@ fn a_failing_call_ends_the_batch_and_is_named() {
     batch.call(libc::SYS_exit_group, [1i32.into()], "never reached");
     let error = held.run(&ground, 0, &batch).unwrap_err();
     assert!(error.to_string().contains("changing to nowhere"), "{error}");
-    ground.clear(&mut held, None).unwrap();
+    ground.clear(&mut held).unwrap();
     held.let_go().unwrap();
 }
 
@@ -131,7 +131,7 @@ fn a_sleep_goes_on_with_what_remained() {
         let mut batch = Batch::new();
         batch.call(libc::SYS_getpid, [], "asking for the pid");
         held.run(&ground, 0, &batch).unwrap();
-        ground.clear(&mut held, None).unwrap();
+        ground.clear(&mut held).unwrap();
         held.let_go().unwrap();
     }
     assert!(victim.0.wait().unwrap().success());

@@ -12,6 +12,8 @@ pub use layers::{prepare_layers, remove_layers};
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::pod::mounts::{self, Mount};
 use crate::pod::{Bind, PodError, PodSpec, Store};
 
@@ -47,22 +49,27 @@ const REAL: [&str; 19] = [
 ];
 
 /// A mount of the host that the pod sees through an overlay.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overlay {
     /// Where, as the pod names it.
+    #[serde(with = "raw_path")]
     pub target: PathBuf,
     /// The host's directory below it.
+    #[serde(with = "raw_path")]
     pub lower: PathBuf,
     /// The pod's own layer.
+    #[serde(with = "raw_path")]
     pub upper: PathBuf,
     /// What the kernel needs beside it.
+    #[serde(with = "raw_path")]
     pub work: PathBuf,
 }
 
 /// What is to be mounted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
     /// An empty directory of the host's to mount the root on.
+    #[serde(with = "raw_path")]
     pub mount_point: PathBuf,
     /// The root first, then the others, outer before inner.
     pub overlays: Vec<Overlay>,
@@ -81,12 +88,28 @@ pub struct Plan {
 }
 
 /// What a new pod's files say of its name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Names {
     /// The host name.
     pub hostname: String,
     /// The name servers' file, where the pod cannot read the host's because it is below `/run`: path and contents.
     pub resolver: Option<(PathBuf, Vec<u8>)>,
+}
+
+/// Paths are bytes, not text.
+mod raw_path {
+    use std::ffi::{OsStr, OsString};
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        OsStr::serialize(path.as_os_str(), serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        OsString::deserialize(deserializer).map(PathBuf::from)
+    }
 }
 
 /// The directory of a pod's upper layers: one for each overlay.
