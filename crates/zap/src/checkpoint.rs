@@ -1,157 +1,42 @@
 //! The story of a checkpoint: look ahead → hold → look → let go → write.
 //!
-//! It runs on a thread of its own: ptrace belongs to threads, and whatever goes wrong, the end of the thread lets go of
-//! every process that it held, which then walks home by itself (see `tracee`).
+//! It runs on a thread of its own, and tracers (`process/crew.rs`) hold the pod's processes: ptrace belongs to threads, and
+//! whatever goes wrong, the end of a thread lets go of every process that it held, which then walks home by itself (see
+//! `tracee`).
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+mod error;
+mod figures;
+mod look;
+mod options;
+
+use std::sync::Arc;
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-
+pub use self::error::CheckpointError;
+use self::error::{held_failed, network_failed, refused, trees_failed, unexpected};
+pub(crate) use self::figures::Clock;
+pub use self::figures::{Phase, Stats};
+pub use self::options::{Afterwards, Options};
 use crate::error::CaptureError;
 use crate::fault;
-use crate::files::{self, DescriptorState};
-use crate::ids::PodPid;
-use crate::image::{Compression, ImageError, ImageWriter};
+use crate::files;
+use crate::image::ImageWriter;
 use crate::ipc::{self, IpcState};
 use crate::look::Look;
 use crate::memory;
 use crate::namespaces::NamespaceState;
+use crate::parallel;
+use crate::pod::LivePod;
 use crate::pod::journal::Undo;
-use crate::pod::network::NetworkError;
-use crate::pod::trees::{self, Trees, TreesError};
-use crate::pod::{LivePod, PodError};
-use crate::process::ahead::MemoryAhead;
+use crate::pod::trees::{self, Trees};
+use crate::process::ahead::{Layouts, MemoryAhead};
 use crate::process::capture;
-use crate::process::discover::{self, PodProc};
-use crate::process::hold::{self, Cleared, HeldPod, HoldError};
+use crate::process::discover::{self, Population};
+use crate::process::hold::{self, Cleared, HeldPod, HoldError, Tracers};
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::vfork;
 use crate::record::PodRecord;
 use crate::sockets::Listeners;
-use crate::tracee::TraceeError;
-
-/// What becomes of the pod after its checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Afterwards {
-    /// It is gone, as after `rm`.
-    Gone,
-    /// It goes on running.
-    Running,
-    /// It stays suspended.
-    Suspended,
-}
-
-/// How a checkpoint is to be taken.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Options {
-    /// Absolute path of the image; must not exist.
-    pub output: PathBuf,
-    /// What becomes of the pod.
-    pub afterwards: Afterwards,
-    /// How bulk bytes are compressed.
-    pub compress: Compression,
-    /// An image of the same pod, relative to which only changes are written.
-    pub parent: Option<PathBuf>,
-    /// Carry the contents of the root's files that the pod has open or mapped.
-    pub carry_files: bool,
-    /// Copy memory in the hold alone, and nothing of it while the pod runs.
-    #[serde(default)]
-    pub stop_and_copy: bool,
-    /// The fault point at which the monitor is to die ([`crate::fault`]).
-    #[serde(default)]
-    pub fault: Option<String>,
-}
-
-/// How long a phase took.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Phase {
-    /// Its name, as `--stats` prints it.
-    pub name: String,
-    /// Microseconds.
-    pub us: u64,
-}
-
-/// Figures of a finished checkpoint. Times are whole microseconds, sizes bytes.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Stats {
-    /// The sum of `holds_us`.
-    pub downtime_us: u64,
-    /// Each time that the pod was held, from the first process held to the last let go.
-    pub holds_us: Vec<u64>,
-    /// From the request to the finished image.
-    pub total_us: u64,
-    /// hold, look, memory, files, write, let-go.
-    pub phases: Vec<Phase>,
-    /// Size of the image.
-    pub bytes: u64,
-    /// Pages of memory in it.
-    pub pages: u64,
-    /// Processes in it.
-    pub processes: u64,
-    /// Threads in it.
-    pub threads: u64,
-    /// Times that memory was looked through: the last one with the pod held.
-    #[serde(default)]
-    pub rounds: u64,
-}
-
-/// Why a checkpoint was not taken. The pod runs on.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {
-    /// Something could not be captured.
-    #[error("pod {pod}: {source}")]
-    Capture {
-        /// The pod's name.
-        pod: String,
-        /// What and why.
-        source: CaptureError,
-    },
-    /// A process could not be held or used.
-    #[error("pod {pod}: {source}")]
-    Tracee {
-        /// The pod's name.
-        pod: String,
-        /// What and why.
-        source: TraceeError,
-    },
-    /// It was to be given away, and nobody took it.
-    #[error("pod {pod} goes on here: {why}")]
-    Kept {
-        /// The pod's name.
-        pod: String,
-        /// Why.
-        why: String,
-    },
-    /// It was given away, and nobody can tell whether it arrived.
-    #[error(
-        "pod {pod} is held, for it may be running at the destination: {why}; look there, then say \
-        `zap migrate --resolve {pod} keep` or `drop`"
-    )]
-    InDoubt {
-        /// The pod's name.
-        pod: String,
-        /// Why.
-        why: String,
-    },
-    /// The image could not be written.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// The pod could not be stopped, or put back as it was.
-    #[error(transparent)]
-    Pod(#[from] PodError),
-}
-
-impl CheckpointError {
-    /// The exit code of the command (CLI.md).
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            CheckpointError::Capture { source: CaptureError::Refused { .. }, .. } => 3,
-            _ => 1,
-        }
-    }
-}
 
 /// Writes a pod down. On an error the pod goes on as it was.
 pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
@@ -227,7 +112,8 @@ fn tell_stages(
 ) -> Result<Stats, CheckpointError> {
     let mut checkpoint = Checkpoint {
         was_suspended: pod.cgroup.is_frozen(),
-        memory: MemoryAhead::default(),
+        memory: Arc::default(),
+        expected: 1,
         listeners: Listeners::default(),
         newcomers_dropped: false,
         pod,
@@ -243,6 +129,7 @@ fn tell_stages(
     let mut stats =
         Stats { processes: held.processes.len() as u64, threads: held.threads() as u64, ..Stats::default() };
     let (held, captured) = checkpoint.look(held, &mut writer, trees)?;
+    stats.holds_us.extend(&checkpoint.memory.holds_us);
     fault::point("checkpoint-captured");
     if options.afterwards == Afterwards::Gone {
         // The pod stays held until its image is whole, and ends while it is held: should writing fail, it goes on.
@@ -272,12 +159,14 @@ struct Checkpoint<'a> {
     clock: Clock,
     /// Whether the pod was suspended already.
     was_suspended: bool,
+    /// What is known of its memory from when it ran.
+    memory: Arc<MemoryAhead>,
+    /// How many processes it had then.
+    expected: usize,
     /// Its listening sockets.
     listeners: Listeners,
     /// Whether requests for new connections are being dropped.
     newcomers_dropped: bool,
-    /// What was copied of its memory while it ran.
-    memory: MemoryAhead,
 }
 
 /// What was captured while the pod was held.
@@ -294,30 +183,40 @@ struct Captured {
 impl Checkpoint<'_> {
     /// While the pod runs: refuses what cannot be captured, before anything is disturbed, and copies its files.
     fn look_ahead(&mut self, writer: &mut ImageWriter) -> Result<Trees, CheckpointError> {
+        let members = self.pod.cgroup.pids()?;
+        let population = discover::discover(self.pod.init, &members).map_err(|e| refused(self.pod, e))?;
+        let layouts = self.check(&population, writer)?;
         let pod = &*self.pod;
-        let population = discover::discover(pod.init, &pod.cgroup.pids()?).map_err(|e| refused(pod, e))?;
-        let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
-        look.upper = pod.upper();
-        capture::check_all(&mut look, &population).map_err(|e| refused(pod, e))?;
-        self.listeners = std::mem::take(&mut look.sockets.listeners);
-        drop(look);
         let trees = Trees::look_ahead(pod, writer).map_err(|e| trees_failed(pod, e));
-        if !self.was_suspended && !self.options.stop_and_copy {
-            self.memory = MemoryAhead::look_ahead(pod.init, &population, &mut writer.data);
-        }
+        let memory = match self.was_suspended || self.options.stop_and_copy {
+            true => MemoryAhead::layouts(layouts),
+            false => MemoryAhead::look_ahead(layouts, &population, &mut writer.data),
+        };
+        (self.memory, self.expected) = (Arc::new(memory), population.live.len());
         self.clock.lap("look-ahead");
         trees
     }
 
+    /// Refuses what cannot be captured; how the memory of each process looks.
+    fn check(&mut self, population: &Population, writer: &mut ImageWriter) -> Result<Layouts, CheckpointError> {
+        let pod = &*self.pod;
+        let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
+        look.upper = pod.upper();
+        let hosts = population.live.iter().map(|found| found.subject.host).collect();
+        let layouts = parallel::map(hosts, |host| memory::layout_of(host).unwrap_or_default());
+        capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
+        self.listeners = std::mem::take(&mut look.sockets.listeners);
+        Ok(population.live.iter().map(|found| found.subject.host).zip(layouts).collect())
+    }
+
     /// Everybody stands still when this returns, and no packet reaches or leaves the pod.
     fn hold(&mut self) -> Result<HeldPod, CheckpointError> {
-        // The first reader of /proc/locks waits for an RCU grace period (some 10 ms), one soon after it does not: the look
-        // in the hold is to be the second.
-        let _ = files::holders_of_posix_locks();
+        let failed = |e| unexpected("starting tracers", &e);
+        let tracers = Tracers::start(self.expected).map_err(|e| refused(self.pod, failed(e)))?;
         let seized = self.stop().and_then(|()| {
             fault::point("checkpoint-frozen");
             let members = self.pod.cgroup.pids()?;
-            hold::seize_all(self.pod.init, &members).map_err(|e| held_failed(self.pod, e))
+            hold::seize_all(tracers, self.pod.init, &members).map_err(|e| held_failed(self.pod, e))
         });
         // Tracees stay stopped when the group thaws.
         self.pod.cgroup.thaw()?;
@@ -391,11 +290,11 @@ impl Checkpoint<'_> {
     /// Looks at everything, with the pod held: nothing is written to disk.
     fn look(
         &mut self,
-        mut held: HeldPod,
+        held: HeldPod,
         writer: &mut ImageWriter,
         trees: Trees,
     ) -> Result<(HeldPod, Captured), CheckpointError> {
-        match self.capture(&mut held, writer, trees) {
+        match self.capture(&held, writer, trees) {
             Ok(captured) => Ok((held, captured)),
             Err(error) => {
                 self.let_go(held)?;
@@ -404,23 +303,19 @@ impl Checkpoint<'_> {
         }
     }
 
-    fn capture(
-        &mut self,
-        held: &mut HeldPod,
-        writer: &mut ImageWriter,
-        mut trees: Trees,
-    ) -> Result<Captured, HoldError> {
+    fn capture(&mut self, held: &HeldPod, writer: &mut ImageWriter, mut trees: Trees) -> Result<Captured, HoldError> {
         let pod = &*self.pod;
         // What is in the console's pipes now is in the image; nobody reads it out meanwhile.
         let _hush = pod.hush_console();
         let console = pod.console().map_err(|e| unexpected("the console", &e))?;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, console, self.options.carry_files);
         look.upper = pod.upper();
-        let (answers, descriptors) = look_at_processes(&mut look, held)?;
+        let mut looked = look::processes(&mut look, held, self.memory.clone())?;
         self.clock.lap("look");
-        let processes = capture_memory(&mut look, held, answers, descriptors, &self.memory)?;
+        looked.read_pages(&mut look)?;
         self.clock.lap("memory");
         files::finish(&mut look)?;
+        let processes = looked.assemble(&look, held)?;
         let ipc = ipc::capture(&mut look, pod.init)?;
         for process in &held.processes {
             ipc::refuse_undo(&ipc, &process.found.subject, pod.init)?;
@@ -444,7 +339,7 @@ impl Checkpoint<'_> {
         let gone = cleared.and_then(Cleared::let_go);
         self.put_back()?;
         self.clock.lap("let-go");
-        gone.map_err(|source| CheckpointError::Tracee { pod: self.pod.spec.name.clone(), source })
+        gone.map_err(|e| held_failed(self.pod, e))
     }
 
     /// Gives the pod away, all of whose image has been sent. Returns for how long it ran nowhere, in microseconds.
@@ -452,9 +347,9 @@ impl Checkpoint<'_> {
         // Cleared before it is frozen for good, which is part of giving it up: batches run no more then.
         let cleared = match held.clear() {
             Ok(cleared) => cleared,
-            Err(source) => {
+            Err(error) => {
                 self.put_back()?;
-                return Err(self.tracee_failed(source));
+                return Err(held_failed(self.pod, error));
             }
         };
         let pod = self.pod.spec.name.clone();
@@ -469,7 +364,7 @@ impl Checkpoint<'_> {
             Given::Kept(why) => {
                 let gone = cleared.let_go();
                 self.put_back()?;
-                gone.map_err(|source| self.tracee_failed(source))?;
+                gone.map_err(|e| held_failed(self.pod, e))?;
                 Err(CheckpointError::Kept { pod, why })
             }
             Given::InDoubt(why) => {
@@ -477,14 +372,10 @@ impl Checkpoint<'_> {
                 let gone = cleared.let_go();
                 self.pod.journal.done(&Undo::Thaw)?;
                 self.pod.journal.done(&Undo::Sockets)?;
-                gone.map_err(|source| self.tracee_failed(source))?;
+                gone.map_err(|e| held_failed(self.pod, e))?;
                 Err(CheckpointError::InDoubt { pod, why })
             }
         }
-    }
-
-    fn tracee_failed(&self, source: TraceeError) -> CheckpointError {
-        CheckpointError::Tracee { pod: self.pod.spec.name.clone(), source }
     }
 
     /// Undoes what the hold did to the pod as a whole.
@@ -528,185 +419,5 @@ impl Checkpoint<'_> {
         stats.bytes = writer.finish(&captured.pod.facts())?.bytes;
         self.clock.lap("write");
         Ok(())
-    }
-}
-
-type Descriptors = Vec<Vec<DescriptorState>>;
-
-/// Descriptors from outside, and a batch in every thread for what only it can tell.
-fn look_at_processes(
-    look: &mut Look<'_>,
-    held: &mut HeldPod,
-) -> Result<(Vec<capture::Answers>, Descriptors), HoldError> {
-    let proc = PodProc::new(look.init);
-    let mut descriptors = Vec::with_capacity(held.processes.len());
-    capture::meet_namespaces(look, held.processes.iter().map(|process| &process.found.subject))?;
-    for process in &held.processes {
-        let subject = &process.found.subject;
-        descriptors.push(files::process_descriptors(look, subject, &capture::pidfd(subject)?)?);
-    }
-    let stopped = stopped_children(held);
-    let mut asked = Vec::with_capacity(held.processes.len());
-    for (process, descriptors) in held.processes.iter_mut().zip(&descriptors) {
-        let children = stopped.get(&process.found.subject.pod).map_or(&[][..], Vec::as_slice);
-        asked.push(capture::ask(process, &proc, descriptors, children)?);
-    }
-    let mut answers = Vec::with_capacity(asked.len());
-    let mut buffer = Vec::new();
-    for ((process, asked), descriptors) in held.processes.iter_mut().zip(asked).zip(&mut descriptors) {
-        answers.push(capture::answers(process, asked, descriptors, &mut buffer)?);
-    }
-    Ok((answers, descriptors))
-}
-
-/// The stopped children of each process.
-fn stopped_children(held: &HeldPod) -> HashMap<PodPid, Vec<PodPid>> {
-    let mut children: HashMap<PodPid, Vec<PodPid>> = HashMap::new();
-    for process in &held.processes {
-        if process.threads.first().is_some_and(|leader| leader.group_stop.is_some()) {
-            children.entry(process.found.stat.parent).or_default().push(process.found.subject.pod);
-        }
-    }
-    children
-}
-
-/// Captures the memory of every process, parents before their children: pages that they share are stored once.
-fn capture_memory(
-    look: &mut Look<'_>,
-    held: &HeldPod,
-    answers: Vec<capture::Answers>,
-    descriptors: Vec<Vec<DescriptorState>>,
-    ahead: &MemoryAhead,
-) -> Result<Vec<ProcessState>, HoldError> {
-    let news: Vec<PodPid> = answers.iter().flat_map(|answers| answers.news.iter().copied()).collect();
-    let parent_of = |i: usize| {
-        let parent = held.processes[i].found.stat.parent;
-        held.processes.iter().position(|process| process.found.subject.pod == parent)
-    };
-    let parents: Vec<Option<usize>> = (0..held.processes.len()).map(parent_of).collect();
-    let mut captured: Vec<Option<memory::Captured>> = held.processes.iter().map(|_| None).collect();
-    for i in in_order(&parents) {
-        let process = &held.processes[i];
-        let subject = &process.found.subject;
-        let survey = memory::survey(subject.host, &[process.ground.scratch()], ahead.of(subject.host))?;
-        let request = memory::Request {
-            subject,
-            brk: answers[i].brk,
-            parent: parents[i].and_then(|parent| captured[parent].as_ref()),
-        };
-        captured[i] = Some(memory::capture(look, &request, survey)?);
-    }
-    let lockers = files::holders_of_posix_locks()?;
-    let mut states = Vec::with_capacity(held.processes.len());
-    for (((process, answers), descriptors), memory) in held.processes.iter().zip(answers).zip(descriptors).zip(captured)
-    {
-        let memory = memory.map(|captured| captured.state).unwrap_or_default();
-        let locks = match lockers.contains(&process.found.subject.host) {
-            true => files::posix_locks(look, &process.found.subject, &descriptors)?,
-            false => Vec::new(),
-        };
-        states.push(capture::assemble(look, process, answers, descriptors, locks, memory)?);
-    }
-    for state in &mut states {
-        state.stop_is_news = news.contains(&state.place.pid);
-    }
-    Ok(states)
-}
-
-/// Indexes such that parents come before their children.
-fn in_order(parents: &[Option<usize>]) -> Vec<usize> {
-    let mut children: Vec<Vec<usize>> = vec![Vec::new(); parents.len()];
-    let mut order: Vec<usize> = Vec::with_capacity(parents.len());
-    for (child, parent) in parents.iter().enumerate() {
-        match parent {
-            Some(parent) => children[*parent].push(child),
-            None => order.push(child),
-        }
-    }
-    let mut next = 0;
-    while next < order.len() {
-        order.extend_from_slice(&children[order[next]]);
-        next += 1;
-    }
-    order
-}
-
-fn network_failed(pod: &LivePod, source: NetworkError) -> PodError {
-    PodError::Network { pod: pod.spec.name.clone(), source }
-}
-
-fn trees_failed(pod: &LivePod, error: TreesError) -> CheckpointError {
-    match error {
-        TreesError::Capture(source) => refused(pod, source),
-        TreesError::Image(source) => source.into(),
-    }
-}
-
-fn refused(pod: &LivePod, source: CaptureError) -> CheckpointError {
-    CheckpointError::Capture { pod: pod.spec.name.clone(), source }
-}
-
-fn held_failed(pod: &LivePod, error: HoldError) -> CheckpointError {
-    let pod = pod.spec.name.clone();
-    match error {
-        HoldError::Capture(source) => CheckpointError::Capture { pod, source },
-        HoldError::Tracee(source) => CheckpointError::Tracee { pod, source },
-    }
-}
-
-fn unexpected(object: &str, error: &PodError) -> CaptureError {
-    CaptureError::Unexpected { object: object.to_owned(), what: error.to_string() }
-}
-
-/// Laps of a checkpoint or restart.
-pub(crate) struct Clock {
-    start: Instant,
-    last: Instant,
-    hold: Option<Instant>,
-    /// Holds that ended before anything was looked at, in microseconds.
-    cut_short: Vec<u64>,
-    phases: Vec<Phase>,
-}
-
-impl Clock {
-    pub(crate) fn start() -> Clock {
-        let now = Instant::now();
-        Clock { start: now, last: now, hold: None, cut_short: Vec::new(), phases: Vec::new() }
-    }
-
-    fn begin_hold(&mut self) {
-        let now = Instant::now();
-        (self.last, self.hold) = (now, Some(now));
-    }
-
-    /// The pod runs again, nothing having been looked at.
-    fn end_hold(&mut self) {
-        self.cut_short.push(self.held());
-        self.hold = None;
-    }
-
-    /// Microseconds since the hold began.
-    fn held(&self) -> u64 {
-        self.hold.map_or(0, |begin| begin.elapsed().as_micros() as u64)
-    }
-
-    /// Ends the phase of that name.
-    pub(crate) fn lap(&mut self, name: &str) {
-        let now = Instant::now();
-        let us = (now - self.last).as_micros() as u64;
-        tracing::debug!(phase = name, us);
-        self.phases.push(Phase { name: name.to_owned(), us });
-        self.last = now;
-    }
-
-    pub(crate) fn finish(self) -> (Vec<Phase>, u64) {
-        (self.phases, self.start.elapsed().as_micros() as u64)
-    }
-
-    fn into_stats(self, mut stats: Stats) -> Stats {
-        stats.holds_us.splice(..0, self.cut_short.iter().copied());
-        (stats.phases, stats.total_us) = self.finish();
-        stats.downtime_us = stats.holds_us.iter().sum();
-        stats
     }
 }

@@ -22,6 +22,7 @@ pub mod memory;
 pub mod migrate;
 pub mod monitor;
 pub mod namespaces;
+mod parallel;
 pub mod pod;
 pub mod probe;
 pub mod process;

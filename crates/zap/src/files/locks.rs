@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Descriptor, DescriptorState};
 use crate::error::{CaptureError, Context, RebuildError};
-use crate::ids::HostPid;
+use crate::ids::FileId;
 use crate::look::{Look, Subject};
 use crate::sys::{descriptor, lock};
 use crate::tracee::Batch;
@@ -84,26 +84,22 @@ pub(super) fn connect(file: BorrowedFd<'_>, locks: &[LockState]) -> std::io::Res
     Ok(())
 }
 
-/// The processes of the host that hold POSIX locks: most pods have none, and need no further look.
-pub fn holders_of_posix_locks() -> Result<HashSet<HostPid>, CaptureError> {
-    let text = std::fs::read_to_string("/proc/locks").capturing("reading", "/proc/locks")?;
-    let holder = |line: &str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        // A line with an arrow is somebody who waits.
-        (fields.get(1) == Some(&"POSIX")).then(|| fields.get(4)?.parse().ok().map(HostPid)).flatten()
-    };
-    Ok(text.lines().filter_map(holder).collect())
+/// The files among those that were met on which somebody holds a lock of a range: most pods have none. (Not by
+/// `/proc/locks`, whose first reader waits some 10 ms for the kernel.)
+pub fn locked(look: &Look<'_>) -> HashSet<FileId> {
+    look.files.met().filter(|(_, file)| lock::is_locked(file)).map(|(id, _)| id).collect()
 }
 
-/// The POSIX locks of a process, to be asked for one that [`holders_of_posix_locks`] names.
+/// The POSIX locks of a process; `locked` are the files that anybody has [`locked`].
 pub fn posix_locks(
     look: &Look<'_>,
     subject: &Subject,
     descriptors: &[DescriptorState],
+    locked: &HashSet<FileId>,
 ) -> Result<Vec<PosixLock>, CaptureError> {
     let mut seen = HashSet::new();
     let mut locks = Vec::new();
-    for descriptor in descriptors {
+    for descriptor in descriptors.iter().filter(|d| locked.contains(&d.file)) {
         let path = subject.host.proc(&format!("fdinfo/{}", descriptor.number));
         let text = std::fs::read_to_string(&path).capturing("reading", path.display())?;
         for line in lines(&text).filter(|l| l.class == "POSIX") {

@@ -53,7 +53,7 @@ pub use descriptors::{
 };
 pub use identity::{FileIdentity, HashCache, identity_of};
 pub use late::{Late, LateFiles};
-pub use locks::{PosixLock, holders_of_posix_locks, posix_locks, take_posix_locks};
+pub use locks::{PosixLock, locked, posix_locks, take_posix_locks};
 pub use pool::{awaken_all, connect_all, open_all, restart_descriptors, settle_all};
 pub use regular::verify_root;
 pub use table::{FileTable, describe, finish, intern, intern_file};

@@ -50,6 +50,11 @@ impl FileTable {
         self.met.get(id.0 as usize)?.captured.as_ref()
     }
 
+    /// Every description that was met, with our copy.
+    pub(super) fn met(&self) -> impl Iterator<Item = (FileId, &Arc<OwnedFd>)> {
+        self.met.iter().zip(0u32..).map(|(m, n)| (FileId(n), &m.file))
+    }
+
     /// Our copy of a description that was met.
     pub fn file(&self, id: FileId) -> Option<&Arc<OwnedFd>> {
         self.met.get(id.0 as usize).map(|m| &m.file)

@@ -7,10 +7,12 @@ use super::kinship;
 use super::layout::{Mapping, Nature, flag};
 use super::pages::{self, Frames};
 use super::state::{Backing, MemoryState, MmFields, PageRun, PageSource, VmaState};
-use super::survey::{Survey, mappings_with_flags};
+use super::survey::Survey;
 use super::{PAGE, mapped, ranges, vdso};
 use crate::error::{CaptureError, Context};
+use crate::image::DataSink;
 use crate::look::{Look, Subject};
+use crate::parallel;
 use crate::sys::pagemap::page;
 
 /// What is to be captured, and what is known already.
@@ -23,12 +25,19 @@ pub struct Request<'a> {
     pub parent: Option<&'a Captured>,
 }
 
-/// An address space written down.
+/// An address space written down, but for the contents of pages that [`read_all`] adds.
 pub struct Captured {
     /// What goes into the image.
     pub state: MemoryState,
+    subject: Subject,
     /// Its page map: what its children share with it is found there.
     pagemap: File,
+    /// All the pages that the image will have of it.
+    stored: Vec<Range<u64>>,
+    /// Those that are still to be read …
+    unread: Vec<Range<u64>>,
+    /// … and where among them are pages that others map too.
+    elsewhere: Vec<Range<u64>>,
 }
 
 /// Flags that a restart makes again.
@@ -69,16 +78,36 @@ pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: Survey) -> Re
     let looking = || format!("the page frames of process {}", subject.pod);
     let frames = Frames::read(&survey.pagemap, &rest).capturing("reading", looking())?;
     let shared = request.parent.map(|parent| {
-        let stored = pages::runs(&parent.state.pages);
-        frames.shared_with(&parent.pagemap, &ranges::common(&stored, &joined_kept(&parent.state, &state)))
+        frames.shared_with(&parent.pagemap, &ranges::common(&parent.stored, &joined_kept(&parent.state, &state)))
     });
     let shared = shared.transpose().capturing("comparing", looking())?.unwrap_or_default();
-    state.pages = pages::store(look.data, subject, &ranges::minus(&rest, &shared), &frames)?;
-    state.pages.extend(copied);
+    let unread = ranges::minus(&rest, &shared);
     let inherited = shared.iter().map(|r| PageRun { start: r.start, end: r.end, source: PageSource::Parent });
+    state.pages.extend(copied);
     state.pages.extend(inherited);
-    state.pages.sort_by_key(|r| r.start);
-    Ok(Captured { state, pagemap: survey.pagemap })
+    let (subject, elsewhere) = (subject.clone(), frames.mapped_elsewhere());
+    Ok(Captured { state, subject, pagemap: survey.pagemap, stored: wanted, unread, elsewhere })
+}
+
+/// Reads the pages that are still to be read, of all processes at once, and completes their states.
+pub fn read_all<'c>(data: &mut DataSink, all: impl IntoIterator<Item = &'c mut Captured>) -> Result<(), CaptureError> {
+    let mut all: Vec<&mut Captured> = all.into_iter().collect();
+    let pieces_of = |(place, captured): (usize, &&mut Captured)| {
+        let pieces = pages::pieces(&captured.unread).into_iter();
+        pieces.map(move |piece| (place, piece)).collect::<Vec<_>>()
+    };
+    let pieces: Vec<_> = all.iter().enumerate().flat_map(pieces_of).collect();
+    let read = parallel::map(pieces, |(place, piece)| {
+        let captured = &all[place];
+        let bytes = pages::read(&captured.subject, &piece, &captured.elsewhere)?;
+        Ok((place, piece, bytes))
+    });
+    for read in read {
+        let (place, piece, bytes) = read?;
+        pages::append(data, &piece, bytes, &mut all[place].state.pages);
+    }
+    all.iter_mut().for_each(|captured| captured.state.pages.sort_by_key(|r| r.start));
+    Ok(())
 }
 
 fn joined_kept(parent: &MemoryState, child: &MemoryState) -> Vec<Range<u64>> {
@@ -155,9 +184,8 @@ fn why_not(mapping: &Mapping) -> Option<&'static str> {
 }
 
 /// Refuses what cannot be captured, and looks ahead at the files that are mapped, while the process still runs.
-pub fn check(look: &mut Look<'_>, subject: &Subject) -> Result<(), CaptureError> {
-    let Ok(mappings) = mappings_with_flags(subject.host) else { return Err(CaptureError::Vanished(subject.pod)) };
-    for mapping in mappings.iter().filter(|m| m.nature() != Nature::Kernel) {
+pub fn check(look: &mut Look<'_>, subject: &Subject, layout: &[Mapping]) -> Result<(), CaptureError> {
+    for mapping in layout.iter().filter(|m| m.nature() != Nature::Kernel) {
         if let Some(why) = why_not(mapping) {
             return Err(subject.refuse(mapped::object(mapping), format!("{why}, which cannot be checkpointed yet")));
         }

@@ -19,12 +19,12 @@ mod tests;
 mod tracking;
 mod vdso;
 
-pub use capture::{Captured, Request, capture, check};
+pub use capture::{Captured, Request, capture, check, read_all};
 pub use layout::Mapping;
 pub use mapped::MappedFiles;
 pub use plan::{MemoryBatch, Target, free_gap, late_batch, rebuild_batches};
 pub use state::{Backing, MemoryState, MmFields, PageRun, PageSource, VdsoState, VmaState};
-pub use survey::{Survey, mappings, survey, survey_all};
+pub use survey::{Survey, layout_of, mappings, survey};
 pub use tracking::{Ahead, Round, ask_for_tracking};
 
 /// Bytes of a page on x86-64.

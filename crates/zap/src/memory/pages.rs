@@ -18,7 +18,7 @@ use crate::sys::pagemap::{self, Region, Scan, page};
 use super::state::{PageRun, PageSource};
 
 /// Bytes gathered in one buffer.
-const PIECE: u64 = 32 << 20;
+const PIECE: u64 = 2 << 20;
 /// A gap between pages that is read through rather than stepped over.
 const NEAR: u64 = 256 * PAGE;
 /// Pages in a row that a scan leaves out if they are known: each such gap is a call more.
@@ -116,7 +116,7 @@ impl Frames {
     }
 
     /// The pages that other processes map too.
-    fn mapped_elsewhere(&self) -> Vec<Range<u64>> {
+    pub(super) fn mapped_elsewhere(&self) -> Vec<Range<u64>> {
         let addresses = |start: u64| (start..).step_by(PAGE as usize);
         let pages = self.runs.iter().flat_map(|(start, entries)| addresses(*start).zip(entries));
         in_rows(pages.filter(|(_, entry)| *entry & entry::EXCLUSIVE == 0).map(|(address, _)| address))
@@ -177,11 +177,18 @@ pub(super) fn store(
     wanted: &[Range<u64>],
     frames: &Frames,
 ) -> Result<Vec<PageRun>, CaptureError> {
-    let mut reader = Reader { process: subject.host, forced: None };
     let elsewhere = frames.mapped_elsewhere();
     let mut runs = Vec::with_capacity(wanted.len());
-    let mut piece: Vec<Range<u64>> = Vec::new();
-    let mut bytes = 0;
+    for piece in pieces(wanted) {
+        append(data, &piece, read(subject, &piece, &elsewhere)?, &mut runs);
+    }
+    Ok(runs)
+}
+
+/// `wanted` in portions that are read in one go.
+pub(super) fn pieces(wanted: &[Range<u64>]) -> Vec<Vec<Range<u64>>> {
+    let mut pieces = Vec::new();
+    let (mut piece, mut bytes): (Vec<Range<u64>>, u64) = (Vec::new(), 0);
     for range in wanted {
         let mut rest = range.clone();
         while !rest.is_empty() {
@@ -190,35 +197,31 @@ pub(super) fn store(
             bytes += now.end - now.start;
             piece.push(now);
             if bytes == PIECE {
-                store_piece(data, subject, &mut reader, (&piece, &elsewhere), &mut runs)?;
-                (bytes, piece) = (0, Vec::new());
+                pieces.push(std::mem::take(&mut piece));
+                bytes = 0;
             }
         }
     }
-    store_piece(data, subject, &mut reader, (&piece, &elsewhere), &mut runs)?;
-    Ok(runs)
+    pieces.extend((!piece.is_empty()).then_some(piece));
+    pieces
 }
 
-fn store_piece(
-    data: &mut DataSink,
-    subject: &Subject,
-    reader: &mut Reader,
-    (piece, elsewhere): (&[Range<u64>], &[Range<u64>]),
-    runs: &mut Vec<PageRun>,
-) -> Result<(), CaptureError> {
-    let length = total(piece);
-    if length == 0 {
-        return Ok(());
-    }
-    let mut buffer = vec![0; length];
+/// The contents of the pages of a piece, one behind the other. `elsewhere`: those that others map too.
+pub(super) fn read(subject: &Subject, piece: &[Range<u64>], elsewhere: &[Range<u64>]) -> Result<Vec<u8>, CaptureError> {
+    let mut reader = Reader { process: subject.host, forced: None };
+    let mut buffer = vec![0; total(piece)];
     let object = || format!("process {}", subject.pod);
     reader.read(piece, elsewhere, &mut buffer).capturing("reading the memory", object())?;
-    let mut offset = data.append_pages(buffer).offset;
+    Ok(buffer)
+}
+
+/// Puts the contents of a piece into the image's data.
+pub(super) fn append(data: &mut DataSink, piece: &[Range<u64>], bytes: Vec<u8>, runs: &mut Vec<PageRun>) {
+    let mut offset = data.append_pages(bytes).offset;
     for range in piece {
         runs.push(PageRun { start: range.start, end: range.end, source: PageSource::Data(offset) });
         offset += range.end - range.start;
     }
-    Ok(())
 }
 
 pub(super) fn total(ranges: &[Range<u64>]) -> usize {

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::layout::{self, Mapping};
 use super::state::{MmFields, PageRun};
@@ -40,7 +39,7 @@ fn read_mappings(process: HostPid, name: &str) -> Result<Vec<Mapping>, CaptureEr
 }
 
 /// The mappings of a process with their flags: the more memory, the longer it takes (17 ms/GiB).
-pub(super) fn mappings_with_flags(process: HostPid) -> Result<Vec<Mapping>, CaptureError> {
+pub fn layout_of(process: HostPid) -> Result<Vec<Mapping>, CaptureError> {
     read_mappings(process, "smaps")
 }
 
@@ -53,18 +52,23 @@ fn layout_since(process: HostPid, before: &[Mapping], ours: &[Range<u64>]) -> Re
         while known.next_if(|k| k.start < mapping.start).is_some() {}
         match known.next_if(|k| k.same_line(mapping)) {
             Some(same) => (mapping.flags, mapping.key) = (same.flags.clone(), same.key),
-            None => return mappings_with_flags(process),
+            None => return layout_of(process),
         }
     }
     Ok(found)
 }
 
 /// Looks at the address space of a process that is held. `ours` are ranges that zap itself has put there: as if they were
-/// not there. Where it was followed, what was noted of its layout then is believed of mappings that are still there.
-pub fn survey(process: HostPid, ours: &[Range<u64>], ahead: Option<&Ahead>) -> Result<Survey, CaptureError> {
-    let found = match ahead {
-        Some(ahead) => layout_since(process, &ahead.layout, ours)?,
-        None => mappings_with_flags(process)?,
+/// not there. What was noted of its layout `before` is believed of mappings that are still there.
+pub fn survey(
+    process: HostPid,
+    ours: &[Range<u64>],
+    before: Option<&[Mapping]>,
+    ahead: Option<&Ahead>,
+) -> Result<Survey, CaptureError> {
+    let found = match before {
+        Some(before) => layout_since(process, before, ours)?,
+        None => layout_of(process)?,
     };
     let ours = ranges::joined(ours.to_vec());
     let mappings: Vec<Mapping> = found.iter().flat_map(|m| cut(m, &ours)).collect();
@@ -74,35 +78,6 @@ pub fn survey(process: HostPid, ours: &[Range<u64>], ahead: Option<&Ahead>) -> R
         .capturing("scanning the pages", format!("process {process}"))?;
     let fields = read_fields(process)?;
     Ok(Survey { process, mappings, regions, unchanged, fields, pagemap })
-}
-
-/// Surveys several processes (each with the ranges that are ours), with as many threads as there are processors.
-pub fn survey_all(processes: &[(HostPid, Vec<Range<u64>>)]) -> Vec<Result<Survey, CaptureError>> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(processes.len());
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut done = Vec::new();
-        while let Some((index, (process, ours))) = take(&next, processes) {
-            done.push((index, survey(*process, ours, None)));
-        }
-        done
-    };
-    let mut all = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let mut all = work();
-        for other in others {
-            all.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        }
-        all
-    });
-    all.sort_by_key(|(index, _)| *index);
-    all.into_iter().map(|(_, survey)| survey).collect()
-}
-
-/// The next piece of work, with its place.
-fn take<'a, T>(next: &AtomicUsize, all: &'a [T]) -> Option<(usize, &'a T)> {
-    let index = next.fetch_add(1, Ordering::Relaxed);
-    all.get(index).map(|one| (index, one))
 }
 
 /// The parts of a mapping that are not ours.
@@ -158,14 +133,6 @@ mod tests {
         assert!(fields.start_code < fields.end_code);
         assert!(parse_stat(b"1 (x) y) R 1 2", Vec::new()).is_none());
         assert!(parse_stat(b"", Vec::new()).is_none());
-    }
-
-    #[test]
-    fn several_are_surveyed_in_order() {
-        let ours = HostPid(std::process::id() as i32);
-        let all = survey_all(&[(ours, Vec::new()), (HostPid(-1), Vec::new()), (ours, Vec::new())]);
-        assert_eq!(all.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
-        assert!(survey_all(&[]).is_empty());
     }
 
     #[test]

@@ -182,11 +182,13 @@ fn take(
     known: &mut Known,
     ahead: Option<&Ahead>,
 ) -> Captured {
-    let seen = survey(host, &[], ahead).unwrap();
+    let seen = survey(host, &[], None, ahead).unwrap();
     know(look, host, &seen, known);
     let heap = seen.mappings.iter().find(|m| m.path == b"[heap]").unwrap();
     let request = Request { subject: &subject(host), brk: heap.end, parent };
-    capture(look, &request, seen).unwrap()
+    let mut captured = capture(look, &request, seen).unwrap();
+    read_all(look.data, [&mut captured]).unwrap();
+    captured
 }
 
 /// A process that will become something else: prepared as a seed is.
@@ -263,7 +265,7 @@ impl Drop for Ended {
 type Line = (Range<u64>, i32, bool, u64, Vec<u8>, u32);
 
 fn lines(host: HostPid, ours: &[Range<u64>]) -> Vec<Line> {
-    let found = survey(host, ours, None).unwrap().mappings;
+    let found = survey(host, ours, None, None).unwrap().mappings;
     let mut lines: Vec<Line> = Vec::new();
     for m in found {
         let offset = if m.inode == 0 { 0 } else { m.offset };
@@ -304,7 +306,7 @@ fn compare(old: HostPid, new: HostPid, state: &MemoryState, keep: &Range<u64>) {
     assert_eq!(before.len(), after.len());
     assert!(contents(old, state) == contents(new, state), "contents differ");
     let ours = std::slice::from_ref(keep);
-    let (before, after) = (survey(old, &[], None).unwrap(), survey(new, ours, None).unwrap());
+    let (before, after) = (survey(old, &[], None, None).unwrap(), survey(new, ours, None, None).unwrap());
     assert_eq!(before.fields, after.fields);
     assert_eq!(std::fs::read_link(old.proc("exe")).unwrap(), std::fs::read_link(new.proc("exe")).unwrap());
     let there = |s: &Survey| {
@@ -445,7 +447,6 @@ fn what_is_followed_is_copied_once() {
     let second = ahead.round(look.data, &subject(victim.parent), None).unwrap();
     println!("rounds: {first:?} {idle:?} {second:?}");
     assert!(first.copied > 300 * P && idle.copied <= 8 * P && second.copied <= 32 * P);
-    ahead.note_layout();
     victim.write(77);
     let before = look.data.end();
     let captured = take(&mut look, victim.parent, None, &mut Known::new(), Some(&ahead));

@@ -32,8 +32,6 @@ pub struct Ahead {
     pagemap: File,
     /// What is followed, each range in one mapping.
     followed: Vec<Range<u64>>,
-    /// The layout with its flags, as it was last noted.
-    pub(super) layout: Vec<Mapping>,
     /// The latest copies: sorted, disjoint.
     copied: Vec<PageRun>,
     /// Closing it ends the following.
@@ -92,7 +90,7 @@ impl Ahead {
             }
         }
         let pagemap = File::open(process.proc("pagemap")).capturing("opening the page map of", object())?;
-        Ok(Ahead { process, pagemap, followed, layout: Vec::new(), copied: Vec::new(), _userfault: userfault })
+        Ok(Ahead { process, pagemap, followed, copied: Vec::new(), _userfault: userfault })
     }
 
     /// Copies what was written since the last round into the image's data, but for what the process shares with its parent,
@@ -124,11 +122,6 @@ impl Ahead {
         }
         self.copied.sort_by_key(|r| r.start);
         Ok(Round { written: pages::total(&written) as u64, copied: data.end() - before })
-    }
-
-    /// Notes the layout with its flags: reading these takes longer the more memory there is, so not in the hold.
-    pub fn note_layout(&mut self) {
-        self.layout = survey::mappings_with_flags(self.process).unwrap_or_default();
     }
 
     /// The copies that are still true. The process is held, with these mappings.

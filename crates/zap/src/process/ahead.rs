@@ -1,11 +1,13 @@
-//! Copying the memory of big processes while the pod runs, so that the hold does not grow with it.
+//! What is learned of a pod's memory while it runs: the layout of every process, and copies of the big ones, so that the
+//! hold does not grow with them.
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::time::Instant;
 
 use crate::ids::HostPid;
 use crate::image::DataSink;
-use crate::memory::{Ahead, ask_for_tracking};
+use crate::memory::{self, Ahead, Mapping, ask_for_tracking};
 use crate::process::capture::pidfd;
 use crate::process::discover::{self, Found, Population};
 use crate::process::hold::{self, HoldError};
@@ -17,25 +19,45 @@ const WORTH_IT: u64 = 8 << 20;
 const MOST_ROUNDS: usize = 6;
 const LITTLE: u64 = 1 << 20;
 
-/// The processes whose memory is followed.
+/// The layouts of processes with their flags, by PID on the host.
+pub type Layouts = HashMap<HostPid, Vec<Mapping>>;
+
+/// What is known of the memory of the processes.
 #[derive(Default)]
-pub struct MemoryAhead(HashMap<HostPid, Ahead>);
+pub struct MemoryAhead {
+    layouts: Layouts,
+    followed: HashMap<HostPid, Ahead>,
+    /// How long, in microseconds, a thread was held each time to begin following its process.
+    pub holds_us: Vec<u64>,
+}
 
 impl MemoryAhead {
     /// What is followed of a process.
     pub fn of(&self, process: HostPid) -> Option<&Ahead> {
-        self.0.get(&process)
+        self.followed.get(&process)
+    }
+
+    /// How its memory looked, if it was there.
+    pub fn layout_of(&self, process: HostPid) -> Option<&[Mapping]> {
+        self.layouts.get(&process).map(Vec::as_slice)
+    }
+
+    /// Nothing but layouts.
+    pub fn layouts(layouts: Layouts) -> MemoryAhead {
+        MemoryAhead { layouts, ..MemoryAhead::default() }
     }
 
     /// Follows the big processes of a running pod, and copies their memory until little is left to copy. What cannot be
     /// followed, for whatever reason, is left to the hold.
-    pub fn look_ahead(init: HostPid, population: &Population, data: &mut DataSink) -> MemoryAhead {
-        let mut ahead = MemoryAhead::default();
-        let Ok(depth) = discover::depth_of(init) else { return ahead };
+    pub fn look_ahead(layouts: Layouts, population: &Population, data: &mut DataSink) -> MemoryAhead {
+        let mut ahead = MemoryAhead::layouts(layouts);
         let big: Vec<&Found> = population.live.iter().filter(|f| is_big(f)).collect();
         for found in &big {
-            match follow(found, depth) {
-                Ok(followed) => drop(ahead.0.insert(found.subject.host, followed)),
+            let begun = Instant::now();
+            let followed = follow(found);
+            ahead.holds_us.push(begun.elapsed().as_micros() as u64);
+            match followed {
+                Ok(followed) => drop(ahead.followed.insert(found.subject.host, followed)),
                 Err(error) => tracing::info!(process = %found.subject.pod, %error, "memory is not followed"),
             }
         }
@@ -47,7 +69,9 @@ impl MemoryAhead {
             }
             last = written;
         }
-        ahead.0.values_mut().for_each(Ahead::note_layout);
+        for process in ahead.followed.keys() {
+            ahead.layouts.insert(*process, memory::layout_of(*process).unwrap_or_default());
+        }
         ahead
     }
 
@@ -56,12 +80,12 @@ impl MemoryAhead {
         let mut written = 0;
         for found in big {
             let host = found.subject.host;
-            let Some(followed) = self.0.get_mut(&host) else { continue };
+            let Some(followed) = self.followed.get_mut(&host) else { continue };
             let parent = population.live.iter().find(|p| p.subject.pod == found.stat.parent);
             let parent = parent.and_then(|p| File::open(p.subject.host.proc("pagemap")).ok());
             match followed.round(data, &found.subject, parent.as_ref()) {
                 Ok(round) => written += round.written,
-                Err(_) => drop(self.0.remove(&host)),
+                Err(_) => drop(self.followed.remove(&host)),
             }
         }
         written
@@ -76,10 +100,8 @@ fn is_big(found: &Found) -> bool {
 }
 
 /// Holds the leader of a process for as long as it takes to have it make a userfaultfd.
-fn follow(found: &Found, depth: usize) -> Result<Ahead, HoldError> {
-    let leader = discover::threads(found, depth)?.into_iter().find(|name| name.host == found.subject.host);
-    let name = leader.ok_or(crate::error::CaptureError::Vanished(found.subject.pod))?;
-    let mut threads = vec![hold::seize_one(name)?.wait()?];
+fn follow(found: &Found) -> Result<Ahead, HoldError> {
+    let mut threads = vec![hold::seize_one(discover::leader(found))?.wait()?];
     let userfault = make_userfault(found, &mut threads);
     for held in threads {
         held.let_go()?;

@@ -1,23 +1,26 @@
 //! What a held process is: all of its parts, captured.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::error::{CaptureError, Context};
 use crate::files::{self, DescriptorState, PosixLock};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::look::{Look, Subject};
 use crate::memory::{self, MemoryState};
-use crate::pod::Seccomp;
+use crate::namespaces::Membership;
+use crate::process::credentials;
 use crate::process::discover::{Found, PodProc, Population, Zombie};
-use crate::process::hold::{HeldProcess, HoldError};
+use crate::process::filters::{self, FilterState};
+use crate::process::hold::{HeldProcess, HoldError, Share, Standing};
 use crate::process::limits;
 use crate::process::sharing;
 use crate::process::signals::{self, QueuedSignal};
 use crate::process::state::{EndedState, Place, ProcessState, TerminalState};
 use crate::process::threads::{self, ThreadState};
 use crate::process::timers::{self, TimersState, parse_timers};
-use crate::process::{credentials, filters};
 use crate::sys::file::open_path;
 use crate::sys::pidfd::PidFd;
 use crate::sys::ptrace;
@@ -27,10 +30,92 @@ const P_PID: i32 = 1;
 /// Bytes of `siginfo_t`; the first word, the signal's number, is zero if there is no news.
 const SIGNAL_INFO: usize = 128;
 
-/// What the batches of one process are asking.
-pub struct Asked {
-    batches: Vec<Batch>,
-    threads: Vec<threads::Asked>,
+/// What is asked of a process as a whole.
+pub struct Questions {
+    /// Its descriptors; whether `execve` closes them is to be filled in.
+    pub descriptors: Vec<DescriptorState>,
+    /// Its children that are stopped.
+    pub stopped: Vec<PodPid>,
+}
+
+/// What a process answered.
+pub struct Answers {
+    threads: Vec<ThreadState>,
+    pending: Vec<QueuedSignal>,
+    filters: Vec<FilterState>,
+    actions: Vec<signals::ActionState>,
+    timers: TimersState,
+    /// What `brk(0)` said.
+    pub brk: u64,
+    limits: Vec<(u64, u64)>,
+    dumpable: i32,
+    subreaper: bool,
+    thp_disable: i32,
+    numbers: Numbers,
+    /// Stopped children of whose stop it has yet to be told.
+    pub news: Vec<PodPid>,
+    /// Its descriptors, complete.
+    pub descriptors: Vec<DescriptorState>,
+}
+
+/// What `/proc/PID` has a file for.
+struct Numbers {
+    oom_score_adj: i32,
+    coredump_filter: u32,
+    personality: u32,
+}
+
+/// Asks every thread but the leaders what only it can tell, and looks at it from outside. A job of a tracer.
+pub fn ask_threads(share: &mut Share, (): ()) -> Result<Vec<(PodPid, ())>, HoldError> {
+    let mut asked = Vec::with_capacity(share.held.len());
+    for process in &mut share.held {
+        let mut batches = Vec::with_capacity(process.threads.len());
+        for (seat, held) in process.threads.iter_mut().skip(1).enumerate() {
+            let mut batch = Batch::new();
+            let questions = threads::ask(&mut batch);
+            held.begin(&process.ground, seat, &batch)?;
+            batches.push((batch, questions));
+        }
+        asked.push(batches);
+    }
+    let mut buffer = Vec::new();
+    for (process, batches) in share.held.iter_mut().zip(asked) {
+        let host = process.found.subject.host;
+        for (seat, (held, (batch, questions))) in process.threads.iter_mut().skip(1).zip(batches).enumerate() {
+            let results = held.finish(&process.ground, seat, &batch)?;
+            process.learned.push(threads::capture(held, host, &questions, &results, &mut buffer)?);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Has every leader answer for its process; `inherited` is how many seccomp filters are the pod's own. A job of a tracer, to which [`ask_threads`] was given before.
+pub fn ask_processes(
+    share: &mut Share,
+    (proc, inherited, questions): (PodProc, u32, Arc<HashMap<PodPid, Questions>>),
+) -> Result<Vec<(PodPid, Answers)>, HoldError> {
+    let of = |process: &HeldProcess| {
+        let pod = process.found.subject.pod;
+        questions.get(&pod).ok_or(CaptureError::Vanished(pod))
+    };
+    let mut asked = Vec::with_capacity(share.held.len());
+    for process in &mut share.held {
+        let questions = of(process)?;
+        asked.push(ask(process, &proc, questions)?);
+    }
+    let mut buffer = Vec::new();
+    let mut all = Vec::with_capacity(asked.len());
+    for (process, asked) in share.held.iter_mut().zip(asked) {
+        let questions = of(process)?;
+        all.push((process.found.subject.pod, answers(process, asked, questions, inherited, &mut buffer)?));
+    }
+    Ok(all)
+}
+
+/// What the batch of a leader is asking.
+struct Asked {
+    batch: Batch,
+    thread: threads::Asked,
     actions: Vec<(i32, Output)>,
     timers: timers::Asked,
     brk: Call,
@@ -42,61 +127,27 @@ pub struct Asked {
     stops: Vec<(PodPid, Output)>,
 }
 
-/// What the batches of one process answered.
-pub struct Answers {
-    threads: Vec<ThreadState>,
-    actions: Vec<signals::ActionState>,
-    timers: TimersState,
-    /// What `brk(0)` said.
-    pub brk: u64,
-    limits: Vec<(u64, u64)>,
-    dumpable: i32,
-    subreaper: bool,
-    thp_disable: i32,
-    /// Stopped children of whose stop it has yet to be told.
-    pub news: Vec<PodPid>,
-}
-
-/// Starts the batches of a process: every thread is asked what only it can tell. They run while others are looked at.
-/// `stopped` are its children that are stopped.
-pub fn ask(
-    process: &mut HeldProcess,
-    proc: &PodProc,
-    descriptors: &[DescriptorState],
-    stopped: &[PodPid],
-) -> Result<Asked, HoldError> {
+/// Starts the batch of a leader. It runs while others are looked at.
+fn ask(process: &mut HeldProcess, proc: &PodProc, questions: &Questions) -> Result<Asked, HoldError> {
     let pod = process.found.subject.pod;
     let last = process.threads.len() - 1;
-    let mut batches: Vec<Batch> = process.threads.iter().map(|_| Batch::new()).collect();
-    let asked_threads = batches.iter_mut().map(threads::ask).collect();
-    let leader = &mut batches[0];
+    let leader = process.threads.first_mut().ok_or(CaptureError::Vanished(pod))?;
+    let mut batch = Batch::new();
+    let thread = threads::ask(&mut batch);
     let posix = fs::read_to_string(proc.path(pod, "timers")).map_or(Vec::new(), |text| parse_timers(&text));
-    let actions = signals::ask_actions(leader);
-    let timers = timers::ask(posix, leader);
-    let brk = leader.attempt(libc::SYS_brk, [0u64.into()]);
-    let limits = limits::ask(leader);
-    let dumpable = leader.attempt(libc::SYS_prctl, [libc::PR_GET_DUMPABLE.into()]);
-    let subreaper = leader.output(8);
-    leader.attempt(libc::SYS_prctl, [libc::PR_GET_CHILD_SUBREAPER.into(), subreaper.into()]);
-    let thp_disable = leader.attempt(libc::SYS_prctl, [libc::PR_GET_THP_DISABLE.into()]);
-    let close_on_exec = files::ask_close_on_exec(leader, descriptors);
-    let stops = stopped.iter().map(|child| (*child, ask_stop(leader, *child))).collect();
-    for (index, (held, batch)) in process.threads.iter_mut().zip(&batches).enumerate() {
-        held.begin(&process.ground, seat(index, last), batch)?;
-    }
-    Ok(Asked {
-        batches,
-        threads: asked_threads,
-        actions,
-        timers,
-        brk,
-        limits,
-        dumpable,
-        subreaper,
-        thp_disable,
-        close_on_exec,
-        stops,
-    })
+    let actions = signals::ask_actions(&mut batch);
+    let timers = timers::ask(posix, &mut batch);
+    let brk = batch.attempt(libc::SYS_brk, [0u64.into()]);
+    let limits = limits::ask(&mut batch);
+    let dumpable = batch.attempt(libc::SYS_prctl, [libc::PR_GET_DUMPABLE.into()]);
+    let subreaper = batch.output(8);
+    batch.attempt(libc::SYS_prctl, [libc::PR_GET_CHILD_SUBREAPER.into(), subreaper.into()]);
+    let thp_disable = batch.attempt(libc::SYS_prctl, [libc::PR_GET_THP_DISABLE.into()]);
+    let close_on_exec = files::ask_close_on_exec(&mut batch, &questions.descriptors);
+    let stops = questions.stopped.iter().map(|child| (*child, ask_stop(&mut batch, *child))).collect();
+    // The leader has the last seat, behind which there is the most room.
+    leader.begin(&process.ground, last, &batch)?;
+    Ok(Asked { batch, thread, actions, timers, brk, limits, dumpable, subreaper, thp_disable, close_on_exec, stops })
 }
 
 /// Asks, without taking it, whether there is news of a child's stop.
@@ -107,87 +158,86 @@ fn ask_stop(batch: &mut Batch, child: PodPid) -> Output {
     news
 }
 
-/// The leader has the last seat, behind which there is the most room.
-fn seat(index: usize, last: usize) -> usize {
-    if index == 0 { last } else { index - 1 }
-}
-
-/// Gathers the answers, and what can be seen of each thread from outside.
-pub fn answers(
+/// Gathers the answers, and what can be seen of the process from outside.
+fn answers(
     process: &mut HeldProcess,
     asked: Asked,
-    descriptors: &mut [DescriptorState],
+    questions: &Questions,
+    inherited: u32,
     buffer: &mut Vec<u8>,
 ) -> Result<Answers, HoldError> {
     let last = process.threads.len() - 1;
-    let host = process.found.subject.host;
-    let mut states = Vec::with_capacity(process.threads.len());
-    let mut of_leader = None;
-    for (index, held) in process.threads.iter_mut().enumerate() {
-        let results = held.finish(&process.ground, seat(index, last), &asked.batches[index])?;
-        states.push(threads::capture(held, host, &asked.threads[index], &results, buffer)?);
-        of_leader.get_or_insert(results);
-    }
-    let results = of_leader.ok_or(CaptureError::Vanished(process.found.subject.pod))?;
-    asked.close_on_exec.fill(&results, descriptors);
-    let subreaper = results.output(asked.subreaper)[0] != 0;
+    let subject = &process.found.subject;
+    let leader = process.threads.first_mut().ok_or(CaptureError::Vanished(subject.pod))?;
+    let results = leader.finish(&process.ground, last, &asked.batch)?;
+    let state = threads::capture(leader, subject.host, &asked.thread, &results, buffer)?;
+    let mut threads: Vec<ThreadState> = std::iter::once(state).chain(process.learned.drain(..)).collect();
+    let hosts = process.threads.iter().map(|held| held.name.host);
+    let filters = filters::capture_all(&mut threads, hosts, inherited)?;
+    // Asked now, not when the process was found: signals from outside arrived until it stopped.
+    let pending = ptrace::pending_signals(subject.host, true).capturing("reading queued signals", subject.object())?;
+    let mut descriptors = questions.descriptors.clone();
+    asked.close_on_exec.fill(&results, &mut descriptors);
     let is_news = |stop: &Output| results.output(*stop)[0] != 0;
-    let news = asked.stops.iter().filter(|(_, stop)| is_news(stop)).map(|(child, _)| *child).collect();
     Ok(Answers {
-        threads: states,
+        pending: pending.into_iter().map(QueuedSignal::new).collect(),
+        filters,
+        threads,
         actions: signals::actions(&asked.actions, &results),
-        timers: timers::capture(asked.timers, &results),
         brk: results.get(asked.brk) as u64,
         limits: limits::capture(&asked.limits, &results),
         dumpable: results.get(asked.dumpable) as i32,
-        subreaper,
+        subreaper: results.output(asked.subreaper)[0] != 0,
         thp_disable: results.get(asked.thp_disable).max(0) as i32,
-        news,
+        news: asked.stops.iter().filter(|(_, stop)| is_news(stop)).map(|(child, _)| *child).collect(),
+        timers: timers::capture(asked.timers, &results),
+        numbers: Numbers {
+            oom_score_adj: number_in(subject, "oom_score_adj", 10),
+            coredump_filter: number_in(subject, "coredump_filter", 16),
+            personality: number_in(subject, "personality", 16),
+        },
+        descriptors,
     })
 }
 
+/// The working directory of a process, and its root if that is not the pod's.
+pub type Directories = (FileId, Option<FileId>);
+
 /// Puts the parts of a process together.
 pub fn assemble(
-    look: &mut Look<'_>,
-    process: &HeldProcess,
+    process: &Standing,
     answers: Answers,
-    descriptors: Vec<DescriptorState>,
+    (cwd, root): Directories,
     locks: Vec<PosixLock>,
     memory: MemoryState,
-) -> Result<ProcessState, CaptureError> {
+    namespaces: Membership,
+) -> ProcessState {
     let (subject, stat) = (&process.found.subject, &process.found.stat);
-    let (cwd, root) = directories(look, subject)?;
-    // Asked now, not when the process was found: signals from outside arrived until it stopped.
-    let pending = ptrace::pending_signals(subject.host, true).capturing("reading queued signals", subject.object())?;
-    let hosts = process.threads.iter().map(|held| held.name.host);
-    let inherited = u32::from(!matches!(look.spec.seccomp, Seccomp::Unconfined));
-    let mut threads = answers.threads;
-    let filters = filters::capture_all(&mut threads, hosts, inherited)?;
-    Ok(ProcessState {
+    ProcessState {
         place: place(subject.pod, stat, None),
         terminal: terminal(stat, subject.pod),
         umask: process.found.status.field("Umask").and_then(|m| u32::from_str_radix(m, 8).ok()).unwrap_or(0o22),
         cwd,
         root,
-        descriptors,
+        descriptors: answers.descriptors,
         locks,
         memory,
         actions: answers.actions,
         timers: answers.timers,
         limits: answers.limits,
-        pending: pending.into_iter().map(QueuedSignal::new).collect(),
-        stopped: process.threads.first().and_then(|leader| leader.group_stop),
+        pending: answers.pending,
+        stopped: process.group_stop,
         stop_is_news: false,
-        oom_score_adj: number_in(subject, "oom_score_adj", 10),
-        coredump_filter: number_in(subject, "coredump_filter", 16),
-        personality: number_in(subject, "personality", 16),
+        oom_score_adj: answers.numbers.oom_score_adj,
+        coredump_filter: answers.numbers.coredump_filter,
+        personality: answers.numbers.personality,
         dumpable: answers.dumpable,
         subreaper: answers.subreaper,
         thp_disable: answers.thp_disable,
-        filters,
-        threads,
-        namespaces: look.namespaces.of(subject.host),
-    })
+        filters: answers.filters,
+        threads: answers.threads,
+        namespaces,
+    }
 }
 
 /// What is left of a process that has ended.
@@ -209,7 +259,8 @@ fn terminal(stat: &crate::process::proc_files::Stat, pid: PodPid) -> Option<Term
     Some(TerminalState { index, foreground: (stat.foreground > 0).then_some(PodPid(stat.foreground)) })
 }
 
-fn directories(look: &mut Look<'_>, subject: &Subject) -> Result<(FileId, Option<FileId>), CaptureError> {
+/// The directories of a process that is held.
+pub fn directories(look: &mut Look<'_>, subject: &Subject) -> Result<Directories, CaptureError> {
     let open = |name: &str, host: HostPid| -> Result<OwnedFd, CaptureError> {
         open_path(&host.proc(name)).capturing("opening", format!("{name} of process {}", subject.pod))
     };
@@ -234,8 +285,12 @@ pub fn pidfd(subject: &Subject) -> Result<PidFd, CaptureError> {
     PidFd::open(subject.host).map_err(|_| CaptureError::Vanished(subject.pod))
 }
 
-/// Looks at every process while they run.
-pub fn check_all(look: &mut Look<'_>, population: &Population) -> Result<(), CaptureError> {
+/// Looks at every process while they run. `layouts` are how their memory looks, as [`memory::layout_of`] told it.
+pub fn check_all(
+    look: &mut Look<'_>,
+    population: &Population,
+    layouts: &[Vec<memory::Mapping>],
+) -> Result<(), CaptureError> {
     let living = population.live.iter().filter(|found| found.stat.state != b'Z');
     for found in living {
         refuse_nested(found)?;
@@ -243,7 +298,7 @@ pub fn check_all(look: &mut Look<'_>, population: &Population) -> Result<(), Cap
     }
     look.namespaces.states().map(drop).or_else(unless_gone)?;
     sharing::check(population)?;
-    population.live.iter().try_for_each(|found| check(look, found))
+    population.live.iter().zip(layouts).try_for_each(|(found, layout)| check(look, found, layout))
 }
 
 /// Looks in which namespaces held processes are, before anything else of them.
@@ -277,7 +332,7 @@ fn refuse_nested(found: &Found) -> Result<(), CaptureError> {
 }
 
 /// Looks at a running process: refuses what cannot be captured, and does ahead what would make the hold long.
-fn check(look: &mut Look<'_>, found: &Found) -> Result<(), CaptureError> {
+fn check(look: &mut Look<'_>, found: &Found, layout: &[memory::Mapping]) -> Result<(), CaptureError> {
     let subject = &found.subject;
     if found.stat.state == b'Z' {
         // It may have ended altogether since it was found.
@@ -288,12 +343,12 @@ fn check(look: &mut Look<'_>, found: &Found) -> Result<(), CaptureError> {
     }
     refuse_traced(found)?;
     look.namespaces.check_threads(subject).or_else(unless_gone)?;
-    refuse_without_vdso(found)?;
+    refuse_without_vdso(found, layout)?;
     let pidfd = match pidfd(subject) {
         Err(CaptureError::Vanished(_)) => return Ok(()),
         other => other?,
     };
-    memory::check(look, subject).and_then(|()| files::check_all(look, subject, &pidfd)).or_else(unless_gone)
+    memory::check(look, subject, layout).and_then(|()| files::check_all(look, subject, &pidfd)).or_else(unless_gone)
 }
 
 fn unless_gone(error: CaptureError) -> Result<(), CaptureError> {
@@ -301,10 +356,9 @@ fn unless_gone(error: CaptureError) -> Result<(), CaptureError> {
 }
 
 /// Batches begin in the vDSO.
-fn refuse_without_vdso(found: &Found) -> Result<(), CaptureError> {
+fn refuse_without_vdso(found: &Found, layout: &[memory::Mapping]) -> Result<(), CaptureError> {
     // Nothing at all is mapped in a process that is about to end.
-    let maps = fs::read(found.subject.host.proc("maps")).unwrap_or_default();
-    if maps.is_empty() || maps.split(|b| *b == b'\n').any(|line| line.ends_with(b"[vdso]")) {
+    if layout.is_empty() || layout.iter().any(|mapping| mapping.path == b"[vdso]") {
         return Ok(());
     }
     Err(found.subject.refuse("its vDSO", "is not mapped any more, which cannot be checkpointed yet"))

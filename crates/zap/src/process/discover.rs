@@ -136,16 +136,48 @@ fn find(proc: &PodProc, host: HostPid, depth: usize) -> Result<Option<Found>, Ca
     Ok(Some(Found { subject: Subject { host, pod, command }, stat, status, namespace_pids }))
 }
 
+/// The leader of a process.
+pub fn leader(found: &Found) -> ThreadName {
+    let pid = found.subject.pod;
+    let own = found.namespace_pids.last().copied().unwrap_or(pid.0);
+    ThreadName { host: found.subject.host, pod: pid, own: (own, own) }
+}
+
+/// The threads of a process that stands still, the leader first: the kernel lists them in the same order whatever numbers
+/// a `/proc` gives them, which saves reading the status of each.
+pub fn threads_of_frozen(found: &Found, proc: &PodProc, depth: usize) -> Result<Vec<ThreadName>, CaptureError> {
+    let leader = leader(found);
+    if found.namespace_pids.len() > 1 || found.status.field("Threads") == Some("1") {
+        return threads(found, depth);
+    }
+    let hosts = numbers_in(&found.subject.host.proc("task"));
+    let pods = numbers_in(&proc.path(found.subject.pod, "task"));
+    if hosts.len() != pods.len() || (hosts.first(), pods.first()) != (Some(&leader.host.0), Some(&leader.pod.0)) {
+        return threads(found, depth);
+    }
+    let name = |(host, pod)| ThreadName { host: HostPid(host), pod: PodPid(pod), own: (leader.own.0, pod) };
+    let mut threads: Vec<ThreadName> = hosts.into_iter().zip(pods).map(name).collect();
+    threads[1..].sort_by_key(|name| name.host.0);
+    Ok(threads)
+}
+
+fn numbers_in(directory: &Path) -> Vec<i32> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// The threads of a process, the leader first.
 pub fn threads(found: &Found, depth: usize) -> Result<Vec<ThreadName>, CaptureError> {
     let pid = found.subject.pod;
-    let own_pid = found.namespace_pids.last().copied().unwrap_or(pid.0);
-    let only = ThreadName { host: found.subject.host, pod: pid, own: (own_pid, own_pid) };
+    let only = leader(found);
+    let own_pid = only.own.0;
     if found.status.field("Threads") == Some("1") {
         return Ok(vec![only]);
     }
-    let entries = fs::read_dir(found.subject.host.proc("task")).map_err(|_| CaptureError::Vanished(pid))?;
-    let mut hosts: Vec<i32> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    let mut hosts = numbers_in(&found.subject.host.proc("task"));
+    if hosts.is_empty() {
+        return Err(CaptureError::Vanished(pid));
+    }
     hosts.sort_by_key(|tid| (*tid != found.subject.host.0, *tid));
     let mut threads = Vec::with_capacity(hosts.len());
     for tid in hosts {

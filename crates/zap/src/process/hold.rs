@@ -3,12 +3,14 @@
 use std::ops::Range;
 
 use crate::error::CaptureError;
-use crate::ids::HostPid;
-use crate::process::discover::{self, Found, Zombie};
+use crate::ids::{HostPid, PodPid};
+use crate::process::crew::{Crew, Pending};
+use crate::process::discover::{self, Found, PodProc, Zombie};
+use crate::process::threads::ThreadState;
 use crate::sys::ptrace;
 use crate::tracee::{Ground, Held, Seized, TraceeError, left_behind, seize};
 
-/// A process, all of its threads held.
+/// A process, all of its threads held by the calling thread.
 pub struct HeldProcess {
     /// Who it is, as it was found.
     pub found: Found,
@@ -16,17 +18,48 @@ pub struct HeldProcess {
     pub threads: Vec<Held>,
     /// Where batches run in it.
     pub ground: Ground,
+    /// What was learned of its threads, but for the leader.
+    pub learned: Vec<ThreadState>,
 }
 
-/// A pod, all of its processes held. Belongs to the thread that held it.
+/// A process that its tracer holds, as everybody else sees it.
+pub struct Standing {
+    /// Who it is, as it was found.
+    pub found: Found,
+    /// How many threads it has.
+    pub threads: usize,
+    /// The stop signal of the group stop that it was found in.
+    pub group_stop: Option<i32>,
+}
+
+/// What one tracer holds.
+#[derive(Default)]
+pub struct Share {
+    seized: Vec<(Found, Vec<Seized>)>,
+    pub(super) held: Vec<HeldProcess>,
+}
+
+impl Share {
+    /// The processes, and in each the range of addresses that is zap's.
+    pub fn scratches(&self) -> impl Iterator<Item = (HostPid, PodPid, Range<u64>)> {
+        let subject = |process: &HeldProcess| process.found.subject.clone();
+        self.held.iter().map(move |p| (subject(p).host, subject(p).pod, p.ground.scratch()))
+    }
+}
+
+/// The tracers of a pod.
+pub type Tracers = Crew<Share>;
+
+/// A pod, all of its processes held by its tracers.
 pub struct HeldPod {
+    tracers: Tracers,
     /// Live processes, by PID.
-    pub processes: Vec<HeldProcess>,
+    pub processes: Vec<Standing>,
     /// Processes that have ended and wait to be reaped.
     pub zombies: Vec<Zombie>,
 }
 
-/// Why a pod could not be held. What was held already is let go when the calling thread ends.
+/// Why a pod could not be held. What was held already is let go when its tracers end.
 #[derive(Debug, thiserror::Error)]
 pub enum HoldError {
     /// Looking failed.
@@ -39,21 +72,41 @@ pub enum HoldError {
 
 /// The threads of a pod, seized while its cgroup is frozen; they stop once it is thawed.
 pub struct SeizedPod {
-    processes: Vec<(Found, Vec<Seized>)>,
+    tracers: Tracers,
     zombies: Vec<Zombie>,
 }
 
 /// Seizes every thread. The cgroup must be frozen, so that nobody comes or goes meanwhile.
-pub fn seize_all(init: HostPid, members: &[HostPid]) -> Result<SeizedPod, HoldError> {
+pub fn seize_all(tracers: Tracers, init: HostPid, members: &[HostPid]) -> Result<SeizedPod, HoldError> {
     let population = discover::discover(init, members)?;
-    let depth = discover::depth_of(init)?;
-    let mut processes = Vec::with_capacity(population.live.len());
-    for found in population.live {
-        let threads = discover::threads(&found, depth)?;
-        let seized = threads.into_iter().map(seize_one).collect::<Result<_, _>>()?;
-        processes.push((found, seized));
+    let (proc, depth) = (PodProc::new(init), discover::depth_of(init)?);
+    let parts = dealt(population.live, tracers.size()).into_iter().map(|part| (part, proc.clone(), depth));
+    tracers.begin(parts, seize_share).wait()?;
+    Ok(SeizedPod { tracers, zombies: population.zombies })
+}
+
+/// Processes for each of `tracers`, so that all have about as many threads.
+fn dealt(mut processes: Vec<Found>, tracers: usize) -> Vec<Vec<Found>> {
+    let threads = |found: &Found| found.status.field("Threads").and_then(|n| n.parse().ok()).unwrap_or(1usize);
+    let mut parts: Vec<(usize, Vec<Found>)> = (0..tracers).map(|_| (0, Vec::new())).collect();
+    processes.sort_by_cached_key(|found| std::cmp::Reverse(threads(found)));
+    for found in processes {
+        if let Some((load, part)) = parts.iter_mut().min_by_key(|(load, _)| *load) {
+            *load += threads(&found);
+            part.push(found);
+        }
     }
-    Ok(SeizedPod { processes, zombies: population.zombies })
+    parts.into_iter().map(|(_, part)| part).collect()
+}
+
+fn seize_share(share: &mut Share, part: (Vec<Found>, PodProc, usize)) -> Result<Vec<()>, HoldError> {
+    let (part, proc, depth) = part;
+    for found in part {
+        let threads = discover::threads_of_frozen(&found, &proc, depth)?;
+        let seized = threads.into_iter().map(seize_one).collect::<Result<_, _>>()?;
+        share.seized.push((found, seized));
+    }
+    Ok(Vec::new())
 }
 
 pub(super) fn seize_one(name: crate::tracee::ThreadName) -> Result<Seized, TraceeError> {
@@ -67,18 +120,26 @@ pub(super) fn seize_one(name: crate::tracee::ThreadName) -> Result<Seized, Trace
 impl SeizedPod {
     /// Waits until every thread has stopped, and prepares the ground of each process. The cgroup must be thawed.
     pub fn wait(self) -> Result<HeldPod, HoldError> {
-        let mut stopped = Vec::with_capacity(self.processes.len());
-        for (found, seized) in self.processes {
-            let threads = seized.into_iter().map(Seized::wait).collect::<Result<Vec<Held>, _>>()?;
-            stopped.push((found, threads));
-        }
-        let mut processes = Vec::with_capacity(stopped.len());
-        for (found, mut threads) in stopped {
-            let ground = prepare(&found, &mut threads)?;
-            processes.push(HeldProcess { found, threads, ground });
-        }
-        Ok(HeldPod { processes, zombies: self.zombies })
+        let mut processes = self.tracers.begin(std::iter::repeat(()), stop_share).wait()?;
+        processes.sort_by_key(|standing| standing.found.subject.pod);
+        Ok(HeldPod { tracers: self.tracers, processes, zombies: self.zombies })
     }
+}
+
+fn stop_share(share: &mut Share, (): ()) -> Result<Vec<Standing>, HoldError> {
+    let mut stopped = Vec::with_capacity(share.seized.len());
+    for (found, seized) in share.seized.drain(..) {
+        let threads = seized.into_iter().map(Seized::wait).collect::<Result<Vec<Held>, _>>()?;
+        stopped.push((found, threads));
+    }
+    let mut standing = Vec::with_capacity(stopped.len());
+    for (found, mut threads) in stopped {
+        let ground = prepare(&found, &mut threads)?;
+        let group_stop = threads.first().and_then(|leader| leader.group_stop);
+        standing.push(Standing { found: found.clone(), threads: threads.len(), group_stop });
+        share.held.push(HeldProcess { found, threads, ground, learned: Vec::new() });
+    }
+    Ok(standing)
 }
 
 /// Bytes of a seat during a checkpoint, where a thread is asked a handful of questions.
@@ -149,36 +210,69 @@ fn marker(found: &Found) -> Option<i32> {
 impl HeldPod {
     /// How many threads there are.
     pub fn threads(&self) -> usize {
-        self.processes.iter().map(|process| process.threads.len()).sum()
+        self.processes.iter().map(|process| process.threads).sum()
+    }
+
+    /// Has every tracer do something with the processes that it holds.
+    pub fn each<P: Clone + Send + 'static, R: Send + 'static>(
+        &self,
+        part: P,
+        job: fn(&mut Share, P) -> Result<Vec<(PodPid, R)>, HoldError>,
+    ) -> Answers<R> {
+        Answers(self.tracers.begin(std::iter::repeat(part), job))
     }
 
     /// Clears every process of what a checkpoint put there; everybody is where they were, and still held.
-    pub fn clear(self) -> Result<Cleared, TraceeError> {
-        let mut threads = Vec::new();
-        for mut process in self.processes {
-            if let Some(leader) = process.threads.first_mut() {
-                unless_dead(process.ground.clear(leader))?;
-            }
-            threads.append(&mut process.threads);
-        }
-        for held in &mut threads {
+    pub fn clear(self) -> Result<Cleared, HoldError> {
+        self.tracers.begin(std::iter::repeat(()), clear_share).wait()?;
+        Ok(Cleared { tracers: self.tracers })
+    }
+}
+
+/// Answers about each process.
+#[must_use = "the job is not done before its answers are here"]
+pub struct Answers<R>(Pending<(PodPid, R)>);
+
+impl<R> Answers<R> {
+    /// Waits for them; in the order of [`HeldPod::processes`].
+    pub fn wait(self) -> Result<Vec<R>, HoldError> {
+        let mut all = self.0.wait()?;
+        all.sort_by_key(|(pid, _)| *pid);
+        Ok(all.into_iter().map(|(_, answer)| answer).collect())
+    }
+}
+
+fn clear_share(share: &mut Share, (): ()) -> Result<Vec<()>, HoldError> {
+    for process in &mut share.held {
+        let Some((leader, others)) = process.threads.split_first_mut() else { continue };
+        // Should zap die between two steps, nobody may stand where nothing is any more.
+        for held in others {
             unless_dead(held.go_home())?;
         }
-        Ok(Cleared { threads })
+        unless_dead(process.ground.unmap(leader))?;
+        unless_dead(leader.go_home())?;
+        unless_dead(process.ground.erase())?;
     }
+    Ok(Vec::new())
 }
 
 /// A pod whose threads are held where they were found.
 #[must_use = "held threads must be let go"]
 pub struct Cleared {
-    threads: Vec<Held>,
+    tracers: Tracers,
 }
 
 impl Cleared {
     /// Lets everybody go on.
-    pub fn let_go(self) -> Result<(), TraceeError> {
-        self.threads.into_iter().try_for_each(Held::let_go)
+    pub fn let_go(self) -> Result<(), HoldError> {
+        self.tracers.begin(std::iter::repeat(()), let_go_share).wait().map(drop)
     }
+}
+
+fn let_go_share(share: &mut Share, (): ()) -> Result<Vec<()>, HoldError> {
+    let mut threads = share.held.drain(..).flat_map(|process| process.threads);
+    threads.try_for_each(Held::let_go)?;
+    Ok(Vec::new())
 }
 
 /// A process that somebody else killed meanwhile has nothing left to clear.

@@ -3,6 +3,7 @@
 pub mod ahead;
 pub mod capture;
 pub mod credentials;
+pub mod crew;
 pub mod discover;
 pub mod filters;
 pub mod finish;

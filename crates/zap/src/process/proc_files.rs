@@ -19,6 +19,8 @@ pub struct Stat {
     pub terminal: u32,
     /// Foreground group of that terminal; -1 for none.
     pub foreground: i32,
+    /// What the kernel notes of it (`PF_…`).
+    pub flags: u64,
     /// Nice value.
     pub nice: i32,
     /// The signal that tells the parent of its end; 0 for none.
@@ -44,6 +46,7 @@ pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
         session: PodPid(number(6)? as i32),
         terminal: number(7)? as u32,
         foreground: number(8)? as i32,
+        flags: number(9)? as u64,
         nice: number(19)? as i32,
         exit_signal: number(38)? as i32,
         exit_code: number(52)? as i32,

@@ -1,6 +1,7 @@
 //! Waiting in vfork(2): whoever does cannot be held before the child has executed a program or ended, and the child gets
 //! there only while it is not held itself.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::error::CaptureError;
 use crate::ids::HostPid;
 use crate::process::discover;
+use crate::process::proc_files::parse_stat;
 
 /// How long a child may take until its parent can be held.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -21,11 +23,23 @@ pub struct Waiting {
 /// The first thread of a frozen pod that waits in vfork(2). In a control group that counts as frozen it is the one call
 /// that leaves a thread in an uninterruptible sleep.
 pub fn waiting(members: &[HostPid]) -> Option<Waiting> {
-    members.iter().find_map(|process| {
+    parents_of_forked(members).into_iter().find_map(|process| {
         let threads = fs::read_dir(process.proc("task")).ok()?.flatten();
-        let mut waiting = threads.map(|thread| Waiting { process: *process, stat: thread.path().join("stat") });
+        let mut waiting = threads.map(|thread| Waiting { process, stat: thread.path().join("stat") });
         waiting.find(Waiting::sleeps_in_vfork)
     })
+}
+
+/// The parents of processes that have not executed a program since they were forked: nobody else waits for a child so.
+fn parents_of_forked(members: &[HostPid]) -> BTreeSet<HostPid> {
+    const PF_FORKNOEXEC: u64 = 0x40;
+    let parent = |process: &HostPid| {
+        let stat = parse_stat(&fs::read(process.proc("stat")).ok()?)?;
+        (stat.flags & PF_FORKNOEXEC != 0).then_some(HostPid(stat.parent.0))
+    };
+    let mut parents: BTreeSet<HostPid> = members.iter().filter_map(parent).collect();
+    parents.retain(|parent| members.contains(parent));
+    parents
 }
 
 /// Whether a thread of a running process waits in vfork(2), or in a call that makes children like it.

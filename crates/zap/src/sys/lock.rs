@@ -31,6 +31,14 @@ pub fn lock_range(file: impl AsFd, write: bool, start: u64, length: u64) -> io::
     check(unsafe { libc::fcntl(fd, libc::F_OFD_SETLK, &raw const lock) } as libc::c_long).map(drop)
 }
 
+/// Whether anybody else has locked a range of a file, whichever: asked on behalf of a lock that is not taken.
+pub fn is_locked(file: impl AsFd) -> bool {
+    let mut lock = range(true, 0, 0);
+    // SAFETY: the kernel reads and writes one struct flock that outlives the call.
+    let asked = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETLK, &raw mut lock) };
+    asked == 0 && lock.l_type != libc::F_UNLCK as libc::c_short
+}
+
 /// Takes a lease (`F_SETLEASE`): `F_RDLCK` or `F_WRLCK`.
 pub fn lease(file: impl AsFd, kind: i32) -> io::Result<()> {
     // SAFETY: numbers only.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
+use std::time::{Duration, Instant};
 
 use super::check;
 use crate::ids::HostPid;
@@ -244,6 +245,24 @@ pub fn wait(tid: HostPid) -> io::Result<Stop> {
             Err(e) => return Err(e),
         }
     }
+}
+
+/// As [`wait`], but not longer than until `deadline`: most tracees that were asked to stop do so within microseconds.
+pub fn wait_until(tid: HostPid, deadline: Instant) -> io::Result<Stop> {
+    const SPIN: usize = 200;
+    for round in 0.. {
+        let mut status = 0;
+        // SAFETY: status outlives the call.
+        match check(unsafe { libc::waitpid(tid.0, &mut status, libc::__WALL | libc::WNOHANG) } as libc::c_long) {
+            Ok(0) if round < SPIN => std::thread::yield_now(),
+            Ok(0) if Instant::now() > deadline => break,
+            Ok(0) => std::thread::sleep(Duration::from_micros(20)),
+            Ok(_) => return Ok(decode(status)),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
 }
 
 /// Waits for any tracee of the calling *thread*; who it is.

@@ -135,13 +135,26 @@ impl Ground {
     }
 
     /// Unmaps the scratch through the stub in the vDSO's tail and puts zeros back there. `held` goes home afterwards.
-    pub fn clear(self, held: &mut Held) -> Result<(), TraceeError> {
-        let Some(tail) = &self.tail else { return Ok(()) };
+    pub fn clear(&self, held: &mut Held) -> Result<(), TraceeError> {
+        self.unmap(held)?;
+        self.erase()
+    }
+
+    /// Unmaps the scratch through the stub in the vDSO's tail, which stays. Whoever is in the scratch must have gone home.
+    pub fn unmap(&self, held: &mut Held) -> Result<(), TraceeError> {
+        if self.tail.is_none() {
+            return Ok(());
+        }
         let seat = self.tail_seat();
         let header = self.seat_of(held, seat, 0);
         self.write(seat, as_bytes(&header))?;
         let length = self.scratch.end - self.scratch.start;
-        held.single(&self, seat, libc::SYS_munmap, [self.scratch.start, length, 0, 0, 0, 0])?;
+        held.single(self, seat, libc::SYS_munmap, [self.scratch.start, length, 0, 0, 0, 0]).map(drop)
+    }
+
+    /// Puts zeros back where the stub was. Nobody is in it any more.
+    pub fn erase(&self) -> Result<(), TraceeError> {
+        let Some(tail) = &self.tail else { return Ok(()) };
         self.write(tail.start, &vec![0; (tail.end - tail.start) as usize])
     }
 

@@ -1,6 +1,8 @@
 //! A thread that is held still, and acting through it.
 
 use std::io;
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
 
 use crate::ids::{HostPid, PodPid};
 use crate::sys::ptrace::{self, Registers, Stop};
@@ -59,10 +61,14 @@ pub struct ThreadName {
     pub own: (i32, i32),
 }
 
+/// How long a thread may take to stop: longer only in a wait that nothing interrupts.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A thread that was seized and asked to stop, but has not said yet that it has.
 #[must_use = "a seized thread must be waited for"]
 pub struct Seized {
     name: ThreadName,
+    _here: PhantomData<*const ()>,
 }
 
 /// A thread that is stopped under our control. Cannot be copied; letting it go consumes it.
@@ -79,26 +85,29 @@ pub struct Held {
     pub group_stop: Option<i32>,
     /// Whether its registers or mask are ours at the moment.
     away: bool,
+    /// It belongs to the thread that seized it.
+    _here: PhantomData<*const ()>,
 }
 
 /// Seizes a thread and asks it to stop.
 pub fn seize(name: ThreadName, options: i32) -> Result<Seized, TraceeError> {
     ptrace::seize(name.host, options).map_err(TraceeError::kernel("seizing", name.pod))?;
     ptrace::interrupt(name.host).map_err(TraceeError::kernel("interrupting", name.pod))?;
-    Ok(Seized { name })
+    Ok(Seized { name, _here: PhantomData })
 }
 
 impl Seized {
     /// A thread that the kernel attached for us (`CLONE_PTRACE`) and that stops before its first instruction.
     pub fn newborn(name: ThreadName) -> Seized {
-        Seized { name }
+        Seized { name, _here: PhantomData }
     }
 
     /// Waits for the stop.
     pub fn wait(self) -> Result<Held, TraceeError> {
         let name = self.name;
+        let deadline = Instant::now() + PATIENCE;
         let stop = loop {
-            match ptrace::wait(name.host).map_err(TraceeError::kernel("waiting for", name.pod))? {
+            match ptrace::wait_until(name.host, deadline).map_err(TraceeError::kernel("waiting for", name.pod))? {
                 Stop::Event(signal) => break signal,
                 Stop::Ended(_) => return Err(TraceeError::Died(name.pod)),
                 // A signal that was on its way; it goes on its way. The stop that was asked for follows.
@@ -126,6 +135,7 @@ impl Seized {
             mask: ptrace::signal_mask(name.host).map_err(TraceeError::kernel("reading the mask of", name.pod))?,
             group_stop,
             away: false,
+            _here: PhantomData,
         };
         if interrupted::needs_rewind(&held.registers) && !held.has_deliverable_signal()? {
             interrupted::rewind(&mut held.registers);
@@ -264,7 +274,7 @@ impl Held {
             held.go_home()?;
             ptrace::cont(name.host, 0).map_err(TraceeError::kernel("continuing", name.pod))?;
             ptrace::interrupt(name.host).map_err(TraceeError::kernel("interrupting", name.pod))?;
-            held = Seized { name }.wait()?;
+            held = Seized { name, _here: PhantomData }.wait()?;
         }
         Ok(held)
     }

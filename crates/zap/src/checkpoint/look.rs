@@ -1,0 +1,144 @@
+//! Looking at the processes of a pod that is held: their tracers ask them, while files and memory are looked at from here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::files;
+use crate::ids::{HostPid, PodPid};
+use crate::look::Look;
+use crate::memory;
+use crate::pod::Seccomp;
+use crate::process::ahead::MemoryAhead;
+use crate::process::capture::{self, Questions};
+use crate::process::discover::PodProc;
+use crate::process::hold::{HeldPod, HoldError, Share};
+use crate::process::state::ProcessState;
+
+/// Everything about the processes that is known once all have answered.
+pub(super) struct Looked {
+    answers: Vec<capture::Answers>,
+    directories: Vec<capture::Directories>,
+    memories: Vec<memory::Captured>,
+}
+
+/// Asks every process, and looks at its files and at the layout of its memory.
+pub(super) fn processes(look: &mut Look<'_>, held: &HeldPod, ahead: Arc<MemoryAhead>) -> Result<Looked, HoldError> {
+    capture::meet_namespaces(look, held.processes.iter().map(|process| &process.found.subject))?;
+    let surveys = held.each(ahead, survey);
+    let threads = held.each((), capture::ask_threads);
+    let looked = look_at_files(look, held);
+    // Whatever went wrong, the tracers must have done what they were told.
+    let (questions, directories) = match looked {
+        Ok(looked) => looked,
+        Err(error) => {
+            let _ = (surveys.wait(), threads.wait());
+            return Err(error);
+        }
+    };
+    let inherited = u32::from(!matches!(look.spec.seccomp, Seccomp::Unconfined));
+    let answers = held.each((PodProc::new(look.init), inherited, Arc::new(questions)), capture::ask_processes);
+    let memories = surveys.wait().and_then(|surveys| look_at_memory(look, held, surveys));
+    let (threads, answers) = (threads.wait(), answers.wait());
+    threads?;
+    let (answers, mut memories) = (answers?, memories?);
+    for (memory, answers) in memories.iter_mut().zip(&answers) {
+        memory.state.fields.brk = answers.brk;
+    }
+    Ok(Looked { answers, directories, memories })
+}
+
+/// Surveys the memory of the processes of a tracer.
+fn survey(share: &mut Share, ahead: Arc<MemoryAhead>) -> Result<Vec<(PodPid, memory::Survey)>, HoldError> {
+    let survey = |(host, pod, scratch): (HostPid, PodPid, _)| {
+        Ok((pod, memory::survey(host, &[scratch], ahead.layout_of(host), ahead.of(host))?))
+    };
+    share.scratches().map(survey).collect()
+}
+
+type Seen = (HashMap<PodPid, Questions>, Vec<capture::Directories>);
+
+/// Descriptors and directories, from outside.
+fn look_at_files(look: &mut Look<'_>, held: &HeldPod) -> Result<Seen, HoldError> {
+    let mut stopped = stopped_children(held);
+    let mut questions = HashMap::with_capacity(held.processes.len());
+    let mut directories = Vec::with_capacity(held.processes.len());
+    for process in &held.processes {
+        let subject = &process.found.subject;
+        let descriptors = files::process_descriptors(look, subject, &capture::pidfd(subject)?)?;
+        let stopped = stopped.remove(&subject.pod).unwrap_or_default();
+        questions.insert(subject.pod, Questions { descriptors, stopped });
+        directories.push(capture::directories(look, subject)?);
+    }
+    Ok((questions, directories))
+}
+
+/// The stopped children of each process.
+fn stopped_children(held: &HeldPod) -> HashMap<PodPid, Vec<PodPid>> {
+    let mut children: HashMap<PodPid, Vec<PodPid>> = HashMap::new();
+    for process in held.processes.iter().filter(|process| process.group_stop.is_some()) {
+        children.entry(process.found.stat.parent).or_default().push(process.found.subject.pod);
+    }
+    children
+}
+
+/// Captures the layouts of every process, parents before their children: pages that they share are stored once.
+fn look_at_memory(
+    look: &mut Look<'_>,
+    held: &HeldPod,
+    surveys: Vec<memory::Survey>,
+) -> Result<Vec<memory::Captured>, HoldError> {
+    let places: HashMap<PodPid, usize> =
+        held.processes.iter().enumerate().map(|(place, process)| (process.found.subject.pod, place)).collect();
+    let parents: Vec<Option<usize>> =
+        held.processes.iter().map(|process| places.get(&process.found.stat.parent).copied()).collect();
+    let mut surveys: Vec<Option<memory::Survey>> = surveys.into_iter().map(Some).collect();
+    let mut captured: Vec<Option<memory::Captured>> = surveys.iter().map(|_| None).collect();
+    for place in in_order(&parents) {
+        let Some(survey) = surveys[place].take() else { continue };
+        let parent = parents[place].and_then(|parent| captured[parent].as_ref());
+        let request = memory::Request { subject: &held.processes[place].found.subject, brk: 0, parent };
+        captured[place] = Some(memory::capture(look, &request, survey)?);
+    }
+    Ok(captured.into_iter().flatten().collect())
+}
+
+/// Indexes such that parents come before their children.
+fn in_order(parents: &[Option<usize>]) -> Vec<usize> {
+    let mut children: Vec<Vec<usize>> = vec![Vec::new(); parents.len()];
+    let mut order: Vec<usize> = Vec::with_capacity(parents.len());
+    for (child, parent) in parents.iter().enumerate() {
+        match parent {
+            Some(parent) => children[*parent].push(child),
+            None => order.push(child),
+        }
+    }
+    let mut next = 0;
+    while next < order.len() {
+        order.extend_from_slice(&children[order[next]]);
+        next += 1;
+    }
+    order
+}
+
+impl Looked {
+    /// Reads the pages that are needed, of all processes at once.
+    pub(super) fn read_pages(&mut self, look: &mut Look<'_>) -> Result<(), HoldError> {
+        Ok(memory::read_all(look.data, &mut self.memories)?)
+    }
+
+    /// Puts the parts of every process together.
+    pub(super) fn assemble(self, look: &Look<'_>, held: &HeldPod) -> Result<Vec<ProcessState>, HoldError> {
+        let news: Vec<PodPid> = self.answers.iter().flat_map(|answers| answers.news.iter().copied()).collect();
+        let locked = files::locked(look);
+        let parts = self.answers.into_iter().zip(self.directories).zip(self.memories);
+        let mut states = Vec::with_capacity(held.processes.len());
+        for (process, ((answers, directories), memory)) in held.processes.iter().zip(parts) {
+            let locks = files::posix_locks(look, &process.found.subject, &answers.descriptors, &locked)?;
+            let namespaces = look.namespaces.of(process.found.subject.host);
+            let mut state = capture::assemble(process, answers, directories, locks, memory.state, namespaces);
+            state.stop_is_news = news.contains(&state.place.pid);
+            states.push(state);
+        }
+        Ok(states)
+    }
+}
