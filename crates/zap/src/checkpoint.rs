@@ -37,6 +37,7 @@ use crate::process::state::{EndedState, ProcessState};
 use crate::process::vfork;
 use crate::record::PodRecord;
 use crate::sockets::Listeners;
+use crate::sys::heap;
 
 /// Writes a pod down. On an error the pod goes on as it was.
 pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
@@ -152,6 +153,10 @@ fn tell_stages(
     Ok(checkpoint.clock.into_stats(stats))
 }
 
+/// Room for copies that is prepared at most, and what is not worth preparing.
+const MOST_ROOM: u64 = 256 << 20;
+const LITTLE_ROOM: usize = 1 << 20;
+
 /// A checkpoint in progress.
 struct Checkpoint<'a> {
     pod: &'a mut LivePod,
@@ -185,7 +190,7 @@ impl Checkpoint<'_> {
     fn look_ahead(&mut self, writer: &mut ImageWriter) -> Result<Trees, CheckpointError> {
         let members = self.pod.cgroup.pids()?;
         let population = discover::discover(self.pod.init, &members).map_err(|e| refused(self.pod, e))?;
-        let layouts = self.check(&population, writer)?;
+        let (layouts, room) = self.check(&population, writer)?;
         let pod = &*self.pod;
         let trees = Trees::look_ahead(pod, writer).map_err(|e| trees_failed(pod, e));
         let memory = match self.was_suspended || self.options.stop_and_copy {
@@ -193,12 +198,19 @@ impl Checkpoint<'_> {
             false => MemoryAhead::look_ahead(layouts, &population, &mut writer.data),
         };
         (self.memory, self.expected) = (Arc::new(memory), population.live.len());
+        if room > LITTLE_ROOM {
+            heap::warm(room);
+        }
         self.clock.lap("look-ahead");
         trees
     }
 
-    /// Refuses what cannot be captured; how the memory of each process looks.
-    fn check(&mut self, population: &Population, writer: &mut ImageWriter) -> Result<Layouts, CheckpointError> {
+    /// Refuses what cannot be captured. How the memory of each process looks, and about how many bytes the hold will copy.
+    fn check(
+        &mut self,
+        population: &Population,
+        writer: &mut ImageWriter,
+    ) -> Result<(Layouts, usize), CheckpointError> {
         let pod = &*self.pod;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
         look.upper = pod.upper();
@@ -206,7 +218,9 @@ impl Checkpoint<'_> {
         let layouts = parallel::map(hosts, |host| memory::layout_of(host).unwrap_or_default());
         capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
         self.listeners = std::mem::take(&mut look.sockets.listeners);
-        Ok(population.live.iter().map(|found| found.subject.host).zip(layouts).collect())
+        let modified: u64 = layouts.iter().flatten().map(|mapping| mapping.modified).sum();
+        let room = (modified + look.queued).min(MOST_ROOM) as usize;
+        Ok((population.live.iter().map(|found| found.subject.host).zip(layouts).collect(), room))
     }
 
     /// Everybody stands still when this returns, and no packet reaches or leaves the pod.

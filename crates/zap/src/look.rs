@@ -81,6 +81,8 @@ pub struct Look<'a> {
     pub upper: std::path::PathBuf,
     /// Whether the image carries the contents of the root's files that are open or mapped.
     pub carry_files: bool,
+    /// Bytes that the queues of the files met ahead of the hold had.
+    pub queued: u64,
     /// Objects (a pipe, a pty pair) whose shared part has been captured already: (kind, identity).
     seen: HashSet<(&'static str, u64, u64)>,
 }
@@ -105,6 +107,7 @@ impl<'a> Look<'a> {
             console,
             upper: std::path::PathBuf::new(),
             carry_files,
+            queued: 0,
             seen: HashSet::new(),
         }
     }

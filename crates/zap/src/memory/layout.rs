@@ -131,6 +131,8 @@ pub struct Mapping {
     pub flags: VmFlags,
     /// Protection key; zero is the one that everything has.
     pub key: u32,
+    /// Bytes of modified pages, what others map too in part only; none when read from `maps`.
+    pub modified: u64,
 }
 
 /// What a mapping is made of, by its line.
@@ -193,6 +195,9 @@ pub fn parse(text: &[u8]) -> Result<Vec<Mapping>, BadLine> {
         let mapping = mappings.last_mut().ok_or_else(bad)?;
         if let Some(flags) = line.strip_prefix(b"VmFlags:") {
             mapping.flags = VmFlags::parse(flags);
+        } else if let Some(size) = line.strip_prefix(b"Pss_Dirty:") {
+            mapping.modified =
+                size.strip_suffix(b" kB").and_then(|n| number(n.trim_ascii(), 10)).ok_or_else(bad)? << 10;
         } else if let Some(key) = line.strip_prefix(b"ProtectionKey:") {
             mapping.key = number(key.trim_ascii(), 10).ok_or_else(bad)? as u32;
         }

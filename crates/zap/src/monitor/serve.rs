@@ -169,7 +169,12 @@ impl Shared {
             Ok(Request::Attach(watch)) => return self.attach(socket, watch),
             Ok(Request::Exec(exec)) => return self.exec(socket, &exec),
             Ok(Request::Migrate(options)) => self.migrate(socket, &options),
-            Ok(request) => self.act(request),
+            Ok(request) => {
+                let answered = answer(socket, self.act(request));
+                // What a checkpoint gathered is freed by now.
+                crate::sys::heap::release();
+                return drop(answered);
+            }
             Err(e) => Err(Failure { message: format!("a request of another version of zap: {e}"), code: 1 }),
         };
         let _ = answer(socket, reply);

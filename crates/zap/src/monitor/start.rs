@@ -18,10 +18,11 @@ use crate::migrate::wire::Wire;
 use crate::pod::registry::ProcessId;
 use crate::pod::takeover::{Found, take_over};
 use crate::pod::{Birth, LivePod, PodSpec, Store};
-use crate::sys::exec;
+use crate::sys::{exec, heap};
 
 /// Is a monitor, from its first instruction to its last. The socket on which it is told how to begin is descriptor 3.
 pub fn main() -> ExitCode {
+    heap::keep_freed();
     let Ok(socket) = exec::inherited(3) else { return ExitCode::from(2) };
     let socket = UnixStream::from(socket);
     let Ok(Some((Kind::Request, request))) = frame::read(&socket) else { return ExitCode::from(2) };

@@ -200,6 +200,11 @@ impl FileKind for Tcp {
         "tcp"
     }
 
+    fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
+        look.queued += super::tcp_queues::queued(descriptor.as_fd());
+        Ok(())
+    }
+
     fn recognizes(&self, descriptor: &Descriptor) -> bool {
         let get = |name| socket::get_int(descriptor.as_fd(), libc::SOL_SOCKET, name).unwrap_or(-1);
         descriptor.link.starts_with(b"socket:")

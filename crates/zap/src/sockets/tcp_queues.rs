@@ -242,6 +242,12 @@ impl Raw {
     }
 }
 
+/// About how many bytes are in both queues, whatever the state.
+pub(super) fn queued(fd: BorrowedFd<'_>) -> u64 {
+    let ask = |what| socket::ioctl_int(fd, what).map_or(0, |bytes| bytes.max(0) as u64);
+    ask(libc::TIOCOUTQ) + ask(libc::FIONREAD)
+}
+
 /// Up to `length` bytes of the selected queue, left where they are.
 pub(super) fn peek(fd: BorrowedFd<'_>, length: u32) -> std::io::Result<Vec<u8>> {
     if length == 0 {

@@ -7,6 +7,7 @@ pub mod clone;
 pub mod descriptor;
 pub mod exec;
 pub mod file;
+pub mod heap;
 pub mod ipc;
 pub mod kcmp;
 pub mod lock;

@@ -45,6 +45,11 @@ struct Tail {
     leaked: Option<Range<u64>>,
 }
 
+/// Where in a vDSO the stub lies: it was put at a multiple of 16.
+fn place_of(code: &[u8], vdso: &[u8]) -> Option<usize> {
+    (0..vdso.len()).step_by(16).rev().find(|at| vdso[*at..].starts_with(code))
+}
+
 /// Finds the zeros behind the code of the vDSO, or the stub that somebody left there.
 fn find_tail(memory: &File, vdso: &Range<u64>) -> Option<Tail> {
     let code = stub::assemble().code;
@@ -52,7 +57,7 @@ fn find_tail(memory: &File, vdso: &Range<u64>) -> Option<Tail> {
     let needed = seat_offset + size_of::<Seat>();
     let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
     memory.read_exact_at(&mut bytes, vdso.start).ok()?;
-    let found = bytes.windows(code.len()).rposition(|window| window == code);
+    let found = place_of(&code, &bytes);
     let offset =
         found.unwrap_or_else(|| bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1).next_multiple_of(16));
     if offset + needed > bytes.len() {
@@ -70,7 +75,7 @@ pub fn left_behind(process: HostPid, vdso: &Range<u64>) -> Option<Range<u64>> {
     let code = stub::assemble().code;
     let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
     memory.read_exact_at(&mut bytes, vdso.start).ok()?;
-    let at = bytes.windows(code.len()).rposition(|window| window == code)? as u64;
+    let at = place_of(&code, &bytes)? as u64;
     Some(vdso.start + at..vdso.start + at + code.len() as u64)
 }
 
