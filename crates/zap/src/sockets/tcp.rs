@@ -202,6 +202,7 @@ impl FileKind for Tcp {
 
     fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
         look.queued += super::tcp_queues::queued(descriptor.as_fd());
+        look.sockets.listeners.note(descriptor);
         Ok(())
     }
 
@@ -215,11 +216,6 @@ impl FileKind for Tcp {
 
     fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
         refuse_layers(descriptor)
-    }
-
-    fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
-        look.sockets.listeners.note(descriptor);
-        Ok(())
     }
 
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
