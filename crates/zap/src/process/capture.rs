@@ -355,11 +355,25 @@ fn unless_gone(error: CaptureError) -> Result<(), CaptureError> {
     if let CaptureError::Vanished(_) = error { Ok(()) } else { Err(error) }
 }
 
-/// Batches begin in the vDSO.
+/// Batches begin in the vDSO. Refused ahead only where it is certain: a process that is about to execute a program has
+/// none either, and neither has one that is about to end (which has nothing at all). The hold sees to the rest.
 fn refuse_without_vdso(found: &Found, layout: &[memory::Mapping]) -> Result<(), CaptureError> {
-    // Nothing at all is mapped in a process that is about to end.
-    if layout.is_empty() || layout.iter().any(|mapping| mapping.path == b"[vdso]") {
+    let has_one = |layout: &[memory::Mapping]| layout.is_empty() || layout.iter().any(|m| m.path == b"[vdso]");
+    if has_one(layout) {
         return Ok(());
     }
-    Err(found.subject.refuse("its vDSO", "is not mapped any more, which cannot be checkpointed yet"))
+    let host = found.subject.host;
+    let call = fs::read_to_string(host.proc("syscall")).unwrap_or_default();
+    let call: Option<i64> = call.split(' ').next().and_then(|number| number.parse().ok());
+    // Looked at again after it was found to wait in some other call.
+    let waits = call.is_some_and(|call| ![libc::SYS_execve, libc::SYS_execveat].contains(&call));
+    if !waits || memory::mappings(host).map_or(true, |layout| has_one(&layout)) {
+        return Ok(());
+    }
+    Err(without_vdso(&found.subject))
+}
+
+/// The refusal of a process in which no batch can begin.
+pub(super) fn without_vdso(subject: &Subject) -> CaptureError {
+    subject.refuse("its vDSO", "is not mapped any more, which cannot be checkpointed yet")
 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::error::CaptureError;
 use crate::ids::{HostPid, PodPid};
+use crate::process::capture::without_vdso;
 use crate::process::crew::{Crew, Pending};
 use crate::process::discover::{self, Found, PodProc, Zombie};
 use crate::process::threads::ThreadState;
@@ -151,7 +152,7 @@ pub(super) fn prepare(found: &Found, threads: &mut Vec<Held>) -> Result<Ground, 
     let pod = found.subject.pod;
     let text = std::fs::read(found.subject.host.proc("maps")).map_err(|_| CaptureError::Vanished(pod))?;
     let ranges = mapped_ranges(&text);
-    let vdso = find(&text, &ranges, b"[vdso]").ok_or(TraceeError::NoRoom(pod))?;
+    let vdso = find(&text, &ranges, b"[vdso]").ok_or_else(|| without_vdso(&found.subject))?;
     if let Some(stub) = left_behind(found.subject.host, &vdso) {
         let held = std::mem::take(threads).into_iter().map(|held| held.finish_way_home(&stub));
         *threads = held.collect::<Result<_, _>>()?;

@@ -1,16 +1,16 @@
 //! Memory of our own, in place before it is needed: a page that is touched for the first time costs a microsecond, and a
 //! checkpoint that copies megabytes pays for it while the pod is held.
 
-/// Keeps what is freed, in one heap that all threads share, until [`release`]. To be called before there are threads.
+/// Keeps what a thread frees for what it allocates next, until [`release`].
 pub fn keep_freed() {
     const NEVER: i32 = i32::MAX;
-    for (option, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, NEVER), (libc::M_TRIM_THRESHOLD, NEVER)] {
+    for option in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
         // SAFETY: numbers only; the allocator may refuse a value, and then goes on as before.
-        unsafe { libc::mallopt(option, value) };
+        unsafe { libc::mallopt(option, NEVER) };
     }
 }
 
-/// Has the kernel put memory behind the next `bytes` that are allocated, as huge pages where it can.
+/// Has the kernel put memory behind the next `bytes` that the calling thread allocates, as huge pages where it can.
 pub fn warm(bytes: usize) {
     const PAGE: usize = 4096;
     const MADV_POPULATE_WRITE: i32 = 23;
