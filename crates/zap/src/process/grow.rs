@@ -182,7 +182,10 @@ impl<'a> Grove<'a> {
             // Just forked: what its parent was given.
             Some(parent) => {
                 let vdso = parent.vdso.iter().map(|vdso| vdso.range());
-                parent.vmas.iter().map(|vma| vma.range()).chain(vdso).collect()
+                // In order of addresses: the vDSO of a program can lie anywhere among its mappings.
+                let mut mapped: Vec<_> = parent.vmas.iter().map(|vma| vma.range()).chain(vdso).collect();
+                mapped.sort_by_key(|range| range.start);
+                mapped
             }
             None => {
                 let mapped = memory::mappings(host).map_err(|_| TraceeError::Died(pid))?;

@@ -208,6 +208,9 @@ fn marker(found: &Found) -> Option<i32> {
     candidates.into_iter().find(|signal| busy & (1 << (signal - 1)) == 0)
 }
 
+/// What a tracer does with its share of the pod: an answer a process.
+type Job<P, R> = fn(&mut Share, P) -> Result<Vec<(PodPid, R)>, HoldError>;
+
 impl HeldPod {
     /// How many threads there are.
     pub fn threads(&self) -> usize {
@@ -215,11 +218,7 @@ impl HeldPod {
     }
 
     /// Has every tracer do something with the processes that it holds.
-    pub fn each<P: Clone + Send + 'static, R: Send + 'static>(
-        &self,
-        part: P,
-        job: fn(&mut Share, P) -> Result<Vec<(PodPid, R)>, HoldError>,
-    ) -> Answers<R> {
+    pub fn each<P: Clone + Send + 'static, R: Send + 'static>(&self, part: P, job: Job<P, R>) -> Answers<R> {
         Answers(self.tracers.begin(std::iter::repeat(part), job))
     }
 
