@@ -243,6 +243,10 @@ fn is_filled(state: &MemoryState, range: &Range<u64>) -> bool {
 
 /// The protection with which the parts that are mapped anew begin.
 fn first_protection(state: &MemoryState, vma: &VmaState, range: &Range<u64>) -> i32 {
+    if let Backing::SystemV { .. } = vma.backing {
+        // shmat(2) gives what it was asked for and the right to read.
+        return vma.protection | libc::PROT_READ;
+    }
     let fill = vma.is_private() && is_filled(state, range);
     vma.protection | if fill { libc::PROT_WRITE } else { 0 }
 }

@@ -52,7 +52,7 @@ fn begin(start: Start, socket: &UnixStream) -> Result<Option<Monitor>, Failure> 
     match start {
         Start::Run { store, spec, address, mac, watch } => {
             let birth = Birth { address, mac, ..Birth::default() };
-            let pod = run(store, *spec, birth)?;
+            let pod = run(store, *spec, birth, watch)?;
             let born = born(&pod, None);
             Ok(Some(welcome(pod, socket, &born, watch)))
         }
@@ -89,9 +89,9 @@ fn born(pod: &LivePod, stats: Option<crate::restart::Stats>) -> Born {
     Born { name: pod.spec.name.clone(), monitor, stats }
 }
 
-fn run(store: Store, spec: PodSpec, birth: Birth<'_>) -> Result<LivePod, Failure> {
+fn run(store: Store, spec: PodSpec, birth: Birth<'_>, watch: Watch) -> Result<LivePod, Failure> {
     let mut pod = LivePod::create(store, spec, birth)?;
-    match pod.start_main() {
+    match pod.start_main(watch.window) {
         Ok(()) => Ok(pod),
         Err(e) => {
             // A pod whose command cannot run is not left behind.

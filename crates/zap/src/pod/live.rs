@@ -20,6 +20,7 @@ use crate::pod::network::Network;
 use crate::pod::registry::{Claim, PodState, ProcessId, Record};
 use crate::pod::{Cgroup, PodError, PodSpec, Store, birth, rootfs};
 use crate::sys::pidfd::PidFd;
+use crate::sys::tty::WindowSize;
 
 /// How far a pod's clocks are from the host's, in nanoseconds: the pod's clock is the host's plus this.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,12 +92,16 @@ impl LivePod {
         move |source| PodError::Kernel { pod, step, source }
     }
 
-    /// Starts the first command, with a console of its own, which nobody reads until [`LivePod::open_console`].
-    pub fn start_main(&mut self) -> Result<(), PodError> {
+    /// Starts the first command, with a console of its own, which nobody reads until [`LivePod::open_console`]; its window
+    /// has this size from the first moment on.
+    pub fn start_main(&mut self, window: Option<WindowSize>) -> Result<(), PodError> {
         let made = if self.spec.tty { Ends::pty(self.init) } else { Ends::pipes(self.spec.interactive) };
         let (ends, stdio) = made.map_err(self.failed("making the console"))?;
         self.keep_console(&ends)?;
         self.start_session(ends)?;
+        if let (Some(session), Some(window)) = (&self.session, window) {
+            session.resize(window);
+        }
         let command = Command {
             argv: self.spec.command.clone(),
             environment: self.spec.environment.clone(),
