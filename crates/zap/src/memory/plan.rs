@@ -356,8 +356,9 @@ fn drop_pages(planner: &mut Planner, target: &Target<'_>, kept: &[Range<u64>]) {
 }
 
 fn fill(planner: &mut Planner, target: &Target<'_>, kept: &[Range<u64>]) {
-    for piece in ranges::joined(kept.to_vec()) {
-        make_writable(planner, target, &piece);
+    // Piece by piece, as they are protected again.
+    for piece in kept {
+        make_writable(planner, target, piece);
     }
     let mut read = Read::default();
     for run in &target.state.pages {
