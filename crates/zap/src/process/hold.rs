@@ -48,6 +48,9 @@ impl Share {
     }
 }
 
+/// What a tracer does with the processes that it holds: something about each of them comes of it.
+pub type Job<P, R> = fn(&mut Share, P) -> Result<Vec<(PodPid, R)>, HoldError>;
+
 /// The tracers of a pod.
 pub type Tracers = Crew<Share>;
 
@@ -215,11 +218,7 @@ impl HeldPod {
     }
 
     /// Has every tracer do something with the processes that it holds.
-    pub fn each<P: Clone + Send + 'static, R: Send + 'static>(
-        &self,
-        part: P,
-        job: fn(&mut Share, P) -> Result<Vec<(PodPid, R)>, HoldError>,
-    ) -> Answers<R> {
+    pub fn each<P: Clone + Send + 'static, R: Send + 'static>(&self, part: P, job: Job<P, R>) -> Answers<R> {
         Answers(self.tracers.begin(std::iter::repeat(part), job))
     }
 
