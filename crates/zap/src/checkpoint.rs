@@ -131,6 +131,7 @@ fn tell_stages(
         Stats { processes: held.processes.len() as u64, threads: held.threads() as u64, ..Stats::default() };
     let (held, captured) = checkpoint.look(held, &mut writer, trees)?;
     stats.holds_us.extend(&checkpoint.memory.holds_us);
+    stats.rounds = checkpoint.memory.rounds + 1;
     fault::point("checkpoint-captured");
     if options.afterwards == Afterwards::Gone {
         // The pod stays held until its image is whole, and ends while it is held: should writing fail, it goes on.

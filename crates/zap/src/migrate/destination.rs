@@ -132,7 +132,8 @@ impl From<ImageError> for Arrival {
 /// Keeps the parts of the image until all are there.
 fn take_image(store: &Store, wire: &Wire) -> Result<ImageReader, Failure> {
     let storage = store.storage().to_owned();
-    let _ = std::fs::create_dir_all(&storage);
+    // Without it archives are kept in memory.
+    let _ = crate::pod::make_private_directory(&storage);
     let mut image = Some(ReceivedImage::new(Path::new("the image from the source"), &storage));
     let arrived = loop {
         match take_some(&mut image, wire) {

@@ -5,9 +5,10 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustls::Connection;
+
+use crate::sys::file::set_nonblocking;
 
 /// Bytes that wait for the monitor at most, and are taken from it at a time.
 const BUFFER: usize = 1 << 20;
@@ -37,8 +38,7 @@ pub fn carry(tls: Connection, socket: TcpStream, [from, to]: [OwnedFd; 2]) -> io
     socket.set_nonblocking(true)?;
     socket.set_nodelay(true)?;
     for pipe in [&from, &to] {
-        let flags = OFlag::from_bits_retain(fcntl(pipe, FcntlArg::F_GETFL)?);
-        fcntl(pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        set_nonblocking(pipe)?;
     }
     let (from, to) = (Some(File::from(from)), Some(File::from(to)));
     let mut relay = Relay { tls, socket, from, to, inbox: Vec::new(), taken: 0, heard_all: false };

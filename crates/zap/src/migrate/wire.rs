@@ -12,6 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::protocol::{self, Frame, GREETING, Message};
 use crate::image::PartSink;
+use crate::sys::file::set_nonblocking;
 
 /// How long the other side may say nothing while it is its turn, and not take what we say.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -112,9 +113,7 @@ impl Wire {
     pub fn new(from: OwnedFd, to: OwnedFd) -> io::Result<Wire> {
         for file in [&from, &to] {
             // A write must not block for ever: a pipe or socket that is full is waited for with a limit.
-            let flags = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_GETFL)?;
-            let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
-            nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETFL(flags))?;
+            set_nonblocking(file)?;
         }
         let cancelled = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let patient = |file: OwnedFd| Patient { file: file.into(), cancelled: cancelled.clone() };
@@ -159,12 +158,7 @@ impl Wire {
 
     /// Sends a message.
     pub fn send(&self, message: &Message) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        protocol::write_message(&mut bytes, message)?;
-        let mut to = lock(&self.to);
-        to.frame()?;
-        self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        to.file.write_all(&bytes)
+        self.send_whole(message).map_err(|(NotSent::Nothing(error) | NotSent::Some(error))| error)
     }
 
     /// Sends a message that the other side must not act on unless we know that we have sent it: an error says whether

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::{self, Collector, Kind};
 use crate::pod::console::Ends;
+use crate::sys::file::set_nonblocking;
 use crate::sys::pidfd::PidFd;
 use crate::sys::tty::{self, WindowSize};
 
@@ -176,13 +177,6 @@ struct Pump {
     over: bool,
 }
 
-fn unblock(file: impl AsFd) -> io::Result<()> {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
-    fcntl(&file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    Ok(())
-}
-
 impl Pump {
     fn new(ends: Ends, plan: Plan, orders: Receiver<Order>, wake: Arc<EventFd>) -> io::Result<Pump> {
         let output = |kind, file| Output { kind, file, ended: false };
@@ -193,7 +187,7 @@ impl Pump {
             Ends::Pty { master, .. } => (vec![output(Kind::Output, master.try_clone()?)], Some(master), true),
         };
         for file in outputs.iter().map(|o| &o.file).chain(&stdin) {
-            unblock(file)?;
+            set_nonblocking(file)?;
         }
         Ok(Pump {
             outputs,

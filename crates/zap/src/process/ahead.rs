@@ -29,6 +29,8 @@ pub struct MemoryAhead {
     followed: HashMap<HostPid, Ahead>,
     /// How long, in microseconds, a thread was held each time to begin following its process.
     pub holds_us: Vec<u64>,
+    /// Times that the memory of those followed was looked through.
+    pub rounds: u64,
 }
 
 impl MemoryAhead {
@@ -64,6 +66,7 @@ impl MemoryAhead {
         let mut last = u64::MAX;
         for _ in 0..MOST_ROUNDS {
             let written = ahead.round(&big, population, data);
+            ahead.rounds += u64::from(!ahead.followed.is_empty());
             if written <= LITTLE || written > last / 2 {
                 break;
             }

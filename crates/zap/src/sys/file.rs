@@ -15,6 +15,14 @@ pub fn fstat(file: impl AsFd) -> io::Result<libc::stat> {
     Ok(unsafe { stat.assume_init() })
 }
 
+/// Has reads and writes of a file (and of its duplicates) return rather than wait.
+pub fn set_nonblocking(file: impl AsFd) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
+    fcntl(&file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
 /// Opens a place without reading or writing it (`O_PATH`); follows the last link.
 pub fn open_path(path: &std::path::Path) -> io::Result<OwnedFd> {
     let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path)?;
