@@ -137,6 +137,11 @@ guests! {
     user_namespace user_namespace_unmapped user_namespace_threads user_namespace_nested network_namespace
     network_namespace_off host_name_namespace ipc_namespace cgroup_namespace time_namespace namespace_shared
     sandbox thread_filters
+    pidfd pidfd_thread pidfd_ended proc_files proc_ended proc_ended_root
+    cpu_affinity io_priority timer_slack speculation memory_policy write_or_execute machine_checks time_stamps
+    sealed_memory
+    mqueue mqueue_unlinked mqueue_waiting named_semaphore
+    semaphores_threads semaphores_undo semaphores_undo_kinds semaphores_waiting
 }
 
 refused! {
@@ -148,6 +153,7 @@ refused! {
     shared_files "its descriptor table is shared with process"
     traced "is traced by another process"
     unborn_namespace "its next children are to be born in another"
+    mqueue_notify "mq_notify"
 }
 
 /// The monitor of a pod, as the registry has it.

@@ -330,11 +330,9 @@ impl Checkpoint<'_> {
         looked.read_pages(&mut look)?;
         self.clock.lap("memory");
         files::finish(&mut look)?;
-        let processes = looked.assemble(&look, held)?;
+        let mut processes = looked.assemble(&look, held)?;
         let ipc = ipc::capture(&mut look, pod.init)?;
-        for process in &held.processes {
-            ipc::refuse_undo(&ipc, &process.found.subject, pod.init)?;
-        }
+        ipc::undo::capture_all(&ipc, held, pod.init, &mut processes)?;
         let memory = processes.iter().map(|process| &process.memory);
         trees.catch_up(&trees::mapped_for_writing(pod, &look, memory))?;
         let files = look.files.states().cloned().collect();

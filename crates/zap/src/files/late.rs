@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn holders_open_their_own_and_one_of_them_adds_the_watch() {
-        let pidfd = FileState::new(FileId(0), "pidfd", encode(&PidfdState { pid: PodPid(7), flags: 0 }));
+        let pidfd = FileState::new(FileId(0), "pidfd", encode(&PidfdState { pid: PodPid(7), flags: 0, status: 0 }));
         let watch = WatchState { file: FileId(0), number: 5, events: 1, data: 2 };
         let epoll = FileState::new(FileId(1), "epoll", encode(&EpollState { flags: 2, watches: vec![watch] }));
         let mut late = LateFiles::of(&[pidfd, epoll]).unwrap();

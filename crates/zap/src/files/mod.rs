@@ -24,6 +24,7 @@ mod late;
 pub mod locks;
 pub mod memfd;
 pub mod mounts;
+pub mod mqueue;
 pub mod name_only;
 pub mod owner;
 pub mod pidfd;
@@ -237,6 +238,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &proc::Proc,
     &removed::Removed,
     &name_only::NameOnly,
+    &mqueue::Mqueue,
     &regular::Regular,
     &memfd::Memfd,
     &shared_memory::SharedMemory,

@@ -10,7 +10,7 @@ use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 
 use super::late::Late;
-use super::{Descriptor, FileKind, FileState, decoded, reopen};
+use super::{Descriptor, FileKind, FileState, decoded, reopen, unlinked};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::ids::{FileId, PodPid};
 use crate::image::encode;
@@ -96,7 +96,12 @@ impl FileKind for Proc {
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
         let (flags, position) = (descriptor.flags(), descriptor.position());
         let path = descriptor.link.clone();
-        if reopen::from_host(look.init, &path).exists() {
+        let named = match process_of(&path) {
+            // The path may be that of a later process with the same number.
+            Some(_) => unlinked::is_named(look, descriptor, &path),
+            None => reopen::from_host(look.init, &path).exists(),
+        };
+        if named {
             return Ok(encode(&ProcState { path, flags, position, dead: false }));
         }
         let path = path.strip_suffix(b" (deleted)").unwrap_or(&path).to_vec();

@@ -6,22 +6,22 @@ use std::os::fd::AsFd;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::{IpcState, QueueState, SegmentState, SemaphoresState};
+use super::{IpcState, QueueState, SegmentState, SemaphoresState, posix};
 use crate::error::{CaptureError, Context};
 use crate::files::Contents;
 use crate::ids::HostPid;
 use crate::image::DataSink;
-use crate::look::{Look, Subject};
+use crate::look::Look;
 use crate::sys::ipc::{self, Attached};
-use crate::sys::kcmp::{self, Shared};
 
 /// The IPC objects of the pod whose PID 1 is `init`. The pod is held.
 ///
 /// A thread enters the IPC namespace, and does the rest if the lists of objects there are not empty.
 pub fn capture(look: &mut Look<'_>, init: HostPid) -> Result<IpcState, CaptureError> {
-    refuse_posix_queues(init)?;
     let namespace = File::open(init.proc("ns/ipc")).capturing("opening the IPC namespace", "the pod")?;
-    capture_in(&namespace, look.data).capturing("reading the System V objects", "the pod")
+    let mut state = capture_in(&namespace, look.data).capturing("reading the System V objects", "the pod")?;
+    state.posix = posix::capture_named(init, look.data)?;
+    Ok(state)
 }
 
 /// The System V objects of a namespace.
@@ -30,35 +30,6 @@ pub(crate) fn capture_in(namespace: impl AsFd + Sync, data: &mut DataSink) -> io
         setns(namespace.as_fd(), CloneFlags::CLONE_NEWIPC)?;
         capture_here(data)
     })
-}
-
-/// Refuses a process that has an undo list of semaphores, which the kernel does not show; a list without semaphores is
-/// of no consequence.
-pub fn refuse_undo(state: &IpcState, subject: &Subject, init: HostPid) -> Result<(), CaptureError> {
-    if state.semaphores.is_empty() {
-        return Ok(());
-    }
-    // PID 1 never has one.
-    let none = kcmp::shares(subject.host.0, init.0, Shared::SemUndo).capturing("comparing undo lists", "the pod")?;
-    if none {
-        Ok(())
-    } else {
-        Err(subject.refuse("its semaphores", "are used with SEM_UNDO, which cannot be checkpointed yet"))
-    }
-}
-
-fn refuse_posix_queues(init: HostPid) -> Result<(), CaptureError> {
-    const MAGIC: i64 = 0x1980_0202;
-    let path = init.proc("root/dev/mqueue");
-    let mounted = nix::sys::statfs::statfs(&path).is_ok_and(|s| s.filesystem_type().0 == MAGIC);
-    let mut queues = mounted.then(|| std::fs::read_dir(&path)).and_then(Result::ok).into_iter().flatten().flatten();
-    match queues.next() {
-        None => Ok(()),
-        Some(queue) => Err(Subject { host: init, pod: crate::ids::PodPid(1), command: "init".into() }.refuse(
-            format!("the POSIX message queue /{}", queue.file_name().to_string_lossy()),
-            "cannot be checkpointed yet",
-        )),
-    }
 }
 
 fn capture_here(data: &mut DataSink) -> io::Result<IpcState> {

@@ -1,15 +1,17 @@
-//! System V shared memory, semaphores and messages: the objects of a pod's IPC namespace, under their own ids.
+//! System V shared memory, semaphores and messages, and POSIX message queues: the objects of a pod's IPC namespace, under their own ids.
 //!
-//! What the kernel neither shows nor takes is left out: who last used an object and when, and the undo lists of
-//! semaphores (a process that has one is refused, see [`refuse_undo`]). POSIX message queues are refused by name.
+//! What the kernel neither shows nor takes is left out: who last used an object and when. What semaphores are given back
+//! when a process ends is kept with the process ([`undo`]).
 
 mod capture;
+pub mod posix;
 mod restart;
 #[cfg(test)]
 mod tests;
+pub mod undo;
 
+pub use capture::capture;
 pub(crate) use capture::capture_in;
-pub use capture::{capture, refuse_undo};
 pub use restart::{remove_marked, restart};
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +29,9 @@ pub struct IpcState {
     pub semaphores: Vec<SemaphoresState>,
     /// Messages.
     pub queues: Vec<QueueState>,
+    /// POSIX message queues that have a name.
+    #[serde(default)]
+    pub posix: Vec<posix::PosixQueueState>,
 }
 
 /// A segment of shared memory.

@@ -8,7 +8,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::capture::file_of;
-use super::{IpcState, Permissions, QueueState, SegmentState, SemaphoresState};
+use super::{IpcState, Permissions, QueueState, SegmentState, SemaphoresState, posix};
 use crate::error::{Context, RebuildError};
 use crate::files;
 use crate::ids::HostPid;
@@ -25,7 +25,11 @@ pub fn restart(rebuild: &mut Rebuild<'_>, state: &IpcState) -> Result<(), Rebuil
         return Ok(());
     }
     let image = rebuild.image;
-    in_thread(|| restart_here(image, state)).rebuilding("making", "the System V objects")
+    // A fresh thread may be one too many.
+    if *state != (IpcState { posix: state.posix.clone(), ..IpcState::default() }) {
+        in_thread(|| restart_here(image, state)).rebuilding("making", "the System V objects")?;
+    }
+    state.posix.iter().try_for_each(|queue| posix::restart(image, queue).map(drop))
 }
 
 /// Marks for removal the segments that were: for when every process has attached its own. Runs in the monitor.

@@ -11,10 +11,11 @@ use crate::ids::{FileId, HostPid, PodPid};
 use crate::look::{Look, Subject};
 use crate::memory::{self, MemoryState};
 use crate::namespaces::Membership;
+use crate::process::controls::{self, ProcessControls};
 use crate::process::credentials;
 use crate::process::discover::{Found, PodProc, Population, Zombie};
 use crate::process::filters::{self, FilterState};
-use crate::process::hold::{HeldProcess, HoldError, Share, Standing};
+use crate::process::hold::{HeldProcess, HoldError, QUESTIONS, Share, Standing};
 use crate::process::limits;
 use crate::process::sharing;
 use crate::process::signals::{self, QueuedSignal};
@@ -24,7 +25,7 @@ use crate::process::timers::{self, TimersState, parse_timers};
 use crate::sys::file::open_path;
 use crate::sys::pidfd::PidFd;
 use crate::sys::ptrace;
-use crate::tracee::{Batch, Call, Output};
+use crate::tracee::{Batch, Call, Output, TraceeError};
 
 const P_PID: i32 = 1;
 /// Bytes of `siginfo_t`; the first word, the signal's number, is zero if there is no news.
@@ -51,6 +52,7 @@ pub struct Answers {
     dumpable: i32,
     subreaper: bool,
     thp_disable: i32,
+    controls: ProcessControls,
     numbers: Numbers,
     /// Stopped children of whose stop it has yet to be told.
     pub news: Vec<PodPid>,
@@ -73,6 +75,10 @@ pub fn ask_threads(share: &mut Share, (): ()) -> Result<Vec<(PodPid, ())>, HoldE
         for (seat, held) in process.threads.iter_mut().skip(1).enumerate() {
             let mut batch = Batch::new();
             let questions = threads::ask(&mut batch);
+            // A seat that overflows spoils the next one, in which another thread runs.
+            if batch.size() > QUESTIONS {
+                return Err(TraceeError::NoRoom(held.name.pod).into());
+            }
             held.begin(&process.ground, seat, &batch)?;
             batches.push((batch, questions));
         }
@@ -123,6 +129,7 @@ struct Asked {
     dumpable: Call,
     subreaper: Output,
     thp_disable: Call,
+    controls: controls::AskedProcess,
     close_on_exec: files::CloseOnExec,
     stops: Vec<(PodPid, Output)>,
 }
@@ -143,11 +150,25 @@ fn ask(process: &mut HeldProcess, proc: &PodProc, questions: &Questions) -> Resu
     let subreaper = batch.output(8);
     batch.attempt(libc::SYS_prctl, [libc::PR_GET_CHILD_SUBREAPER.into(), subreaper.into()]);
     let thp_disable = batch.attempt(libc::SYS_prctl, [libc::PR_GET_THP_DISABLE.into()]);
+    let controls = controls::ask_process(&mut batch);
     let close_on_exec = files::ask_close_on_exec(&mut batch, &questions.descriptors);
     let stops = questions.stopped.iter().map(|child| (*child, ask_stop(&mut batch, *child))).collect();
     // The leader has the last seat, behind which there is the most room.
     leader.begin(&process.ground, last, &batch)?;
-    Ok(Asked { batch, thread, actions, timers, brk, limits, dumpable, subreaper, thp_disable, close_on_exec, stops })
+    Ok(Asked {
+        batch,
+        thread,
+        actions,
+        timers,
+        brk,
+        limits,
+        dumpable,
+        subreaper,
+        thp_disable,
+        controls,
+        close_on_exec,
+        stops,
+    })
 }
 
 /// Asks, without taking it, whether there is news of a child's stop.
@@ -189,6 +210,7 @@ fn answers(
         dumpable: results.get(asked.dumpable) as i32,
         subreaper: results.output(asked.subreaper)[0] != 0,
         thp_disable: results.get(asked.thp_disable).max(0) as i32,
+        controls: asked.controls.answers(&results),
         news: asked.stops.iter().filter(|(_, stop)| is_news(stop)).map(|(child, _)| *child).collect(),
         timers: timers::capture(asked.timers, &results),
         numbers: Numbers {
@@ -234,6 +256,8 @@ pub fn assemble(
         dumpable: answers.dumpable,
         subreaper: answers.subreaper,
         thp_disable: answers.thp_disable,
+        controls: answers.controls,
+        undo: Vec::new(),
         filters: answers.filters,
         threads: answers.threads,
         namespaces,

@@ -4,12 +4,13 @@ use std::fs;
 
 use crate::error::RebuildError;
 use crate::ids::HostPid;
+use crate::ipc::undo;
 use crate::namespaces::Kind;
 use crate::namespaces::enter::Names;
 use crate::process::grow::{GrowError, Grown};
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::threads::{Identity, ThreadState};
-use crate::process::{credentials, signals, threads, timers};
+use crate::process::{controls, credentials, signals, threads, timers};
 use crate::tracee::{Batch, Ground, Held, TraceeError};
 
 /// Attributes of the process that it sets itself while it is still root.
@@ -20,6 +21,8 @@ pub fn attributes(state: &ProcessState, batch: &mut Batch) {
     batch.call(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), subreaper.into()], "setting the subreaper flag");
     let thp = [libc::PR_SET_THP_DISABLE.into(), state.thp_disable.into(), 0u64.into(), 0u64.into(), 0u64.into()];
     batch.call(libc::SYS_prctl, thp, "setting the huge page policy");
+    undo::restart(&state.undo, batch);
+    controls::restart_process(&state.controls, batch);
     if let Some(leader) = state.threads.first() {
         credentials::restrict(&leader.credentials, batch);
     }
@@ -121,6 +124,7 @@ pub fn last_batch<'a>(
     signals::requeue(&state.pending, leader.name.own, true, &mut batch);
     let dumpable = i32::from(state.dumpable == 1);
     batch.call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), dumpable.into()], "setting the dumpable flag");
+    controls::restrict_process(&state.controls, &mut batch);
     timers::arm(&state.timers, &mut batch);
     if let Some(signal) = state.stopped {
         batch.call(libc::SYS_kill, [leader.name.own.0.into(), signal.into()], "stopping it again");

@@ -37,7 +37,7 @@ pub struct Standing {
 #[derive(Default)]
 pub struct Share {
     seized: Vec<(Found, Vec<Seized>)>,
-    pub(super) held: Vec<HeldProcess>,
+    pub(crate) held: Vec<HeldProcess>,
 }
 
 impl Share {
@@ -144,7 +144,7 @@ fn stop_share(share: &mut Share, (): ()) -> Result<Vec<Standing>, HoldError> {
 }
 
 /// Bytes of a seat during a checkpoint, where a thread is asked a handful of questions.
-const QUESTIONS: usize = 1 << 10;
+pub(super) const QUESTIONS: usize = 2 << 10;
 /// Bytes for the leader's batch, which asks for every signal action and descriptor flag.
 const LEADER: usize = 64 << 10;
 

@@ -2,6 +2,7 @@
 
 pub mod ahead;
 pub mod capture;
+pub mod controls;
 pub mod credentials;
 pub mod crew;
 pub mod discover;

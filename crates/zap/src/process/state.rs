@@ -4,8 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::{DescriptorState, PosixLock};
 use crate::ids::{FileId, PodPid};
+use crate::ipc::undo::UndoState;
 use crate::memory::MemoryState;
 use crate::namespaces::Membership;
+use crate::process::controls::ProcessControls;
 use crate::process::credentials::CredentialsState;
 use crate::process::filters::FilterState;
 use crate::process::signals::{ActionState, QueuedSignal};
@@ -93,6 +95,12 @@ pub struct ProcessState {
     pub subreaper: bool,
     /// `PR_GET_THP_DISABLE`.
     pub thp_disable: i32,
+    /// Switches that it has set.
+    #[serde(default)]
+    pub controls: ProcessControls,
+    /// What it gives back to semaphores when it ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undo: Vec<UndoState>,
     /// Seccomp filters, oldest first.
     pub filters: Vec<FilterState>,
     /// Threads, the leader first.

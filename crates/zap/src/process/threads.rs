@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{CaptureError, Context};
 use crate::ids::{HostPid, PodPid};
+use crate::process::controls::{self, ThreadControls};
 use crate::process::credentials::{self, CredentialsState};
 use crate::process::filters::{self, FilterState};
 use crate::process::proc_files::Status;
@@ -47,6 +48,9 @@ pub struct ThreadState {
     pub credentials: CredentialsState,
     /// Scheduling policy, nice value, priority.
     pub scheduling: SchedulingAttributes,
+    /// Switches that it has set.
+    #[serde(default)]
+    pub controls: ThreadControls,
     /// CPU affinity.
     pub affinity: Vec<u64>,
     /// I/O priority.
@@ -69,6 +73,7 @@ pub struct Asked {
     timer_slack: Call,
     securebits: Call,
     name: Output,
+    controls: controls::AskedThread,
 }
 
 const PR_GET_TID_ADDRESS: i32 = 40;
@@ -84,7 +89,8 @@ pub fn ask(batch: &mut Batch) -> Asked {
     let timer_slack = batch.attempt(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK.into()]);
     let name = batch.output(16);
     batch.attempt(libc::SYS_prctl, [libc::PR_GET_NAME.into(), name.into()]);
-    Asked { stack, clear_tid, death_signal, timer_slack, securebits: credentials::ask(batch), name }
+    let controls = controls::ask_thread(batch);
+    Asked { stack, clear_tid, death_signal, timer_slack, securebits: credentials::ask(batch), name, controls }
 }
 
 /// What the tracer sees from outside; the extended state buffer is lent to save an allocation a thread.
@@ -122,6 +128,7 @@ pub fn capture(
         timer_slack: results.get(asked.timer_slack).max(0) as u64,
         credentials: credentials::capture(&status, results, asked.securebits),
         scheduling: sched::scheduling(tid).capturing("reading the scheduling policy", object())?,
+        controls: asked.controls.answers(results),
         affinity: sched::affinity(tid).capturing("reading the affinity", object())?,
         io_priority: sched::io_priority(tid).unwrap_or(0),
         filters: status.field("Seccomp_filters").and_then(|n| n.parse().ok()).unwrap_or(0),
@@ -164,6 +171,7 @@ pub fn restart(state: &ThreadState, identity: &Identity, filters: &[FilterState]
     signals::restart_alternate_stack(&state.alternate_stack, batch);
     set_name(&state.command, batch);
     batch.call(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK.into(), state.timer_slack.into()], "setting timer slack");
+    controls::restart_thread(&state.controls, batch);
     match identity {
         Identity::Own => credentials::identify(&state.credentials, batch),
         Identity::OfProcess => {}

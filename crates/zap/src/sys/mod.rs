@@ -14,6 +14,7 @@ pub mod lock;
 pub mod memory;
 pub mod message;
 pub mod mount;
+pub mod mqueue;
 pub mod namespace;
 pub mod nsfs;
 pub mod packet;

@@ -7,8 +7,11 @@
 
 mod calls;
 mod clocks;
+mod controls;
 mod family;
+mod handles;
 mod identity;
+mod ipc;
 mod mappings;
 mod memory;
 mod namespaces;
@@ -42,6 +45,9 @@ const TOPICS: &[&[Kind]] = &[
     survivor::KINDS,
     watches::KINDS,
     namespaces::KINDS,
+    handles::KINDS,
+    ipc::KINDS,
+    controls::KINDS,
 ];
 
 fn main() {

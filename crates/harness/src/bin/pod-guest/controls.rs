@@ -1,0 +1,153 @@
+//! Switches that a process or thread has set for itself.
+
+use crate::stage::*;
+
+pub(crate) const KINDS: &[crate::stage::Kind] = &[
+    ("cpu-affinity", cpu_affinity),
+    ("io-priority", io_priority),
+    ("timer-slack", timer_slack),
+    ("speculation", speculation),
+    ("memory-policy", memory_policy),
+    ("write-or-execute", write_or_execute),
+    ("machine-checks", machine_checks),
+    ("time-stamps", time_stamps),
+    ("sealed-memory", sealed_memory),
+];
+
+fn prctl(option: i32, args: [u64; 4]) -> Result<i64, String> {
+    let [a, b, c, d] = args;
+    call("prctl", libc::SYS_prctl, [option as u64, a, b, c, d])
+}
+
+/// In the first thread, in another that sets its own, and in a child: what `read` says stays.
+fn stays<T: PartialEq + std::fmt::Debug + Send + 'static>(
+    first: impl FnOnce() -> Checked,
+    second: impl FnOnce() -> Checked + Send + 'static,
+    read: fn() -> Result<T, String>,
+) -> Checked {
+    first()?;
+    let before = read()?;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || -> Checked {
+        let own = second().and_then(|()| read());
+        let _ = sender.send(own.as_ref().map(drop).map_err(Clone::clone));
+        await_go();
+        equal("in the other thread", read()?, own?)
+    });
+    receiver.recv().map_err(|e| e.to_string())??;
+    hold()?;
+    equal("in the first thread", read()?, before)?;
+    thread.join().map_err(|_| "the thread failed")?
+}
+
+fn cpu_affinity() -> Checked {
+    let read = || {
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        done("get", unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) })?;
+        Ok((0..1024).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect::<Vec<_>>())
+    };
+    let only_first = || {
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        unsafe { libc::CPU_SET(0, &mut set) };
+        done("set", unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) }).map(drop)
+    };
+    stays(|| Ok(()), only_first, read)
+}
+
+fn io_priority() -> Checked {
+    let set = |priority: u64| move || call("ioprio_set", libc::SYS_ioprio_set, [1, 0, priority]).map(drop);
+    stays(set(2 << 13 | 6), set(3 << 13), || call("ioprio_get", libc::SYS_ioprio_get, [1, 0]))
+}
+
+fn timer_slack() -> Checked {
+    let set = |ns: u64| move || prctl(libc::PR_SET_TIMERSLACK, [ns, 0, 0, 0]).map(drop);
+    stays(set(123_456), set(7_000), || prctl(libc::PR_GET_TIMERSLACK, [0; 4]))
+}
+
+/// Store bypass and indirect branches, where the host lets them be controlled.
+fn speculation() -> Checked {
+    const DISABLE: u64 = 4;
+    const FORCE_DISABLE: u64 = 8;
+    let read = || Ok([0, 1, 2].map(|which| prctl(libc::PR_GET_SPECULATION_CTRL, [which, 0, 0, 0]).unwrap_or(-1)));
+    let set = |to: u64| {
+        move || {
+            for which in [0, 1] {
+                if prctl(libc::PR_GET_SPECULATION_CTRL, [which, 0, 0, 0]).is_ok_and(|now| now & 1 != 0) {
+                    prctl(libc::PR_SET_SPECULATION_CTRL, [which, to, 0, 0])?;
+                }
+            }
+            Ok(())
+        }
+    };
+    stays(set(DISABLE), set(FORCE_DISABLE), read)
+}
+
+/// Prefer and interleave over the first node, which there always is.
+fn memory_policy() -> Checked {
+    fn read() -> Result<(i32, [u64; 16]), String> {
+        let (mut mode, mut nodes) = (0i32, [0u64; 16]);
+        let args = [&raw mut mode as u64, nodes.as_mut_ptr() as u64, 1024, 0, 0];
+        call("get_mempolicy", libc::SYS_get_mempolicy, args)?;
+        Ok((mode, nodes))
+    }
+    let set = |mode: u64| {
+        move || {
+            let nodes = 1u64;
+            call("set_mempolicy", libc::SYS_set_mempolicy, [mode, &raw const nodes as u64, 64]).map(drop)
+        }
+    };
+    stays(set(1), set(3 | 1 << 15), read)
+}
+
+/// Memory that was written to cannot become executable.
+fn write_or_execute() -> Checked {
+    let refused = || {
+        let page = crate::memory::anonymous(crate::memory::PAGE)?;
+        let made = unsafe { libc::mprotect(page.cast(), crate::memory::PAGE, libc::PROT_READ | libc::PROT_EXEC) };
+        equal("making memory executable", made, -1)
+    };
+    prctl(65, [1, 0, 0, 0])?;
+    refused()?;
+    hold()?;
+    equal("the switch", prctl(66, [0; 4])?, 1)?;
+    refused()
+}
+
+fn machine_checks() -> Checked {
+    let set = |value: u64| move || prctl(libc::PR_MCE_KILL, [libc::PR_MCE_KILL_SET as u64, value, 0, 0]).map(drop);
+    stays(set(1), set(0), || prctl(libc::PR_MCE_KILL_GET, [0; 4]))
+}
+
+/// A thread that may not read the time stamp counter.
+fn time_stamps() -> Checked {
+    fn read() -> Result<i32, String> {
+        let mut mode = 0i32;
+        prctl(libc::PR_GET_TSC, [&raw mut mode as u64, 0, 0, 0])?;
+        Ok(mode)
+    }
+    // Nothing in this thread takes the time from now on.
+    let set_up = Gate::new()?;
+    let child = fork(|| {
+        prctl(libc::PR_SET_TSC, [libc::PR_TSC_SIGSEGV as u64, 0, 0, 0])?;
+        set_up.open()?;
+        await_go();
+        equal("time stamps", read()?, libc::PR_TSC_SIGSEGV)?;
+        prctl(libc::PR_SET_TSC, [libc::PR_TSC_ENABLE as u64, 0, 0, 0]).map(drop)
+    })?;
+    set_up.pass(1)?;
+    hold()?;
+    reap(child)
+}
+
+/// A sealed mapping stays, and stays sealed.
+fn sealed_memory() -> Checked {
+    let page = crate::memory::anonymous(crate::memory::PAGE)?;
+    unsafe { page.write(7) };
+    if let Err(error) = call("mseal", 462, [page as u64, crate::memory::PAGE as u64, 0]) {
+        return check(error.contains("os error 38"), error);
+    }
+    hold()?;
+    equal("what is there", unsafe { page.read() }, 7)?;
+    let changed = unsafe { libc::munmap(page.cast(), crate::memory::PAGE) };
+    equal("unmapping it", changed, -1)
+}
