@@ -15,6 +15,23 @@ const fn sol(name: i32) -> Name {
     (libc::SOL_SOCKET, name)
 }
 
+const SO_TXTIME: i32 = 61;
+const SO_PREFER_BUSY_POLL: i32 = 69;
+const SO_BUSY_POLL_BUDGET: i32 = 70;
+const SO_TXREHASH: i32 = 74;
+const SO_RCVMARK: i32 = 75;
+const IP_CHECKSUM: i32 = 23;
+const IP_RECVFRAGSIZE: i32 = 25;
+const IP_RECVERR_RFC4884: i32 = 26;
+const IP_LOCAL_PORT_RANGE: i32 = 51;
+const IPV6_FLOWINFO_SEND: i32 = 33;
+const IPV6_MULTICAST_ALL: i32 = 29;
+const IPV6_RECVERR_RFC4884: i32 = 31;
+const IPV6_ADDR_PREFERENCES: i32 = 72;
+const IPV6_MINHOPCOUNT: i32 = 73;
+const IPV6_UNICAST_IF: i32 = 76;
+const IPV6_RECVFRAGSIZE: i32 = 77;
+
 /// Options of every family. `SO_REUSEADDR` is apart: repair and restarts play with it.
 const GENERIC: &[Name] = &[
     sol(libc::SO_REUSEPORT),
@@ -27,6 +44,15 @@ const GENERIC: &[Name] = &[
     sol(libc::SO_TIMESTAMP),
     sol(libc::SO_TIMESTAMPNS),
     sol(libc::SO_TIMESTAMPING),
+    // The same with times that last beyond 2038: a socket has the one or the other.
+    sol(63),
+    sol(64),
+    sol(65),
+    sol(libc::SO_BUSY_POLL),
+    sol(SO_PREFER_BUSY_POLL),
+    sol(SO_BUSY_POLL_BUDGET),
+    sol(SO_TXREHASH),
+    sol(SO_RCVMARK),
     sol(libc::SO_ZEROCOPY),
     sol(libc::SO_PEEK_OFF),
 ];
@@ -41,6 +67,11 @@ pub(super) const DATAGRAM4: &[Name] = &[
     (libc::IPPROTO_IP, libc::IP_RECVTOS),
     (libc::IPPROTO_IP, libc::IP_RECVTTL),
     (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
+    (libc::IPPROTO_IP, libc::IP_RECVOPTS),
+    (libc::IPPROTO_IP, libc::IP_RETOPTS),
+    (libc::IPPROTO_IP, libc::IP_PASSSEC),
+    (libc::IPPROTO_IP, IP_CHECKSUM),
+    (libc::IPPROTO_IP, IP_RECVFRAGSIZE),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
@@ -52,6 +83,13 @@ pub(super) const DATAGRAM6: &[Name] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPOPTS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVRTHDR),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVDSTOPTS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVPATHMTU),
+    (libc::IPPROTO_IPV6, IPV6_RECVFRAGSIZE),
+    (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG),
+    (libc::IPPROTO_IPV6, IPV6_MULTICAST_ALL),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
@@ -63,6 +101,8 @@ const STRUCTURED: &[(Name, usize)] = &[
     (sol(libc::SO_RCVTIMEO), size_of::<libc::timeval>()),
     (sol(libc::SO_SNDTIMEO), size_of::<libc::timeval>()),
     (sol(libc::SO_MAX_PACING_RATE), 8),
+    // A clock, and flags.
+    (sol(SO_TXTIME), 8),
 ];
 
 /// Options of IPv4, and of IPv6 sockets when they carry IPv4.
@@ -75,6 +115,9 @@ pub(super) const IPV4: &[Name] = &[
     (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
     (libc::IPPROTO_IP, libc::IP_MINTTL),
     (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
+    (libc::IPPROTO_IP, IP_RECVERR_RFC4884),
+    (libc::IPPROTO_IP, libc::IP_UNICAST_IF),
+    (libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE),
 ];
 
 /// Options of IPv6.
@@ -87,6 +130,11 @@ pub(super) const IPV6: &[Name] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),
     (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
     (libc::IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL),
+    (libc::IPPROTO_IPV6, IPV6_FLOWINFO_SEND),
+    (libc::IPPROTO_IPV6, IPV6_RECVERR_RFC4884),
+    (libc::IPPROTO_IPV6, IPV6_ADDR_PREFERENCES),
+    (libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT),
+    (libc::IPPROTO_IPV6, IPV6_UNICAST_IF),
 ];
 
 /// Options, sizes, filter and owner of a socket. Names and values are the kernel's numbers, which are its ABI.
