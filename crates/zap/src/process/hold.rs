@@ -48,6 +48,9 @@ impl Share {
     }
 }
 
+/// What a tracer does with the processes that it holds: something about each of them comes of it.
+pub type Job<P, R> = fn(&mut Share, P) -> Result<Vec<(PodPid, R)>, HoldError>;
+
 /// The tracers of a pod.
 pub type Tracers = Crew<Share>;
 
