@@ -211,9 +211,6 @@ fn marker(found: &Found) -> Option<i32> {
     candidates.into_iter().find(|signal| busy & (1 << (signal - 1)) == 0)
 }
 
-/// What a tracer does with its share of the pod: an answer a process.
-type Job<P, R> = fn(&mut Share, P) -> Result<Vec<(PodPid, R)>, HoldError>;
-
 impl HeldPod {
     /// How many threads there are.
     pub fn threads(&self) -> usize {
