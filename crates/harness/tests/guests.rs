@@ -132,7 +132,7 @@ guests! {
     undumpable personality
     private shared_anonymous file_private file_shared file_deleted copy_on_write heap big
     protections grows_down advice locked many_mappings executable_memory low_address vdso program_replaced memfd
-    waiting_calls waiting_timeouts sleeps long_sleep survivor
+    waiting_calls waiting_timeouts sleeps long_sleep survivor respawner
     inotify inotify_renamed inotify_nameless inotify_shared inotify_unread inotify_many
     user_namespace user_namespace_unmapped user_namespace_threads user_namespace_nested network_namespace
     network_namespace_off host_name_namespace ipc_namespace cgroup_namespace time_namespace namespace_shared
@@ -201,6 +201,57 @@ fn outlives_monitors(rounds: u32) -> Result<()> {
 #[test]
 fn a_pod_outlives_its_monitors() {
     with_room(|| outlives_monitors(8));
+}
+
+/// A process with threads that is killed while it is held: the checkpoint fails or goes on without it, nothing hangs, and
+/// the pod runs on.
+fn outlives_processes(rounds: u32) -> Result<()> {
+    let lab = Lab::new()?;
+    let guest = Guest::start(&lab, "respawner", "respawner")?;
+    let mut random = rand::rngs::StdRng::seed_from_u64(20_261_122);
+    let victim = || -> Result<Option<i32>> {
+        let processes = guest.pod()?.processes()?;
+        Ok(processes.iter().map(|process| process.host_pid).max())
+    };
+    let mut told = 0;
+    for round in 0..rounds {
+        let image = lab.directory().join(format!("image{round}"));
+        let child = wait_until("the child and its threads", || {
+            let child = victim()?.context("there is no child")?;
+            let threads = std::fs::read_dir(format!("/proc/{child}/task")).map_or(0, Iterator::count);
+            ensure!(threads == 41, "it has {threads}");
+            Ok(child)
+        })?;
+        let options = ["checkpoint", "respawner", "--leave-running", "-o", &image.to_string_lossy()].map(str::to_owned);
+        let mut command = std::process::Command::new(zap_binary()?);
+        command.arg("--state").arg(lab.state()).args(options).stderr(std::process::Stdio::piped());
+        let checkpoint = lab.host().spawn(&mut command)?;
+        std::thread::sleep(Duration::from_micros(random.random_range(0..100_000)));
+        kill(Pid::from_raw(child), Signal::SIGKILL).context("killing a process")?;
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(checkpoint.wait_with_output()));
+        let output = receiver.recv_timeout(PATIENCE).with_context(|| format!("round {round}: it hangs"))??;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success() || said.contains("pod respawner: "),
+            "round {round}: {}: {said}",
+            output.status
+        );
+        ensure!(output.status.success() == image.exists(), "round {round}: {}: {said}", output.status);
+        told += u32::from(!output.status.success());
+        eprintln!("round {round}: {} {said}", output.status);
+        let _ = std::fs::remove_dir_all(&image);
+    }
+    eprintln!("{told} of {rounds} checkpoints failed");
+    let image = lab.directory().join("last");
+    guest.checkpoint(&image, &["--leave-running"])?;
+    guest.check()?;
+    Guest::restart(&lab, &image, "again")?.check()
+}
+
+#[test]
+fn a_pod_outlives_its_processes() {
+    with_room(|| outlives_processes(20));
 }
 
 /// Every kind that the guest knows is tested here.

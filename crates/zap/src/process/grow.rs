@@ -127,6 +127,7 @@ impl<'a> Grove<'a> {
             other => other?,
         };
         let mut held = seized.wait()?;
+        held.alone = true;
         let ground = self.ground(host, pid)?;
         let rseq = ptrace::rseq_configuration(host).unwrap_or_default();
         let mut batch = Batch::new();
@@ -464,6 +465,7 @@ impl<'a> Grove<'a> {
             self.run(pid, &batch)?;
             let depth = self.common.depth;
             let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };
+            grown.threads[0].alone = false;
             for _ in some {
                 let mut held = if is_free { newborn()? } else { named_newborn(depth)? };
                 // It stands behind the call that made it.
@@ -543,6 +545,7 @@ fn named_newborn(depth: usize) -> Result<Held, TraceeError> {
     let status = status.map_err(TraceeError::kernel("reading about", held.name.pod))?;
     let numbers = Status::new(status).namespace_pids();
     let own = numbers.last().copied().unwrap_or(0);
+    held.alone = true;
     (held.name.pod, held.name.own) = (PodPid(numbers.get(depth).copied().unwrap_or(0)), (own, own));
     Ok(held)
 }

@@ -133,7 +133,10 @@ impl SeizedPod {
 fn stop_share(share: &mut Share, (): ()) -> Result<Vec<Standing>, HoldError> {
     let mut stopped = Vec::with_capacity(share.seized.len());
     for (found, seized) in share.seized.drain(..) {
-        let threads = seized.into_iter().map(Seized::wait).collect::<Result<Vec<Held>, _>>()?;
+        let mut threads = seized.into_iter().map(Seized::wait).collect::<Result<Vec<Held>, _>>()?;
+        if let [only] = &mut threads[..] {
+            only.alone = true;
+        }
         stopped.push((found, threads));
     }
     let mut standing = Vec::with_capacity(stopped.len());

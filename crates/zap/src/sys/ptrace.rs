@@ -1,5 +1,7 @@
 //! `ptrace(2)`, in its `PTRACE_SEIZE` form. A tracee belongs to the *thread* that seized it.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::time::{Duration, Instant};
@@ -55,6 +57,8 @@ fn request(request: u32, tid: HostPid, address: usize, data: usize) -> io::Resul
 
 /// Attaches without stopping.
 pub fn seize(tid: HostPid, options: i32) -> io::Result<()> {
+    // Of an earlier tracee with that number.
+    let _ = told(tid);
     request(PTRACE_SEIZE, tid, 0, options as usize).map(drop)
 }
 
@@ -234,32 +238,77 @@ fn decode(status: i32) -> Stop {
     }
 }
 
-/// Waits until this tracee of the calling thread stops or ends.
-pub fn wait(tid: HostPid) -> io::Result<Stop> {
+thread_local! {
+    /// What tracees of this thread have told while somebody else was waited for.
+    static ASIDE: RefCell<HashMap<i32, Stop>> = RefCell::default();
+}
+
+/// What this tracee has told already.
+fn told(tid: HostPid) -> Option<Stop> {
+    ASIDE.with_borrow_mut(|aside| aside.remove(&tid.0))
+}
+
+/// One `waitpid(2)` for a tracee of the calling thread, or for any (-1); `None` if `flags` say not to wait and nobody has
+/// anything to tell.
+fn wait_once(tid: i32, flags: i32) -> io::Result<Option<(HostPid, Stop)>> {
     let mut status = 0;
     loop {
         // SAFETY: status outlives the call.
-        match check(unsafe { libc::waitpid(tid.0, &mut status, libc::__WALL) } as libc::c_long) {
-            Ok(_) => return Ok(decode(status)),
+        match check(unsafe { libc::waitpid(tid, &mut status, libc::__WALL | flags) } as libc::c_long) {
+            Ok(0) => return Ok(None),
+            Ok(tid) => return Ok(Some((HostPid(tid as i32), decode(status)))),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(e),
         }
     }
 }
 
-/// As [`wait`], but not longer than until `deadline`: most tracees that were asked to stop do so within microseconds.
+/// Waits until this tracee of the calling thread stops or ends; for the first thread of a process that has others, see
+/// [`wait_first`].
+pub fn wait(tid: HostPid) -> io::Result<Stop> {
+    loop {
+        if let Some(stop) = told(tid) {
+            return Ok(stop);
+        }
+        if let Some((_, stop)) = wait_once(tid.0, 0)? {
+            return Ok(stop);
+        }
+    }
+}
+
+/// As [`wait`], for the first thread of a process: when the process is killed, the end of the first thread is told only
+/// after its other threads, which are tracees too, have been waited for. What they tell is put aside.
+pub fn wait_first(tid: HostPid) -> io::Result<Stop> {
+    loop {
+        if let Some(stop) = told(tid) {
+            return Ok(stop);
+        }
+        if let Some((_, stop)) = wait_once(tid.0, libc::WNOHANG)? {
+            return Ok(stop);
+        }
+        put_aside(0)?;
+    }
+}
+
+/// Takes what any tracee of this thread tells, for whoever waits for it; whether there was something.
+fn put_aside(flags: i32) -> io::Result<bool> {
+    let any = wait_once(-1, libc::__WNOTHREAD | flags)?;
+    Ok(any.map(|(tid, stop)| ASIDE.with_borrow_mut(|aside| aside.insert(tid.0, stop))).is_some())
+}
+
+/// As [`wait_first`], but not longer than until `deadline`: most tracees that were asked to stop do so within microseconds.
 pub fn wait_until(tid: HostPid, deadline: Instant) -> io::Result<Stop> {
     const SPIN: usize = 200;
     for round in 0.. {
-        let mut status = 0;
-        // SAFETY: status outlives the call.
-        match check(unsafe { libc::waitpid(tid.0, &mut status, libc::__WALL | libc::WNOHANG) } as libc::c_long) {
-            Ok(0) if round < SPIN => std::thread::yield_now(),
-            Ok(0) if Instant::now() > deadline => break,
-            Ok(0) => std::thread::sleep(Duration::from_micros(20)),
-            Ok(_) => return Ok(decode(status)),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+        if let Some(stop) = told(tid) {
+            return Ok(stop);
+        }
+        match wait_once(tid.0, libc::WNOHANG)? {
+            Some((_, stop)) => return Ok(stop),
+            None if round < SPIN => std::thread::yield_now(),
+            None if Instant::now() > deadline => break,
+            None if put_aside(libc::WNOHANG)? => {}
+            None => std::thread::sleep(Duration::from_micros(20)),
         }
     }
     Err(io::ErrorKind::TimedOut.into())
@@ -267,14 +316,16 @@ pub fn wait_until(tid: HostPid, deadline: Instant) -> io::Result<Stop> {
 
 /// Waits for any tracee of the calling *thread*; who it is.
 pub fn wait_any() -> io::Result<(HostPid, Stop)> {
-    let mut status = 0;
+    let aside = ASIDE.with_borrow_mut(|aside| {
+        let tid = aside.keys().next().copied()?;
+        aside.remove_entry(&tid)
+    });
+    if let Some((tid, stop)) = aside {
+        return Ok((HostPid(tid), stop));
+    }
     loop {
-        // SAFETY: status outlives the call.
-        let result = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD) };
-        match check(result as libc::c_long) {
-            Ok(tid) => return Ok((HostPid(tid as i32), decode(status))),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(e),
+        if let Some(told) = wait_once(-1, libc::__WNOTHREAD)? {
+            return Ok(told);
         }
     }
 }

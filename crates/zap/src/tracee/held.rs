@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 use crate::ids::{HostPid, PodPid};
+use crate::process::proc_files::parse_stat;
 use crate::sys::ptrace::{self, Registers, Stop};
 use crate::tracee::batch::{Batch, Results};
 use crate::tracee::ground::Ground;
@@ -45,6 +46,10 @@ impl TraceeError {
     pub(crate) fn kernel(step: &'static str, thread: PodPid) -> impl FnOnce(io::Error) -> TraceeError {
         move |source| match source.raw_os_error() {
             Some(libc::ESRCH) => TraceeError::Died(thread),
+            // Memory of which nothing can be read or written is that of a process that was killed.
+            None if matches!(source.kind(), io::ErrorKind::WriteZero | io::ErrorKind::UnexpectedEof) => {
+                TraceeError::Died(thread)
+            }
             _ => TraceeError::Kernel { step, thread, source },
         }
     }
@@ -83,17 +88,30 @@ pub struct Held {
     pub mask: u64,
     /// The stop signal of the group stop that it was found in.
     pub group_stop: Option<i32>,
+    /// Whether it is the only thread of its process.
+    pub alone: bool,
     /// Whether its registers or mask are ours at the moment.
     away: bool,
+    /// The signal that ends the batch which it runs.
+    busy: Option<i32>,
     /// It belongs to the thread that seized it.
     _here: PhantomData<*const ()>,
 }
 
 /// Seizes a thread and asks it to stop.
 pub fn seize(name: ThreadName, options: i32) -> Result<Seized, TraceeError> {
-    ptrace::seize(name.host, options).map_err(TraceeError::kernel("seizing", name.pod))?;
+    ptrace::seize(name.host, options).map_err(|source| match source.raw_os_error() {
+        // What the kernel says of one that has ended.
+        Some(libc::EPERM) if has_ended(name.host) => TraceeError::Died(name.pod),
+        _ => TraceeError::kernel("seizing", name.pod)(source),
+    })?;
     ptrace::interrupt(name.host).map_err(TraceeError::kernel("interrupting", name.pod))?;
     Ok(Seized { name, _here: PhantomData })
+}
+
+fn has_ended(thread: HostPid) -> bool {
+    let stat = std::fs::read(thread.proc("stat")).ok().and_then(|stat| parse_stat(&stat));
+    stat.is_none_or(|stat| matches!(stat.state, b'Z' | b'X'))
 }
 
 impl Seized {
@@ -134,7 +152,9 @@ impl Seized {
                 .map_err(TraceeError::kernel("reading the registers of", name.pod))?,
             mask: ptrace::signal_mask(name.host).map_err(TraceeError::kernel("reading the mask of", name.pod))?,
             group_stop,
+            alone: false,
             away: false,
+            busy: None,
             _here: PhantomData,
         };
         if interrupted::needs_rewind(&held.registers) && !held.has_deliverable_signal()? {
@@ -215,7 +235,7 @@ impl Held {
         for _ in ["entry", "exit"] {
             ptrace::cont_to_call(self.name.host).map_err(self.failed("continuing"))?;
             loop {
-                match ptrace::wait(self.name.host).map_err(self.failed("waiting for"))? {
+                match self.next_stop()? {
                     Stop::Signal(ptrace::CALL_STOP) => break,
                     Stop::Ended(_) => return Err(TraceeError::Died(self.name.pod)),
                     Stop::Signal(_) | Stop::Event(_) | Stop::Other(_) => {
@@ -249,12 +269,21 @@ impl Held {
         ptrace::set_registers(self.name.host, &registers).map_err(self.failed("setting the registers of"))?;
         let all_but_marker = !(1u64 << (ground.marker - 1));
         ptrace::set_signal_mask(self.name.host, all_but_marker).map_err(self.failed("setting the mask of"))?;
-        ptrace::cont(self.name.host, 0).map_err(self.failed("continuing"))
+        ptrace::cont(self.name.host, 0).map_err(self.failed("continuing"))?;
+        self.busy = Some(ground.marker);
+        Ok(())
+    }
+
+    fn next_stop(&self) -> Result<Stop, TraceeError> {
+        let (own_pid, own_tid) = self.name.own;
+        let wait = if own_pid == own_tid && !self.alone { ptrace::wait_first } else { ptrace::wait };
+        wait(self.name.host).map_err(self.failed("waiting for"))
     }
 
     fn await_marker(&mut self, marker: i32) -> Result<(), TraceeError> {
+        self.busy = None;
         loop {
-            match ptrace::wait(self.name.host).map_err(self.failed("waiting for"))? {
+            match self.next_stop()? {
                 Stop::Signal(signal) if signal == marker => return Ok(()),
                 Stop::Ended(_) => return Err(TraceeError::Died(self.name.pod)),
                 // SIGSTOP and SIGKILL alone get past the mask; a stop asked for meanwhile is the pod's affair.
@@ -279,8 +308,11 @@ impl Held {
         Ok(held)
     }
 
-    /// Gives the thread its registers and mask back; it stays held.
+    /// Gives the thread its registers and mask back; it stays held. A batch that nobody waited for ends first.
     pub fn go_home(&mut self) -> Result<(), TraceeError> {
+        if let Some(marker) = self.busy {
+            self.await_marker(marker)?;
+        }
         if self.away {
             ptrace::set_signal_mask(self.name.host, self.mask).map_err(self.failed("setting the mask of"))?;
             ptrace::set_registers(self.name.host, &self.registers).map_err(self.failed("setting the registers of"))?;

@@ -137,3 +137,47 @@ fn a_sleep_goes_on_with_what_remained() {
     assert!(victim.0.wait().unwrap().success());
     assert!(begin.elapsed() >= std::time::Duration::from_millis(600));
 }
+
+/// The program of the next test: its first thread waits for another.
+#[test]
+fn a_victim_with_threads() {
+    if std::env::var_os("ZAP_TEST_VICTIM").is_some() {
+        println!("ready");
+        std::thread::sleep(std::time::Duration::from_secs(60));
+    }
+}
+
+#[test]
+fn the_end_of_a_process_with_threads_is_noticed_in_a_batch() {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "tracee::tests::a_victim_with_threads", "--nocapture", "--test-threads=2"]);
+    let mut victim = Victim(command.env("ZAP_TEST_VICTIM", "1").stdout(Stdio::piped()).spawn().unwrap());
+    let mut output = std::io::BufReader::new(victim.0.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("ready") {
+        line.clear();
+        assert_ne!(std::io::BufRead::read_line(&mut output, &mut line).unwrap(), 0, "it has ended");
+    }
+    let name = victim.name();
+    let threads: Vec<i32> = std::fs::read_dir(name.host.proc("task"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    assert!(threads.len() > 1, "{threads:?}");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let of = |tid: i32| ThreadName { host: HostPid(tid), pod: PodPid(tid), own: (name.host.0, tid) };
+        let seized: Vec<_> = threads.iter().map(|tid| seize(of(*tid), 0).unwrap()).collect();
+        let mut held: Vec<Held> = seized.into_iter().map(|seized| seized.wait().unwrap()).collect();
+        let leader = held.iter_mut().find(|held| held.name == name).unwrap();
+        let ground = prepare(leader);
+        let mut batch = Batch::new();
+        let second = batch.bytes(&[5u64.to_ne_bytes(), 0u64.to_ne_bytes()].concat());
+        batch.call(libc::SYS_nanosleep, [second, 0u64.into()], "sleeping");
+        leader.begin(&ground, 0, &batch).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(name.host.0), nix::sys::signal::SIGKILL).unwrap();
+        let _ = sender.send(leader.finish(&ground, 0, &batch).map(drop));
+    });
+    let ended = receiver.recv_timeout(std::time::Duration::from_secs(20)).expect("it waits for ever");
+    assert!(matches!(ended, Err(crate::tracee::TraceeError::Died(_))), "{ended:?}");
+}

@@ -7,12 +7,38 @@ use std::thread::JoinHandle;
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[crate::stage::Kind] = &[("survivor", survivor)];
+pub(crate) const KINDS: &[crate::stage::Kind] = &[("survivor", survivor), ("respawner", respawner)];
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
 fn goes_on() -> bool {
     !STOP.load(Ordering::Relaxed)
+}
+
+/// Keeps a child with many threads, beside others; when somebody kills it there is soon another.
+fn respawner() -> Checked {
+    let child = |threads| {
+        fork(move || {
+            (0..threads).for_each(|_| drop(std::thread::spawn(await_go)));
+            await_go();
+            Ok(())
+        })
+    };
+    let others = [child(10)?, child(20)?, child(30)?, child(0)?];
+    let first = child(40)?;
+    let keeper = std::thread::spawn(move || {
+        let mut pid = first;
+        loop {
+            match status_of(pid)? {
+                0 => return Ok(()),
+                status if libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL => pid = child(40)?,
+                status => return equal("the child's status", status, 0),
+            }
+        }
+    });
+    hold_loosely()?;
+    others.into_iter().try_for_each(reap)?;
+    keeper.join().map_err(|_| "a thread panicked")?
 }
 
 fn survivor() -> Checked {
