@@ -123,6 +123,7 @@ macro_rules! refused {
 
 guests! {
     plain tree zombies zombie_signals orphan subreaper death_signal exit_signal stopped stopped_threads forks_afterwards
+    shared_directory shared_files
     groups daemon daemon_family background_job
     threads thread_ids rseq robust_list robust_death joining thread_credentials
     general_registers vector_registers x87 segments
@@ -149,8 +150,8 @@ refused! {
     leader_gone "first thread"
     no_vdso "vDSO"
     thread_namespace "a thread is in another"
-    shared_directory "its root and working directory is shared with process"
-    shared_files "its descriptor table is shared with process"
+    shared_strangely "its descriptor table is shared with process 2, which is no relative"
+    shared_memory_process "its address space is shared with process 2"
     traced "is traced by another process"
     unborn_namespace "its next children are to be born in another"
     mqueue_notify "mq_notify"

@@ -348,8 +348,8 @@ impl Image {
         fault::point("restart-memory");
         grove.join_groups().map_err(|e| self.failed(e))?;
         grove.end_the_ended().map_err(|e| self.failed(e))?;
-        for process in &self.processes {
-            grove.furnish(process.place.pid).map_err(|e| self.failed(e))?;
+        for pid in grove.order_of_furnishing() {
+            grove.furnish(pid).map_err(|e| self.failed(e))?;
         }
         let mut buffer = Vec::new();
         for pid in grove.order_of_finish() {

@@ -12,6 +12,7 @@ use crate::process::ahead::MemoryAhead;
 use crate::process::capture::{self, Questions};
 use crate::process::discover::PodProc;
 use crate::process::hold::{HeldPod, HoldError, Share};
+use crate::process::sharing;
 use crate::process::state::ProcessState;
 
 /// Everything about the processes that is known once all have answered.
@@ -137,6 +138,9 @@ impl Looked {
             let namespaces = look.namespaces.of(process.found.subject.host);
             let mut state = capture::assemble(process, answers, directories, locks, memory.state, namespaces);
             state.stop_is_news = news.contains(&state.place.pid);
+            let parent = held.processes.binary_search_by_key(&state.place.parent, |other| other.found.subject.pod);
+            let parent = parent.ok().map(|place| held.processes[place].found.subject.host);
+            state.sharing = sharing::capture(process.found.subject.host, parent);
             states.push(state);
         }
         Ok(states)

@@ -17,7 +17,7 @@ use crate::process::discover::{Found, PodProc, Population, Zombie};
 use crate::process::filters::{self, FilterState};
 use crate::process::hold::{HeldProcess, HoldError, QUESTIONS, Share, Standing};
 use crate::process::limits;
-use crate::process::sharing;
+use crate::process::sharing::{self, SharingState};
 use crate::process::signals::{self, QueuedSignal};
 use crate::process::state::{EndedState, Place, ProcessState, TerminalState};
 use crate::process::threads::{self, ThreadState};
@@ -257,6 +257,7 @@ pub fn assemble(
         subreaper: answers.subreaper,
         thp_disable: answers.thp_disable,
         controls: answers.controls,
+        sharing: SharingState::default(),
         undo: Vec::new(),
         filters: answers.filters,
         threads: answers.threads,
@@ -321,7 +322,7 @@ pub fn check_all(
         look.namespaces.meet(&found.subject).or_else(unless_gone)?;
     }
     look.namespaces.states().map(drop).or_else(unless_gone)?;
-    sharing::check(population)?;
+    sharing::check(look.init, population)?;
     population.live.iter().zip(layouts).try_for_each(|(found, layout)| check(look, found, layout))
 }
 

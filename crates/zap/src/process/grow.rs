@@ -234,7 +234,9 @@ impl<'a> Grove<'a> {
         for some in children.chunks(256) {
             let mut batch = Batch::new();
             for child in some {
-                clone_into(&mut batch, *child, libc::CLONE_PTRACE as u64, self.exit_signal(*child), true, "process");
+                let shared = self.states.get(child).map_or(0, |state| state.sharing.flags());
+                let flags = (libc::CLONE_PTRACE | shared) as u64;
+                clone_into(&mut batch, *child, flags, self.exit_signal(*child), true, "process");
             }
             self.run(pid, &batch)?;
             for held in newborns(some.len(), self.common.depth)? {
@@ -298,15 +300,24 @@ impl<'a> Grove<'a> {
         Ok(())
     }
 
+    /// Who shares its descriptor table comes before whoever gets the descriptors.
+    pub fn order_of_furnishing(&self) -> Vec<PodPid> {
+        let (sharing, others): (Vec<&ProcessState>, Vec<_>) =
+            self.states.values().partition(|state| state.sharing.files);
+        sharing.into_iter().chain(others).map(|state| state.place.pid).collect()
+    }
+
     /// Gives a live process its directories, descriptors, signal actions and threads. Nothing of the pool is open in it
     /// afterwards.
     pub fn furnish(&mut self, pid: PodPid) -> Result<(), GrowError> {
         let state = self.states[&pid];
         self.places(state)?;
         let pool = |file| (!self.around.late.contains(file)).then(|| self.common.number(file));
-        let descriptors = files::restart_descriptors(&state.descriptors, &pool, self.common.pool..=self.common.last)?;
+        let range = self.common.pool..=self.common.last;
+        // Who shares its table gets its descriptors with its parent, after it: the pool goes then.
+        let own = (!state.sharing.files).then(|| files::restart_descriptors(&state.descriptors, &pool, range));
         let late = memory::late_batch(&state.memory).into_iter().map(|memory| memory.batch);
-        let parts = std::iter::once(descriptors).chain(late).chain([self.attributes(state)]);
+        let parts = own.transpose()?.into_iter().chain(late).chain([self.attributes(state)]);
         self.run_together(pid, parts)?;
         self.clone_threads(state)?;
         // A timer may notify any thread.
@@ -335,8 +346,10 @@ impl<'a> Grove<'a> {
     /// credentials, registers, signals, timers. It is then held where it was when it was captured.
     pub fn finish(&mut self, pid: PodPid, buffer: &mut Vec<u8>) -> Result<(), GrowError> {
         let state = self.states[&pid];
-        let directory = self.around.late.change_to(state.cwd);
-        for batch in directory.into_iter().chain(self.around.late.open_in(&state.descriptors)) {
+        let late = &mut self.around.late;
+        let directory = (!state.sharing.directories).then(|| late.change_to(state.cwd)).flatten();
+        let opened = (!state.sharing.files).then(|| late.open_in(&state.descriptors)).flatten();
+        for batch in directory.into_iter().chain(opened) {
             self.run(pid, &batch)?;
         }
         let mut batch = Batch::new();
@@ -385,24 +398,33 @@ impl<'a> Grove<'a> {
         let pid = state.place.pid;
         let mut batch = Batch::new();
         enter::enter(&state.namespaces, &|id| self.common.namespace(id), &mut batch);
-        let nowhere = state.root.and_then(|root| self.around.late.nowhere(root)).map(<[u8]>::to_vec);
-        if let Some(path) = &nowhere {
-            self.run(pid, &std::mem::take(&mut batch))?;
-            self.lead_nowhere(pid, path)?;
-        } else if let Some(root) = state.root {
-            change_directory(self.common.number(root), &mut batch);
-            let dot = batch.bytes(b".\0");
-            batch.call(libc::SYS_chroot, [dot], "changing the root directory");
-        }
-        let is_nowhere = nowhere.is_some() && self.around.late.nowhere(state.cwd).is_some();
-        if !self.around.late.contains(state.cwd) && !is_nowhere {
-            change_directory(self.common.number(state.cwd), &mut batch);
+        if !state.sharing.directories {
+            self.directories(state, &mut batch)?;
         }
         if let Some(leader) = state.threads.first() {
             let namespace = |id| self.common.namespace(id);
             enter::enter_user(&state.namespaces, &leader.credentials, &namespace, &mut batch);
         }
         Ok(self.run(pid, &batch).map(drop)?)
+    }
+
+    /// Its root and its working directory; what `batch` has is run before.
+    fn directories(&mut self, state: &ProcessState, batch: &mut Batch) -> Result<(), GrowError> {
+        let pid = state.place.pid;
+        let nowhere = state.root.and_then(|root| self.around.late.nowhere(root)).map(<[u8]>::to_vec);
+        if let Some(path) = &nowhere {
+            self.run(pid, &std::mem::take(batch))?;
+            self.lead_nowhere(pid, path)?;
+        } else if let Some(root) = state.root {
+            change_directory(self.common.number(root), batch);
+            let dot = batch.bytes(b".\0");
+            batch.call(libc::SYS_chroot, [dot], "changing the root directory");
+        }
+        let is_nowhere = nowhere.is_some() && self.around.late.nowhere(state.cwd).is_some();
+        if !self.around.late.contains(state.cwd) && !is_nowhere {
+            change_directory(self.common.number(state.cwd), batch);
+        }
+        Ok(())
     }
 
     /// Makes a directory of a process that has ended the root: a helper with its number, which shares root and working

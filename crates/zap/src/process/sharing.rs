@@ -1,8 +1,13 @@
 //! What processes share that are not threads of one: an address space, a descriptor table, root and working directory.
 
 use std::cmp::Ordering;
+use std::collections::HashSet;
+use std::fs;
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::CaptureError;
+use crate::ids::{HostPid, PodPid};
 use crate::process::discover::{Found, Population};
 use crate::process::vfork;
 use crate::sys::kcmp::{self, Shared};
@@ -13,29 +18,79 @@ const KINDS: [(Shared, &str); 3] = [
     (Shared::Fs, "its root and working directory"),
 ];
 
-/// Refuses processes that share something.
-pub fn check(population: &Population) -> Result<(), CaptureError> {
+/// What a process shares with its parent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharingState {
+    /// The descriptor table (`CLONE_FILES`).
+    pub files: bool,
+    /// Root, working directory and umask (`CLONE_FS`).
+    pub directories: bool,
+}
+
+impl SharingState {
+    /// Whether it shares nothing.
+    pub fn is_nothing(&self) -> bool {
+        *self == SharingState::default()
+    }
+
+    /// The flags of the `clone(2)` that makes such a child.
+    pub fn flags(self) -> i32 {
+        let flag = |shared: bool, flag| if shared { flag } else { 0 };
+        flag(self.files, libc::CLONE_FILES) | flag(self.directories, libc::CLONE_FS)
+    }
+}
+
+/// What a held process shares with its parent, if that is in the pod.
+pub fn capture(process: HostPid, parent: Option<HostPid>) -> SharingState {
+    let shares = |what| parent.is_some_and(|parent| kcmp::shares(process.0, parent.0, what).unwrap_or(false));
+    SharingState { files: shares(Shared::Files), directories: shares(Shared::Fs) }
+}
+
+/// Refuses processes that share what a restart could not have them share.
+pub fn check(init: HostPid, population: &Population) -> Result<(), CaptureError> {
     for (what, name) in KINDS {
         // In the kernel's own order, so that each is compared with a few.
-        let mut ordered: Vec<&Found> = Vec::with_capacity(population.live.len());
+        let mut groups: Vec<Vec<&Found>> = Vec::with_capacity(population.live.len());
         for found in population.live.iter().filter(|found| found.stat.state != b'Z') {
             // Whoever has ended meanwhile shares nothing.
-            match ordered.binary_search_by(|other| compare(other, found, what).unwrap_or(Ordering::Less)) {
-                Ok(place) => refuse(ordered[place], found, what, name)?,
-                Err(place) => ordered.insert(place, found),
+            match groups.binary_search_by(|group| compare(group[0], found, what).unwrap_or(Ordering::Less)) {
+                Ok(place) => groups[place].push(found),
+                Err(place) => groups.insert(place, vec![found]),
             }
         }
+        let groups = groups.iter().filter(|group| group.len() > 1);
+        groups.into_iter().try_for_each(|group| check_group(init, group, what, name))?;
     }
     Ok(())
 }
 
+/// A child is made so that it shares with its parent: the members of a group must be relatives without a gap.
+fn check_group(init: HostPid, group: &[&Found], what: Shared, name: &str) -> Result<(), CaptureError> {
+    let members: HashSet<PodPid> = group.iter().map(|found| found.subject.pod).collect();
+    let mut eldest = group.iter().filter(|found| !members.contains(&found.stat.parent));
+    let Some(first) = eldest.next() else { return Ok(()) };
+    if let Shared::Memory = what {
+        let mut others = group.iter().filter(|found| found.subject.pod != first.subject.pod);
+        return others.try_for_each(|other| refuse(first, other, what, name, ""));
+    }
+    if let Some(other) = eldest.next() {
+        return refuse(first, other, what, name, ", which is no relative of its");
+    }
+    // Nobody enters either kind together with others.
+    let place = |process: HostPid| ["ns/user", "ns/mnt"].map(|name| fs::read_link(process.proc(name)).ok());
+    match group.iter().find(|found| what == Shared::Fs && place(found.subject.host) != place(init)) {
+        Some(found) => refuse(first, found, what, name, " in namespaces of their own"),
+        None => Ok(()),
+    }
+}
+
 /// A child of vfork shares until it executes a program, and the hold waits for that. It may just have.
-fn refuse(one: &Found, other: &Found, what: Shared, name: &str) -> Result<(), CaptureError> {
+fn refuse(one: &Found, other: &Found, what: Shared, name: &str, how: &str) -> Result<(), CaptureError> {
     let waits = [one, other].iter().any(|found| vfork::waits(found.subject.host));
     if waits || compare(one, other, what) != Some(Ordering::Equal) {
         return Ok(());
     }
-    let why = format!("is shared with process {}, which cannot be checkpointed yet", one.subject.pod);
+    let why = format!("is shared with process {}{how}, which cannot be checkpointed yet", one.subject.pod);
     Err(other.subject.refuse(name, why))
 }
 

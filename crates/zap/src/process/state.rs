@@ -10,6 +10,7 @@ use crate::namespaces::Membership;
 use crate::process::controls::ProcessControls;
 use crate::process::credentials::CredentialsState;
 use crate::process::filters::FilterState;
+use crate::process::sharing::SharingState;
 use crate::process::signals::{ActionState, QueuedSignal};
 use crate::process::threads::ThreadState;
 use crate::process::timers::TimersState;
@@ -98,6 +99,9 @@ pub struct ProcessState {
     /// Switches that it has set.
     #[serde(default)]
     pub controls: ProcessControls,
+    /// What it shares with its parent.
+    #[serde(default, skip_serializing_if = "SharingState::is_nothing")]
+    pub sharing: SharingState,
     /// What it gives back to semaphores when it ends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub undo: Vec<UndoState>,
