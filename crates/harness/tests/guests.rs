@@ -123,7 +123,7 @@ macro_rules! refused {
 
 guests! {
     plain tree zombies zombie_signals orphan subreaper death_signal exit_signal stopped stopped_threads forks_afterwards
-    shared_directory shared_files
+    shared_directory shared_files leader_gone
     groups daemon daemon_family background_job
     threads thread_ids rseq robust_list robust_death joining thread_credentials
     general_registers vector_registers x87 segments
@@ -147,7 +147,6 @@ guests! {
 
 refused! {
     vfork "vfork"
-    leader_gone "first thread"
     no_vdso "vDSO"
     thread_namespace "a thread is in another"
     shared_strangely "its descriptor table is shared with process 2, which is no relative"

@@ -257,6 +257,7 @@ pub fn assemble(
         subreaper: answers.subreaper,
         thp_disable: answers.thp_disable,
         controls: answers.controls,
+        ended_leader: process.found.ended.as_ref().map(|ended| zombie(&ended.zombie)),
         sharing: SharingState::default(),
         undo: Vec::new(),
         filters: answers.filters,
@@ -360,11 +361,7 @@ fn refuse_nested(found: &Found) -> Result<(), CaptureError> {
 fn check(look: &mut Look<'_>, found: &Found, layout: &[memory::Mapping]) -> Result<(), CaptureError> {
     let subject = &found.subject;
     if found.stat.state == b'Z' {
-        // It may have ended altogether since it was found.
-        if fs::read_dir(subject.host.proc("task")).map_or(0, Iterator::count) < 2 {
-            return Ok(());
-        }
-        return Err(subject.refuse("its first thread", "has ended while others run, which cannot be checkpointed yet"));
+        return Ok(());
     }
     refuse_traced(found)?;
     look.namespaces.check_threads(subject).or_else(unless_gone)?;

@@ -61,6 +61,18 @@ pub struct Found {
     pub status: Status,
     /// Its numbers from the pod's PID namespace inwards; more than one if it is in a nested one.
     pub namespace_pids: Vec<i32>,
+    /// Its first thread, if that has ended while others run: one of those stands for the process then, and what is the
+    /// host's of `subject`, `stat` and `status` is that thread's.
+    pub ended: Option<EndedLeader>,
+}
+
+/// The first thread of a process, which has ended.
+#[derive(Clone, Debug)]
+pub struct EndedLeader {
+    /// What is left of it.
+    pub zombie: Zombie,
+    /// The thread that stands for the process.
+    pub substitute: ThreadName,
 }
 
 /// A process that has ended and that its parent has not waited for.
@@ -126,18 +138,57 @@ fn find(proc: &PodProc, host: HostPid, depth: usize) -> Result<Option<Found>, Ca
         other => Status::new(other?),
     };
     let namespace_pids = pod_numbers(&status, depth);
-    let Some(&pid) = namespace_pids.first() else { return Ok(None) };
+    let (Some(&pid), Some(&own)) = (namespace_pids.first(), namespace_pids.last()) else { return Ok(None) };
     let pod = PodPid(pid);
     let stat = match proc.stat(pod) {
         Err(CaptureError::Vanished(_)) => return Ok(None),
         other => other?,
     };
     let command = String::from_utf8_lossy(&stat.command).into_owned();
-    Ok(Some(Found { subject: Subject { host, pod, command }, stat, status, namespace_pids }))
+    let found = Found { subject: Subject { host, pod, command }, stat, status, namespace_pids, ended: None };
+    if found.stat.state != b'Z' || found.status.field("Threads") == Some("1") {
+        return Ok(Some(found));
+    }
+    with_substitute(found, proc, own, depth)
 }
 
-/// The leader of a process.
+/// A process whose first thread has ended, with another that stands for it, if there is one.
+fn with_substitute(
+    mut found: Found,
+    proc: &PodProc,
+    own_pid: i32,
+    depth: usize,
+) -> Result<Option<Found>, CaptureError> {
+    let pod = found.subject.pod;
+    let mut others = numbers_in(&found.subject.host.proc("task"));
+    others.sort_unstable();
+    for host in others.into_iter().map(HostPid).filter(|host| *host != found.subject.host) {
+        let (stat, status) = (fs::read(host.proc("stat")), fs::read(host.proc("status")));
+        let (Some(stat), Ok(status)) = (stat.ok().and_then(|bytes| parse_stat(&bytes)), status) else { continue };
+        let status = Status::new(status);
+        let numbers = pod_numbers(&status, depth);
+        let (Some(&tid), Some(&own_tid), false) = (numbers.first(), numbers.last(), is_over(stat.state)) else {
+            continue;
+        };
+        let left = Status::new(read(&proc.path(pod, "status"), pod)?);
+        let zombie = Zombie { pid: pod, stat: found.stat.clone(), status: left };
+        let substitute = ThreadName { host, pod: PodPid(tid), own: (own_pid, own_tid) };
+        found.ended = Some(EndedLeader { zombie, substitute });
+        (found.subject.host, found.stat.state, found.status) = (host, stat.state, status);
+        return Ok(Some(found));
+    }
+    Ok(None)
+}
+
+fn is_over(state: u8) -> bool {
+    matches!(state, b'Z' | b'X')
+}
+
+/// The leader of a process, or who stands for it.
 pub fn leader(found: &Found) -> ThreadName {
+    if let Some(ended) = &found.ended {
+        return ended.substitute;
+    }
     let pid = found.subject.pod;
     let own = found.namespace_pids.last().copied().unwrap_or(pid.0);
     ThreadName { host: found.subject.host, pod: pid, own: (own, own) }
@@ -147,7 +198,7 @@ pub fn leader(found: &Found) -> ThreadName {
 /// a `/proc` gives them, which saves reading the status of each.
 pub fn threads_of_frozen(found: &Found, proc: &PodProc, depth: usize) -> Result<Vec<ThreadName>, CaptureError> {
     let leader = leader(found);
-    if found.namespace_pids.len() > 1 || found.status.field("Threads") == Some("1") {
+    if found.namespace_pids.len() > 1 || found.ended.is_some() || found.status.field("Threads") == Some("1") {
         return threads(found, depth);
     }
     let hosts = numbers_in(&found.subject.host.proc("task"));
@@ -175,6 +226,13 @@ pub fn threads(found: &Found, depth: usize) -> Result<Vec<ThreadName>, CaptureEr
         return Ok(vec![only]);
     }
     let mut hosts = numbers_in(&found.subject.host.proc("task"));
+    if found.ended.is_some() {
+        let runs = |tid: &i32| {
+            let stat = fs::read(HostPid(*tid).proc("stat")).ok().and_then(|bytes| parse_stat(&bytes));
+            stat.is_some_and(|stat| !is_over(stat.state))
+        };
+        hosts.retain(runs);
+    }
     if hosts.is_empty() {
         return Err(CaptureError::Vanished(pid));
     }

@@ -55,10 +55,11 @@ pub fn threads(
     let Grown { threads: all, ground } = grown;
     let mut waiting: Vec<(&ThreadState, &mut Held, usize, Batch)> = Vec::new();
     let mut next = 0;
-    for (thread, held) in state.threads.iter().zip(all) {
+    for (place, (thread, held)) in state.threads.iter().zip(all).enumerate() {
         let mut batch = Batch::new();
         threads::restart(thread, &identity(state, thread, names)?, state.filters_of(thread), &mut batch);
-        if held.name.pod != state.place.pid {
+        // What the first has pending comes last.
+        if place > 0 {
             signals::requeue(&thread.pending, held.name.own, false, &mut batch);
         }
         let seats = ground.seats_of(&batch);

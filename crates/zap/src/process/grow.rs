@@ -473,8 +473,8 @@ impl<'a> Grove<'a> {
         let pid = state.place.pid;
         let is_free = state.namespaces.of(Kind::User).is_none();
         let runs: Vec<&[ThreadState]> = match is_free {
-            true => state.threads[1..].chunks(256).collect(),
-            false => consecutive(&state.threads[1..]).collect(),
+            true => state.further_threads().chunks(256).collect(),
+            false => consecutive(state.further_threads()).collect(),
         };
         for some in runs {
             let mut batch = Batch::new();
@@ -506,7 +506,22 @@ impl<'a> Grove<'a> {
             let order: HashMap<PodPid, usize> = state.threads.iter().enumerate().map(|(i, t)| (t.tid, i)).collect();
             grown.threads.sort_by_key(|held| order.get(&held.name.pod).copied());
         }
-        Ok(())
+        match &state.ended_leader {
+            Some(ended) => self.end_leader(pid, ended),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the first thread of a process, which has others that go on.
+    fn end_leader(&mut self, pid: PodPid, ended: &EndedState) -> Result<(), GrowError> {
+        let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };
+        let mut leader = grown.threads.remove(0);
+        let mut batch = Batch::new();
+        super::finish::remains(ended, &mut batch);
+        let status = ended.place.ended.unwrap_or(0);
+        batch.attempt(libc::SYS_exit, [((status >> 8) & 0xff).into()]);
+        leader.begin(&grown.ground, 0, &batch)?;
+        Ok(leader.ends_alone()?)
     }
 
     /// Unmaps stub and scratch: the address space is then the pod's own.

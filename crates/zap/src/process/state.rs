@@ -99,6 +99,9 @@ pub struct ProcessState {
     /// Switches that it has set.
     #[serde(default)]
     pub controls: ProcessControls,
+    /// Its first thread, if that has ended while others run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_leader: Option<EndedState>,
     /// What it shares with its parent.
     #[serde(default, skip_serializing_if = "SharingState::is_nothing")]
     pub sharing: SharingState,
@@ -107,7 +110,7 @@ pub struct ProcessState {
     pub undo: Vec<UndoState>,
     /// Seccomp filters, oldest first.
     pub filters: Vec<FilterState>,
-    /// Threads, the leader first.
+    /// Threads, the leader first unless it has ended.
     pub threads: Vec<ThreadState>,
     /// The namespaces that it is in, where they are not the pod's own.
     #[serde(default, skip_serializing_if = "Membership::is_home")]
@@ -115,6 +118,11 @@ pub struct ProcessState {
 }
 
 impl ProcessState {
+    /// The threads that are made besides the one that a process begins with.
+    pub fn further_threads(&self) -> &[ThreadState] {
+        &self.threads[usize::from(self.ended_leader.is_none())..]
+    }
+
     /// How many seccomp filters, from the oldest on, all of its threads have in common.
     pub fn shared_filters(&self) -> usize {
         let own = self.threads.iter().filter_map(|thread| thread.own_filters.as_ref());

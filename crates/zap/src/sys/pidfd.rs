@@ -11,10 +11,15 @@ use crate::ids::HostPid;
 pub struct PidFd(OwnedFd);
 
 impl PidFd {
-    /// Opens a handle on the process `pid`.
+    /// Opens a handle on the process `pid`, or on a thread that stands for its process.
     pub fn open(pid: HostPid) -> io::Result<PidFd> {
         // SAFETY: numbers only; on success the result is a fresh descriptor that nobody else owns.
-        let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, 0) })?;
+        let open = |flags: i32| check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, flags) });
+        // Kernels say ENOENT, or EINVAL, of a thread that is not its process's first (PIDFD_THREAD is O_EXCL).
+        let fd = match open(0) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => open(libc::O_EXCL)?,
+            other => other?,
+        };
         // SAFETY: as above.
         Ok(PidFd(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
     }

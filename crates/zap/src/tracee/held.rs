@@ -308,6 +308,18 @@ impl Held {
         Ok(held)
     }
 
+    /// Waits for the end of a thread that leaves its process to the others. Of the first thread nothing is told then.
+    pub fn ends_alone(self) -> Result<(), TraceeError> {
+        let deadline = Instant::now() + PATIENCE;
+        while !has_ended(self.name.host) {
+            if Instant::now() > deadline {
+                return Err(self.failed("waiting for the end of")(io::ErrorKind::TimedOut.into()));
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
     /// Gives the thread its registers and mask back; it stays held. A batch that nobody waited for ends first.
     pub fn go_home(&mut self) -> Result<(), TraceeError> {
         if let Some(marker) = self.busy {

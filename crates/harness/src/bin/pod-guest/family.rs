@@ -279,19 +279,41 @@ extern "C" fn in_vfork(_: *mut libc::c_void) -> i32 {
     0
 }
 
-/// A process whose first thread has ended while another runs.
+/// A process whose first thread has ended while others run: its status is that of the last.
 fn leader_gone() -> Checked {
+    let (set_up, files) = (Gate::new()?, Gate::new()?);
     let child = fork(|| {
-        std::thread::spawn(|| {
-            await_go();
-            unsafe { libc::_exit(0) };
-        });
-        unsafe { libc::syscall(libc::SYS_exit, 0) };
+        for number in 0..3 {
+            std::thread::spawn(move || {
+                let shared = std::fs::File::open("/etc").map(|file| file.as_raw_fd());
+                let (tid, name) = (unsafe { libc::gettid() }, format!("worker{number}"));
+                let set = std::ffi::CString::new(name.clone()).unwrap_or_default();
+                unsafe { libc::prctl(libc::PR_SET_NAME, set.as_ptr()) };
+                crate::signals::block(&[libc::SIGUSR1]);
+                unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGUSR1) };
+                let well = set_up.open();
+                await_go();
+                let comm = read(format!("/proc/self/task/{tid}/comm")).unwrap_or_default();
+                let pending = crate::signals::poll_for(&[libc::SIGUSR1]);
+                let again = crate::signals::poll_for(&[libc::SIGUSR1]);
+                let same = unsafe { libc::gettid() } == tid && comm.trim() == name && shared.is_ok();
+                if !same || well.is_err() || (pending, again) != (Some(libc::SIGUSR1), None) {
+                    println!("a thread: {comm:?} {pending:?} {again:?}");
+                    unsafe { libc::_exit(1) };
+                }
+                let _ = files.open();
+                unsafe { libc::syscall(libc::SYS_exit, 7) };
+            });
+        }
+        unsafe { libc::prctl(libc::PR_SET_NAME, c"has left".as_ptr()) };
+        unsafe { libc::syscall(libc::SYS_exit, 3) };
         Ok(())
     })?;
     until("the leader to end", || state_of(child) == "Z")?;
-    hold_loosely()?;
-    reap(child)
+    set_up.pass(3)?;
+    hold()?;
+    files.pass(3)?;
+    equal("its status", status_of(child)?, 7 << 8)
 }
 
 /// A child made by `clone(2)` with these flags and SIGCHLD.
