@@ -15,7 +15,7 @@ use crate::builder::{self, Answer, Order};
 use crate::checkpoint::{Clock, Phase};
 use crate::error::{Context, RebuildError};
 use crate::fault;
-use crate::files::{self, FileState, LateFiles};
+use crate::files::{self, FileState, HashCache, LateFiles};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::{ImageError, ImageReader};
 use crate::ipc::{self, IpcState};
@@ -175,7 +175,12 @@ fn restart_image(
     }
     fault::point("restart-verified");
     let pod = std::thread::scope(|scope| {
-        let bulk = Bulk(scope.spawn(|| image.verify_bulk()));
+        let (state, whole) = (store.state().to_owned(), &image);
+        let verify = move || {
+            HashCache::load(&state);
+            whole.verify_bulk()
+        };
+        let bulk = Bulk(scope.spawn(verify));
         let made = image.namespaces(store, options, &shim);
         clock.lap("namespaces");
         fault::point("restart-namespaces");
@@ -343,7 +348,7 @@ impl Image {
             let host = hosts.get(seed).copied().ok_or(TraceeError::Died(*seed)).map_err(|e| self.failed(e))?;
             grove.adopt(*seed, host).map_err(|e| self.failed(e))?;
         }
-        self.plan.seeds.iter().try_for_each(|seed| grove.grow(*seed)).map_err(|e| self.failed(e))?;
+        grove.grow().map_err(|e| self.failed(e))?;
         clock.lap("memory");
         fault::point("restart-memory");
         grove.join_groups().map_err(|e| self.failed(e))?;

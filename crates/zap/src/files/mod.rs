@@ -18,6 +18,7 @@ pub mod directory;
 pub mod epoll;
 pub mod eventfd;
 pub mod fifo;
+mod hashes;
 pub mod identity;
 pub mod inotify;
 mod late;
@@ -52,7 +53,8 @@ pub(crate) use descriptors::check_one;
 pub use descriptors::{
     CloseOnExec, DescriptorState, ask_close_on_exec, check_all, process_descriptors, read_close_on_exec,
 };
-pub use identity::{FileIdentity, HashCache, identity_of};
+pub use hashes::HashCache;
+pub use identity::{FileIdentity, identity_of};
 pub use late::{Late, LateFiles};
 pub use locks::{PosixLock, locked, posix_locks, take_posix_locks};
 pub use pool::{awaken_all, connect_all, open_all, restart_descriptors, settle_all};

@@ -13,6 +13,7 @@ use crate::error::{CaptureError, Context, RebuildError};
 use crate::ids::FileId;
 use crate::image::encode;
 use crate::look::Look;
+use crate::parallel;
 use crate::rebuild::Rebuild;
 
 /// An open regular file.
@@ -154,13 +155,15 @@ fn gone(path: &Path, error: nix::Error) -> RebuildError {
 
 /// Refuses a root whose files are not what the open files of an image need. For the monitor, before anything is made.
 pub fn verify_root<'s>(root: &Path, states: impl IntoIterator<Item = &'s FileState>) -> Result<(), RebuildError> {
-    for state in states.into_iter().filter(|s| s.kind == Regular.name()) {
+    let ours = states.into_iter().filter(|s| s.kind == Regular.name()).collect();
+    let verify = |state: &FileState| {
         let state: RegularState = decoded(&state.state)?;
-        if let Source::Root(expected) = &state.source {
-            identity::verify(root, &state.path, expected)?;
+        match &state.source {
+            Source::Root(expected) => identity::verify(root, &state.path, expected),
+            _ => Ok(()),
         }
-    }
-    Ok(())
+    };
+    parallel::map(ours, verify).into_iter().collect()
 }
 
 #[cfg(test)]

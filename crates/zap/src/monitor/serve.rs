@@ -11,8 +11,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::frame::{self, Kind};
 use super::protocol::{Exec, Failure, Request, Watch};
 use super::session::{self, End, Session};
-use super::start::answer;
+use super::start::{answer, keep_hashes};
 use crate::checkpoint::Afterwards;
+use crate::files::HashCache;
 use crate::ids::PodPid;
 use crate::migrate::wire::Wire;
 use crate::pod::console::Ends;
@@ -285,7 +286,9 @@ impl Shared {
         if pod.is_in_doubt() {
             return Err(self.in_doubt().into());
         }
+        HashCache::load(pod.store.state());
         let stats = crate::checkpoint::checkpoint(pod, options)?;
+        keep_hashes(pod);
         match options.afterwards {
             Afterwards::Running => {}
             Afterwards::Suspended => pod.suspend()?,

@@ -12,6 +12,7 @@ use super::frame::{self, Kind};
 use super::protocol::{Answer, Born, Failure, Start, Watch};
 use super::serve::Monitor;
 use super::session::End;
+use crate::files::HashCache;
 use crate::ids::HostPid;
 use crate::migrate::destination;
 use crate::migrate::wire::Wire;
@@ -122,7 +123,15 @@ fn welcome(mut pod: LivePod, socket: &UnixStream, born: &Born, watch: Watch) -> 
     }
     let _ = socket.shutdown_unless(watch.attached);
     pod.open_console();
+    keep_hashes(&pod);
     Monitor::new(pod, None)
+}
+
+/// What was learned of the root's files is for the next monitors, too.
+pub(super) fn keep_hashes(pod: &LivePod) {
+    if let Err(error) = HashCache::save(pod.store.state()) {
+        tracing::warn!("keeping hashes of files: {error}");
+    }
 }
 
 trait ShutdownUnless {

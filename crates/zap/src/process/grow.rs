@@ -87,12 +87,12 @@ pub struct Grown {
 pub struct Grove<'a> {
     /// What all have in common.
     pub common: Common,
-    plan: &'a Plan,
-    states: BTreeMap<PodPid, &'a ProcessState>,
+    pub(super) plan: &'a Plan,
+    pub(super) states: BTreeMap<PodPid, &'a ProcessState>,
     ended: BTreeMap<PodPid, &'a EndedState>,
     around: Surroundings<'a>,
     /// The processes made so far and held.
-    grown: BTreeMap<PodPid, Grown>,
+    pub(super) grown: BTreeMap<PodPid, Grown>,
     /// The processes that are stopped again: nobody holds them.
     stopped: BTreeMap<PodPid, HostPid>,
 }
@@ -145,28 +145,9 @@ impl<'a> Grove<'a> {
         Ok(())
     }
 
-    fn ground(&self, host: HostPid, pid: PodPid) -> Result<Ground, TraceeError> {
+    pub(super) fn ground(&self, host: HostPid, pid: PodPid) -> Result<Ground, TraceeError> {
         let (code, scratch) = (self.common.code.start, self.common.scratch.clone());
         Ground::brought((host, pid), code, scratch, SEAT, MARKER)
-    }
-
-    /// Grows everything that descends from an adopted seed: memory, children, sessions.
-    pub fn grow(&mut self, seed: PodPid) -> Result<(), GrowError> {
-        let mut waiting = vec![(seed, None)];
-        while let Some((pid, inherited)) = waiting.pop() {
-            let node = &self.plan.nodes[&pid];
-            if node.role == Role::Live {
-                self.give_memory(pid, inherited)?;
-            }
-            self.fork(pid, &node.before)?;
-            if node.leads_session {
-                self.make_session(pid)?;
-            }
-            self.fork(pid, &node.after)?;
-            let children = node.before.iter().chain(&node.after).rev();
-            waiting.extend(children.map(|child| (*child, (node.role == Role::Live).then_some(pid))));
-        }
-        Ok(())
     }
 
     fn run(&mut self, pid: PodPid, batch: &Batch) -> Result<crate::tracee::Results, TraceeError> {
@@ -174,82 +155,12 @@ impl<'a> Grove<'a> {
         grown.threads[0].run(&grown.ground, 0, batch)
     }
 
-    fn give_memory(&mut self, pid: PodPid, forker: Option<PodPid>) -> Result<(), GrowError> {
-        let Some(state) = self.states.get(&pid).copied() else { return Ok(()) };
-        let forker = forker.filter(|forker| state.place.parent == *forker);
-        let inherited = forker.and_then(|pid| self.states.get(&pid)).map(|state| &state.memory);
-        let host = self.host(pid)?;
-        let current: Vec<Range<u64>> = match inherited {
-            // Just forked: what its parent was given.
-            Some(parent) => {
-                let vdso = parent.vdso.iter().map(|vdso| vdso.range());
-                // In order of addresses: the vDSO of a program can lie anywhere among its mappings.
-                let mut mapped: Vec<_> = parent.vmas.iter().map(|vma| vma.range()).chain(vdso).collect();
-                mapped.sort_by_key(|range| range.start);
-                mapped
-            }
-            None => {
-                let mapped = memory::mappings(host).map_err(|_| TraceeError::Died(pid))?;
-                mapped.iter().map(|mapping| mapping.start..mapping.end).collect()
-            }
-        };
-        let target = memory::Target {
-            state: &state.memory,
-            current: &current,
-            inherited,
-            keep: self.common.code.start..self.common.scratch.end,
-            pool: &|file| self.common.number(file),
-            data: self.common.data,
-        };
-        let batches = memory::rebuild_batches(&target)?;
-        self.run_memory(pid, &batches)
-    }
-
-    fn run_memory(&mut self, pid: PodPid, batches: &[memory::MemoryBatch]) -> Result<(), GrowError> {
-        for memory in batches {
-            let results = self.run(pid, &memory.batch)?;
-            memory.check(&results)?;
-        }
-        Ok(())
-    }
-
-    fn host(&self, pid: PodPid) -> Result<HostPid, TraceeError> {
+    pub(super) fn host(&self, pid: PodPid) -> Result<HostPid, TraceeError> {
         self.grown.get(&pid).map(|grown| grown.threads[0].name.host).ok_or(TraceeError::Died(pid))
     }
 
-    fn make_session(&mut self, pid: PodPid) -> Result<(), GrowError> {
-        let mut batch = Batch::new();
-        batch.call(libc::SYS_setsid, [], "making a session");
-        if let Some(terminal) = self.states.get(&pid).and_then(|state| state.terminal) {
-            files::take_terminal(&mut batch, terminal.index);
-        }
-        self.run(pid, &batch)?;
-        Ok(())
-    }
-
-    fn fork(&mut self, pid: PodPid, children: &[PodPid]) -> Result<(), GrowError> {
-        if children.is_empty() {
-            return Ok(());
-        }
-        for some in children.chunks(256) {
-            let mut batch = Batch::new();
-            for child in some {
-                let shared = self.states.get(child).map_or(0, |state| state.sharing.flags());
-                let flags = (libc::CLONE_PTRACE | shared) as u64;
-                clone_into(&mut batch, *child, flags, self.exit_signal(*child), true, "process");
-            }
-            self.run(pid, &batch)?;
-            for held in newborns(some.len(), self.common.depth)? {
-                let child = held.name.pod;
-                let ground = self.ground(held.name.host, child)?;
-                self.grown.insert(child, Grown { threads: vec![held], ground });
-            }
-        }
-        Ok(())
-    }
-
     /// The signal that tells the parent of a process's end.
-    fn exit_signal(&self, pid: PodPid) -> u64 {
+    pub(super) fn exit_signal(&self, pid: PodPid) -> u64 {
         let living = self.states.get(&pid).map(|state| &state.place);
         let place = living.or_else(|| self.ended.get(&pid).map(|ended| &ended.place));
         place.map_or(libc::SIGCHLD, |place| place.exit_signal) as u64
@@ -559,7 +470,7 @@ fn consecutive(threads: &[ThreadState]) -> impl Iterator<Item = &[ThreadState]> 
 }
 
 /// `struct clone_args`: a child or thread, attached to the tracer. It is given its number where that `is_free` to choose.
-fn clone_into(batch: &mut Batch, pid: PodPid, flags: u64, exit_signal: u64, is_free: bool, what: &str) {
+pub(super) fn clone_into(batch: &mut Batch, pid: PodPid, flags: u64, exit_signal: u64, is_free: bool, what: &str) {
     let set_tid = batch.bytes(&pid.0.to_ne_bytes());
     let words: [u64; 11] = [flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, u64::from(is_free), 0];
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -577,8 +488,14 @@ fn newborns(count: usize, depth: usize) -> Result<Vec<Held>, TraceeError> {
 
 /// Waits for a task that the kernel attached for us, and looks its numbers up.
 fn named_newborn(depth: usize) -> Result<Held, TraceeError> {
-    let mut held = newborn()?;
-    let status = std::fs::read(held.name.host.proc("status"));
+    let (host, stop) = ptrace::wait_any().map_err(TraceeError::kernel("waiting for", PodPid(0)))?;
+    named(host, stop, depth)
+}
+
+/// A task that the kernel attached for us, with its numbers.
+pub(super) fn named(host: HostPid, stop: Stop, depth: usize) -> Result<Held, TraceeError> {
+    let mut held = attached(host, stop)?;
+    let status = std::fs::read(host.proc("status"));
     let status = status.map_err(TraceeError::kernel("reading about", held.name.pod))?;
     let numbers = Status::new(status).namespace_pids();
     let own = numbers.last().copied().unwrap_or(0);
@@ -589,8 +506,12 @@ fn named_newborn(depth: usize) -> Result<Held, TraceeError> {
 
 /// Waits for a task that the kernel attached for us. Only its number on the host is known.
 fn newborn() -> Result<Held, TraceeError> {
+    let (host, stop) = ptrace::wait_any().map_err(TraceeError::kernel("waiting for", PodPid(0)))?;
+    attached(host, stop)
+}
+
+fn attached(host: HostPid, stop: Stop) -> Result<Held, TraceeError> {
     let nobody = PodPid(0);
-    let (host, stop) = ptrace::wait_any().map_err(TraceeError::kernel("waiting for", nobody))?;
     if let Stop::Ended(_) = stop {
         return Err(TraceeError::Died(nobody));
     }

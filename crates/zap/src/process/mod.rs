@@ -9,6 +9,7 @@ pub mod discover;
 pub mod filters;
 pub mod finish;
 pub mod grow;
+mod growing;
 pub mod hold;
 pub mod limits;
 pub mod proc_files;

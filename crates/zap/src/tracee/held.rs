@@ -195,6 +195,11 @@ impl Held {
     /// Waits for the end of a batch and reads what it brought back.
     pub fn finish(&mut self, ground: &Ground, seat: usize, batch: &Batch) -> Result<Results, TraceeError> {
         self.await_marker(ground.marker)?;
+        self.results(ground, seat, batch)
+    }
+
+    /// What a batch that has come to its end brought back.
+    pub fn results(&self, ground: &Ground, seat: usize, batch: &Batch) -> Result<Results, TraceeError> {
         let results = ground.collect(seat, self, batch)?;
         if let Some((call, errno)) = results.failure(batch) {
             let source = io::Error::from_raw_os_error(errno);
@@ -283,16 +288,32 @@ impl Held {
     fn await_marker(&mut self, marker: i32) -> Result<(), TraceeError> {
         self.busy = None;
         loop {
-            match self.next_stop()? {
-                Stop::Signal(signal) if signal == marker => return Ok(()),
-                Stop::Ended(_) => return Err(TraceeError::Died(self.name.pod)),
-                // SIGSTOP and SIGKILL alone get past the mask; a stop asked for meanwhile is the pod's affair.
-                Stop::Signal(signal) => ptrace::cont(self.name.host, signal).map_err(self.failed("continuing"))?,
-                Stop::Event(_) | Stop::Other(_) => {
-                    ptrace::cont(self.name.host, 0).map_err(self.failed("continuing"))?
-                }
+            let stop = self.next_stop()?;
+            if self.is_at(marker, stop)? {
+                return Ok(());
             }
         }
+    }
+
+    /// Whether a stop that was waited for elsewhere is the end of a batch; if not, the thread goes on.
+    pub fn is_marked(&mut self, ground: &Ground, stop: Stop) -> Result<bool, TraceeError> {
+        let is_marked = self.is_at(ground.marker, stop)?;
+        if is_marked {
+            self.busy = None;
+        }
+        Ok(is_marked)
+    }
+
+    fn is_at(&self, marker: i32, stop: Stop) -> Result<bool, TraceeError> {
+        match stop {
+            Stop::Signal(signal) if signal == marker => return Ok(true),
+            Stop::Ended(_) => return Err(TraceeError::Died(self.name.pod)),
+            // SIGSTOP and SIGKILL alone get past the mask; a stop asked for meanwhile is the pod's affair.
+            Stop::Signal(signal) => ptrace::cont(self.name.host, signal),
+            Stop::Event(_) | Stop::Other(_) => ptrace::cont(self.name.host, 0),
+        }
+        .map_err(self.failed("continuing"))?;
+        Ok(false)
     }
 
     /// Lets a thread that is in the stub of a zap that died finish its way home, and holds it there.
