@@ -143,6 +143,9 @@ guests! {
     sealed_memory
     mqueue mqueue_unlinked mqueue_waiting named_semaphore
     semaphores_threads semaphores_undo semaphores_undo_kinds semaphores_waiting
+    owner_thread owner_group lease locks_waiting range_locks_waiting
+    connecting connecting_blocked broadcast_stream
+    locked_future droppable named_memory
 }
 
 refused! {
@@ -154,6 +157,14 @@ refused! {
     traced "is traced by another process"
     unborn_namespace "its next children are to be born in another"
     mqueue_notify "mq_notify"
+    directory_notify "F_NOTIFY"
+    urgent "urgent data"
+    urgent_read "urgent data"
+    raw_socket "raw socket"
+    udp_lite "a socket of IP protocol 136"
+    packet_socket "packet socket"
+    unix_backlog "has not accepted within 200 ms"
+    asynchronous_io "the ring of asynchronous I/O"
 }
 
 /// The monitor of a pod, as the registry has it.

@@ -11,6 +11,7 @@ use crate::ids::FileId;
 use crate::image::encode;
 use crate::look::Look;
 use crate::rebuild::Rebuild;
+use crate::sys::lock;
 
 /// An open directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +34,16 @@ impl FileKind for Directory {
 
     fn recognizes(&self, descriptor: &Descriptor) -> bool {
         descriptor.stat.st_mode & libc::S_IFMT == libc::S_IFDIR && descriptor.link.starts_with(b"/")
+    }
+
+    fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
+        // To be told of a directory's changes makes one its owner; nothing else that a directory can do has use for one.
+        match lock::owner(descriptor) {
+            Ok((_, owner)) if owner != 0 => {
+                Err(descriptor.refuse("tells somebody of its changes (F_NOTIFY), of which the kernel shows nothing"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn capture(&self, _look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {

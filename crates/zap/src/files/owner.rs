@@ -41,10 +41,29 @@ pub(super) fn capture(descriptor: &Descriptor) -> Result<Option<OwnerState>, Cap
 
 /// The ID in the pod of a thread, process or process group.
 fn in_pod(host: HostPid, kind: i32) -> Option<PodPid> {
-    let label = if kind == 2 { "NSpgid:" } else { "NSpid:" };
-    let status = std::fs::read_to_string(host.proc("status")).ok()?;
+    let pod_number = |numbers: Vec<i32>| numbers.last().copied().map(PodPid);
+    match numbers(host, if kind == 2 { "NSpgid:" } else { "NSpid:" }) {
+        // Of a group whose leader has left, any member knows.
+        None if kind == 2 => {
+            let processes = std::fs::read_dir("/proc").ok()?.flatten();
+            let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(HostPid));
+            let mut groups = pids.filter_map(|pid| numbers(pid, "NSpgid:"));
+            pod_number(groups.find(|group| group.first() == Some(&host.0))?)
+        }
+        found => pod_number(found?),
+    }
+}
+
+/// What a line of `/proc/PID/status` says, from our PID namespace inwards.
+fn numbers(process: HostPid, label: &str) -> Option<Vec<i32>> {
+    let status = std::fs::read_to_string(process.proc("status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix(label))?;
-    line.split_whitespace().last()?.parse().ok().map(PodPid)
+    Some(line.split_whitespace().filter_map(|number| number.parse().ok()).collect())
+}
+
+/// The host's number of the process group that a process is in.
+pub fn group_of(process: HostPid) -> Option<HostPid> {
+    numbers(process, "NSpgid:")?.first().copied().map(HostPid)
 }
 
 /// Sets the owner again. In the monitor, when every process of the pod exists.

@@ -199,6 +199,12 @@ fn answers(
     let pending = ptrace::pending_signals(subject.host, true).capturing("reading queued signals", subject.object())?;
     let mut descriptors = questions.descriptors.clone();
     asked.close_on_exec.fill(&results, &mut descriptors);
+    let mut controls = asked.controls.answers(&results);
+    // Whoever has nothing locked locks nothing.
+    let locked = process.found.status.kilobytes("VmLck");
+    if locked != 0 {
+        controls.lock_future = controls::lock_future(subject.host, locked, &process.ground.scratch());
+    }
     let is_news = |stop: &Output| results.output(*stop)[0] != 0;
     Ok(Answers {
         pending: pending.into_iter().map(QueuedSignal::new).collect(),
@@ -210,7 +216,7 @@ fn answers(
         dumpable: results.get(asked.dumpable) as i32,
         subreaper: results.output(asked.subreaper)[0] != 0,
         thp_disable: results.get(asked.thp_disable).max(0) as i32,
-        controls: asked.controls.answers(&results),
+        controls,
         news: asked.stops.iter().filter(|(_, stop)| is_news(stop)).map(|(child, _)| *child).collect(),
         timers: timers::capture(asked.timers, &results),
         numbers: Numbers {

@@ -1,7 +1,13 @@
 //! Switches that a process or thread has set for itself and that nothing else depends on.
 
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
 use serde::{Deserialize, Serialize};
 
+use crate::ids::HostPid;
+use crate::memory::PAGE;
+use crate::process::proc_files::Status;
 use crate::tracee::{Batch, Call, Output, Results};
 
 /// Switches of a thread.
@@ -24,6 +30,9 @@ pub struct ProcessControls {
     pub write_or_execute: i32,
     /// Whether all of its memory may be merged (`PR_GET_MEMORY_MERGE`).
     pub merge: bool,
+    /// How memory that is still to come is locked (`mlockall`): `MCL_FUTURE`, perhaps with `MCL_ONFAULT`, or 0.
+    #[serde(default)]
+    pub lock_future: i32,
     /// Extended registers that it has asked for (`ARCH_GET_XCOMP_PERM`).
     pub extended: u64,
 }
@@ -137,14 +146,33 @@ impl AskedProcess {
             write_or_execute: results.get(self.write_or_execute).max(0) as i32,
             merge: results.get(self.merge) == 1,
             extended: bits,
+            lock_future: 0,
         }
     }
+}
+
+/// How memory that is still to come is locked, by the mapping that zap made last: it was locked, or not, at once.
+/// `locked` is what the process had locked before.
+pub fn lock_future(process: HostPid, locked: u64, scratch: &Range<u64>) -> i32 {
+    let status = std::fs::read(process.proc("status")).map(Status::new);
+    let now = status.map_or(0, |status| status.kilobytes("VmLck"));
+    if now < locked + (scratch.end - scratch.start) / 1024 {
+        return 0;
+    }
+    // Nobody has touched its end.
+    let (mut entry, place) = ([0; 8], (scratch.end - 1) / PAGE * 8);
+    let read = std::fs::File::open(process.proc("pagemap")).and_then(|map| map.read_exact_at(&mut entry, place));
+    let is_present = read.is_ok() && u64::from_ne_bytes(entry) >> 63 != 0;
+    if is_present { libc::MCL_FUTURE } else { libc::MCL_FUTURE | libc::MCL_ONFAULT }
 }
 
 /// What threads need, before there are any.
 pub fn restart_process(state: &ProcessControls, batch: &mut Batch) {
     if state.extended & 1 << TILES != 0 {
         batch.call(libc::SYS_arch_prctl, [ARCH_REQ_XCOMP_PERM.into(), TILES.into()], "asking for the registers of AMX");
+    }
+    if state.lock_future != 0 {
+        batch.call(libc::SYS_mlockall, [state.lock_future.into()], "locking memory that is still to come");
     }
 }
 

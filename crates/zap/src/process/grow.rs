@@ -298,10 +298,21 @@ impl<'a> Grove<'a> {
         Ok(grown.threads.into_iter().try_for_each(Held::let_go)?)
     }
 
-    /// The host's PID of a process.
+    /// The host's number of a process, thread, or process group whose leader has left.
     pub fn host_of(&self, pid: PodPid) -> Option<HostPid> {
-        let held = self.grown.get(&pid).map(|grown| grown.threads[0].name.host);
-        held.or_else(|| self.stopped.get(&pid).copied())
+        let process = |pid: PodPid| {
+            let held = self.grown.get(&pid).map(|grown| grown.threads[0].name.host);
+            held.or_else(|| self.stopped.get(&pid).copied())
+        };
+        let thread = || {
+            let mut threads = self.grown.values().flat_map(|grown| &grown.threads);
+            threads.find(|held| held.name.pod == pid).map(|held| held.name.host)
+        };
+        let group = || {
+            let member = self.states.values().find(|state| state.place.group == pid)?;
+            files::owner::group_of(process(member.place.pid)?)
+        };
+        process(pid).or_else(thread).or_else(group)
     }
 
     /// Its namespaces and its directories.

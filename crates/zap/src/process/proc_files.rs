@@ -83,6 +83,11 @@ impl Status {
         self.field(label).and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or(0)
     }
 
+    /// The size behind `label:`, in kB; 0 if there is none.
+    pub fn kilobytes(&self, label: &str) -> u64 {
+        self.field(label).and_then(|text| text.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
+    }
+
     /// The process's numbers in each PID namespace from ours inwards.
     pub fn namespace_pids(&self) -> Vec<i32> {
         self.numbers("NSpid").into_iter().map(|n| n as i32).collect()

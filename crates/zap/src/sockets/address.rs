@@ -45,6 +45,19 @@ pub(super) fn from_kernel(bytes: &[u8]) -> Option<SocketAddr> {
     }
 }
 
+/// An address as `/proc/net/tcp` writes it: words of the address as numbers of this machine's, a colon, the port.
+pub(super) fn from_proc(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| u32::from_str_radix(address.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
+    if address.len() == 8 {
+        return Some(SocketAddrV4::new(word(0)?.into(), port).into());
+    }
+    let words = [word(0)?, word(8)?, word(16)?, word(24)?];
+    let ip: [u8; 16] = words.concat().try_into().ok()?;
+    Some(SocketAddrV6::new(ip.into(), port, 0, 0).into())
+}
+
 /// The IP addresses as they are on the wire: a mapped IPv6 address is IPv4 there.
 pub(super) fn on_the_wire(address: SocketAddr) -> SocketAddr {
     match address.ip() {
@@ -75,5 +88,13 @@ mod tests {
         let mapped = from_kernel(&bytes).unwrap();
         assert_eq!(mapped.to_string(), "[::ffff:10.1.2.3]:80");
         assert_eq!(on_the_wire(mapped).to_string(), "10.1.2.3:80");
+    }
+
+    #[test]
+    fn what_proc_says() {
+        assert_eq!(from_proc("0100007F:1F90"), Some("127.0.0.1:8080".parse().unwrap()));
+        let loopback = "00000000000000000000000001000000:0050";
+        assert_eq!(from_proc(loopback), Some("[::1]:80".parse().unwrap()));
+        assert_eq!(from_proc("0100:1F90"), None);
     }
 }

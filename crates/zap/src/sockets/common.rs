@@ -41,6 +41,7 @@ const GENERIC: &[Name] = &[
     sol(libc::SO_RCVLOWAT),
     sol(libc::SO_MARK),
     sol(libc::SO_DONTROUTE),
+    sol(libc::SO_BROADCAST),
     sol(libc::SO_TIMESTAMP),
     sol(libc::SO_TIMESTAMPNS),
     sol(libc::SO_TIMESTAMPING),
@@ -58,8 +59,7 @@ const GENERIC: &[Name] = &[
 ];
 
 /// Options that mean something to datagrams only.
-pub(super) const DATAGRAM: &[Name] =
-    &[sol(libc::SO_BROADCAST), sol(libc::SO_NO_CHECK), sol(libc::SO_RXQ_OVFL), sol(libc::SO_SELECT_ERR_QUEUE)];
+pub(super) const DATAGRAM: &[Name] = &[sol(libc::SO_NO_CHECK), sol(libc::SO_RXQ_OVFL), sol(libc::SO_SELECT_ERR_QUEUE)];
 
 /// The same, of IPv4.
 pub(super) const DATAGRAM4: &[Name] = &[

@@ -170,17 +170,9 @@ impl Tcp {
                 Ok(Form::Listening { local, backlog: info.backlog() })
             }
             CLOSE => Self::closed(look, descriptor, local),
-            SYN_SENT => {
-                let peer = Self::peer_to_be(look, descriptor)?;
-                Ok(Form::Connecting { local, peer })
-            }
+            SYN_SENT => Ok(Form::Connecting { local, peer: peer_to_be(descriptor)? }),
             state => Err(descriptor.refuse(format!("is in TCP state {state}, which cannot be checkpointed yet"))),
         }
-    }
-
-    /// `getpeername` does not tell whom a socket is still connecting to.
-    fn peer_to_be(_look: &mut Look<'_>, descriptor: &Descriptor) -> Result<SocketAddr, CaptureError> {
-        Err(descriptor.refuse("is still connecting, which cannot be checkpointed yet"))
     }
 
     fn closed(look: &mut Look<'_>, descriptor: &Descriptor, local: SocketAddr) -> Result<Form, CaptureError> {
@@ -257,8 +249,8 @@ impl FileKind for Tcp {
         // Whatever else is bound to the port: the kernel agreed to it once. The true value comes back at the end.
         socket::set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).rebuilding("setting up", &what)?;
         common::with_any_address(fd, state.family, || match &state.form {
-            Form::Idle { local: None } | Form::Connecting { .. } => Ok(()),
-            Form::Idle { local: Some(local) } => {
+            Form::Idle { local: None } => Ok(()),
+            Form::Idle { local: Some(local) } | Form::Connecting { local, .. } => {
                 socket::bind(fd, &address::to_kernel(*local, state.family)).rebuilding("binding", &what)
             }
             Form::Listening { local, backlog } => {
@@ -286,11 +278,17 @@ impl FileKind for Tcp {
     }
 
     fn awaken(&self, file: BorrowedFd<'_>, state: &[u8]) -> Result<(), RebuildError> {
-        decode(state)?.let_go(file).rebuilding("leaving repair mode", "a TCP connection")
+        let state = decode(state)?;
+        match &state.form {
+            Form::Connecting { peer, .. } => {
+                ask_again(file, *peer, state.family).rebuilding("connecting", "a TCP socket")
+            }
+            _ => state.let_go(file).rebuilding("leaving repair mode", "a TCP connection"),
+        }
     }
 
     fn needs_settling(&self, state: &[u8]) -> bool {
-        decode(state).is_ok_and(|s| matches!(s.form, Form::Connected(_)))
+        decode(state).is_ok_and(|s| matches!(s.form, Form::Connected(_) | Form::Connecting { .. }))
     }
 }
 
@@ -308,6 +306,26 @@ impl TcpState {
         let delay = self.options.number(tcp(libc::TCP_NODELAY)).unwrap_or(0);
         socket::set_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, delay)
     }
+}
+
+/// Whom a socket is connecting to. `getpeername` does not tell, but the list of the network namespace does.
+fn peer_to_be(descriptor: &Descriptor) -> Result<SocketAddr, CaptureError> {
+    let family = socket::get_int(descriptor.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN);
+    let name = if family.is_ok_and(|family| family == libc::AF_INET6) { "net/tcp6" } else { "net/tcp" };
+    let list = std::fs::read_to_string(descriptor.subject.host.proc(name)).capturing("reading", name)?;
+    let inode = descriptor.stat.st_ino.to_string();
+    let line = list.lines().find(|line| line.split_ascii_whitespace().nth(9) == Some(&inode));
+    let peer = line.and_then(|line| address::from_proc(line.split_ascii_whitespace().nth(2)?));
+    peer.ok_or_else(|| CaptureError::Unexpected { object: descriptor.object(), what: "lack of a peer".to_owned() })
+}
+
+/// Asks for a connection anew. Nobody waits for the answer here; a failure is the program's to see.
+fn ask_again(fd: BorrowedFd<'_>, peer: SocketAddr, family: i32) -> std::io::Result<()> {
+    use crate::sys::descriptor::{flags, set_flags};
+    let before = flags(fd)?;
+    set_flags(fd, before | libc::O_NONBLOCK)?;
+    let _ = socket::connect(fd, &address::to_kernel(peer, family));
+    set_flags(fd, before)
 }
 
 /// A protocol on top (TLS in the kernel …) keeps state of its own.

@@ -101,8 +101,8 @@ impl Connection {
         let fd = descriptor.as_fd();
         let ends = super::tcp::ends(descriptor)?;
         let (local, peer) = (ends.0, ends.1.ok_or_else(|| unexpected(descriptor, "lack of a peer"))?);
-        if socket::readiness(fd, libc::POLLPRI).capturing("polling", descriptor.object())? & libc::POLLPRI != 0 {
-            return Err(descriptor.refuse("has unread urgent data, which cannot be checkpointed yet"));
+        if has_urgent(fd).capturing("measuring the queue", descriptor.object())? {
+            return Err(descriptor.refuse("has urgent data in its queue, which cannot be checkpointed yet"));
         }
         let raw = Raw::read(fd, reuse).capturing("reading the connection", descriptor.object())?;
         let fin_pending = u32::from(phase.fin_pending());
@@ -191,6 +191,23 @@ impl Connection {
         tcp_repair::set_window(fd, &self.window)?;
         socket::set_int(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, self.clamp as i32)
     }
+}
+
+/// Whether there is a mark of urgent data in the receive queue, read or not: what is behind it is not counted then,
+/// unless urgent data is to be read like other.
+fn has_urgent(fd: BorrowedFd<'_>) -> std::io::Result<bool> {
+    if socket::readiness(fd, libc::POLLPRI)? & libc::POLLPRI != 0 {
+        return Ok(true);
+    }
+    let option = |value| socket::set_int(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, value);
+    if socket::get_int(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE)? != 0 {
+        return Ok(false);
+    }
+    let before = socket::ioctl_int(fd, libc::FIONREAD)?;
+    option(1)?;
+    let all = socket::ioctl_int(fd, libc::FIONREAD);
+    option(0)?;
+    Ok(all? != before)
 }
 
 /// Leaves repair mode, nothing sent, `SO_REUSEADDR` on: others of the pod may still have to bind to the same port.

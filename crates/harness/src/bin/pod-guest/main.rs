@@ -9,6 +9,7 @@ mod calls;
 mod clocks;
 mod controls;
 mod family;
+mod files;
 mod handles;
 mod identity;
 mod ipc;
@@ -20,6 +21,7 @@ mod registers;
 mod sessions;
 mod signals;
 mod sleeps;
+mod sockets;
 mod stage;
 mod survivor;
 mod threads;
@@ -48,6 +50,8 @@ const TOPICS: &[&[Kind]] = &[
     handles::KINDS,
     ipc::KINDS,
     controls::KINDS,
+    files::KINDS,
+    sockets::KINDS,
 ];
 
 fn main() {

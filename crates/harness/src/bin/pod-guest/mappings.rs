@@ -15,6 +15,10 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("no-vdso", no_vdso),
     ("program-replaced", program_replaced),
     ("memfd", memfd),
+    ("locked-future", locked_future),
+    ("droppable", droppable),
+    ("named-memory", named_memory),
+    ("asynchronous-io", asynchronous_io),
 ];
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -191,4 +195,58 @@ fn memfd() -> Checked {
     check_filled("the one view", one, PAGE, 122)?;
     let seals = unsafe { libc::fcntl(file, libc::F_GET_SEALS) };
     equal("the seals", seals, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW)
+}
+
+/// All memory that is still to come is locked.
+fn locked_future() -> Checked {
+    done("mlockall", unsafe { libc::mlockall(libc::MCL_FUTURE | libc::MCL_ONFAULT) })?;
+    let region = anonymous(2 * PAGE)?;
+    fill(region, 2 * PAGE, 5);
+    hold()?;
+    let locked = || -> Result<String, String> {
+        let status = read("/proc/self/status")?;
+        Ok(status.lines().find(|line| line.starts_with("VmLck")).unwrap_or_default().to_owned())
+    };
+    let before = locked()?;
+    anonymous(16 * PAGE)?;
+    check(locked()? != before, format!("new memory is not locked: {before}"))
+}
+
+/// Memory that the kernel may take away.
+fn droppable() -> Checked {
+    const MAP_DROPPABLE: i32 = 8;
+    match map(4 * PAGE, libc::PROT_READ | libc::PROT_WRITE, MAP_DROPPABLE | libc::MAP_ANONYMOUS, -1) {
+        Ok(region) => fill(region, PAGE, 3),
+        Err(error) => check(error.contains("os error 22") || error.contains("os error 95"), error)?,
+    }
+    hold()
+}
+
+/// Names of anonymous memory are in the portrait.
+fn named_memory() -> Checked {
+    let region = anonymous(8 * PAGE)?;
+    fill(region, 8 * PAGE, 4);
+    let name = c"a name";
+    let args = [0x5356_4d41, 0, region as u64, 4 * PAGE as u64, name.as_ptr() as u64];
+    let _ = call("PR_SET_VMA", libc::SYS_prctl, args);
+    hold()
+}
+
+/// A context of asynchronous I/O.
+fn asynchronous_io() -> Checked {
+    let mut context = 0u64;
+    call("io_setup", libc::SYS_io_setup, [64, &raw mut context as u64])?;
+    hold()?;
+    let file = std::fs::File::open("/proc/self/exe").map_err(|e| e.to_string())?;
+    let mut bytes = [0u8; 64];
+    // struct iocb: data, key and flags, operation and priority with the descriptor, buffer, length, offset.
+    let mut order = [0u64; 8];
+    order[2] = (std::os::fd::AsRawFd::as_raw_fd(&file) as u64) << 32;
+    (order[3], order[4]) = (bytes.as_mut_ptr() as u64, 64);
+    let orders = [order.as_ptr() as u64];
+    equal("io_submit", call("io_submit", libc::SYS_io_submit, [context, 1, orders.as_ptr() as u64])?, 1)?;
+    let mut events = [0u64; 4];
+    let args = [context, 1, 1, events.as_mut_ptr() as u64, 0];
+    equal("io_getevents", call("io_getevents", libc::SYS_io_getevents, args)?, 1)?;
+    equal("what was read", &bytes[1..4], b"ELF")
 }
