@@ -146,6 +146,9 @@ guests! {
     owner_thread owner_group lease locks_waiting range_locks_waiting
     connecting connecting_blocked broadcast_stream
     locked_future droppable named_memory
+    pid_namespace pid_namespace_threads pid_namespace_nested pid_namespace_of_users pid_namespace_orphans
+    pid_namespace_groups pid_namespace_abandoned pid_namespace_entered pid_namespace_unborn pid_namespace_handles
+    browser_sandbox
 }
 
 refused! {
@@ -155,7 +158,6 @@ refused! {
     shared_strangely "its descriptor table is shared with process 2, which is no relative"
     shared_memory_process "its address space is shared with process 2"
     traced "is traced by another process"
-    unborn_namespace "its next children are to be born in another"
     mqueue_notify "mq_notify"
     directory_notify "F_NOTIFY"
     urgent "urgent data"

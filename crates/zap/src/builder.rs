@@ -15,13 +15,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, RebuildError};
 use crate::files::{self, FileState};
-use crate::ids::PodPid;
+use crate::ids::{HostPid, PodPid};
 use crate::image::{ImageReader, decode, encode};
 use crate::ipc::{self, IpcState};
 use crate::namespaces;
 use crate::pod::PodSpec;
 use crate::rebuild::Rebuild;
-use crate::sys::{mount, seed};
+use crate::sys::pidfd::PidFd;
+use crate::sys::{clone, mount, nsfs, seed};
 
 /// What the builder is to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -77,15 +78,30 @@ pub fn run(files: Vec<OwnedFd>) -> ! {
 /// right to choose one.
 fn number_next(socket: &OwnedFd) {
     let mut last = None;
-    let mut number = [0; 4];
-    while let Ok(4) = nix::unistd::read(socket, &mut number) {
+    let mut words = [0; 8 * 32];
+    while let Ok(length @ 1..) = nix::unistd::read(socket, &mut words) {
         if last.is_none() {
             last = last_pid().ok();
         }
-        let before = (i32::from_ne_bytes(number) - 1).to_string();
-        let written = last.as_ref().is_some_and(|file| file.write_all_at(before.as_bytes(), 0).is_ok());
+        let word = |bytes: &[u8]| bytes.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+        let mut asked = words[..length].chunks(8).map(|pair| (word(pair), word(&pair[4..])));
+        let written = last.as_ref().is_some_and(|file| asked.all(|(first, number)| put(file, first, number).is_ok()));
         let _ = nix::unistd::write(socket, &[u8::from(written)]);
     }
+}
+
+/// The kernel takes the writer's own PID namespace: somebody goes into that of `first` and has a child there.
+fn put(last: &File, first: i32, number: i32) -> std::io::Result<()> {
+    let before = (number - 1).to_string();
+    let write = || last.write_all_at(before.as_bytes(), 0);
+    if first == 0 {
+        return write();
+    }
+    let handle = PidFd::open(HostPid(first))?;
+    clone::in_child(&|| {
+        nsfs::enter(&handle, libc::CLONE_NEWPID)?;
+        clone::in_child(&write)
+    })
 }
 
 /// `ns_last_pid` of the pod, whose own `/proc/sys` cannot be written to.
@@ -95,9 +111,11 @@ fn last_pid() -> std::io::Result<File> {
     Ok(File::from(openat(&proc, "sys/kernel/ns_last_pid", flags, Mode::empty())?))
 }
 
-/// Asks the builder to number the next process.
-pub fn ask_number(socket: &OwnedFd, pid: PodPid) -> std::io::Result<()> {
-    nix::unistd::write(socket, &pid.0.to_ne_bytes())?;
+/// Asks the builder to number the next process, in each PID namespace of which this is the first process.
+pub fn ask_numbers(socket: &OwnedFd, numbers: &[(PodPid, i32)]) -> std::io::Result<()> {
+    let words: Vec<u8> =
+        numbers.iter().flat_map(|(first, number)| [first.0, *number]).flat_map(i32::to_ne_bytes).collect();
+    nix::unistd::write(socket, &words)?;
     let mut answer = [0];
     match (nix::unistd::read(socket, &mut answer)?, answer) {
         (1, [1]) => Ok(()),

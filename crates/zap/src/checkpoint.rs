@@ -336,7 +336,7 @@ impl Checkpoint<'_> {
         let memory = processes.iter().map(|process| &process.memory);
         trees.catch_up(&trees::mapped_for_writing(pod, &look, memory))?;
         let files = look.files.states().cloned().collect();
-        let zombies = held.zombies.iter().map(capture::zombie).collect();
+        let zombies = capture::zombies(&mut look, &held.zombies)?;
         let namespaces = look.namespaces.states()?;
         let captured = Captured { pod: PodRecord::of(pod)?, processes, zombies, files, ipc, namespaces, trees };
         self.clock.lap("files");

@@ -64,6 +64,8 @@ pub struct Look<'a> {
     pub spec: &'a PodSpec,
     /// The pod's PID 1 on the host: `/proc/PID/root` and `/proc/PID/ns` are the pod's.
     pub init: HostPid,
+    /// How many PID namespaces lie around the pod's.
+    pub depth: usize,
     /// The open file descriptions met so far. [`FileTable::intern`] is how one becomes a [`crate::ids::FileId`].
     pub files: FileTable,
     /// The files behind mappings met so far.
@@ -99,6 +101,7 @@ impl<'a> Look<'a> {
         Look {
             spec,
             init,
+            depth: crate::process::discover::depth_of(init).unwrap_or(0),
             files: FileTable::default(),
             mapped: MappedFiles::default(),
             data,

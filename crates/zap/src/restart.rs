@@ -21,8 +21,8 @@ use crate::image::{ImageError, ImageReader};
 use crate::ipc::{self, IpcState};
 use crate::memory;
 use crate::monitor::session::End;
-use crate::namespaces::NamespaceState;
 use crate::namespaces::enter::Names;
+use crate::namespaces::{Levels, NamespaceState};
 use crate::pod::journal::Undo;
 use crate::pod::live::Unpack;
 use crate::pod::network::NetworkError;
@@ -340,8 +340,9 @@ impl Image {
         clock.lap("files");
         fault::point("restart-files");
         let late = LateFiles::of(&self.files).map_err(|e| self.failed(e))?;
-        let number = |pid: PodPid| builder.number(pid);
-        let surroundings = Surroundings { late, names: Names(&self.namespaces), number: &number };
+        let number = |numbers: &[(PodPid, i32)]| builder.number(numbers);
+        let (names, levels) = (Names(&self.namespaces), Levels(&self.namespaces));
+        let surroundings = Surroundings { late, names, levels, number: &number };
         let mut grove = Grove::new(common, &self.plan, &self.processes, &self.zombies, surroundings);
         let hosts = processes_of(pod)?;
         for seed in &self.plan.seeds {
@@ -356,6 +357,7 @@ impl Image {
         for pid in grove.order_of_furnishing() {
             grove.furnish(pid).map_err(|e| self.failed(e))?;
         }
+        grove.number_on().map_err(|e| self.failed(e))?;
         let mut buffer = Vec::new();
         for pid in grove.order_of_finish() {
             grove.finish(pid, &mut buffer).map_err(|e| self.failed(e))?;
@@ -492,9 +494,10 @@ struct Builder {
 }
 
 impl Builder {
-    /// Sees to it that the next process of the pod gets that number.
-    fn number(&self, pid: PodPid) -> Result<(), RebuildError> {
-        builder::ask_number(&self.socket, pid).rebuilding("numbering", format!("thread {pid}"))
+    /// Sees to it that the next process gets these numbers, the innermost first: each in the PID namespace of which this
+    /// is the first process (0: the pod's).
+    fn number(&self, numbers: &[(PodPid, i32)]) -> Result<(), RebuildError> {
+        builder::ask_numbers(&self.socket, numbers).rebuilding("numbering", format!("a task as {numbers:?}"))
     }
 
     /// Lets it end, and returns when nothing of the pool is open in it any more.

@@ -11,7 +11,7 @@ use crate::pod::Seccomp;
 use crate::process::ahead::MemoryAhead;
 use crate::process::capture::{self, Questions};
 use crate::process::discover::PodProc;
-use crate::process::hold::{HeldPod, HoldError, Share};
+use crate::process::hold::{HeldPod, HoldError, Share, Standing};
 use crate::process::sharing;
 use crate::process::state::ProcessState;
 
@@ -25,6 +25,8 @@ pub(super) struct Looked {
 /// Asks every process, and looks at its files and at the layout of its memory.
 pub(super) fn processes(look: &mut Look<'_>, held: &HeldPod, ahead: Arc<MemoryAhead>) -> Result<Looked, HoldError> {
     capture::meet_namespaces(look, held.processes.iter().map(|process| &process.found.subject))?;
+    let forkers = capture::forkers(look, held)?;
+    capture::check_births(look, held.processes.iter().map(|process| &process.found))?;
     let surveys = held.each(ahead, survey);
     let threads = held.each((), capture::ask_threads);
     let looked = look_at_files(look, held);
@@ -38,7 +40,7 @@ pub(super) fn processes(look: &mut Look<'_>, held: &HeldPod, ahead: Arc<MemoryAh
     };
     let inherited = u32::from(!matches!(look.spec.seccomp, Seccomp::Unconfined));
     let answers = held.each((PodProc::new(look.init), inherited, Arc::new(questions)), capture::ask_processes);
-    let memories = surveys.wait().and_then(|surveys| look_at_memory(look, held, surveys));
+    let memories = surveys.wait().and_then(|surveys| look_at_memory(look, held, surveys, &forkers));
     let (threads, answers) = (threads.wait(), answers.wait());
     threads?;
     let (answers, mut memories) = (answers?, memories?);
@@ -73,25 +75,33 @@ fn look_at_files(look: &mut Look<'_>, held: &HeldPod) -> Result<Seen, HoldError>
     Ok((questions, directories))
 }
 
-/// The stopped children of each process.
-fn stopped_children(held: &HeldPod) -> HashMap<PodPid, Vec<PodPid>> {
-    let mut children: HashMap<PodPid, Vec<PodPid>> = HashMap::new();
-    for process in held.processes.iter().filter(|process| process.group_stop.is_some()) {
-        children.entry(process.found.stat.parent).or_default().push(process.found.subject.pod);
+/// The stopped children of each process, and what it calls them.
+fn stopped_children(held: &HeldPod) -> HashMap<PodPid, Vec<(PodPid, i32)>> {
+    let mut children: HashMap<PodPid, Vec<(PodPid, i32)>> = HashMap::new();
+    let mut stopped = held.processes.iter().filter(|process| process.group_stop.is_some()).peekable();
+    if stopped.peek().is_none() {
+        return children;
+    }
+    let levels: HashMap<PodPid, usize> =
+        held.processes.iter().map(|process| (process.found.subject.pod, process.found.level())).collect();
+    for Standing { found, .. } in stopped {
+        let own = found.seen_from(levels.get(&found.stat.parent).copied().unwrap_or(0));
+        children.entry(found.stat.parent).or_default().push((found.subject.pod, own));
     }
     children
 }
 
-/// Captures the layouts of every process, parents before their children: pages that they share are stored once.
+/// Captures the layouts of every process, after whoever will fork it: pages that they share are stored once.
 fn look_at_memory(
     look: &mut Look<'_>,
     held: &HeldPod,
     surveys: Vec<memory::Survey>,
+    forkers: &HashMap<PodPid, PodPid>,
 ) -> Result<Vec<memory::Captured>, HoldError> {
     let places: HashMap<PodPid, usize> =
         held.processes.iter().enumerate().map(|(place, process)| (process.found.subject.pod, place)).collect();
     let parents: Vec<Option<usize>> =
-        held.processes.iter().map(|process| places.get(&process.found.stat.parent).copied()).collect();
+        held.processes.iter().map(|process| places.get(forkers.get(&process.found.subject.pod)?).copied()).collect();
     let mut surveys: Vec<Option<memory::Survey>> = surveys.into_iter().map(Some).collect();
     let mut captured: Vec<Option<memory::Captured>> = surveys.iter().map(|_| None).collect();
     for place in in_order(&parents) {
@@ -135,7 +145,8 @@ impl Looked {
         let mut states = Vec::with_capacity(held.processes.len());
         for (process, ((answers, directories), memory)) in held.processes.iter().zip(parts) {
             let locks = files::posix_locks(look, &process.found.subject, &answers.descriptors, &locked)?;
-            let namespaces = look.namespaces.of(process.found.subject.host);
+            let host = process.found.subject.host;
+            let namespaces = (look.namespaces.of(host), look.namespaces.births_of(host));
             let mut state = capture::assemble(process, answers, directories, locks, memory.state, namespaces);
             state.stop_is_news = news.contains(&state.place.pid);
             let parent = held.processes.binary_search_by_key(&state.place.parent, |other| other.found.subject.pod);

@@ -7,7 +7,7 @@ use super::epoll::{EpollState, WatchState};
 use super::{DescriptorState, FileState, decoded, kind};
 use crate::error::RebuildError;
 use crate::ids::{FileId, PodPid};
-use crate::tracee::{Arg, Batch};
+use crate::tracee::{Arg, Batch, Call};
 
 /// How a holder opens a file once every process exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,13 +79,47 @@ impl LateFiles {
         Some(batch)
     }
 
+    /// A late file that can be opened once every process exists, though not every thread: path, flags, offset.
+    fn path_of_process(&self, id: FileId) -> Option<(&[u8], i32, u64)> {
+        match self.files.get(&id)? {
+            Late::Path { path, flags, position } if !path.windows(6).any(|part| part == b"/task/") => {
+                Some((path, *flags, *position))
+            }
+            _ => None,
+        }
+    }
+
+    /// Opens such a file under that number; says whether it is one.
+    pub fn open_early(&self, id: FileId, number: i32, batch: &mut Batch) -> bool {
+        let Some((path, flags, position)) = self.path_of_process(id) else { return false };
+        let opened = Arg::ResultOf(open_path(batch, path, flags, position));
+        let what = format!("giving descriptor {number} ({id})");
+        batch.call(libc::SYS_dup3, [opened, number.into(), libc::O_CLOEXEC.into()], what);
+        batch.call(libc::SYS_close, [opened], "closing the descriptor that was moved");
+        true
+    }
+
+    /// The processes on which a holder of these descriptors opens a handle.
+    pub fn processes(&self, descriptors: &[DescriptorState]) -> Vec<PodPid> {
+        let late = descriptors.iter().filter_map(|descriptor| self.files.get(&descriptor.file));
+        let of = |late: &Late| if let Late::Process { pid, .. } = late { Some(*pid) } else { None };
+        late.filter_map(of).collect()
+    }
+
     /// The calls by which a process, which has its other descriptors, opens those of its own that are late. To be asked
-    /// once for each descriptor table, and run when every process and thread exists.
-    pub fn open_in(&mut self, descriptors: &[DescriptorState]) -> Option<Batch> {
+    /// once for each descriptor table, and run when every process and thread exists; `seen` says what the process calls
+    /// others, and `early` that it has opened some already.
+    pub fn open_in(
+        &mut self,
+        descriptors: &[DescriptorState],
+        seen: &dyn Fn(PodPid) -> i32,
+        early: bool,
+    ) -> Option<Batch> {
         let mut batch = Batch::new();
         for descriptor in descriptors {
-            if let Some(late) = self.files.get(&descriptor.file) {
-                open(&mut batch, descriptor, late);
+            let opened = early && self.path_of_process(descriptor.file).is_some();
+            if let (Some(late), false) = (self.files.get(&descriptor.file), opened) {
+                open(&mut batch, descriptor, late, seen);
             }
         }
         for (place, (epoll, watch)) in self.watches.iter().enumerate() {
@@ -100,21 +134,12 @@ impl LateFiles {
     }
 }
 
-fn open(batch: &mut Batch, descriptor: &DescriptorState, late: &Late) {
+fn open(batch: &mut Batch, descriptor: &DescriptorState, late: &Late, seen: &dyn Fn(PodPid) -> i32) {
     let opened = match late {
-        Late::Path { path, flags, position } => {
-            let name = batch.bytes(&[path, &b"\0"[..]].concat());
-            let what = format!("opening {}", String::from_utf8_lossy(path));
-            let flags = flags & !libc::O_ASYNC | libc::O_CLOEXEC;
-            let opened = batch.call(libc::SYS_openat, [libc::AT_FDCWD.into(), name, flags.into()], what);
-            if *position != 0 {
-                batch.attempt(libc::SYS_lseek, [Arg::ResultOf(opened), (*position).into(), libc::SEEK_SET.into()]);
-            }
-            opened
-        }
+        Late::Path { path, flags, position } => open_path(batch, path, *flags, *position),
         Late::Process { pid, flags } => {
             let what = format!("opening a handle on process {pid}");
-            batch.call(libc::SYS_pidfd_open, [pid.0.into(), (*flags).into()], what)
+            batch.call(libc::SYS_pidfd_open, [seen(*pid).into(), (*flags).into()], what)
         }
     };
     // Out of the way first: the number that the kernel chose may be the very one, or not.
@@ -126,6 +151,17 @@ fn open(batch: &mut Batch, descriptor: &DescriptorState, late: &Late) {
     let what = format!("giving descriptor {} ({})", descriptor.number, descriptor.file);
     batch.call(libc::SYS_dup3, [Arg::ResultOf(lifted), descriptor.number.into(), flags.into()], what);
     batch.call(libc::SYS_close, [Arg::ResultOf(lifted)], "closing the descriptor that was moved");
+}
+
+fn open_path(batch: &mut Batch, path: &[u8], flags: i32, position: u64) -> Call {
+    let name = batch.bytes(&[path, &b"\0"[..]].concat());
+    let what = format!("opening {}", String::from_utf8_lossy(path));
+    let flags = flags & !libc::O_ASYNC | libc::O_CLOEXEC;
+    let opened = batch.call(libc::SYS_openat, [libc::AT_FDCWD.into(), name, flags.into()], what);
+    if position != 0 {
+        batch.attempt(libc::SYS_lseek, [Arg::ResultOf(opened), position.into(), libc::SEEK_SET.into()]);
+    }
+    opened
 }
 
 fn add(batch: &mut Batch, epoll: i32, watch: &WatchState) {
@@ -153,8 +189,8 @@ mod tests {
         let mut late = LateFiles::of(&[pidfd, epoll]).unwrap();
         assert!(late.contains(FileId(0)) && !late.contains(FileId(1)));
         let table = [descriptor(5, 0), descriptor(6, 1)];
-        assert_eq!(late.open_in(&table).unwrap().len(), 6);
-        assert_eq!(late.open_in(&table).unwrap().len(), 5);
-        assert!(late.open_in(&[descriptor(6, 1)]).is_none());
+        assert_eq!(late.open_in(&table, &|pid| pid.0, false).unwrap().len(), 6);
+        assert_eq!(late.open_in(&table, &|pid| pid.0, false).unwrap().len(), 5);
+        assert!(late.open_in(&[descriptor(6, 1)], &|pid| pid.0, false).is_none());
     }
 }

@@ -22,8 +22,9 @@ pub struct OwnerState {
     pub asynchronous: bool,
 }
 
-/// The owner of `descriptor`, if anything about it is not as it is born.
-pub(super) fn capture(descriptor: &Descriptor) -> Result<Option<OwnerState>, CaptureError> {
+/// The owner of `descriptor`, if anything about it is not as it is born; `depth` is how many PID namespaces lie around the
+/// pod's.
+pub(super) fn capture(descriptor: &Descriptor, depth: usize) -> Result<Option<OwnerState>, CaptureError> {
     if descriptor.flags() & libc::O_PATH != 0 {
         return Ok(None);
     }
@@ -35,13 +36,13 @@ pub(super) fn capture(descriptor: &Descriptor) -> Result<Option<OwnerState>, Cap
         return Ok(None);
     }
     // An owner that is gone gets no signals, nor will it.
-    let id = if id == 0 { None } else { in_pod(HostPid(id), kind) };
+    let id = if id == 0 { None } else { in_pod(HostPid(id), kind, depth) };
     Ok(Some(OwnerState { kind, id, signal, asynchronous }))
 }
 
 /// The ID in the pod of a thread, process or process group.
-fn in_pod(host: HostPid, kind: i32) -> Option<PodPid> {
-    let pod_number = |numbers: Vec<i32>| numbers.last().copied().map(PodPid);
+fn in_pod(host: HostPid, kind: i32, depth: usize) -> Option<PodPid> {
+    let pod_number = |numbers: Vec<i32>| numbers.get(depth).copied().map(PodPid);
     match numbers(host, if kind == 2 { "NSpgid:" } else { "NSpid:" }) {
         // Of a group whose leader has left, any member knows.
         None if kind == 2 => {
@@ -105,6 +106,6 @@ mod tests {
         assert_eq!((captured.kind, captured.signal, captured.asynchronous), (1, libc::SIGURG, false));
         settle(again[0].as_fd(), &captured, &|_| Some(HostPid(pid))).unwrap();
         let again = describe(&subject(), 0, again[0].try_clone().unwrap()).unwrap();
-        assert_eq!(capture(&again).unwrap(), Some(captured));
+        assert_eq!(capture(&again, 0).unwrap(), Some(captured));
     }
 }

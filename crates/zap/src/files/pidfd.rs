@@ -37,10 +37,10 @@ impl FileKind for Pidfd {
         descriptor.link.starts_with(b"anon_inode:[pidfd]") || descriptor.link.starts_with(b"pidfd:")
     }
 
-    fn capture(&self, _look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
-        // As seen from the host: the last number is the one in the pod; -1 when the process has been reaped.
+    fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
+        // As seen from the host; -1 when the process has been reaped.
         let pids = descriptor.field("NSpid:").unwrap_or("-1");
-        match pids.split_whitespace().last().and_then(|p| p.parse().ok()) {
+        match pids.split_whitespace().nth(look.depth).and_then(|p| p.parse().ok()) {
             Some(pid @ 1..) => {
                 let flags = descriptor.flags() & (libc::O_NONBLOCK | libc::O_EXCL);
                 Ok(encode(&PidfdState { pid: PodPid(pid), flags, status: 0 }))

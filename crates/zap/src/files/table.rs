@@ -161,7 +161,7 @@ fn capture(
     descriptor: &Descriptor,
 ) -> Result<(), CaptureError> {
     let state = kind.capture(look, descriptor)?;
-    let (owner, locks) = (owner::capture(descriptor)?, locks::capture(descriptor)?);
+    let (owner, locks) = (owner::capture(descriptor, look.depth)?, locks::capture(descriptor)?);
     let is_elsewhere = look.namespaces.has_networks() && descriptor.link.starts_with(b"socket:");
     let network = if is_elsewhere { look.namespaces.of_socket(descriptor)? } else { None };
     look.files.keep(FileState { owner, locks, network, ..FileState::new(id, kind.name(), state) });

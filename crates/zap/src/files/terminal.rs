@@ -101,8 +101,8 @@ pub(super) fn capture(
         locked,
         stopped: waiting.stopped,
         owner: (facts.uid(), facts.gid(), facts.mode() & 0o7777),
-        session: group(&master, Ask::Session),
-        foreground: group(&master, Ask::Foreground),
+        session: group(&master, Ask::Session, look.depth),
+        foreground: group(&master, Ask::Foreground, look.depth),
         typed: waiting.typed,
         printed: waiting.printed,
     })
@@ -116,12 +116,12 @@ fn unreadable(descriptor: &Descriptor, error: std::io::Error) -> CaptureError {
 }
 
 /// A process group or session of the terminal by its ID in the pod, if there is one.
-fn group(master: impl AsFd, what: Ask) -> Option<PodPid> {
+fn group(master: impl AsFd, what: Ask, depth: usize) -> Option<PodPid> {
     let host = HostPid(terminal::ask(master, what).ok().filter(|id| *id > 0)?);
     let label = if what == Ask::Session { "NSsid:" } else { "NSpgid:" };
     let status = std::fs::read_to_string(host.proc("status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix(label))?;
-    line.split_whitespace().last()?.parse().ok().map(PodPid)
+    line.split_whitespace().nth(depth)?.parse().ok().map(PodPid)
 }
 
 /// Gives a new pty what the old one had. The slave may be locked only once every slave is open: see [`lock`].
@@ -150,10 +150,10 @@ pub fn take_terminal(batch: &mut Batch, index: u32) {
 }
 
 /// The calls by which a process of the session that `/dev/pts/INDEX` controls puts a process group, which exists, in the
-/// foreground. SIGTTOU must be blocked.
-pub fn set_foreground(batch: &mut Batch, index: u32, group: PodPid) {
+/// foreground, by what that process calls it. SIGTTOU must be blocked.
+pub fn set_foreground(batch: &mut Batch, index: u32, group: i32) {
     on_slave(batch, index, |batch, slave| {
-        let number = batch.bytes(&group.0.to_ne_bytes());
+        let number = batch.bytes(&group.to_ne_bytes());
         batch.call(libc::SYS_ioctl, [slave, libc::TIOCSPGRP.into(), number], "setting the foreground process group");
     });
 }

@@ -2,28 +2,29 @@
 
 use super::Body;
 use super::{Kind, Membership, NamespaceId, NamespaceState, make, user};
-use crate::process::credentials::{self, CredentialsState};
+use crate::process::credentials::CredentialsState;
 use crate::tracee::Batch;
 
-/// Into all but user namespaces, after which nothing outside can be changed any more.
-pub fn enter(membership: &Membership, number: &dyn Fn(NamespaceId) -> i32, batch: &mut Batch) {
-    for (kind, id) in membership.0.iter().filter(|(kind, _)| !matches!(kind, Kind::User | Kind::Pid)) {
+/// Into those of its namespaces, but for user and PID namespaces, that are `wanted`. What is outside its user namespace
+/// cannot be changed any more once it is in that.
+pub fn enter(
+    membership: &Membership,
+    wanted: &dyn Fn(NamespaceId) -> bool,
+    number: &dyn Fn(NamespaceId) -> i32,
+    batch: &mut Batch,
+) {
+    let others = membership.0.iter().filter(|(kind, _)| !matches!(kind, Kind::User | Kind::Pid));
+    for (kind, id) in others.filter(|(_, id)| wanted(**id)) {
         go(*kind, number(*id), batch);
     }
 }
 
-/// Into its user namespace. A process that has several threads could not; those that it clones later are there as well.
-/// It becomes the user that it was before: numbers are the pod's own until it is there.
-pub fn enter_user(
-    membership: &Membership,
-    credentials: &CredentialsState,
-    number: &dyn Fn(NamespaceId) -> i32,
-    batch: &mut Batch,
-) {
-    if let Some(id) = membership.of(Kind::User) {
-        credentials::identify(credentials, batch);
-        go(Kind::User, number(id), batch);
-    }
+/// Into a user namespace, as the user that it is to be. A process that has several threads could not; those that it clones
+/// later are there as well.
+pub fn enter_user(number: i32, batch: &mut Batch) {
+    go(Kind::User, number, batch);
+    // Whoever goes there is hidden from others of its kind.
+    batch.call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 1i32.into()], "showing it to its relatives");
 }
 
 fn go(kind: Kind, number: i32, batch: &mut Batch) {

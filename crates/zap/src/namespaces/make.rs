@@ -16,6 +16,9 @@ pub type Made = HashMap<NamespaceId, OwnedFd>;
 pub fn make(states: &[NamespaceState]) -> Result<Made, RebuildError> {
     let mut made = Made::new();
     for state in states {
+        if let Body::Pid(_) = state.body {
+            continue; // the first process in it makes it
+        }
         let what = || format!("a {} namespace", state.body.kind().name());
         let owner = owner(state, &made)?;
         let one = match &state.body {
@@ -72,7 +75,7 @@ fn below(owner: Option<&OwnedFd>, body: &Body) -> io::Result<OwnedFd> {
             Body::Network(links) => links::restart(links)?,
             Body::Uts(names) => uts::restart(names)?,
             Body::Time(offsets) => time::restart(offsets)?,
-            Body::User(_) | Body::Ipc(_) | Body::Cgroup => {}
+            Body::User(_) | Body::Pid(_) | Body::Ipc(_) | Body::Cgroup => {}
         }
         let name = if body.kind() == Kind::Time { "time_for_children" } else { body.kind().file() };
         let file = File::open(format!("/proc/self/ns/{name}"))?;

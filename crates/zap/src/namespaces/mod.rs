@@ -8,6 +8,7 @@ pub mod enter;
 mod ipc;
 mod links;
 mod make;
+mod pid;
 mod sight;
 mod time;
 mod user;
@@ -21,6 +22,7 @@ use crate::ipc::IpcState;
 
 pub use links::LinksState;
 pub use make::{Made, make};
+pub use pid::{Levels, PidState};
 pub use sight::Sightings;
 pub use time::TimeState;
 pub use user::UserState;
@@ -99,6 +101,25 @@ impl Kind {
     }
 }
 
+/// In which PID namespace the next children of a process are born.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Births {
+    /// In its own.
+    #[default]
+    Here,
+    /// In a new one, whose first process the next child will be.
+    New,
+    /// In this one, further inside.
+    In(NamespaceId),
+}
+
+impl Births {
+    /// Whether it is its own.
+    pub fn is_here(&self) -> bool {
+        *self == Births::Here
+    }
+}
+
 /// The namespaces of a process that are not the pod's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership(pub BTreeMap<Kind, NamespaceId>);
@@ -131,6 +152,8 @@ pub struct NamespaceState {
 pub enum Body {
     /// See [`Kind::User`].
     User(UserState),
+    /// See [`Kind::Pid`].
+    Pid(PidState),
     /// See [`Kind::Network`].
     Network(LinksState),
     /// See [`Kind::Ipc`].
@@ -148,6 +171,7 @@ impl Body {
     pub fn kind(&self) -> Kind {
         match self {
             Body::User(_) => Kind::User,
+            Body::Pid(_) => Kind::Pid,
             Body::Network(_) => Kind::Network,
             Body::Ipc(_) => Kind::Ipc,
             Body::Uts(_) => Kind::Uts,

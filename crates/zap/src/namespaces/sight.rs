@@ -6,12 +6,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
-use super::{Body, Kind, Membership, NamespaceId, NamespaceState, ipc, links, time, user, uts};
+use super::{Births, Body, Kind, Membership, NamespaceId, NamespaceState, PidState, ipc, links, time, user, uts};
 use crate::error::{CaptureError, Context};
 use crate::files::Descriptor;
 use crate::ids::HostPid;
 use crate::look::Subject;
 use crate::pod::{PodSpec, capabilities};
+use crate::process::discover::{PodProc, Zombie};
 use crate::sys::{clone, nsfs};
 
 /// The namespaces met so far.
@@ -24,6 +25,7 @@ pub struct Sightings {
     by_inode: HashMap<u64, NamespaceId>,
     met: Vec<Met>,
     members: HashMap<HostPid, Membership>,
+    births: HashMap<HostPid, Births>,
 }
 
 /// A namespace that was met.
@@ -31,6 +33,8 @@ struct Met {
     kind: Kind,
     file: OwnedFd,
     owner: Option<NamespaceId>,
+    /// Of a PID namespace: the one around it.
+    parent: Option<NamespaceId>,
     /// Through whom.
     subject: Subject,
     /// A process that is in it.
@@ -49,6 +53,7 @@ impl Sightings {
             by_inode: HashMap::new(),
             met: Vec::new(),
             members: HashMap::new(),
+            births: HashMap::new(),
         }
     }
 
@@ -81,14 +86,43 @@ impl Sightings {
                 self.met[id.0 as usize].member.get_or_insert(subject.host);
                 membership.0.insert(kind, id);
             }
-            if matches!(kind, Kind::Pid | Kind::Time) {
-                refuse_elsewhere(subject, kind, inode)?;
+            match kind {
+                Kind::Pid => self.meet_births(subject, inode)?,
+                Kind::Time => refuse_elsewhere(subject, kind, inode)?,
+                _ => {}
             }
         }
         if !membership.is_home() {
             self.members.insert(subject.host, membership);
         }
         Ok(())
+    }
+
+    /// Looks in which PID namespace the next children of a process are born; its own is `own`.
+    fn meet_births(&mut self, subject: &Subject, own: u64) -> Result<(), CaptureError> {
+        let births = match File::open(subject.host.proc("ns/pid_for_children")) {
+            Ok(namespace) => match crate::sys::file::fstat(&namespace).map_err(|e| lost(subject, e))?.st_ino {
+                inode if inode == own => return Ok(()),
+                _ => Births::In(self.meet_one(Kind::Pid, namespace.into(), subject)?),
+            },
+            Err(_) if fs::metadata(subject.host.proc("ns/user")).is_ok() => Births::New,
+            Err(error) => return Err(lost(subject, error)),
+        };
+        self.births.insert(subject.host, births);
+        Ok(())
+    }
+
+    /// In which PID namespace the next children of a process that was looked at are born.
+    pub fn births_of(&self, process: HostPid) -> Births {
+        self.births.get(&process).copied().unwrap_or_default()
+    }
+
+    /// The PID namespace of a process that has ended.
+    pub fn of_zombie(&mut self, ended: &Zombie, proc: &PodProc) -> Result<Option<NamespaceId>, CaptureError> {
+        let command = String::from_utf8_lossy(&ended.stat.command).into_owned();
+        let subject = Subject { host: HostPid(0), pod: ended.pid, command };
+        let namespace = File::open(proc.path(ended.pid, "ns/pid")).map_err(|e| lost(&subject, e))?;
+        self.meet_one(Kind::Pid, namespace.into(), &subject).map(Some)
     }
 
     /// The namespaces of a process that was looked at.
@@ -102,7 +136,7 @@ impl Sightings {
         if let Some(id) = self.by_inode.get(&inode) {
             return Ok(*id);
         }
-        if matches!(kind, Kind::Pid | Kind::Mount) {
+        if kind == Kind::Mount {
             let object = format!("its {} namespace", kind.name());
             return Err(subject.refuse(object, "was made inside the pod, which cannot be checkpointed yet"));
         }
@@ -110,10 +144,19 @@ impl Sightings {
         let of_owner = crate::sys::file::fstat(&owner).capturing("looking at the owner", object())?.st_ino;
         let at_home = of_owner == self.home(Kind::User)?;
         let owner = if at_home { None } else { Some(self.meet_one(Kind::User, owner, subject)?) };
+        let parent = if kind == Kind::Pid { self.meet_around(&file, subject)? } else { None };
         let id = NamespaceId(self.met.len() as u32);
         self.by_inode.insert(inode, id);
-        self.met.push(Met { kind, file, owner, subject: subject.clone(), member: None });
+        self.met.push(Met { kind, file, owner, parent, subject: subject.clone(), member: None });
         Ok(id)
+    }
+
+    /// The PID namespace around one, if it is not the pod's.
+    fn meet_around(&mut self, namespace: &OwnedFd, subject: &Subject) -> Result<Option<NamespaceId>, CaptureError> {
+        let object = || format!("the PID namespace of {}", subject.object());
+        let around = nsfs::parent(namespace).capturing("asking what is around", object())?;
+        let inode = crate::sys::file::fstat(&around).capturing("looking around", object())?.st_ino;
+        if inode == self.home(Kind::Pid)? { Ok(None) } else { self.meet_one(Kind::Pid, around, subject).map(Some) }
     }
 
     /// Refuses threads that are elsewhere than their process.
@@ -130,6 +173,11 @@ impl Sightings {
                     let why = format!("is in another {} namespace than its process", kind.name());
                     return Err(subject.refuse("a thread", format!("{why}, which cannot be checkpointed yet")));
                 }
+            }
+            let births = |task: HostPid| fs::read_link(task.proc("ns/pid_for_children")).ok();
+            if births(thread) != births(subject.host) && fs::metadata(thread.proc("ns/user")).is_ok() {
+                let why = "has its children born in another PID namespace than its process";
+                return Err(subject.refuse("a thread", format!("{why}, which cannot be checkpointed yet")));
             }
         }
         Ok(())
@@ -185,7 +233,8 @@ impl Sightings {
             Kind::Time => time::capture(self.init, met.subject.host).map(Body::Time),
             // Its root is where its maker was: in a pod there is but one place.
             Kind::Cgroup => Ok(Body::Cgroup),
-            Kind::Pid | Kind::Mount => Err(io::ErrorKind::Unsupported.into()),
+            Kind::Pid => Ok(Body::Pid(PidState { parent: met.parent })),
+            Kind::Mount => Err(io::ErrorKind::Unsupported.into()),
         };
         body.capturing("looking into", object())
     }

@@ -10,18 +10,20 @@ use crate::files::{self, DescriptorState, PosixLock};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::look::{Look, Subject};
 use crate::memory::{self, MemoryState};
-use crate::namespaces::Membership;
+use crate::namespaces::{Births, Kind, Membership, NamespaceId};
 use crate::process::controls::{self, ProcessControls};
 use crate::process::credentials;
 use crate::process::discover::{Found, PodProc, Population, Zombie};
 use crate::process::filters::{self, FilterState};
-use crate::process::hold::{HeldProcess, HoldError, QUESTIONS, Share, Standing};
+use crate::process::hold::{HeldPod, HeldProcess, HoldError, QUESTIONS, Share, Standing};
 use crate::process::limits;
+use crate::process::proc_files::{Stat, Status};
 use crate::process::sharing::{self, SharingState};
 use crate::process::signals::{self, QueuedSignal};
-use crate::process::state::{EndedState, Place, ProcessState, TerminalState};
+use crate::process::state::{EndedState, Inner, Place, ProcessState, TerminalState};
 use crate::process::threads::{self, ThreadState};
 use crate::process::timers::{self, TimersState, parse_timers};
+use crate::process::tree::{self, Role, TreeError};
 use crate::sys::file::open_path;
 use crate::sys::pidfd::PidFd;
 use crate::sys::ptrace;
@@ -35,8 +37,8 @@ const SIGNAL_INFO: usize = 128;
 pub struct Questions {
     /// Its descriptors; whether `execve` closes them is to be filled in.
     pub descriptors: Vec<DescriptorState>,
-    /// Its children that are stopped.
-    pub stopped: Vec<PodPid>,
+    /// Its children that are stopped, and what it calls them.
+    pub stopped: Vec<(PodPid, i32)>,
 }
 
 /// What a process answered.
@@ -86,7 +88,7 @@ pub fn ask_threads(share: &mut Share, (): ()) -> Result<Vec<(PodPid, ())>, HoldE
     }
     let mut buffer = Vec::new();
     for (process, batches) in share.held.iter_mut().zip(asked) {
-        let host = process.found.subject.host;
+        let host = (process.found.subject.host, process.found.level());
         for (seat, (held, (batch, questions))) in process.threads.iter_mut().skip(1).zip(batches).enumerate() {
             let results = held.finish(&process.ground, seat, &batch)?;
             process.learned.push(threads::capture(held, host, &questions, &results, &mut buffer)?);
@@ -152,7 +154,7 @@ fn ask(process: &mut HeldProcess, proc: &PodProc, questions: &Questions) -> Resu
     let thp_disable = batch.attempt(libc::SYS_prctl, [libc::PR_GET_THP_DISABLE.into()]);
     let controls = controls::ask_process(&mut batch);
     let close_on_exec = files::ask_close_on_exec(&mut batch, &questions.descriptors);
-    let stops = questions.stopped.iter().map(|child| (*child, ask_stop(&mut batch, *child))).collect();
+    let stops = questions.stopped.iter().map(|(child, own)| (*child, ask_stop(&mut batch, *own))).collect();
     // The leader has the last seat, behind which there is the most room.
     leader.begin(&process.ground, last, &batch)?;
     Ok(Asked {
@@ -172,10 +174,10 @@ fn ask(process: &mut HeldProcess, proc: &PodProc, questions: &Questions) -> Resu
 }
 
 /// Asks, without taking it, whether there is news of a child's stop.
-fn ask_stop(batch: &mut Batch, child: PodPid) -> Output {
+fn ask_stop(batch: &mut Batch, child: i32) -> Output {
     let news = batch.output(SIGNAL_INFO);
     let flags = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
-    batch.attempt(libc::SYS_waitid, [P_PID.into(), child.0.into(), news.into(), flags.into(), 0u64.into()]);
+    batch.attempt(libc::SYS_waitid, [P_PID.into(), child.into(), news.into(), flags.into(), 0u64.into()]);
     news
 }
 
@@ -191,9 +193,11 @@ fn answers(
     let subject = &process.found.subject;
     let leader = process.threads.first_mut().ok_or(CaptureError::Vanished(subject.pod))?;
     let results = leader.finish(&process.ground, last, &asked.batch)?;
-    let state = threads::capture(leader, subject.host, &asked.thread, &results, buffer)?;
+    let at = (subject.host, process.found.level());
+    let state = threads::capture(leader, at, &asked.thread, &results, buffer)?;
     let mut threads: Vec<ThreadState> = std::iter::once(state).chain(process.learned.drain(..)).collect();
     let hosts = process.threads.iter().map(|held| held.name.host);
+    let names: HashMap<i32, i32> = threads.iter().map(|thread| (thread.tid.0, thread.own_tid)).collect();
     let filters = filters::capture_all(&mut threads, hosts, inherited)?;
     // Asked now, not when the process was found: signals from outside arrived until it stopped.
     let pending = ptrace::pending_signals(subject.host, true).capturing("reading queued signals", subject.object())?;
@@ -218,7 +222,7 @@ fn answers(
         thp_disable: results.get(asked.thp_disable).max(0) as i32,
         controls,
         news: asked.stops.iter().filter(|(_, stop)| is_news(stop)).map(|(child, _)| *child).collect(),
-        timers: timers::capture(asked.timers, &results),
+        timers: timers::capture(asked.timers, &results).named(&names),
         numbers: Numbers {
             oom_score_adj: number_in(subject, "oom_score_adj", 10),
             coredump_filter: number_in(subject, "coredump_filter", 16),
@@ -238,11 +242,13 @@ pub fn assemble(
     (cwd, root): Directories,
     locks: Vec<PosixLock>,
     memory: MemoryState,
-    namespaces: Membership,
+    (namespaces, births): (Membership, Births),
 ) -> ProcessState {
-    let (subject, stat) = (&process.found.subject, &process.found.stat);
+    let Found { subject, stat, .. } = &process.found;
+    let pid_namespace = namespaces.of(Kind::Pid);
+    let inner = inner_of(&process.found, pid_namespace);
     ProcessState {
-        place: place(subject.pod, stat, None),
+        place: place(subject.pod, stat, None, inner),
         terminal: terminal(stat, subject.pod),
         umask: process.found.status.field("Umask").and_then(|m| u32::from_str_radix(m, 8).ok()).unwrap_or(0o22),
         cwd,
@@ -263,26 +269,73 @@ pub fn assemble(
         subreaper: answers.subreaper,
         thp_disable: answers.thp_disable,
         controls: answers.controls,
-        ended_leader: process.found.ended.as_ref().map(|ended| zombie(&ended.zombie)),
+        ended_leader: process.found.ended.as_ref().map(|ended| zombie(&ended.zombie, pid_namespace)),
         sharing: SharingState::default(),
         undo: Vec::new(),
         filters: answers.filters,
         threads: answers.threads,
         namespaces,
+        births,
     }
 }
 
-/// What is left of a process that has ended.
-pub fn zombie(zombie: &Zombie) -> EndedState {
+/// What a live process is called in PID namespaces made inside the pod.
+fn inner_of(found: &Found, namespace: Option<NamespaceId>) -> Inner {
+    // Its status may be that of a thread which stands for it.
+    let pids = found.namespace_pids.iter().skip(1).copied().collect();
+    Inner { pids, ..inner(&found.status, namespace, found.level()) }
+}
+
+/// What a process is called `level` PID namespaces below the pod's, and above that.
+fn inner(status: &Status, namespace: Option<NamespaceId>, level: usize) -> Inner {
+    let numbers = |label| status.innermost(label, level);
+    Inner { namespace, pids: numbers("NSpid"), groups: numbers("NSpgid"), sessions: numbers("NSsid") }
+}
+
+/// Who will fork whom at a restart, of those that live. What cannot be grown again is refused.
+pub fn forkers(look: &mut Look<'_>, held: &HeldPod) -> Result<HashMap<PodPid, PodPid>, CaptureError> {
+    let place_of = |found: &Found, look: &Look<'_>| {
+        let namespace = look.namespaces.of(found.subject.host).of(Kind::Pid);
+        place(found.subject.pod, &found.stat, None, inner_of(found, namespace))
+    };
+    let mut places: Vec<Place> = held.processes.iter().map(|process| place_of(&process.found, look)).collect();
+    places.extend(zombies(look, &held.zombies)?.into_iter().map(|zombie| zombie.place));
+    let init_session = PodProc::new(look.init).stat(tree::INIT)?.session;
+    let plan = tree::plan(&places, init_session).map_err(|error| {
+        let who = if let TreeError::Session(pid, _) = error { Some(pid) } else { None };
+        let found = held.processes.iter().find(|process| Some(process.found.subject.pod) == who);
+        match found {
+            Some(process) => process.found.subject.refuse("it", format!("cannot be checkpointed yet: {error}")),
+            None => CaptureError::Unexpected { object: "the process tree".into(), what: error.to_string() },
+        }
+    })?;
+    let live = plan.nodes.values().filter(|node| node.role == Role::Live);
+    Ok(live.flat_map(|node| node.before.iter().chain(&node.after).map(|child| (*child, node.pid))).collect())
+}
+
+/// What is left of processes that have ended.
+pub fn zombies(look: &mut Look<'_>, zombies: &[Zombie]) -> Result<Vec<EndedState>, CaptureError> {
+    let proc = PodProc::new(look.init);
+    let mut states = Vec::with_capacity(zombies.len());
+    for ended in zombies {
+        let namespace = if ended.level() == 0 { None } else { look.namespaces.of_zombie(ended, &proc)? };
+        states.push(zombie(ended, namespace));
+    }
+    Ok(states)
+}
+
+fn zombie(zombie: &Zombie, namespace: Option<NamespaceId>) -> EndedState {
+    let inner = inner(&zombie.status, namespace, zombie.level());
     EndedState {
-        place: place(zombie.pid, &zombie.stat, Some(zombie.stat.exit_code)),
+        place: place(zombie.pid, &zombie.stat, Some(zombie.stat.exit_code), inner),
         command: zombie.stat.command.clone(),
         credentials: credentials::of_status(&zombie.status),
     }
 }
 
-fn place(pid: PodPid, stat: &crate::process::proc_files::Stat, ended: Option<i32>) -> Place {
-    Place { pid, parent: stat.parent, group: stat.group, session: stat.session, exit_signal: stat.exit_signal, ended }
+fn place(pid: PodPid, stat: &Stat, ended: Option<i32>, inner: Inner) -> Place {
+    let Stat { parent, group, session, exit_signal, .. } = *stat;
+    Place { pid, parent, group, session, exit_signal, ended, inner }
 }
 
 /// A session leader knows its terminal: the device number is `pts` and an index.
@@ -325,10 +378,10 @@ pub fn check_all(
 ) -> Result<(), CaptureError> {
     let living = population.live.iter().filter(|found| found.stat.state != b'Z');
     for found in living {
-        refuse_nested(found)?;
         look.namespaces.meet(&found.subject).or_else(unless_gone)?;
     }
     look.namespaces.states().map(drop).or_else(unless_gone)?;
+    check_births(look, population.live.iter()).or_else(unless_gone)?;
     sharing::check(look.init, population)?;
     population.live.iter().zip(layouts).try_for_each(|(found, layout)| check(look, found, layout))
 }
@@ -347,20 +400,25 @@ pub fn meet_namespaces<'s>(
     Ok(())
 }
 
+/// Refuses processes whose children are born where nobody lives.
+pub fn check_births<'f>(look: &Look<'_>, live: impl Iterator<Item = &'f Found> + Clone) -> Result<(), CaptureError> {
+    for found in live.clone() {
+        let Births::In(namespace) = look.namespaces.births_of(found.subject.host) else { continue };
+        let is_in = |other: &Found| look.namespaces.of(other.subject.host).of(Kind::Pid) == Some(namespace);
+        if !live.clone().any(|other| other.namespace_pids.last() == Some(&1) && is_in(other)) {
+            let why = "are to be born in a PID namespace whose first process has ended";
+            return Err(found.subject.refuse("its next children", why));
+        }
+    }
+    Ok(())
+}
+
 /// Nobody can be traced twice, and who traces whom is not restarted.
 fn refuse_traced(found: &Found) -> Result<(), CaptureError> {
     match found.status.field("TracerPid").and_then(|pid| pid.parse::<i32>().ok()) {
         Some(0) | None => Ok(()),
         Some(_) => Err(found.subject.refuse("it", "is traced by another process (a debugger, strace); end that first")),
     }
-}
-
-fn refuse_nested(found: &Found) -> Result<(), CaptureError> {
-    if found.namespace_pids.len() > 1 {
-        let why = "is nested in the pod's, which cannot be checkpointed yet";
-        return Err(found.subject.refuse("its PID namespace", why));
-    }
-    Ok(())
 }
 
 /// Looks at a running process: refuses what cannot be captured, and does ahead what would make the hold long.

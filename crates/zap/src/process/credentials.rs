@@ -59,12 +59,6 @@ pub fn of_status(status: &Status) -> CredentialsState {
     }
 }
 
-/// Gives a thread of the seed (root, every capability) these credentials. Nothing privileged works in it afterwards.
-pub fn restart(state: &CredentialsState, batch: &mut Batch) {
-    identify(state, batch);
-    empower(state, batch);
-}
-
 /// Makes it this user, with these groups; it keeps its capabilities.
 pub fn identify(state: &CredentialsState, batch: &mut Batch) {
     let keep = (KEEP_CAPS | NO_SETUID_FIXUP) as i32;
@@ -72,6 +66,11 @@ pub fn identify(state: &CredentialsState, batch: &mut Batch) {
     let groups: Vec<u8> = state.groups.iter().flat_map(|g| g.to_ne_bytes()).collect();
     let list = batch.bytes(&groups);
     batch.call(libc::SYS_setgroups, [state.groups.len().into(), list], "setting supplementary groups");
+    name(state, batch);
+}
+
+/// Gives it this user and group.
+pub fn name(state: &CredentialsState, batch: &mut Batch) {
     let [real, effective, saved, file] = state.gids.map(|id| u64::from(id).into());
     batch.call(libc::SYS_setresgid, [real, effective, saved], "setting group IDs");
     batch.attempt(libc::SYS_setfsgid, [file]);

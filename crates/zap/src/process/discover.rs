@@ -75,6 +75,18 @@ pub struct EndedLeader {
     pub substitute: ThreadName,
 }
 
+impl Found {
+    /// How many PID namespaces lie between the pod's and this process.
+    pub fn level(&self) -> usize {
+        self.namespace_pids.len().saturating_sub(1)
+    }
+
+    /// What it is called that many PID namespaces below the pod's.
+    pub fn seen_from(&self, level: usize) -> i32 {
+        self.namespace_pids.get(level).copied().unwrap_or(0)
+    }
+}
+
 /// A process that has ended and that its parent has not waited for.
 #[derive(Clone, Debug)]
 pub struct Zombie {
@@ -84,6 +96,13 @@ pub struct Zombie {
     pub stat: Stat,
     /// `status`, in the pod's numbers.
     pub status: Status,
+}
+
+impl Zombie {
+    /// How many PID namespaces lie between the pod's and this process.
+    pub fn level(&self) -> usize {
+        self.status.namespace_pids().len().saturating_sub(1)
+    }
 }
 
 /// Everybody in a pod.

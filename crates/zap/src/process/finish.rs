@@ -28,11 +28,12 @@ pub fn attributes(state: &ProcessState, batch: &mut Batch) {
     }
 }
 
-/// What is seen of a process after its end.
-pub fn remains(state: &EndedState, batch: &mut Batch) {
+/// What is seen of a process after its end; `identify` makes it who it was.
+pub fn remains(state: &EndedState, batch: &mut Batch, identify: impl FnOnce(&mut Batch)) {
     threads::set_name(&state.command, batch);
     credentials::restrict(&state.credentials, batch);
-    credentials::restart(&state.credentials, batch);
+    identify(batch);
+    credentials::empower(&state.credentials, batch);
 }
 
 /// Attributes that are set from outside.
@@ -99,12 +100,12 @@ fn identity(state: &ProcessState, thread: &ThreadState, names: Names<'_>) -> Res
     named.ok_or_else(|| RebuildError::Lacks(format!("a name of thread {}'s user in its user namespace", thread.tid)))
 }
 
-/// Waits until a child that is to be stopped is, and takes the news of it if it was taken before.
-fn await_stop(child: &ProcessState, batch: &mut Batch) {
+/// Waits until a child that is to be stopped is, of a process that many PID namespaces below the pod's, and takes the news of it if it was taken before.
+fn await_stop(child: &ProcessState, level: usize, batch: &mut Batch) {
     const P_PID: i32 = 1;
     if child.stopped.is_some() {
         let flags = libc::WSTOPPED | if child.stop_is_news { libc::WNOWAIT } else { 0 };
-        let args = [P_PID.into(), child.place.pid.0.into(), 0u64.into(), flags.into(), 0u64.into()];
+        let args = [P_PID.into(), child.place.seen_from(level).into(), 0u64.into(), flags.into(), 0u64.into()];
         batch.call(libc::SYS_waitid, args, format!("waiting for the stop of process {}", child.place.pid));
     }
 }
@@ -117,7 +118,7 @@ pub fn last_batch<'a>(
     ground: &Ground,
 ) -> Result<(), GrowError> {
     let mut batch = Batch::new();
-    children.for_each(|child| await_stop(child, &mut batch));
+    children.for_each(|child| await_stop(child, state.place.level(), &mut batch));
     signals::drain(&mut batch);
     if let Some(thread) = state.threads.first() {
         signals::requeue(&thread.pending, leader.name.own, false, &mut batch);

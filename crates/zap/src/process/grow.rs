@@ -3,22 +3,25 @@
 //! A process is given its memory, then forks its children, so that pages which both still share are shared again.
 //! Children are attached by the kernel (`CLONE_PTRACE`) and stop before their first instruction.
 
-use std::collections::{BTreeMap, HashMap};
+pub(super) mod births;
+mod ends;
+mod furnish;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use crate::error::RebuildError;
 use crate::files::{self, LateFiles};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::memory;
-use crate::namespaces::enter::{self, Names};
-use crate::namespaces::{Kind, NamespaceId};
-use crate::process::proc_files::Status;
+use crate::namespaces::enter::Names;
+use crate::namespaces::{Levels, NamespaceId};
+use crate::process::credentials::CredentialsState;
 use crate::process::state::{EndedState, ProcessState};
-use crate::process::threads::ThreadState;
-use crate::process::tree::{Plan, Role};
+use crate::process::tree::Plan;
 use crate::process::{filters, limits, timers};
-use crate::sys::ptrace::{self, Stop};
-use crate::tracee::{Batch, Ground, Held, Seized, ThreadName, TraceeError, seize};
+use crate::sys::ptrace;
+use crate::tracee::{Batch, Ground, Held, ThreadName, TraceeError, seize};
 
 /// What every process of a restart has in common.
 #[derive(Clone, Debug)]
@@ -60,9 +63,14 @@ pub struct Surroundings<'a> {
     pub late: LateFiles,
     /// What users are called in user namespaces.
     pub names: Names<'a>,
-    /// Sees to it that the next process of the pod gets a number.
-    pub number: &'a dyn Fn(PodPid) -> Result<(), RebuildError>,
+    /// Who may do what to the namespaces made inside the pod.
+    pub levels: Levels<'a>,
+    /// Sees to it that the next process gets numbers: in the PID namespace of which this is the first process (0: the pod's).
+    pub number: &'a Numberer<'a>,
 }
+
+/// Gives numbers to the next process.
+pub type Numberer<'a> = dyn Fn(&[(PodPid, i32)]) -> Result<(), RebuildError> + 'a;
 
 /// Why a tree could not be grown.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +91,13 @@ pub struct Grown {
     pub ground: Ground,
 }
 
+/// Where a growing process is that was not born in the pod's own user namespace, and who it is, as the pod names users.
+#[derive(Clone)]
+struct Abroad {
+    user: NamespaceId,
+    who: CredentialsState,
+}
+
 /// A tree that is growing. Belongs to the thread that made it.
 pub struct Grove<'a> {
     /// What all have in common.
@@ -95,6 +110,17 @@ pub struct Grove<'a> {
     pub(super) grown: BTreeMap<PodPid, Grown>,
     /// The processes that are stopped again: nobody holds them.
     stopped: BTreeMap<PodPid, HostPid>,
+    /// Those that were born in a user namespace.
+    abroad: HashMap<PodPid, Abroad>,
+    /// The first processes of PID namespaces made inside the pod.
+    first: HashMap<NamespaceId, PodPid>,
+    /// Those that grow by themselves when all others have grown, and whoever is to be forked by them.
+    pub(super) apart: HashSet<PodPid>,
+    /// Parents, and children that go into a PID namespace which somebody else makes.
+    entering: Vec<(PodPid, PodPid)>,
+    /// Which group a process joins, and what it calls it; who has.
+    groups: HashMap<PodPid, (PodPid, i32)>,
+    joined: HashSet<PodPid>,
 }
 
 /// Bytes of a seat: a batch takes as many as it needs.
@@ -112,7 +138,22 @@ impl<'a> Grove<'a> {
     ) -> Grove<'a> {
         let states = states.iter().map(|state| (state.place.pid, state)).collect();
         let ended = ended.iter().map(|ended| (ended.place.pid, ended)).collect();
-        Grove { common, plan, states, ended, around, grown: BTreeMap::new(), stopped: BTreeMap::new() }
+        let firsts = plan.nodes.values().filter(|node| node.is_first());
+        Grove {
+            common,
+            plan,
+            states,
+            ended,
+            around,
+            grown: BTreeMap::new(),
+            stopped: BTreeMap::new(),
+            abroad: HashMap::new(),
+            first: firsts.filter_map(|node| Some((node.namespace?, node.pid))).collect(),
+            apart: plan.nodes.keys().copied().filter(|pid| births::is_apart(plan, *pid)).collect(),
+            entering: Vec::new(),
+            groups: plan.groups.iter().map(|(pid, group, own)| (*pid, (*group, *own))).collect(),
+            joined: HashSet::new(),
+        }
     }
 
     /// Holds a seed that the builder cloned.
@@ -159,56 +200,38 @@ impl<'a> Grove<'a> {
         self.grown.get(&pid).map(|grown| grown.threads[0].name.host).ok_or(TraceeError::Died(pid))
     }
 
-    /// The signal that tells the parent of a process's end.
-    pub(super) fn exit_signal(&self, pid: PodPid) -> u64 {
-        let living = self.states.get(&pid).map(|state| &state.place);
-        let place = living.or_else(|| self.ended.get(&pid).map(|ended| &ended.place));
-        place.map_or(libc::SIGCHLD, |place| place.exit_signal) as u64
-    }
-
     /// Puts everybody into their groups and sets the foreground group of each terminal.
     pub fn join_groups(&mut self) -> Result<(), GrowError> {
-        for (pid, group) in &self.plan.groups {
-            let mut batch = Batch::new();
-            let what = format!("joining process group {group}");
-            batch.call(libc::SYS_setpgid, [0i32.into(), group.0.into()], what);
-            self.run(*pid, &batch)?;
+        for (pid, ..) in &self.plan.groups {
+            self.join_group(*pid)?;
         }
         let leaders: Vec<&ProcessState> = self.states.values().copied().filter(|s| s.terminal.is_some()).collect();
         for state in leaders {
             let Some(terminal) = state.terminal else { continue };
             let Some(group) = terminal.foreground else { continue };
-            if !self.states.values().any(|other| other.place.group == group) {
+            let Some(member) = self.states.values().find(|other| other.place.group == group) else {
                 continue; // its last process has ended: the terminal has no foreground group, as before
-            }
+            };
+            let inside = state.place.level().checked_sub(1).and_then(|level| member.place.inner.groups.get(level));
             let mut batch = Batch::new();
-            files::set_foreground(&mut batch, terminal.index, group);
+            files::set_foreground(&mut batch, terminal.index, inside.copied().unwrap_or(group.0));
             self.run(state.place.pid, &batch)?;
         }
         Ok(())
     }
 
-    /// Ends the helpers, and the processes that are zombies in the image. Helpers that a process of the pod forked are
-    /// reaped by it; PID 1 reaps the others.
-    pub fn end_the_ended(&mut self) -> Result<(), GrowError> {
-        let ended: Vec<PodPid> =
-            self.plan.nodes.values().filter(|node| node.role != Role::Live).map(|node| node.pid).collect();
-        for pid in ended.iter().rev() {
-            let Some(mut grown) = self.grown.remove(pid) else { continue };
-            end(&mut grown, self.ended.get(pid).copied())?;
+    /// Puts a process into its group, unless it is there, after whoever leads the group.
+    fn join_group(&mut self, pid: PodPid) -> Result<(), GrowError> {
+        let Some(&(group, own)) = self.groups.get(&pid) else { return Ok(()) };
+        if !self.joined.insert(pid) {
+            return Ok(());
         }
-        for node in self.plan.nodes.values().filter(|node| node.role == Role::Live) {
-            let phantoms = node.before.iter().chain(&node.after);
-            let mut batch = Batch::new();
-            for phantom in phantoms.filter(|child| self.plan.nodes[child].role == Role::Phantom) {
-                let args = [phantom.0.into(), 0u64.into(), PATIENTLY.into(), 0u64.into()];
-                batch.call(libc::SYS_wait4, args, "reaping a helper");
-            }
-            if !batch.is_empty() {
-                self.run(node.pid, &batch)?;
-            }
+        if group != pid {
+            self.join_group(group)?;
         }
-        Ok(())
+        let mut batch = Batch::new();
+        batch.call(libc::SYS_setpgid, [0i32.into(), own.into()], format!("joining process group {group}"));
+        Ok(self.run(pid, &batch).map(drop)?)
     }
 
     /// Who shares its descriptor table comes before whoever gets the descriptors.
@@ -222,15 +245,18 @@ impl<'a> Grove<'a> {
     /// afterwards.
     pub fn furnish(&mut self, pid: PodPid) -> Result<(), GrowError> {
         let state = self.states[&pid];
+        let early = self.open_early(state)?;
         self.places(state)?;
-        let pool = |file| (!self.around.late.contains(file)).then(|| self.common.number(file));
-        let range = self.common.pool..=self.common.last;
+        let in_pool = |file| (!self.around.late.contains(file)).then(|| self.common.number(file));
+        let pool = |file| early.get(&file).copied().or_else(|| in_pool(file));
+        let range = self.common.pool..=self.common.last + early.len() as i32;
         // Who shares its table gets its descriptors with its parent, after it: the pool goes then.
         let own = (!state.sharing.files).then(|| files::restart_descriptors(&state.descriptors, &pool, range));
         let late = memory::late_batch(&state.memory).into_iter().map(|memory| memory.batch);
         let parts = own.transpose()?.into_iter().chain(late).chain([self.attributes(state)]);
         self.run_together(pid, parts)?;
         self.clone_threads(state)?;
+        self.prepare_births(state)?;
         // A timer may notify any thread.
         let mut batch = Batch::new();
         timers::create(&state.timers, &mut batch);
@@ -257,9 +283,15 @@ impl<'a> Grove<'a> {
     /// credentials, registers, signals, timers. It is then held where it was when it was captured.
     pub fn finish(&mut self, pid: PodPid, buffer: &mut Vec<u8>) -> Result<(), GrowError> {
         let state = self.states[&pid];
+        let mut numbers = HashMap::new();
+        for pid in self.around.late.processes(&state.descriptors) {
+            numbers.insert(pid, self.seen_from(state.place.inner.namespace, pid));
+        }
+        let seen = |pid: PodPid| numbers.get(&pid).copied().unwrap_or(pid.0);
         let late = &mut self.around.late;
         let directory = (!state.sharing.directories).then(|| late.change_to(state.cwd)).flatten();
-        let opened = (!state.sharing.files).then(|| late.open_in(&state.descriptors)).flatten();
+        let early = state.root.is_some();
+        let opened = (!state.sharing.files).then(|| late.open_in(&state.descriptors, &seen, early)).flatten();
         for batch in directory.into_iter().chain(opened) {
             self.run(pid, &batch)?;
         }
@@ -315,135 +347,12 @@ impl<'a> Grove<'a> {
         process(pid).or_else(thread).or_else(group)
     }
 
-    /// Its namespaces and its directories.
-    fn places(&mut self, state: &ProcessState) -> Result<(), GrowError> {
-        let pid = state.place.pid;
-        let mut batch = Batch::new();
-        enter::enter(&state.namespaces, &|id| self.common.namespace(id), &mut batch);
-        if !state.sharing.directories {
-            self.directories(state, &mut batch)?;
-        }
-        if let Some(leader) = state.threads.first() {
-            let namespace = |id| self.common.namespace(id);
-            enter::enter_user(&state.namespaces, &leader.credentials, &namespace, &mut batch);
-        }
-        Ok(self.run(pid, &batch).map(drop)?)
-    }
-
-    /// Its root and its working directory; what `batch` has is run before.
-    fn directories(&mut self, state: &ProcessState, batch: &mut Batch) -> Result<(), GrowError> {
-        let pid = state.place.pid;
-        let nowhere = state.root.and_then(|root| self.around.late.nowhere(root)).map(<[u8]>::to_vec);
-        if let Some(path) = &nowhere {
-            self.run(pid, &std::mem::take(batch))?;
-            self.lead_nowhere(pid, path)?;
-        } else if let Some(root) = state.root {
-            change_directory(self.common.number(root), batch);
-            let dot = batch.bytes(b".\0");
-            batch.call(libc::SYS_chroot, [dot], "changing the root directory");
-        }
-        let is_nowhere = nowhere.is_some() && self.around.late.nowhere(state.cwd).is_some();
-        if !self.around.late.contains(state.cwd) && !is_nowhere {
-            change_directory(self.common.number(state.cwd), batch);
-        }
-        Ok(())
-    }
-
-    /// Makes a directory of a process that has ended the root: a helper with its number, which shares root and working
-    /// directory, makes its own the root, and ends.
-    fn lead_nowhere(&mut self, pid: PodPid, path: &[u8]) -> Result<(), GrowError> {
-        let damaged = || RebuildError::Damaged(format!("{} is of no process", String::from_utf8_lossy(path)));
-        let (ended, path) = files::proc::own_path(path).ok_or_else(damaged)?;
-        let is_free = !self.grown.values().flat_map(|grown| &grown.threads).any(|held| held.name.pod == ended);
-        let mut batch = Batch::new();
-        clone_into(&mut batch, ended, (libc::CLONE_PTRACE | libc::CLONE_FS) as u64, 0, is_free, "helper");
-        self.run(pid, &batch)?;
-        for held in newborns(1, self.common.depth)? {
-            let (helper, host) = (held.name.pod, held.name.host);
-            let mut grown = Grown { threads: vec![held], ground: self.ground(host, helper)? };
-            let mut batch = Batch::new();
-            let root = batch.bytes(&path);
-            batch.call(libc::SYS_chroot, [root], "making a directory of /proc the root");
-            let slash = batch.bytes(b"/\0");
-            batch.call(libc::SYS_chdir, [slash], "changing directory");
-            grown.threads[0].run(&grown.ground, 0, &batch)?;
-            end(&mut grown, None)?;
-            let mut batch = Batch::new();
-            let args = [helper.0.into(), 0u64.into(), PATIENTLY.into(), 0u64.into()];
-            batch.call(libc::SYS_wait4, args, "reaping a helper");
-            self.run(pid, &batch)?;
-        }
-        Ok(())
-    }
-
     fn attributes(&self, state: &ProcessState) -> Batch {
         let mut batch = Batch::new();
         super::signals::restart_actions(&state.actions, &mut batch);
         super::finish::attributes(state, &mut batch);
         filters::restart(&state.filters[..state.shared_filters()], self.common.filters, &mut batch);
         batch
-    }
-
-    fn clone_threads(&mut self, state: &ProcessState) -> Result<(), GrowError> {
-        let flags = libc::CLONE_VM
-            | libc::CLONE_FS
-            | libc::CLONE_FILES
-            | libc::CLONE_SIGHAND
-            | libc::CLONE_THREAD
-            | libc::CLONE_SYSVSEM
-            | libc::CLONE_PTRACE;
-        let pid = state.place.pid;
-        let is_free = state.namespaces.of(Kind::User).is_none();
-        let runs: Vec<&[ThreadState]> = match is_free {
-            true => state.further_threads().chunks(256).collect(),
-            false => consecutive(state.further_threads()).collect(),
-        };
-        for some in runs {
-            let mut batch = Batch::new();
-            if !is_free {
-                (self.around.number)(some[0].tid)?;
-            }
-            for thread in some {
-                clone_into(&mut batch, thread.tid, flags as u64, 0, is_free, "thread");
-            }
-            self.run(pid, &batch)?;
-            let depth = self.common.depth;
-            let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };
-            grown.threads[0].alone = false;
-            for _ in some {
-                let mut held = if is_free { newborn()? } else { named_newborn(depth)? };
-                // It stands behind the call that made it.
-                let call = grown.ground.call_at(0, held.registers.r12);
-                let thread = call.and_then(|call| some.get(call)).ok_or(TraceeError::Died(pid))?;
-                if !is_free && held.name.pod != thread.tid {
-                    let what = format!("thread {} got the number {}", thread.tid, held.name.pod);
-                    let source = std::io::Error::other(what);
-                    return Err(RebuildError::Kernel { step: "numbering", object: "a thread".into(), source }.into());
-                }
-                (held.name.pod, held.name.own) = (thread.tid, (pid.0, thread.own_tid));
-                grown.threads.push(held);
-            }
-        }
-        if let Some(grown) = self.grown.get_mut(&pid) {
-            let order: HashMap<PodPid, usize> = state.threads.iter().enumerate().map(|(i, t)| (t.tid, i)).collect();
-            grown.threads.sort_by_key(|held| order.get(&held.name.pod).copied());
-        }
-        match &state.ended_leader {
-            Some(ended) => self.end_leader(pid, ended),
-            None => Ok(()),
-        }
-    }
-
-    /// Ends the first thread of a process, which has others that go on.
-    fn end_leader(&mut self, pid: PodPid, ended: &EndedState) -> Result<(), GrowError> {
-        let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };
-        let mut leader = grown.threads.remove(0);
-        let mut batch = Batch::new();
-        super::finish::remains(ended, &mut batch);
-        let status = ended.place.ended.unwrap_or(0);
-        batch.attempt(libc::SYS_exit, [((status >> 8) & 0xff).into()]);
-        leader.begin(&grown.ground, 0, &batch)?;
-        Ok(leader.ends_alone()?)
     }
 
     /// Unmaps stub and scratch: the address space is then the pod's own.
@@ -468,98 +377,5 @@ impl<'a> Grove<'a> {
     /// Lets everybody go.
     pub fn let_go(self) -> Result<(), TraceeError> {
         self.grown.into_values().flat_map(|grown| grown.threads).try_for_each(Held::let_go)
-    }
-}
-
-fn change_directory(number: i32, batch: &mut Batch) {
-    batch.call(libc::SYS_fchdir, [number.into()], "changing directory");
-}
-
-/// Threads in pieces whose numbers follow each other.
-fn consecutive(threads: &[ThreadState]) -> impl Iterator<Item = &[ThreadState]> {
-    threads.chunk_by(|a, b| a.tid.0 + 1 == b.tid.0).flat_map(|run| run.chunks(256))
-}
-
-/// `struct clone_args`: a child or thread, attached to the tracer. It is given its number where that `is_free` to choose.
-pub(super) fn clone_into(batch: &mut Batch, pid: PodPid, flags: u64, exit_signal: u64, is_free: bool, what: &str) {
-    let set_tid = batch.bytes(&pid.0.to_ne_bytes());
-    let words: [u64; 11] = [flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, u64::from(is_free), 0];
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    let args = batch.bytes(&bytes);
-    if is_free {
-        batch.pointer(args, 8 * 8, set_tid);
-    }
-    batch.call(libc::SYS_clone3, [args, size_of_val(&words).into()], format!("making {what} {pid}"));
-}
-
-/// Waits for `count` tasks that the kernel attached for us.
-fn newborns(count: usize, depth: usize) -> Result<Vec<Held>, TraceeError> {
-    (0..count).map(|_| named_newborn(depth)).collect()
-}
-
-/// Waits for a task that the kernel attached for us, and looks its numbers up.
-fn named_newborn(depth: usize) -> Result<Held, TraceeError> {
-    let (host, stop) = ptrace::wait_any().map_err(TraceeError::kernel("waiting for", PodPid(0)))?;
-    named(host, stop, depth)
-}
-
-/// A task that the kernel attached for us, with its numbers.
-pub(super) fn named(host: HostPid, stop: Stop, depth: usize) -> Result<Held, TraceeError> {
-    let mut held = attached(host, stop)?;
-    let status = std::fs::read(host.proc("status"));
-    let status = status.map_err(TraceeError::kernel("reading about", held.name.pod))?;
-    let numbers = Status::new(status).namespace_pids();
-    let own = numbers.last().copied().unwrap_or(0);
-    held.alone = true;
-    (held.name.pod, held.name.own) = (PodPid(numbers.get(depth).copied().unwrap_or(0)), (own, own));
-    Ok(held)
-}
-
-/// Waits for a task that the kernel attached for us. Only its number on the host is known.
-fn newborn() -> Result<Held, TraceeError> {
-    let (host, stop) = ptrace::wait_any().map_err(TraceeError::kernel("waiting for", PodPid(0)))?;
-    attached(host, stop)
-}
-
-fn attached(host: HostPid, stop: Stop) -> Result<Held, TraceeError> {
-    let nobody = PodPid(0);
-    if let Stop::Ended(_) = stop {
-        return Err(TraceeError::Died(nobody));
-    }
-    Seized::newborn(ThreadName { host, pod: nobody, own: (0, 0) }).already_stopped()
-}
-
-/// Ends a helper, or a process as it ended the first time.
-fn end(grown: &mut Grown, ended: Option<&EndedState>) -> Result<(), GrowError> {
-    let held = &mut grown.threads[0];
-    if let Some(ended) = ended {
-        let mut batch = Batch::new();
-        super::finish::remains(ended, &mut batch);
-        held.run(&grown.ground, 0, &batch)?;
-    }
-    let status = ended.and_then(|ended| ended.place.ended).unwrap_or(0);
-    let signal = status & 0x7f;
-    let mut batch = Batch::new();
-    if signal == 0 {
-        batch.attempt(libc::SYS_exit_group, [((status >> 8) & 0xff).into()]);
-    } else {
-        // A core dump would be a file that was not there.
-        let none = batch.bytes(&[0; 16]);
-        batch.attempt(libc::SYS_setrlimit, [(libc::RLIMIT_CORE as i32).into(), none]);
-        super::signals::restart_actions(&[], &mut batch);
-        let mask = batch.bytes(&0u64.to_ne_bytes());
-        batch.attempt(libc::SYS_kill, [held.name.own.0.into(), signal.into()]);
-        batch.attempt(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK.into(), mask, 0u64.into(), 8u64.into()]);
-    }
-    held.begin(&grown.ground, 0, &batch)?;
-    loop {
-        let failed = TraceeError::kernel("ending", held.name.pod);
-        match ptrace::wait(held.name.host).map_err(failed)? {
-            Stop::Ended(_) => return Ok(()),
-            Stop::Signal(marker) if marker == MARKER => return Err(TraceeError::Died(held.name.pod).into()),
-            Stop::Signal(signal) => ptrace::cont(held.name.host, signal),
-            Stop::Event(_) | Stop::Other(_) => ptrace::cont(held.name.host, 0),
-        }
-        .map_err(TraceeError::kernel("ending", held.name.pod))?;
     }
 }

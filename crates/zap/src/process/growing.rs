@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::ops::Range;
 
-use super::grow::{Grove, GrowError, Grown, clone_into, named};
+use super::grow::births::{clone_into, named};
+use super::grow::{Grove, GrowError, Grown};
 use crate::files;
 use crate::ids::{HostPid, PodPid};
 use crate::memory::{self, MemoryBatch};
@@ -54,7 +55,7 @@ impl Grove<'_> {
         let weights = self.weights();
         let mut nursery =
             Nursery { weights, waiting: BinaryHeap::new(), running: HashMap::new(), expecting: Vec::new() };
-        nursery.welcome(self.plan.seeds.iter().copied(), None);
+        nursery.welcome(self.plan.seeds.iter().copied().filter(|seed| !self.apart.contains(seed)), None);
         // One more than there are processors, or one would idle while their tracer thinks.
         let most = 1 + std::thread::available_parallelism().map_or(1, usize::from);
         loop {
@@ -64,7 +65,7 @@ impl Grove<'_> {
                 self.go_on(&mut nursery, Growing { pid, steps })?;
             }
             if nursery.running.is_empty() && nursery.expecting.is_empty() {
-                return Ok(());
+                return self.grow_apart();
             }
             let (host, stop) = ptrace::wait_any().map_err(TraceeError::kernel("waiting for", PodPid(0)))?;
             match nursery.running.remove(&host) {
@@ -99,15 +100,15 @@ impl Grove<'_> {
         if node.role == Role::Live {
             steps.extend(self.memory_batches(pid, inherited)?.into_iter().map(Step::Memory));
         }
-        steps.extend(self.forks(&node.before));
+        steps.extend(self.forks(&node.before)?);
         if node.leads_session {
             steps.push_back(Step::Session(self.session(pid)));
         }
-        steps.extend(self.forks(&node.after));
+        steps.extend(self.forks(&node.after)?);
         Ok(steps)
     }
 
-    fn memory_batches(&self, pid: PodPid, forker: Option<PodPid>) -> Result<Vec<MemoryBatch>, GrowError> {
+    pub(super) fn memory_batches(&self, pid: PodPid, forker: Option<PodPid>) -> Result<Vec<MemoryBatch>, GrowError> {
         let Some(state) = self.states.get(&pid).copied() else { return Ok(Vec::new()) };
         let forker = forker.filter(|forker| state.place.parent == *forker);
         let inherited = forker.and_then(|pid| self.states.get(&pid)).map(|state| &state.memory);
@@ -137,7 +138,7 @@ impl Grove<'_> {
         Ok(memory::rebuild_batches(&target)?)
     }
 
-    fn session(&self, pid: PodPid) -> Batch {
+    pub(super) fn session(&self, pid: PodPid) -> Batch {
         let mut batch = Batch::new();
         batch.call(libc::SYS_setsid, [], "making a session");
         if let Some(terminal) = self.states.get(&pid).and_then(|state| state.terminal) {
@@ -146,24 +147,25 @@ impl Grove<'_> {
         batch
     }
 
-    fn forks(&self, children: &[PodPid]) -> Vec<Step> {
+    /// Of those that do not grow apart.
+    fn forks(&self, children: &[PodPid]) -> Result<Vec<Step>, GrowError> {
+        let together: Vec<PodPid> = children.iter().copied().filter(|child| !self.apart.contains(child)).collect();
         let fork = |some: &[PodPid]| {
             let mut batch = Batch::new();
             for child in some {
-                let shared = self.states.get(child).map_or(0, |state| state.sharing.flags());
-                let flags = (libc::CLONE_PTRACE | shared) as u64;
-                clone_into(&mut batch, *child, flags, self.exit_signal(*child), true, "process");
+                clone_into(&mut batch, &self.newborn(*child, &[]), &self.numbering(None, &[], (*child, &[]))?);
             }
-            Step::Fork(batch, some.iter().rev().copied().collect())
+            Ok(Step::Fork(batch, some.iter().rev().copied().collect()))
         };
-        children.chunks(256).map(fork).collect()
+        together.chunks(256).map(fork).collect()
     }
 
     /// Begins the next step of a process; after the last its children may grow.
     fn go_on(&mut self, nursery: &mut Nursery, growing: Growing) -> Result<(), GrowError> {
         let Some(step) = growing.steps.front() else {
             let inherited = (self.plan.nodes[&growing.pid].role == Role::Live).then_some(growing.pid);
-            nursery.welcome(children(self.plan, growing.pid), inherited);
+            let together = children(self.plan, growing.pid).filter(|child| !self.apart.contains(child));
+            nursery.welcome(together, inherited);
             return Ok(());
         };
         let Grown { threads, ground } = self.grown.get_mut(&growing.pid).ok_or(TraceeError::Died(growing.pid))?;
@@ -190,7 +192,7 @@ impl Grove<'_> {
 
     /// Somebody stopped who was not known: a child, before its first instruction.
     fn born(&mut self, nursery: &mut Nursery, host: HostPid, stop: Stop) -> Result<(), GrowError> {
-        let held = named(host, stop, self.common.depth)?;
+        let (held, _) = named(host, stop, self.common.depth)?;
         let child = held.name.pod;
         let ground = self.ground(host, child)?;
         self.grown.insert(child, Grown { threads: vec![held], ground });

@@ -88,6 +88,12 @@ impl Status {
         self.field(label).and_then(|text| text.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
     }
 
+    /// The last `count` numbers behind `label:`.
+    pub fn innermost(&self, label: &str, count: usize) -> Vec<i32> {
+        let all = self.numbers(label);
+        all[all.len().saturating_sub(count)..].iter().map(|number| *number as i32).collect()
+    }
+
     /// The process's numbers in each PID namespace from ours inwards.
     pub fn namespace_pids(&self) -> Vec<i32> {
         self.numbers("NSpid").into_iter().map(|n| n as i32).collect()

@@ -6,7 +6,7 @@ use crate::files::{DescriptorState, PosixLock};
 use crate::ids::{FileId, PodPid};
 use crate::ipc::undo::UndoState;
 use crate::memory::MemoryState;
-use crate::namespaces::Membership;
+use crate::namespaces::{Births, Membership, NamespaceId};
 use crate::process::controls::ProcessControls;
 use crate::process::credentials::CredentialsState;
 use crate::process::filters::FilterState;
@@ -30,6 +30,50 @@ pub struct Place {
     pub exit_signal: i32,
     /// Its wait status, if it has ended and waits to be reaped.
     pub ended: Option<i32>,
+    /// What it is called in PID namespaces made inside the pod, if it is in one.
+    #[serde(default, skip_serializing_if = "Inner::is_none")]
+    pub inner: Inner,
+}
+
+/// The numbers of a process in PID namespaces made inside the pod: one for each, the outermost first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inner {
+    /// The innermost: its own.
+    pub namespace: Option<NamespaceId>,
+    /// Its PIDs.
+    pub pids: Vec<i32>,
+    /// Those of its process group; 0 where that is not to be seen.
+    pub groups: Vec<i32>,
+    /// Those of its session; 0 where that is not to be seen.
+    pub sessions: Vec<i32>,
+}
+
+impl Inner {
+    fn is_none(&self) -> bool {
+        self.pids.is_empty()
+    }
+}
+
+impl Place {
+    /// How many PID namespaces lie between the pod's and this process.
+    pub fn level(&self) -> usize {
+        self.inner.pids.len()
+    }
+
+    /// What it is called that many PID namespaces below the pod's; 0: nothing.
+    pub fn seen_from(&self, level: usize) -> i32 {
+        if level == 0 { self.pid.0 } else { self.inner.pids.get(level - 1).copied().unwrap_or(0) }
+    }
+
+    /// Whether it is the first process of its PID namespace.
+    pub fn is_first(&self) -> bool {
+        self.inner.pids.last() == Some(&1)
+    }
+
+    /// What it calls its own process group; 0 if it cannot see it.
+    pub fn own_group(&self) -> i32 {
+        self.inner.groups.last().copied().unwrap_or(self.group.0)
+    }
 }
 
 /// A process that has ended and waits to be reaped: what others can still see of it.
@@ -115,6 +159,9 @@ pub struct ProcessState {
     /// The namespaces that it is in, where they are not the pod's own.
     #[serde(default, skip_serializing_if = "Membership::is_home")]
     pub namespaces: Membership,
+    /// In which PID namespace its next children are born.
+    #[serde(default, skip_serializing_if = "Births::is_here")]
+    pub births: Births,
 }
 
 impl ProcessState {

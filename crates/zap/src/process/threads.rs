@@ -20,6 +20,9 @@ pub struct ThreadState {
     pub tid: PodPid,
     /// TID in its innermost PID namespace.
     pub own_tid: i32,
+    /// TIDs in all PID namespaces made inside the pod in which it is, the outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inner: Vec<i32>,
     /// `comm`, raw.
     #[serde(with = "serde_bytes")]
     pub command: Vec<u8>,
@@ -93,10 +96,10 @@ pub fn ask(batch: &mut Batch) -> Asked {
     Asked { stack, clear_tid, death_signal, timer_slack, securebits: credentials::ask(batch), name, controls }
 }
 
-/// What the tracer sees from outside; the extended state buffer is lent to save an allocation a thread.
+/// What the tracer sees from outside of a thread of `process`, which is that many PID namespaces below the pod's; the extended state buffer is lent to save an allocation a thread.
 pub fn capture(
     held: &Held,
-    process: HostPid,
+    (process, level): (HostPid, usize),
     asked: &Asked,
     results: &Results,
     buffer: &mut Vec<u8>,
@@ -115,6 +118,7 @@ pub fn capture(
     Ok(ThreadState {
         tid: pod,
         own_tid: held.name.own.1,
+        inner: status.innermost("NSpid", level),
         command: name.split(|b| *b == 0).next().unwrap_or_default().to_vec(),
         registers: ptrace::registers_to_words(&held.registers),
         extended: trimmed(buffer).to_vec(),

@@ -1,5 +1,7 @@
 //! Interval timers and POSIX timers of a process.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::tracee::{Arg, Batch, Call, Output, Results};
@@ -35,6 +37,16 @@ pub struct TimersState {
     pub intervals: [TimerWords; 3],
     /// POSIX timers in order of their ids.
     pub posix: Vec<PosixTimer>,
+}
+
+impl TimersState {
+    /// With what threads are called in their own PID namespace, in place of what the pod calls them.
+    pub fn named(mut self, own: &HashMap<i32, i32>) -> TimersState {
+        for timer in &mut self.posix {
+            timer.thread = own.get(&timer.thread).copied().unwrap_or(timer.thread);
+        }
+        self
+    }
 }
 
 /// What was asked of the process.

@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::PodPid;
-use crate::process::state::Place;
+use crate::namespaces::NamespaceId;
+use crate::process::state::{Inner, Place};
 
 /// PID 1 of the pod.
 pub const INIT: PodPid = PodPid(1);
@@ -36,6 +37,24 @@ pub struct Node {
     pub before: Vec<PodPid>,
     /// Whom it forks afterwards.
     pub after: Vec<PodPid>,
+    /// Its PID namespace, if that was made inside the pod.
+    pub namespace: Option<NamespaceId>,
+    /// Its numbers in PID namespaces made inside the pod, the outermost first.
+    pub numbers: Vec<i32>,
+    /// Of the first process of a PID namespace: numbers for whoever takes it to the namespace's owner, the pod's first.
+    pub helper: Vec<i32>,
+}
+
+impl Node {
+    /// Whether it is the first process of its PID namespace.
+    pub fn is_first(&self) -> bool {
+        self.numbers.last() == Some(&1)
+    }
+
+    /// What it is called that many PID namespaces below the pod's; 0: nothing.
+    pub fn seen_from(&self, level: usize) -> i32 {
+        if level == 0 { self.pid.0 } else { self.numbers.get(level - 1).copied().unwrap_or(0) }
+    }
 }
 
 /// The whole plan.
@@ -45,8 +64,8 @@ pub struct Plan {
     pub seeds: Vec<PodPid>,
     /// Every process to be made.
     pub nodes: BTreeMap<PodPid, Node>,
-    /// Who joins which group, once everybody exists.
-    pub groups: Vec<(PodPid, PodPid)>,
+    /// Who joins which group, once everybody exists, and what it calls it.
+    pub groups: Vec<(PodPid, PodPid, i32)>,
 }
 
 /// Why a tree cannot be grown again.
@@ -67,14 +86,19 @@ struct Planner<'a> {
     places: BTreeMap<PodPid, &'a Place>,
     plan: Plan,
     taken: BTreeSet<PodPid>,
+    /// Numbers that somebody has in any PID namespace made inside the pod.
+    taken_inside: BTreeSet<i32>,
 }
 
 /// Plans the growth of a tree. Children of PID 1 are forked by the builder, which is in PID 1's session.
 pub fn plan(places: &[Place], init_session: PodPid) -> Result<Plan, TreeError> {
     let mut taken: BTreeSet<PodPid> = places.iter().flat_map(|p| [p.pid, p.parent, p.group, p.session]).collect();
     taken.insert(INIT);
+    let inside = |place: &Place| place.inner.clone();
+    let taken_inside =
+        places.iter().map(inside).flat_map(|inner| [inner.pids, inner.groups, inner.sessions]).flatten().collect();
     let places: BTreeMap<PodPid, &Place> = places.iter().map(|place| (place.pid, place)).collect();
-    let mut planner = Planner { places, plan: Plan::default(), taken };
+    let mut planner = Planner { places, plan: Plan::default(), taken, taken_inside };
     for place in planner.places.values() {
         let role = if place.ended.is_some() { Role::Zombie } else { Role::Live };
         let node = Node {
@@ -83,9 +107,13 @@ pub fn plan(places: &[Place], init_session: PodPid) -> Result<Plan, TreeError> {
             leads_session: place.session == place.pid,
             before: Vec::new(),
             after: Vec::new(),
+            namespace: place.inner.namespace,
+            numbers: place.inner.pids.clone(),
+            helper: Vec::new(),
         };
         planner.plan.nodes.insert(place.pid, node);
     }
+    planner.give_helpers()?;
     let pids: Vec<PodPid> = planner.places.keys().copied().collect();
     for pid in pids {
         planner.attach(pid, init_session)?;
@@ -99,6 +127,9 @@ impl Planner<'_> {
     fn attach(&mut self, pid: PodPid, init_session: PodPid) -> Result<(), TreeError> {
         let place = self.places[&pid];
         let (parent, session) = (place.parent, place.session);
+        if parent == INIT && place.level() > 0 && (session == pid || session == init_session) {
+            return self.fork_by_passer_by(pid);
+        }
         if parent != INIT && !self.places.contains_key(&parent) {
             return Err(TreeError::NoParent(pid, parent));
         }
@@ -134,7 +165,48 @@ impl Planner<'_> {
             leads_session: false,
             before: Vec::new(),
             after: Vec::new(),
+            namespace: None,
+            numbers: Vec::new(),
+            helper: Vec::new(),
         })
+    }
+
+    /// A phantom in the PID namespace of `member`, called there as `numbers` say, or as nobody is.
+    fn phantom(&mut self, pid: PodPid, member: PodPid, numbers: Option<Vec<i32>>) -> Result<(), TreeError> {
+        let inner = self.inner(member);
+        let numbers = match numbers {
+            Some(numbers) => numbers,
+            None => inner.pids.iter().map(|_| self.free_inside()).collect::<Result<_, _>>()?,
+        };
+        let node = self.node(pid);
+        (node.namespace, node.numbers) = (inner.namespace, numbers);
+        Ok(())
+    }
+
+    fn inner(&self, pid: PodPid) -> Inner {
+        self.places.get(&pid).map(|place| place.inner.clone()).unwrap_or_default()
+    }
+
+    /// Whoever makes a PID namespace may need somebody to go to its owner.
+    fn give_helpers(&mut self) -> Result<(), TreeError> {
+        let first = self.plan.nodes.values().filter(|node| node.is_first());
+        let first: Vec<(PodPid, usize)> = first.map(|node| (node.pid, node.numbers.len())).collect();
+        for (pid, levels) in first {
+            let mut helper = vec![self.free_pid()?.0];
+            for _ in 1..levels {
+                helper.push(self.free_inside()?);
+            }
+            self.node(pid).helper = helper;
+        }
+        Ok(())
+    }
+
+    /// A child of PID 1 in a PID namespace made inside the pod: PID 1 adopted it from somebody outside that namespace.
+    fn fork_by_passer_by(&mut self, pid: PodPid) -> Result<(), TreeError> {
+        let helper = self.free_pid()?;
+        self.node(helper).after.push(pid);
+        self.plan.seeds.push(helper);
+        Ok(())
     }
 
     fn fork_by(&mut self, parent: PodPid, child: PodPid) -> Result<(), TreeError> {
@@ -147,18 +219,33 @@ impl Planner<'_> {
 
     /// Has a passing process in `session` fork `pid`, which PID 1 adopts when the passing process ends.
     fn fork_by_phantom(&mut self, pid: PodPid, session: PodPid) -> Result<(), TreeError> {
-        if self.places[&pid].parent != INIT {
+        let (parent, inner) = (self.places[&pid].parent, self.inner(pid));
+        let adopts =
+            parent == INIT || self.places[&parent].is_first() && self.inner(parent).namespace == inner.namespace;
+        if !adopts {
             return Err(TreeError::Session(pid, session));
         }
+        // Whoever passes is in the PID namespace whose first process is to adopt its child.
+        let adopter = if parent == INIT { None } else { inner.namespace };
         if self.places.contains_key(&session) {
+            if self.inner(session).namespace != adopter {
+                return Err(TreeError::Session(pid, session));
+            }
             let helper = self.free_pid()?;
+            self.phantom(helper, session, None)?;
             self.node(session).after.push(helper);
             self.node(helper).after.push(pid);
             return Ok(());
         }
         if !self.plan.nodes.contains_key(&session) {
+            if parent != INIT && inner.sessions.last() == Some(&0) {
+                return Err(TreeError::Session(pid, session));
+            }
+            if parent != INIT {
+                self.phantom(session, pid, Some(inner.sessions))?;
+            }
             self.node(session).leads_session = true;
-            self.plan.seeds.push(session);
+            self.fork_by(parent, session)?;
         }
         self.node(session).after.push(pid);
         Ok(())
@@ -166,31 +253,41 @@ impl Planner<'_> {
 
     /// Groups whose leader is gone are made by a phantom with the leader's PID.
     fn join_groups(&mut self, init_session: PodPid) -> Result<(), TreeError> {
-        let members: Vec<(PodPid, PodPid, PodPid)> =
-            self.places.values().map(|place| (place.pid, place.group, place.session)).collect();
-        for (pid, group, session) in members {
+        let members: Vec<Place> = self.places.values().map(|place| Place::clone(place)).collect();
+        for place in members {
+            let Place { pid, group, session, .. } = place;
             if session == pid {
                 continue; // a session leader leads its group, and cannot leave it
             }
+            let own = place.own_group();
+            if own == 0 {
+                continue; // it was born into a group outside its PID namespace
+            }
             if !self.plan.nodes.contains_key(&group) && group != INIT && group != init_session {
-                self.node(group);
+                self.phantom(group, pid, Some(place.inner.groups))?;
                 match self.places.get(&session) {
                     Some(_) => self.node(session).after.push(group),
                     None if session == init_session => self.plan.seeds.push(group),
                     None => self.node(session).after.push(group),
                 }
-                self.plan.groups.push((group, group));
+                self.plan.groups.push((group, group, 0));
             }
-            self.plan.groups.push((pid, group));
+            self.plan.groups.push((pid, group, own));
         }
         // Leaders first: a group exists once its leader has made it.
-        self.plan.groups.sort_by_key(|(pid, group)| (pid != group, *pid));
+        self.plan.groups.sort_by_key(|(pid, group, _)| (pid != group, *pid));
         Ok(())
     }
 
     fn free_pid(&mut self) -> Result<PodPid, TreeError> {
         let free = (300..32_000).rev().map(PodPid).find(|pid| !self.taken.contains(pid)).ok_or(TreeError::NoPid)?;
         self.taken.insert(free);
+        Ok(free)
+    }
+
+    fn free_inside(&mut self) -> Result<i32, TreeError> {
+        let free = (300..32_000).rev().find(|pid| !self.taken_inside.contains(pid)).ok_or(TreeError::NoPid)?;
+        self.taken_inside.insert(free);
         Ok(free)
     }
 }
@@ -201,7 +298,13 @@ mod tests {
 
     fn place(pid: i32, parent: i32, group: i32, session: i32) -> Place {
         let [pid, parent, group, session] = [pid, parent, group, session].map(PodPid);
-        Place { pid, parent, group, session, exit_signal: libc::SIGCHLD, ended: None }
+        Place { pid, parent, group, session, exit_signal: libc::SIGCHLD, ended: None, inner: Inner::default() }
+    }
+
+    /// In a PID namespace right below the pod's: what it, its group and its session are called there.
+    fn inside(place: Place, numbers: [i32; 3]) -> Place {
+        let [pids, groups, sessions] = numbers.map(|number| vec![number]);
+        Place { inner: Inner { namespace: Some(NamespaceId(0)), pids, groups, sessions }, ..place }
     }
 
     #[test]
@@ -219,7 +322,7 @@ mod tests {
         let phantom = &plan.nodes[&PodPid(8)];
         assert_eq!((phantom.role, phantom.leads_session), (Role::Phantom, true));
         assert_eq!(phantom.after, [PodPid(9)]);
-        assert!(plan.groups.contains(&(PodPid(9), PodPid(8))));
+        assert!(plan.groups.contains(&(PodPid(9), PodPid(8), 8)));
     }
 
     #[test]
@@ -240,6 +343,35 @@ mod tests {
     fn a_background_job_whose_group_leader_has_left() {
         let plan = plan(&[place(2, 1, 2, 2), place(6, 2, 5, 2)], INIT).unwrap();
         assert_eq!(plan.nodes[&PodPid(5)].role, Role::Phantom);
-        assert_eq!(plan.groups[0], (PodPid(5), PodPid(5)));
+        assert_eq!(plan.groups[0], (PodPid(5), PodPid(5), 0));
+    }
+
+    #[test]
+    fn an_orphan_is_adopted_inside() {
+        let places = [
+            place(2, 1, 2, 2),
+            inside(place(3, 2, 2, 2), [1, 0, 0]),
+            inside(place(9, 3, 9, 8), [7, 7, 6]),
+            inside(place(5, 3, 5, 5), [3, 3, 3]),
+            inside(place(6, 3, 6, 5), [4, 4, 3]),
+        ];
+        let plan = plan(&places, INIT).unwrap();
+        // One whose session has no leader any more, and one whose leader lives.
+        let leader = &plan.nodes[&PodPid(8)];
+        assert_eq!((leader.role, &leader.numbers[..], &leader.after[..]), (Role::Phantom, &[6][..], &[PodPid(9)][..]));
+        assert!(plan.nodes[&PodPid(3)].after.contains(&PodPid(8)));
+        let helper = &plan.nodes[&plan.nodes[&PodPid(5)].after[0]];
+        assert_eq!((helper.namespace, helper.after.len(), helper.numbers.len()), (Some(NamespaceId(0)), 1, 1));
+        assert!(plan.groups.contains(&(PodPid(9), PodPid(9), 7)));
+        // A group outside is inherited.
+        assert!(!plan.groups.iter().any(|(pid, ..)| *pid == PodPid(3)));
+    }
+
+    #[test]
+    fn an_abandoned_namespace_is_left_by_a_passer_by() {
+        let plan = plan(&[inside(place(3, 1, 3, 3), [1, 1, 1])], INIT).unwrap();
+        let passing = &plan.nodes[&plan.seeds[0]];
+        assert_eq!((passing.role, &passing.after[..], passing.namespace), (Role::Phantom, &[PodPid(3)][..], None));
+        assert_eq!(plan.nodes[&PodPid(3)].helper.len(), 1);
     }
 }

@@ -16,6 +16,7 @@ mod ipc;
 mod mappings;
 mod memory;
 mod namespaces;
+mod nested;
 mod portrait;
 mod registers;
 mod sessions;
@@ -52,6 +53,7 @@ const TOPICS: &[&[Kind]] = &[
     controls::KINDS,
     files::KINDS,
     sockets::KINDS,
+    nested::KINDS,
 ];
 
 fn main() {

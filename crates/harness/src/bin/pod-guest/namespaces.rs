@@ -20,15 +20,14 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("sandbox", sandbox),
     ("thread-filters", thread_filters),
     ("thread-namespace", thread_namespace),
-    ("unborn-namespace", unborn_namespace),
 ];
 
-fn unshare(kinds: i32) -> Checked {
+pub(crate) fn unshare(kinds: i32) -> Checked {
     done("unshare", unsafe { libc::unshare(kinds) }).map(drop)
 }
 
 /// Goes into a user namespace, in which this user is root.
-fn become_root(kinds: i32) -> Checked {
+pub(crate) fn become_root(kinds: i32) -> Checked {
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
     unshare(libc::CLONE_NEWUSER | kinds)?;
     write("/proc/self/setgroups", "deny")?;
@@ -62,7 +61,7 @@ fn is_elsewhere(kind: &str, home: &str) -> Checked {
     check(now != home, format!("the {kind} namespace is that of the parent, {now}"))
 }
 
-fn status(field: &str) -> Result<String, String> {
+pub(crate) fn own_status(field: &str) -> Result<String, String> {
     let text = read("/proc/self/status")?;
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     Ok(line.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" "))
@@ -83,7 +82,7 @@ fn user_namespace() -> Checked {
             equal("the user", unsafe { (libc::getuid(), libc::getgid()) }, (0, 0))?;
             equal("the map of users", numbers("/proc/self/uid_map")?, vec![0, 1000, 1])?;
             equal("setgroups", read("/proc/self/setgroups")?.trim().into(), "deny".to_string())?;
-            equal("the capabilities", status("CapEff")?, ALL_CAPABILITIES.into())?;
+            equal("the capabilities", own_status("CapEff")?, ALL_CAPABILITIES.into())?;
             // They are worth something there, and nothing outside.
             unshare(libc::CLONE_NEWUTS)?;
             done("sethostname", unsafe { libc::sethostname(c"inside".as_ptr(), 6) })?;
@@ -106,13 +105,13 @@ fn user_namespace_unmapped() -> Checked {
         },
         || {
             equal("the user", unsafe { libc::getuid() }, 65534)?;
-            equal("the capabilities", status("CapPrm")?, "0000000000000000".into())?;
+            equal("the capabilities", own_status("CapPrm")?, "0000000000000000".into())?;
             equal("the map of users", read("/proc/self/uid_map")?, String::new())
         },
     )
 }
 
-fn drop_capabilities() -> Checked {
+pub(crate) fn drop_capabilities() -> Checked {
     let (header, none) = ([0x2008_0522u32, 0], [0u32; 6]);
     call("capset", libc::SYS_capset, [header.as_ptr() as u64, none.as_ptr() as u64]).map(drop)
 }
@@ -367,7 +366,7 @@ fn sandbox() -> Checked {
 }
 
 /// A helper that shares root and working directory makes its own directory in `/proc` the root, and ends.
-fn chroot_to_nowhere() -> Checked {
+pub(crate) fn chroot_to_nowhere() -> Checked {
     let flags = (libc::CLONE_FS | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD) as u64;
     extern "C" fn helper(_: *mut libc::c_void) -> i32 {
         unsafe { libc::chroot(c"/proc/self/fdinfo".as_ptr()) | libc::chdir(c"/".as_ptr()) }
@@ -441,20 +440,6 @@ fn thread_namespace() -> Checked {
             Ok(())
         });
         thread.join().map_err(|_| "a thread panicked".to_string())?
-    })?;
-    set_up.pass(1)?;
-    hold_loosely()?;
-    reap(child)
-}
-
-/// A namespace for children of which there are none yet.
-fn unborn_namespace() -> Checked {
-    let set_up = Gate::new()?;
-    let child = fork(|| {
-        become_root(libc::CLONE_NEWPID)?;
-        set_up.open()?;
-        await_go();
-        Ok(())
     })?;
     set_up.pass(1)?;
     hold_loosely()?;
