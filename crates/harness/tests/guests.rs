@@ -122,9 +122,9 @@ macro_rules! refused {
 }
 
 guests! {
-    plain tree zombies zombie_signals orphan subreaper death_signal exit_signal stopped stopped_threads forks_afterwards
+    plain tree zombies zombie_signals orphan subreaper subreaper_sessions death_signal exit_signal stopped stopped_threads forks_afterwards
     shared_directory shared_files leader_gone
-    groups daemon daemon_family background_job
+    groups daemon daemon_family background_job session_late
     threads thread_ids rseq robust_list robust_death joining thread_credentials
     general_registers vector_registers x87 segments
     actions action_works pending pending_thread pending_kinds alternate_stack in_handler autodisarm sigsuspend

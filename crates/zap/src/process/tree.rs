@@ -66,6 +66,9 @@ pub struct Plan {
     pub nodes: BTreeMap<PodPid, Node>,
     /// Who joins which group, once everybody exists, and what it calls it.
     pub groups: Vec<(PodPid, PodPid, i32)>,
+    /// Helpers whose children a subreaper adopts, and who that is. They end after the other helpers, when those processes
+    /// are subreapers.
+    pub adopters: BTreeMap<PodPid, PodPid>,
 }
 
 /// Why a tree cannot be grown again.
@@ -217,24 +220,29 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Has a passing process in `session` fork `pid`, which PID 1 adopts when the passing process ends.
+    /// Has a passing process in `session` fork `pid`, which its parent adopts when the passing process ends: PID 1, the first
+    /// process of a PID namespace, or a subreaper.
     fn fork_by_phantom(&mut self, pid: PodPid, session: PodPid) -> Result<(), TreeError> {
         let (parent, inner) = (self.places[&pid].parent, self.inner(pid));
+        let is_home = |inner: &Inner| inner.namespace.is_none();
         let adopts =
             parent == INIT || self.places[&parent].is_first() && self.inner(parent).namespace == inner.namespace;
-        if !adopts {
+        let subreaper = (!adopts).then_some(parent);
+        if subreaper.is_some() && !(is_home(&inner) && is_home(&self.inner(parent))) {
             return Err(TreeError::Session(pid, session));
         }
         // Whoever passes is in the PID namespace whose first process is to adopt its child.
         let adopter = if parent == INIT { None } else { inner.namespace };
         if self.places.contains_key(&session) {
-            if self.inner(session).namespace != adopter {
+            let is_below = subreaper.is_none_or(|subreaper| self.descends(session, subreaper));
+            if self.inner(session).namespace != adopter || !is_below {
                 return Err(TreeError::Session(pid, session));
             }
             let helper = self.free_pid()?;
             self.phantom(helper, session, None)?;
             self.node(session).after.push(helper);
             self.node(helper).after.push(pid);
+            self.plan.adopters.extend(subreaper.map(|subreaper| (helper, subreaper)));
             return Ok(());
         }
         if !self.plan.nodes.contains_key(&session) {
@@ -246,9 +254,18 @@ impl Planner<'_> {
             }
             self.node(session).leads_session = true;
             self.fork_by(parent, session)?;
+            self.plan.adopters.extend(subreaper.map(|subreaper| (session, subreaper)));
+        } else if self.plan.adopters.get(&session).copied() != subreaper {
+            return Err(TreeError::Session(pid, session));
         }
         self.node(session).after.push(pid);
         Ok(())
+    }
+
+    /// Whether `process` is a descendant of `ancestor`.
+    fn descends(&self, process: PodPid, ancestor: PodPid) -> bool {
+        let parent = |pid: &PodPid| self.places.get(pid).map(|place| place.parent);
+        std::iter::successors(parent(&process), parent).take(self.places.len()).any(|pid| pid == ancestor)
     }
 
     /// Groups whose leader is gone are made by a phantom with the leader's PID.
@@ -331,6 +348,18 @@ mod tests {
         let helper = plan.nodes[&PodPid(2)].after[0];
         assert_eq!(plan.nodes[&helper].role, Role::Phantom);
         assert_eq!(plan.nodes[&helper].after, [PodPid(5)]);
+    }
+
+    #[test]
+    fn orphans_that_a_subreaper_adopted() {
+        // 3's session, and 9's leader has left; both 5 and 9 were adopted by 2.
+        let places = [place(2, 1, 2, 2), place(3, 2, 3, 3), place(5, 2, 3, 3), place(9, 2, 8, 8)];
+        let plan = plan(&places, INIT).unwrap();
+        let helper = plan.nodes[&PodPid(3)].after[0];
+        assert_eq!(plan.nodes[&helper].after, [PodPid(5)]);
+        assert!(plan.nodes[&PodPid(2)].after.contains(&PodPid(8)));
+        assert_eq!(plan.nodes[&PodPid(8)].after, [PodPid(9)]);
+        assert_eq!(plan.adopters, BTreeMap::from([(helper, PodPid(2)), (PodPid(8), PodPid(2))]));
     }
 
     #[test]

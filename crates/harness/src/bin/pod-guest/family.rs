@@ -11,6 +11,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("zombie-signals", zombie_signals),
     ("orphan", orphan),
     ("subreaper", subreaper),
+    ("subreaper-sessions", subreaper_sessions),
     ("death-signal", death_signal),
     ("exit-signal", exit_signal),
     ("stopped", stopped),
@@ -153,6 +154,37 @@ fn subreaper() -> Checked {
     call("prctl", libc::SYS_prctl, [libc::PR_GET_CHILD_SUBREAPER as u64, &raw mut flag as u64])?;
     equal("the subreaper flag", flag as u32, 1)?;
     reap(-1)
+}
+
+/// Adopted processes of other sessions: of one whose leader has left, and of one whose leader lives.
+fn subreaper_sessions() -> Checked {
+    call("prctl", libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER as u64, 1])?;
+    let (set_up, itself) = (Gate::new()?, std::process::id() as i32);
+    let adopted = || {
+        until("adoption", || parent() == itself)?;
+        let session = unsafe { libc::getsid(0) };
+        set_up.open()?;
+        await_go();
+        equal("the parent of an adopted process", parent(), itself)?;
+        equal("its session", unsafe { libc::getsid(0) }, session)
+    };
+    let left = fork(|| {
+        done("setsid", unsafe { libc::setsid() })?;
+        fork(adopted).map(drop)
+    })?;
+    reap(left)?;
+    let leader = fork(|| {
+        done("setsid", unsafe { libc::setsid() })?;
+        let middle = fork(|| fork(adopted).map(drop))?;
+        reap(middle)?;
+        set_up.open()?;
+        await_go();
+        // Nobody was left here.
+        check(status_of(-1).is_err(), "there is another child")
+    })?;
+    set_up.pass(3)?;
+    hold()?;
+    [leader, -1, -1].into_iter().try_for_each(reap)
 }
 
 /// The parent-death signal is set, and comes.

@@ -2,8 +2,13 @@
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[crate::stage::Kind] =
-    &[("groups", groups), ("daemon", daemon), ("daemon-family", daemon_family), ("background-job", background_job)];
+pub(crate) const KINDS: &[crate::stage::Kind] = &[
+    ("groups", groups),
+    ("daemon", daemon),
+    ("daemon-family", daemon_family),
+    ("background-job", background_job),
+    ("session-late", session_late),
+];
 
 /// Session and group of the calling process.
 fn place() -> (i32, i32) {
@@ -111,4 +116,30 @@ fn background_job() -> Checked {
     reap(leader)?;
     hold()?;
     reap(member)
+}
+
+/// A process that made its session when it had a child already, which has memory in common with it.
+fn session_late() -> Checked {
+    let (born, set_up) = (Gate::new()?, Gate::new()?);
+    let region = crate::memory::anonymous(1 << 20)?;
+    crate::memory::fill(region, 1 << 20, 7);
+    let first = unsafe { region.read() };
+    let parent = fork(|| {
+        let child = fork(|| {
+            unsafe { region.write(1) };
+            stays(born, || {
+                equal("its own page", unsafe { region.read() }, 1)?;
+                unsafe { region.write(first) };
+                crate::memory::check_filled("what it inherited", region, 1 << 20, 7)
+            })
+        })?;
+        born.pass(1)?;
+        done("setsid", unsafe { libc::setsid() })?;
+        let sibling = fork(|| stays(set_up, || Ok(())))?;
+        stays(set_up, || crate::memory::check_filled("its memory", region, 1 << 20, 7))?;
+        [child, sibling].into_iter().try_for_each(reap)
+    })?;
+    set_up.pass(2)?;
+    hold()?;
+    reap(parent)
 }

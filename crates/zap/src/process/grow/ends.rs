@@ -1,5 +1,7 @@
 //! The end of helpers, and of processes that had ended.
 
+use std::collections::BTreeSet;
+
 use crate::ids::PodPid;
 use crate::process::grow::{Grove, GrowError, Grown, MARKER, PATIENTLY};
 use crate::process::tree::Role;
@@ -12,9 +14,25 @@ impl Grove<'_> {
     /// Ends the helpers, and the processes that are zombies in the image. Helpers that a process of the pod forked are
     /// reaped by it, and those that the first process of a PID namespace adopted by that; PID 1 reaps the others.
     pub fn end_the_ended(&mut self) -> Result<(), GrowError> {
-        let ended: Vec<PodPid> =
-            self.plan.nodes.values().filter(|node| node.role != Role::Live).map(|node| node.pid).collect();
-        for pid in ended.iter().rev() {
+        let ended = self.plan.nodes.values().filter(|node| node.role != Role::Live).map(|node| node.pid);
+        let (last, first): (Vec<PodPid>, Vec<PodPid>) = ended.partition(|pid| self.plan.adopters.contains_key(pid));
+        self.end_all(&first)?;
+        for adopter in self.plan.adopters.values().collect::<BTreeSet<_>>() {
+            // Whether it still is one will be set with its other attributes.
+            let mut batch = Batch::new();
+            let args = [libc::PR_SET_CHILD_SUBREAPER.into(), 1i32.into()];
+            batch.call(libc::SYS_prctl, args, "becoming a subreaper");
+            self.run(*adopter, &batch)?;
+        }
+        self.end_all(&last)?;
+        for (parent, batch) in self.reapers()? {
+            self.run(parent, &batch)?;
+        }
+        Ok(())
+    }
+
+    fn end_all(&mut self, processes: &[PodPid]) -> Result<(), GrowError> {
+        for pid in processes.iter().rev() {
             let state = self.ended.get(pid).copied();
             if let Some(state) = state {
                 let mut batch = Batch::new();
@@ -25,9 +43,6 @@ impl Grove<'_> {
             }
             let Some(mut grown) = self.grown.remove(pid) else { continue };
             end(&mut grown, state.and_then(|state| state.place.ended).unwrap_or(0))?;
-        }
-        for (parent, batch) in self.reapers()? {
-            self.run(parent, &batch)?;
         }
         Ok(())
     }
