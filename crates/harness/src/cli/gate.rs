@@ -67,7 +67,7 @@ fn look(baseline: &[Sample], runs: Option<u32>) -> Result<Vec<Regression>> {
 }
 
 fn measure(name: &str, runs: Option<u32>, out: &Path) -> Result<()> {
-    let settings = Settings { out: out.into(), runs, seed: rand::random(), progress: false };
+    let settings = Settings { out: out.into(), runs, workloads: Vec::new(), seed: rand::random(), progress: false };
     eprintln!("measuring {name}, seed {}", settings.seed);
     experiment::find(name)?.run(&settings)
 }

@@ -63,7 +63,7 @@ impl Common {
         eprintln!("seed {seed}");
         let quiet = ["NO_COLOR", "CI"].iter().any(|name| std::env::var_os(name).is_some());
         let progress = std::io::stderr().is_terminal() && !quiet;
-        Settings { out: self.out.clone(), runs: self.runs, seed, progress }
+        Settings { out: self.out.clone(), runs: self.runs, workloads: Vec::new(), seed, progress }
     }
 }
 

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::Common;
-use crate::{experiment, lab};
+use crate::experiment::Settings;
+use crate::{experiment, lab, workload};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -16,6 +17,9 @@ pub(super) struct Arguments {
     /// Another system to measure beside zap, as NAME=PATH
     #[arg(long, value_name = "NAME=PATH")]
     peer: Vec<String>,
+    /// Only this workload, where an experiment has several (see harness list)
+    #[arg(long = "workload", value_name = "NAME")]
+    workloads: Vec<String>,
     #[command(flatten)]
     common: Common,
 }
@@ -26,7 +30,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let experiments: Vec<_> = arguments.experiments.iter().map(|name| experiment::find(name)).collect::<Result<_>>()?;
     lab::clean_up_on_interrupt()?;
-    let settings = arguments.common.settings();
+    if let Some(unknown) = arguments.workloads.iter().find(|name| !workload::all().iter().any(|w| w.name() == **name)) {
+        bail!("there is no workload {unknown} (see harness list)");
+    }
+    let settings = Settings { workloads: arguments.workloads.clone(), ..arguments.common.settings() };
     for experiment in experiments {
         experiment.run(&settings).with_context(|| format!("experiment {}", experiment.name))?;
         eprintln!("{}: samples in {}", experiment.name, crate::samples::raw_dir(&settings.out).display());

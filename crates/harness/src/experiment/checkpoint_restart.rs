@@ -23,7 +23,8 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
 const COMPRESSIONS: [(&str, &str); 3] = [("none", "size-none"), ("lz4", "size-lz4"), ("zstd", "size-zstd")];
 
 fn run(session: &mut Session) -> Result<()> {
-    let workloads = workload::all();
+    let mut workloads = workload::all();
+    workloads.retain(|workload| session.wants(workload.name()));
     session.expect(u64::from(session.runs + 1) * workloads.len() as u64 * 2);
     for workload in &workloads {
         measure(session, workload.as_ref()).with_context(|| format!("with {}", workload.name()))?;

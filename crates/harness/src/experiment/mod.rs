@@ -59,6 +59,8 @@ pub struct Settings {
     pub out: PathBuf,
     /// Repetitions; each experiment's own number if absent.
     pub runs: Option<u32>,
+    /// Only these workloads, where an experiment has several; all of them if empty.
+    pub workloads: Vec<String>,
     /// Seed of everything that is drawn.
     pub seed: u64,
     /// Whether to show progress: on a terminal that is read by a person.
@@ -77,7 +79,8 @@ impl Experiment {
         );
         bar.set_prefix(self.name);
         let recorder = Recorder::create(&settings.out, self.name, settings.seed)?;
-        let mut session = Session { runs, recorder, rng: StdRng::seed_from_u64(settings.seed), bar };
+        let (workloads, rng) = (settings.workloads.clone(), StdRng::seed_from_u64(settings.seed));
+        let mut session = Session { runs, workloads, recorder, rng, bar };
         let result = (self.run)(&mut session);
         session.bar.finish_and_clear();
         result
@@ -89,12 +92,18 @@ impl Experiment {
 pub struct Session {
     /// Repetitions.
     pub runs: u32,
+    workloads: Vec<String>,
     recorder: Recorder,
     rng: StdRng,
     bar: ProgressBar,
 }
 
 impl Session {
+    /// Whether a workload is to be measured.
+    fn wants(&self, workload: &str) -> bool {
+        self.workloads.is_empty() || self.workloads.iter().any(|wanted| wanted == workload)
+    }
+
     /// Says how many [`step`](Self::step)s there will be.
     fn expect(&self, steps: u64) {
         self.bar.set_length(steps);

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
@@ -63,19 +64,32 @@ fn program() -> io::Result<PathBuf> {
 pub fn converse<Q: Serialize, T: DeserializeOwned>(mut socket: &UnixStream, question: &Q) -> Result<T, Failure> {
     let bytes = serde_json::to_vec(question).map_err(|e| broken("asking the pod's monitor", e))?;
     frame::write(&mut socket, Kind::Request, &bytes).map_err(|e| broken("asking the pod's monitor", e))?;
-    hear_answer(socket)
+    hear_answer(socket).map_err(Failure::from)
 }
 
-fn hear_answer<T: DeserializeOwned>(mut socket: &UnixStream) -> Result<T, Failure> {
-    let died = || Failure { message: "the pod's monitor ended before it answered; try again".to_owned(), code: 1 };
-    match frame::read(&mut socket).map_err(|_| died())? {
-        Some((Kind::Answer, payload)) => {
-            match serde_json::from_slice(&payload).map_err(|e| broken("the monitor's answer", e))? {
-                Answer::Done(value) => serde_json::from_value(value).map_err(|e| broken("the monitor's answer", e)),
-                Answer::Failed(failure) => Err(failure),
-            }
+/// Why there is no answer to be had.
+enum NoAnswer {
+    /// The monitor ended.
+    Ended,
+    /// It could not do what it was asked for, or its answer makes no sense.
+    Failed(Failure),
+}
+
+impl From<NoAnswer> for Failure {
+    fn from(why: NoAnswer) -> Failure {
+        match why {
+            NoAnswer::Ended => broken("the pod's monitor", "it ended before it answered; try again"),
+            NoAnswer::Failed(failure) => failure,
         }
-        _ => Err(died()),
+    }
+}
+
+fn hear_answer<T: DeserializeOwned>(mut socket: &UnixStream) -> Result<T, NoAnswer> {
+    let Ok(Some((Kind::Answer, payload))) = frame::read(&mut socket) else { return Err(NoAnswer::Ended) };
+    let senseless = |e| NoAnswer::Failed(broken("the monitor's answer", e));
+    match serde_json::from_slice(&payload).map_err(senseless)? {
+        Answer::Done(value) => serde_json::from_value(value).map_err(senseless),
+        Answer::Failed(failure) => Err(NoAnswer::Failed(failure)),
     }
 }
 
@@ -99,7 +113,7 @@ pub fn converse_with<Q: Serialize, T: DeserializeOwned>(
     channel::send(socket, &[0], &[from.as_fd(), to.as_fd()], true)
         .map_err(|e| broken("asking the pod's monitor", e))?;
     drop(files);
-    hear_answer(socket)
+    hear_answer(socket).map_err(Failure::from)
 }
 
 /// The two files behind a question.
@@ -111,8 +125,17 @@ pub(super) fn files_behind(socket: &UnixStream) -> io::Result<[OwnedFd; 2]> {
 /// Asks the monitor of a pod; the connection goes on where the request says so.
 pub fn ask<T: DeserializeOwned>(store: &Store, name: &str, request: &Request) -> Result<(T, UnixStream), Failure> {
     let socket = connect(store, name)?;
-    let answer = converse(&socket, request)?;
-    Ok((answer, socket))
+    let monitor = store.load(name).ok().and_then(|record| record.monitor);
+    let asked = serde_json::to_vec(request).map_err(|e| broken("asking the pod's monitor", e))?;
+    let answer = match frame::write(&mut &socket, Kind::Request, &asked) {
+        Ok(()) => hear_answer(&socket),
+        Err(_) => Err(NoAnswer::Ended),
+    };
+    if let (Err(NoAnswer::Ended), Some(process)) = (&answer, monitor.and_then(|monitor| monitor.handle())) {
+        // Until the last of its threads is gone it holds what it held of the pod: the next command is to find it gone.
+        ended_within(&process, DYING);
+    }
+    Ok((answer?, socket))
 }
 
 /// Connects to the monitor of a pod that has not stopped; starts a new one if the pod has lost its own.
@@ -142,21 +165,49 @@ fn stopped(store: &Store, name: &str) -> Failure {
 
 /// Waits until a monitor that has nothing left to do is gone, so that nothing of zap's is left when a command returns.
 pub fn await_end(monitor: Option<ProcessId>) {
-    let Some(process) = monitor.and_then(|m| PidFd::open(m.pid).ok().filter(|_| m.lives())) else { return };
-    let _ = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::from(FAREWELL));
+    if let Some(process) = monitor.and_then(|monitor| monitor.handle()) {
+        ended_within(&process, FAREWELL);
+    }
+}
+
+/// Waits for the end of a process and all of its threads.
+fn ended_within(process: &PidFd, milliseconds: u16) -> bool {
+    let ended = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::from(milliseconds));
+    ended.is_ok_and(|events| events > 0)
 }
 
 /// How long, in milliseconds: a monitor may still be telling a slow client the end.
 const FAREWELL: u16 = 3000;
+/// How long a killed one may take to be gone, or one that begins to answer, and how often to look for the latter.
+const DYING: u16 = 10_000;
+const BEGINNING: u16 = 20;
 
 /// Sees to it that a pod has a living monitor, or is known to have stopped.
 pub fn revive(store: &Store, name: &str) -> Result<(), Failure> {
     let _turn = store.lock_start(name)?;
     let record = store.load(name)?;
-    if record.state == PodState::Stopped || try_connect(store, name)?.is_some() {
+    if record.state == PodState::Stopped || answers_or_ends(store, name, record.monitor)? {
         return Ok(());
     }
     launch::<()>(&Start::TakeOver { store: store.clone(), name: name.to_owned() }).map(drop)
+}
+
+/// Waits until the monitor of a pod answers (true), or nothing is left of it (false): a pod belongs to its monitor until
+/// the last thread of that has ended.
+fn answers_or_ends(store: &Store, name: &str, monitor: Option<ProcessId>) -> Result<bool, Failure> {
+    let begun = Instant::now();
+    loop {
+        if try_connect(store, name)?.is_some() {
+            return Ok(true);
+        }
+        let Some(process) = monitor.and_then(|monitor| monitor.handle()) else { return Ok(false) };
+        if ended_within(&process, BEGINNING) {
+            return Ok(false);
+        }
+        if begun.elapsed() > Duration::from_millis(DYING.into()) {
+            return Err(broken(&format!("pod {name}"), "its monitor neither answers nor ends; try again later"));
+        }
+    }
 }
 
 fn try_connect(store: &Store, name: &str) -> Result<Option<UnixStream>, Failure> {

@@ -14,6 +14,7 @@ use crate::ids::{HostPid, PodPid};
 use crate::pod::limits::LimitGroups;
 use crate::pod::network::Network;
 use crate::pod::{AddressPlan, Cgroup, PodError, PodSpec};
+use crate::sys::pidfd::PidFd;
 
 /// One *host*: the registry of its pods and the storage of their files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -259,24 +260,34 @@ impl ProcessId {
         Some(ProcessId { pid, start: start_time(pid)? })
     }
 
-    /// Whether it still lives (a zombie does not).
+    /// A handle on it, if anything of it is left: a process whose first thread has ended may still have others.
+    pub fn handle(&self) -> Option<PidFd> {
+        // Opened first: what the number stands for then stays.
+        let process = PidFd::open(self.pid).ok()?;
+        (start_time(self.pid)? == self.start).then_some(process)
+    }
+
+    /// Whether it still lives (a zombie does not, nor does what is about to be one).
     pub fn lives(&self) -> bool {
-        stat_fields(self.pid).is_some_and(|(state, start)| start == self.start && state != 'Z' && state != 'X')
+        stat_fields(self.pid).is_some_and(|(flags, start)| start == self.start && flags & EXITING == 0)
     }
 }
+
+/// `PF_EXITING` of the kernel's flags: it has begun to end.
+const EXITING: u64 = 0x4;
 
 fn start_time(pid: HostPid) -> Option<u64> {
     stat_fields(pid).map(|(_, start)| start)
 }
 
-/// State and start time, from `/proc/PID/stat`; the command name in it may hold anything, so fields count from its end.
-fn stat_fields(pid: HostPid) -> Option<(char, u64)> {
+/// Flags and start time, from `/proc/PID/stat`; the command name in it may hold anything, so fields count from its end.
+fn stat_fields(pid: HostPid) -> Option<(u64, u64)> {
     let stat = fs::read(pid.proc("stat")).ok()?;
     let after = stat.iter().rposition(|b| *b == b')')? + 2;
     let text = std::str::from_utf8(&stat[after..]).ok()?;
     let mut fields = text.split(' ');
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
+    let flags = fields.nth(6)?.parse().ok()?;
+    Some((flags, fields.nth(12)?.parse().ok()?))
 }
 
 const SOCKET: &str = "monitor.sock";
