@@ -34,6 +34,7 @@ use crate::process::capture;
 use crate::process::discover::{self, Population};
 use crate::process::hold::{self, Cleared, HeldPod, HoldError, Tracers};
 use crate::process::state::{EndedState, ProcessState};
+use crate::process::statuses::Statuses;
 use crate::process::vfork;
 use crate::record::PodRecord;
 use crate::sockets::Listeners;
@@ -114,6 +115,7 @@ fn tell_stages(
     let mut checkpoint = Checkpoint {
         was_suspended: pod.cgroup.is_frozen(),
         memory: Arc::default(),
+        statuses: Arc::default(),
         expected: 1,
         listeners: Listeners::default(),
         newcomers_dropped: false,
@@ -167,6 +169,8 @@ struct Checkpoint<'a> {
     was_suspended: bool,
     /// What is known of its memory from when it ran.
     memory: Arc<MemoryAhead>,
+    /// The `status` of its threads, opened then.
+    statuses: Arc<Statuses>,
     /// How many processes it had then.
     expected: usize,
     /// Its listening sockets.
@@ -199,6 +203,7 @@ impl Checkpoint<'_> {
             false => MemoryAhead::look_ahead(layouts, &population, &mut writer.data),
         };
         (self.memory, self.expected) = (Arc::new(memory), population.live.len());
+        self.statuses = Arc::new(Statuses::open(&population));
         if room > LITTLE_ROOM {
             heap::warm(room);
         }
@@ -325,7 +330,7 @@ impl Checkpoint<'_> {
         let console = pod.console().map_err(|e| unexpected("the console", &e))?;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, console, self.options.carry_files);
         look.upper = pod.upper();
-        let mut looked = look::processes(&mut look, held, self.memory.clone())?;
+        let mut looked = look::processes(&mut look, held, self.memory.clone(), self.statuses.clone())?;
         self.clock.lap("look");
         looked.read_pages(&mut look)?;
         self.clock.lap("memory");

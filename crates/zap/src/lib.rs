@@ -26,6 +26,7 @@ mod parallel;
 pub mod pod;
 pub mod probe;
 pub mod process;
+mod procfs;
 pub mod rebuild;
 pub mod record;
 pub mod restart;

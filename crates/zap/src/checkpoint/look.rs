@@ -14,6 +14,7 @@ use crate::process::discover::PodProc;
 use crate::process::hold::{HeldPod, HoldError, Share, Standing};
 use crate::process::sharing;
 use crate::process::state::ProcessState;
+use crate::process::statuses::Statuses;
 
 /// Everything about the processes that is known once all have answered.
 pub(super) struct Looked {
@@ -23,12 +24,17 @@ pub(super) struct Looked {
 }
 
 /// Asks every process, and looks at its files and at the layout of its memory.
-pub(super) fn processes(look: &mut Look<'_>, held: &HeldPod, ahead: Arc<MemoryAhead>) -> Result<Looked, HoldError> {
+pub(super) fn processes(
+    look: &mut Look<'_>,
+    held: &HeldPod,
+    ahead: Arc<MemoryAhead>,
+    statuses: Arc<Statuses>,
+) -> Result<Looked, HoldError> {
     capture::meet_namespaces(look, held.processes.iter().map(|process| &process.found.subject))?;
     let forkers = capture::forkers(look, held)?;
     capture::check_births(look, held.processes.iter().map(|process| &process.found))?;
     let surveys = held.each(ahead, survey);
-    let threads = held.each((), capture::ask_threads);
+    let threads = held.each(statuses.clone(), capture::ask_threads);
     let looked = look_at_files(look, held);
     // Whatever went wrong, the tracers must have done what they were told.
     let (questions, directories) = match looked {
@@ -39,7 +45,8 @@ pub(super) fn processes(look: &mut Look<'_>, held: &HeldPod, ahead: Arc<MemoryAh
         }
     };
     let inherited = u32::from(!matches!(look.spec.seccomp, Seccomp::Unconfined));
-    let answers = held.each((PodProc::new(look.init), inherited, Arc::new(questions)), capture::ask_processes);
+    let answers =
+        held.each((PodProc::new(look.init), inherited, Arc::new(questions), statuses), capture::ask_processes);
     let memories = surveys.wait().and_then(|surveys| look_at_memory(look, held, surveys, &forkers));
     let (threads, answers) = (threads.wait(), answers.wait());
     threads?;
@@ -52,10 +59,10 @@ pub(super) fn processes(look: &mut Look<'_>, held: &HeldPod, ahead: Arc<MemoryAh
 
 /// Surveys the memory of the processes of a tracer.
 fn survey(share: &mut Share, ahead: Arc<MemoryAhead>) -> Result<Vec<(PodPid, memory::Survey)>, HoldError> {
-    let survey = |(host, pod, scratch): (HostPid, PodPid, _)| {
-        Ok((pod, memory::survey(host, &[scratch], ahead.layout_of(host), ahead.of(host))?))
+    let survey = |(host, pod, layout, scratch): (HostPid, PodPid, _, _)| {
+        Ok((pod, memory::survey(host, layout, &[scratch], ahead.layout_of(host), ahead.of(host))?))
     };
-    share.scratches().map(survey).collect()
+    share.layouts().map(survey).collect()
 }
 
 type Seen = (HashMap<PodPid, Questions>, Vec<capture::Directories>);

@@ -157,7 +157,7 @@ impl CloseOnExec {
 pub fn read_close_on_exec(subject: &Subject, descriptors: &mut [DescriptorState]) -> Result<(), CaptureError> {
     for descriptor in descriptors {
         let path = subject.host.proc(&format!("fdinfo/{}", descriptor.number));
-        let info = std::fs::read_to_string(&path).capturing("reading", path.display())?;
+        let info = crate::procfs::read_record_text(&path).capturing("reading", path.display())?;
         let flags = info.lines().find_map(|l| l.strip_prefix("flags:")).map(str::trim);
         let flags = flags.and_then(|f| i32::from_str_radix(f, 8).ok()).unwrap_or(0);
         descriptor.close_on_exec = flags & libc::O_CLOEXEC != 0;

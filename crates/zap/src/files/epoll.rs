@@ -67,7 +67,7 @@ impl FileKind for Epoll {
 
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
         let mut watches: Vec<WatchState> = Vec::new();
-        for line in lines(&descriptor.info) {
+        for line in lines(descriptor.info()?) {
             let earlier = watches.iter().filter(|w| w.number == line.number).count() as u32;
             let file = target(look, descriptor, line, earlier)?;
             watches.push(WatchState { file, number: line.number, events: line.events, data: line.data });
@@ -173,8 +173,9 @@ mod tests {
     }
 
     fn shown(file: &OwnedFd) -> Vec<(i32, u32, u64)> {
-        let info = describe(&subject(), 0, file.try_clone().unwrap()).unwrap().info;
-        lines(&info).map(|l| (l.number, l.events, l.data)).collect()
+        let descriptor = describe(&subject(), 0, file.try_clone().unwrap()).unwrap();
+        let info = descriptor.info().unwrap();
+        lines(info).map(|l| (l.number, l.events, l.data)).collect()
     }
 
     #[test]

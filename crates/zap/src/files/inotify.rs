@@ -70,12 +70,12 @@ impl FileKind for Inotify {
     }
 
     fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
-        let marks: Vec<Mark> = lines(&descriptor.info).map(|line| line.mark).collect();
+        let marks: Vec<Mark> = lines(descriptor.info()?).map(|line| line.mark).collect();
         watched::find(look, descriptor, &marks).map(drop)
     }
 
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
-        let mut lines: Vec<Line> = lines(&descriptor.info).collect();
+        let mut lines: Vec<Line> = lines(descriptor.info()?).collect();
         lines.sort_unstable_by_key(|line| line.number);
         let marks: Vec<Mark> = lines.iter().map(|line| line.mark.clone()).collect();
         let places = watched::find(look, descriptor, &marks)?;

@@ -68,7 +68,7 @@ pub(super) fn capture(descriptor: &Descriptor) -> Result<Vec<LockState>, Capture
         ("POSIX", _) => Ok(None),
         (class, mode) => Err(descriptor.refuse(format!("has a lock ({class} {mode}) that cannot be checkpointed yet"))),
     };
-    let text = String::from_utf8_lossy(&descriptor.info);
+    let text = String::from_utf8_lossy(descriptor.info()?);
     lines(&text).map(state).filter_map(Result::transpose).collect()
 }
 
@@ -101,7 +101,7 @@ pub fn posix_locks(
     let mut locks = Vec::new();
     for descriptor in descriptors.iter().filter(|d| locked.contains(&d.file)) {
         let path = subject.host.proc(&format!("fdinfo/{}", descriptor.number));
-        let text = std::fs::read_to_string(&path).capturing("reading", path.display())?;
+        let text = crate::procfs::read_record_text(&path).capturing("reading", path.display())?;
         for line in lines(&text).filter(|l| l.class == "POSIX") {
             if may_take(look, descriptor, line.range.write) && seen.insert((line.inode.to_owned(), line.range)) {
                 locks.push(PosixLock { number: descriptor.number, range: line.range });

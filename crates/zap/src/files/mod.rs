@@ -1,15 +1,17 @@
 //! Open files: one kind, one file. [`KINDS`] is the table; a new kind is one module and one line there.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{CaptureError, RebuildError};
+use crate::error::{CaptureError, Context, RebuildError};
 use crate::ids::FileId;
 use crate::look::{Look, Subject};
 use crate::namespaces::NamespaceId;
+use crate::procfs;
 use crate::rebuild::Rebuild;
+use crate::sys::descriptor;
 
 pub mod contents;
 pub mod descriptors;
@@ -74,10 +76,10 @@ pub struct Descriptor {
     pub file: Arc<OwnedFd>,
     /// What `/proc/self/fd/N` says: a path as seen from the pod's root, `pipe:[123]`, `anon_inode:[eventpoll]`.
     pub link: Vec<u8>,
-    /// `/proc/self/fdinfo/N`, whole.
-    pub info: Vec<u8>,
     /// `fstat`.
     pub stat: libc::stat,
+    /// `/proc/self/fdinfo/N`, once somebody wants to know it.
+    info: OnceLock<Vec<u8>>,
 }
 
 impl Descriptor {
@@ -91,10 +93,20 @@ impl Descriptor {
         self.subject.refuse(self.object(), why)
     }
 
-    /// Status flags and access mode, as `open(2)` takes them, from `fdinfo`. `O_CLOEXEC` is not among them: it belongs
-    /// to the number, not to the description.
+    /// Status flags and access mode, as `open(2)` takes them. `O_CLOEXEC` is not among them: it belongs to the number, not
+    /// to the description.
     pub fn flags(&self) -> i32 {
-        self.field("flags:").and_then(|v| i32::from_str_radix(v, 8).ok()).unwrap_or(0) & !libc::O_CLOEXEC
+        descriptor::flags(&self.file).unwrap_or(0) & !libc::O_CLOEXEC
+    }
+
+    /// `/proc/self/fdinfo/N`, whole.
+    pub fn info(&self) -> Result<&[u8], CaptureError> {
+        if let Some(info) = self.info.get() {
+            return Ok(info);
+        }
+        let path = format!("/proc/self/fdinfo/{}", self.file.as_raw_fd());
+        let info = procfs::read_record(path).capturing("reading fdinfo", self.object())?;
+        Ok(self.info.get_or_init(|| info))
     }
 
     /// The file offset, from `fdinfo`.
@@ -104,7 +116,8 @@ impl Descriptor {
 
     /// The first `fdinfo` line that begins with `label`, without it, trimmed.
     pub fn field(&self, label: &str) -> Option<&str> {
-        self.info
+        self.info()
+            .ok()?
             .split(|b| *b == b'\n')
             .filter_map(|line| std::str::from_utf8(line).ok())
             .find_map(|line| line.strip_prefix(label))

@@ -56,7 +56,7 @@ impl Mounts {
             if self.known.contains_key(&id) {
                 break;
             }
-            let lines = std::fs::read(pid.proc("mountinfo"))?;
+            let lines = crate::procfs::read(pid.proc("mountinfo"))?;
             self.known.extend(parse(&lines).map(|m| (m.id, m)));
         }
         Ok(self.known.get(&id))
@@ -74,7 +74,7 @@ impl Mounts {
             if self.known.values().any(|m| m.device == device) {
                 break;
             }
-            let lines = std::fs::read(pid.proc("mountinfo"))?;
+            let lines = crate::procfs::read(pid.proc("mountinfo"))?;
             self.known.extend(parse(&lines).map(|m| (m.id, m)));
         }
         let mounts = self.known.values().filter(|m| m.device == device);

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{CaptureError, Context};
 use crate::files::mounts::Mounts;
@@ -183,8 +183,7 @@ pub fn describe(subject: &Subject, number: i32, file: OwnedFd) -> Result<Descrip
     let name = || format!("file descriptor {number} of process {}", subject.pod);
     let raw = file.as_raw_fd();
     let link = std::fs::read_link(format!("/proc/self/fd/{raw}")).capturing("reading the link", name())?;
-    let info = std::fs::read(format!("/proc/self/fdinfo/{raw}")).capturing("reading fdinfo", name())?;
     let stat = file::fstat(&file).capturing("looking at", name())?;
     let link = link.into_os_string().into_vec();
-    Ok(Descriptor { subject: subject.clone(), number, file: Arc::new(file), link, info, stat })
+    Ok(Descriptor { subject: subject.clone(), number, file: Arc::new(file), link, stat, info: OnceLock::new() })
 }

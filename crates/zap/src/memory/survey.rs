@@ -10,6 +10,7 @@ use super::tracking::Ahead;
 use super::{pages, ranges};
 use crate::error::{CaptureError, Context};
 use crate::ids::HostPid;
+use crate::procfs;
 use crate::sys::pagemap::Region;
 
 /// What was read.
@@ -34,7 +35,7 @@ pub fn mappings(process: HostPid) -> Result<Vec<Mapping>, CaptureError> {
 
 fn read_mappings(process: HostPid, name: &str) -> Result<Vec<Mapping>, CaptureError> {
     let object = || format!("/proc/{process}/{name}");
-    let text = std::fs::read(process.proc(name)).capturing("reading", object())?;
+    let text = procfs::read(process.proc(name)).capturing("reading", object())?;
     layout::parse(&text).map_err(|e| CaptureError::Unexpected { object: object(), what: e.to_string() })
 }
 
@@ -44,8 +45,12 @@ pub fn layout_of(process: HostPid) -> Result<Vec<Mapping>, CaptureError> {
 }
 
 /// The mappings with the flags that were noted `before`, if all of them are still there.
-fn layout_since(process: HostPid, before: &[Mapping], ours: &[Range<u64>]) -> Result<Vec<Mapping>, CaptureError> {
-    let mut found = mappings(process)?;
+fn layout_since(
+    process: HostPid,
+    mut found: Vec<Mapping>,
+    before: &[Mapping],
+    ours: &[Range<u64>],
+) -> Result<Vec<Mapping>, CaptureError> {
     let mut known = before.iter().peekable();
     let is_ours = |m: &Mapping| ours.iter().any(|r| r.start <= m.start && m.end <= r.end);
     for mapping in found.iter_mut().filter(|m| !is_ours(m)) {
@@ -58,16 +63,17 @@ fn layout_since(process: HostPid, before: &[Mapping], ours: &[Range<u64>]) -> Re
     Ok(found)
 }
 
-/// Looks at the address space of a process that is held. `ours` are ranges that zap itself has put there: as if they were
-/// not there. What was noted of its layout `before` is believed of mappings that are still there.
+/// Looks at the address space of a process that is held, with these `mappings`. `ours` are ranges that zap itself has put
+/// there: as if they were not there. What was noted of its layout `before` is believed of mappings that are still there.
 pub fn survey(
     process: HostPid,
+    mappings: Vec<Mapping>,
     ours: &[Range<u64>],
     before: Option<&[Mapping]>,
     ahead: Option<&Ahead>,
 ) -> Result<Survey, CaptureError> {
     let found = match before {
-        Some(before) => layout_since(process, before, ours)?,
+        Some(before) => layout_since(process, mappings, before, ours)?,
         None => layout_of(process)?,
     };
     let ours = ranges::joined(ours.to_vec());
@@ -91,8 +97,8 @@ fn cut(mapping: &Mapping, ours: &[Range<u64>]) -> Vec<Mapping> {
 
 fn read_fields(process: HostPid) -> Result<MmFields, CaptureError> {
     let object = || format!("/proc/{process}/stat");
-    let stat = std::fs::read(process.proc("stat")).capturing("reading", object())?;
-    let auxv = std::fs::read(process.proc("auxv")).capturing("reading", format!("/proc/{process}/auxv"))?;
+    let stat = procfs::read_record(process.proc("stat")).capturing("reading", object())?;
+    let auxv = procfs::read_record(process.proc("auxv")).capturing("reading", format!("/proc/{process}/auxv"))?;
     parse_stat(&stat, auxv).ok_or_else(|| CaptureError::Unexpected { object: object(), what: "text".into() })
 }
 

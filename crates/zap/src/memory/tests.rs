@@ -16,7 +16,7 @@ use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::{DataSink, ImageReader};
 use crate::look::{Console, Look, Subject};
 use crate::sys::testing as own;
-use crate::tracee::{Batch, Ground, Held, Seized, ThreadName, seize};
+use crate::tracee::{Batch, Ground, Held, Seized, Site, ThreadName, seize};
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const PRIVATE: i32 = libc::MAP_PRIVATE;
@@ -182,7 +182,7 @@ fn take(
     known: &mut Known,
     ahead: Option<&Ahead>,
 ) -> Captured {
-    let seen = survey(host, &[], None, ahead).unwrap();
+    let seen = survey(host, mappings(host).unwrap(), &[], None, ahead).unwrap();
     know(look, host, &seen, known);
     let heap = seen.mappings.iter().find(|m| m.path == b"[heap]").unwrap();
     let request = Request { subject: &subject(host), brk: heap.end, parent };
@@ -224,7 +224,8 @@ fn sleeping(place: u64) -> Seed {
     let before = read();
     let scratch = place + P..place + P + SEAT as u64;
     let both = (host, PodPid(host.0));
-    let ground = Ground::prepare(&mut held, both, vdso.start..vdso.end, scratch.clone(), SEAT, MARKER).unwrap();
+    let site = Site::find(both, vdso.start..vdso.end).unwrap();
+    let ground = Ground::prepare(&mut held, site, scratch.clone(), SEAT, MARKER).unwrap();
     // the stub moves from the vDSO, which will go, to a page of its own
     let tail = before.iter().rposition(|b| *b != 0).unwrap() / 16 * 16 + 16;
     let mut batch = Batch::new();
@@ -265,7 +266,7 @@ impl Drop for Ended {
 type Line = (Range<u64>, i32, bool, u64, Vec<u8>, u32);
 
 fn lines(host: HostPid, ours: &[Range<u64>]) -> Vec<Line> {
-    let found = survey(host, ours, None, None).unwrap().mappings;
+    let found = survey(host, mappings(host).unwrap(), ours, None, None).unwrap().mappings;
     let mut lines: Vec<Line> = Vec::new();
     for m in found {
         let offset = if m.inode == 0 { 0 } else { m.offset };
@@ -306,7 +307,10 @@ fn compare(old: HostPid, new: HostPid, state: &MemoryState, keep: &Range<u64>) {
     assert_eq!(before.len(), after.len());
     assert!(contents(old, state) == contents(new, state), "contents differ");
     let ours = std::slice::from_ref(keep);
-    let (before, after) = (survey(old, &[], None, None).unwrap(), survey(new, ours, None, None).unwrap());
+    let (before, after) = (
+        survey(old, mappings(old).unwrap(), &[], None, None).unwrap(),
+        survey(new, mappings(new).unwrap(), ours, None, None).unwrap(),
+    );
     assert_eq!(before.fields, after.fields);
     assert_eq!(std::fs::read_link(old.proc("exe")).unwrap(), std::fs::read_link(new.proc("exe")).unwrap());
     let there = |s: &Survey| {
@@ -406,7 +410,8 @@ fn userfault(host: HostPid, thread: HostPid) -> std::os::fd::OwnedFd {
     let vdso = mappings(host).unwrap().into_iter().find(|m| m.path == b"[vdso]").unwrap();
     let scratch = 0x10_0000_0000..0x10_0000_0000 + SEAT as u64;
     let both = (host, PodPid(host.0));
-    let ground = Ground::prepare(&mut held, both, vdso.start..vdso.end, scratch, SEAT, MARKER).unwrap();
+    let site = Site::find(both, vdso.start..vdso.end).unwrap();
+    let ground = Ground::prepare(&mut held, site, scratch, SEAT, MARKER).unwrap();
     let mut batch = Batch::new();
     let made = ask_for_tracking(&mut batch);
     let number = held.run(&ground, 0, &batch).unwrap().get(made);

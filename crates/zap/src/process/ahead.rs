@@ -13,8 +13,9 @@ use crate::process::discover::{self, Found, Population};
 use crate::process::hold::{self, HoldError};
 use crate::tracee::{Batch, Held};
 
-/// Private memory below which copying in the hold takes less than following would.
-const WORTH_IT: u64 = 8 << 20;
+/// Modified memory that copying in the hold takes less for than following: of the whole pod, and of a process.
+const LEFT: u64 = 10 << 20;
+const WORTH_IT: u64 = 256 << 10;
 /// Rounds of copying at most, and what one may leave for the hold.
 const MOST_ROUNDS: usize = 6;
 const LITTLE: u64 = 1 << 20;
@@ -53,7 +54,7 @@ impl MemoryAhead {
     /// followed, for whatever reason, is left to the hold.
     pub fn look_ahead(layouts: Layouts, population: &Population, data: &mut DataSink) -> MemoryAhead {
         let mut ahead = MemoryAhead::layouts(layouts);
-        let big: Vec<&Found> = population.live.iter().filter(|f| is_big(f)).collect();
+        let big = ahead.worth_following(population);
         for found in &big {
             let begun = Instant::now();
             let followed = follow(found);
@@ -78,6 +79,28 @@ impl MemoryAhead {
         ahead
     }
 
+    /// The biggest processes, all but what is little together.
+    fn worth_following<'p>(&self, population: &'p Population) -> Vec<&'p Found> {
+        let modified = |found: &Found| -> u64 {
+            let layout = self.layout_of(found.subject.host).unwrap_or_default();
+            layout.iter().filter(|mapping| !mapping.shared).map(|mapping| mapping.modified).sum()
+        };
+        let mut all: Vec<(u64, &Found)> = population.live.iter().map(|found| (modified(found), found)).collect();
+        let mut left: u64 = all.iter().map(|(size, _)| size).sum();
+        all.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
+        let mut big = Vec::new();
+        for (size, found) in all {
+            if left <= LEFT || size < WORTH_IT {
+                break;
+            }
+            if can_answer(found) {
+                left -= size;
+                big.push(found);
+            }
+        }
+        big
+    }
+
     /// One round of copying over all of them; how much had been written.
     fn round(&mut self, big: &[&Found], population: &Population, data: &mut DataSink) -> u64 {
         let mut written = 0;
@@ -95,11 +118,9 @@ impl MemoryAhead {
     }
 }
 
-fn is_big(found: &Found) -> bool {
-    let kilobytes = found.status.field("RssAnon").and_then(|v| v.split_whitespace().next()?.parse::<u64>().ok());
-    // stopped, or in a wait that nothing interrupts: it could not answer now
-    let answers = !matches!(found.stat.state, b'T' | b't' | b'D' | b'Z' | b'X');
-    answers && kilobytes.is_some_and(|k| k << 10 >= WORTH_IT)
+/// Not if it is stopped, or in a wait that nothing interrupts.
+fn can_answer(found: &Found) -> bool {
+    !matches!(found.stat.state, b'T' | b't' | b'D' | b'Z' | b'X')
 }
 
 /// Holds the leader of a process for as long as it takes to have it make a userfaultfd.
@@ -113,7 +134,7 @@ fn follow(found: &Found) -> Result<Ahead, HoldError> {
 }
 
 fn make_userfault(found: &Found, threads: &mut Vec<Held>) -> Result<std::os::fd::OwnedFd, HoldError> {
-    let ground = hold::prepare(found, threads)?;
+    let (ground, _) = hold::prepare(found, threads)?;
     let vanished = || crate::error::CaptureError::Vanished(found.subject.pod);
     let leader = threads.first_mut().ok_or_else(vanished)?;
     let mut ask = Batch::new();

@@ -15,19 +15,21 @@ use crate::process::controls::{self, ProcessControls};
 use crate::process::credentials;
 use crate::process::discover::{Found, PodProc, Population, Zombie};
 use crate::process::filters::{self, FilterState};
-use crate::process::hold::{HeldPod, HeldProcess, HoldError, QUESTIONS, Share, Standing};
+use crate::process::hold::{HeldPod, HeldProcess, HoldError, Share, Standing};
 use crate::process::limits;
 use crate::process::proc_files::{Stat, Status};
 use crate::process::sharing::{self, SharingState};
 use crate::process::signals::{self, QueuedSignal};
 use crate::process::state::{EndedState, Inner, Place, ProcessState, TerminalState};
+use crate::process::statuses::Statuses;
 use crate::process::threads::{self, ThreadState};
 use crate::process::timers::{self, TimersState, parse_timers};
 use crate::process::tree::{self, Role, TreeError};
+use crate::procfs;
 use crate::sys::file::open_path;
 use crate::sys::pidfd::PidFd;
 use crate::sys::ptrace;
-use crate::tracee::{Batch, Call, Output, TraceeError};
+use crate::tracee::{Batch, Call, Held, Output};
 
 const P_PID: i32 = 1;
 /// Bytes of `siginfo_t`; the first word, the signal's number, is zero if there is no news.
@@ -70,28 +72,18 @@ struct Numbers {
 }
 
 /// Asks every thread but the leaders what only it can tell, and looks at it from outside. A job of a tracer.
-pub fn ask_threads(share: &mut Share, (): ()) -> Result<Vec<(PodPid, ())>, HoldError> {
-    let mut asked = Vec::with_capacity(share.held.len());
-    for process in &mut share.held {
-        let mut batches = Vec::with_capacity(process.threads.len());
-        for (seat, held) in process.threads.iter_mut().skip(1).enumerate() {
-            let mut batch = Batch::new();
-            let questions = threads::ask(&mut batch);
-            // A seat that overflows spoils the next one, in which another thread runs.
-            if batch.size() > QUESTIONS {
-                return Err(TraceeError::NoRoom(held.name.pod).into());
-            }
-            held.begin(&process.ground, seat, &batch)?;
-            batches.push((batch, questions));
-        }
-        asked.push(batches);
+pub fn ask_threads(share: &mut Share, statuses: Arc<Statuses>) -> Result<Vec<(PodPid, ())>, HoldError> {
+    let mut batch = Batch::new();
+    let questions = threads::ask(&mut batch);
+    for HeldProcess { threads, ground, .. } in &mut share.held {
+        let others = threads.get_mut(1..).unwrap_or_default();
+        Held::begin_all(others, ground, 0, &batch)?;
     }
     let mut buffer = Vec::new();
-    for (process, batches) in share.held.iter_mut().zip(asked) {
-        let host = (process.found.subject.host, process.found.level());
-        for (seat, (held, (batch, questions))) in process.threads.iter_mut().skip(1).zip(batches).enumerate() {
-            let results = held.finish(&process.ground, seat, &batch)?;
-            process.learned.push(threads::capture(held, host, &questions, &results, &mut buffer)?);
+    for HeldProcess { found, threads, ground, learned, .. } in &mut share.held {
+        let (others, at) = (threads.get_mut(1..).unwrap_or_default(), (found.subject.host, found.level()));
+        for (results, held) in Held::finish_all(others, ground, 0, &batch)?.iter().zip(others) {
+            learned.push(threads::capture(held, at, &statuses, &questions, results, &mut buffer)?);
         }
     }
     Ok(Vec::new())
@@ -100,7 +92,7 @@ pub fn ask_threads(share: &mut Share, (): ()) -> Result<Vec<(PodPid, ())>, HoldE
 /// Has every leader answer for its process; `inherited` is how many seccomp filters are the pod's own. A job of a tracer, to which [`ask_threads`] was given before.
 pub fn ask_processes(
     share: &mut Share,
-    (proc, inherited, questions): (PodProc, u32, Arc<HashMap<PodPid, Questions>>),
+    (proc, inherited, questions, statuses): (PodProc, u32, Arc<HashMap<PodPid, Questions>>, Arc<Statuses>),
 ) -> Result<Vec<(PodPid, Answers)>, HoldError> {
     let of = |process: &HeldProcess| {
         let pod = process.found.subject.pod;
@@ -115,7 +107,7 @@ pub fn ask_processes(
     let mut all = Vec::with_capacity(asked.len());
     for (process, asked) in share.held.iter_mut().zip(asked) {
         let questions = of(process)?;
-        all.push((process.found.subject.pod, answers(process, asked, questions, inherited, &mut buffer)?));
+        all.push((process.found.subject.pod, answers(process, asked, questions, inherited, &statuses, &mut buffer)?));
     }
     Ok(all)
 }
@@ -143,7 +135,7 @@ fn ask(process: &mut HeldProcess, proc: &PodProc, questions: &Questions) -> Resu
     let leader = process.threads.first_mut().ok_or(CaptureError::Vanished(pod))?;
     let mut batch = Batch::new();
     let thread = threads::ask(&mut batch);
-    let posix = fs::read_to_string(proc.path(pod, "timers")).map_or(Vec::new(), |text| parse_timers(&text));
+    let posix = procfs::read_text(proc.path(pod, "timers")).map_or(Vec::new(), |text| parse_timers(&text));
     let actions = signals::ask_actions(&mut batch);
     let timers = timers::ask(posix, &mut batch);
     let brk = batch.attempt(libc::SYS_brk, [0u64.into()]);
@@ -187,6 +179,7 @@ fn answers(
     asked: Asked,
     questions: &Questions,
     inherited: u32,
+    statuses: &Statuses,
     buffer: &mut Vec<u8>,
 ) -> Result<Answers, HoldError> {
     let last = process.threads.len() - 1;
@@ -194,7 +187,7 @@ fn answers(
     let leader = process.threads.first_mut().ok_or(CaptureError::Vanished(subject.pod))?;
     let results = leader.finish(&process.ground, last, &asked.batch)?;
     let at = (subject.host, process.found.level());
-    let state = threads::capture(leader, at, &asked.thread, &results, buffer)?;
+    let state = threads::capture(leader, at, statuses, &asked.thread, &results, buffer)?;
     let mut threads: Vec<ThreadState> = std::iter::once(state).chain(process.learned.drain(..)).collect();
     let hosts = process.threads.iter().map(|held| held.name.host);
     let names: HashMap<i32, i32> = threads.iter().map(|thread| (thread.tid.0, thread.own_tid)).collect();
@@ -360,7 +353,7 @@ pub fn directories(look: &mut Look<'_>, subject: &Subject) -> Result<Directories
 }
 
 fn number_in<T: TryFrom<i64> + Default>(subject: &Subject, name: &str, radix: u32) -> T {
-    let text = fs::read_to_string(subject.host.proc(name)).unwrap_or_default();
+    let text = procfs::read_record_text(subject.host.proc(name)).unwrap_or_default();
     let number = i64::from_str_radix(text.trim().trim_start_matches("0x"), radix).unwrap_or(0);
     T::try_from(number).unwrap_or_default()
 }

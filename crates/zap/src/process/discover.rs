@@ -7,6 +7,7 @@ use crate::error::{CaptureError, Context};
 use crate::ids::{HostPid, PodPid};
 use crate::look::Subject;
 use crate::process::proc_files::{Stat, Status, parse_stat};
+use crate::procfs;
 use crate::tracee::ThreadName;
 
 /// The pod's own `/proc`, seen from the host: numbers in it are the pod's.
@@ -44,7 +45,7 @@ impl PodProc {
 }
 
 fn read(path: &Path, pid: PodPid) -> Result<Vec<u8>, CaptureError> {
-    fs::read(path).map_err(|e| match e.raw_os_error() {
+    procfs::read_record(path).map_err(|e| match e.raw_os_error() {
         Some(libc::ENOENT | libc::ESRCH) => CaptureError::Vanished(pid),
         _ => CaptureError::Kernel { step: "reading", object: path.display().to_string(), source: e },
     })
@@ -231,6 +232,11 @@ pub fn threads_of_frozen(found: &Found, proc: &PodProc, depth: usize) -> Result<
     Ok(threads)
 }
 
+/// The threads of a process, as the host numbers them.
+pub fn thread_numbers(process: HostPid) -> Vec<HostPid> {
+    numbers_in(&process.proc("task")).into_iter().map(HostPid).collect()
+}
+
 fn numbers_in(directory: &Path) -> Vec<i32> {
     let entries = fs::read_dir(directory).into_iter().flatten();
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
@@ -262,7 +268,7 @@ pub fn threads(found: &Found, depth: usize) -> Result<Vec<ThreadName>, CaptureEr
             threads.push(only);
             continue;
         }
-        let status = match fs::read(format!("/proc/{}/task/{tid}/status", found.subject.host)) {
+        let status = match procfs::read_record(format!("/proc/{}/task/{tid}/status", found.subject.host)) {
             Ok(bytes) => Status::new(bytes),
             Err(_) => continue,
         };

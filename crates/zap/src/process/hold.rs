@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use crate::error::CaptureError;
 use crate::ids::{HostPid, PodPid};
+use crate::memory::{self, Mapping};
 use crate::process::capture::without_vdso;
 use crate::process::crew::{Crew, Pending};
 use crate::process::discover::{self, Found, PodProc, Zombie};
 use crate::process::threads::ThreadState;
 use crate::sys::ptrace;
-use crate::tracee::{Ground, Held, Seized, TraceeError, left_behind, seize};
+use crate::tracee::{Ground, Held, Seized, Site, TraceeError, seize};
 
 /// A process, all of its threads held by the calling thread.
 pub struct HeldProcess {
@@ -19,6 +20,8 @@ pub struct HeldProcess {
     pub threads: Vec<Held>,
     /// Where batches run in it.
     pub ground: Ground,
+    /// Its mappings.
+    layout: Vec<Mapping>,
     /// What was learned of its threads, but for the leader.
     pub learned: Vec<ThreadState>,
 }
@@ -41,10 +44,12 @@ pub struct Share {
 }
 
 impl Share {
-    /// The processes, and in each the range of addresses that is zap's.
-    pub fn scratches(&self) -> impl Iterator<Item = (HostPid, PodPid, Range<u64>)> {
-        let subject = |process: &HeldProcess| process.found.subject.clone();
-        self.held.iter().map(move |p| (subject(p).host, subject(p).pod, p.ground.scratch()))
+    /// The processes, and of each its mappings, and the range of addresses that is zap's. To be asked once.
+    pub fn layouts(&mut self) -> impl Iterator<Item = (HostPid, PodPid, Vec<Mapping>, Range<u64>)> {
+        self.held.iter_mut().map(|process| {
+            let (subject, layout) = (&process.found.subject, std::mem::take(&mut process.layout));
+            (subject.host, subject.pod, layout, process.ground.scratch())
+        })
     }
 }
 
@@ -141,10 +146,10 @@ fn stop_share(share: &mut Share, (): ()) -> Result<Vec<Standing>, HoldError> {
     }
     let mut standing = Vec::with_capacity(stopped.len());
     for (found, mut threads) in stopped {
-        let ground = prepare(&found, &mut threads)?;
+        let (ground, layout) = prepare(&found, &mut threads)?;
         let group_stop = threads.first().and_then(|leader| leader.group_stop);
         standing.push(Standing { found: found.clone(), threads: threads.len(), group_stop });
-        share.held.push(HeldProcess { found, threads, ground, learned: Vec::new() });
+        share.held.push(HeldProcess { found, threads, ground, layout, learned: Vec::new() });
     }
     Ok(standing)
 }
@@ -154,48 +159,42 @@ pub(super) const QUESTIONS: usize = 2 << 10;
 /// Bytes for the leader's batch, which asks for every signal action and descriptor flag.
 const LEADER: usize = 64 << 10;
 
-pub(super) fn prepare(found: &Found, threads: &mut Vec<Held>) -> Result<Ground, HoldError> {
-    let pod = found.subject.pod;
-    let text = std::fs::read(found.subject.host.proc("maps")).map_err(|_| CaptureError::Vanished(pod))?;
-    let ranges = mapped_ranges(&text);
-    let vdso = find(&text, &ranges, b"[vdso]").ok_or_else(|| without_vdso(&found.subject))?;
-    if let Some(stub) = left_behind(found.subject.host, &vdso) {
+/// Prepares the ground of a process, all of whose threads are held. Its mappings come with it: zap's own may be among them.
+pub(super) fn prepare(found: &Found, threads: &mut Vec<Held>) -> Result<(Ground, Vec<Mapping>), HoldError> {
+    let (host, pod) = (found.subject.host, found.subject.pod);
+    let mappings = || memory::mappings(host).map_err(|_| CaptureError::Vanished(pod));
+    let mut layout = mappings()?;
+    let vdso = vdso_of(&layout).ok_or_else(|| without_vdso(&found.subject))?;
+    let site = Site::find((host, pod), vdso)?;
+    if let Some(stub) = site.left_behind() {
         let held = std::mem::take(threads).into_iter().map(|held| held.finish_way_home(&stub));
         *threads = held.collect::<Result<_, _>>()?;
     }
     let size = (threads.len() * QUESTIONS + LEADER).next_multiple_of(4096) as u64;
-    let scratch = gap(&ranges, size).ok_or(TraceeError::NoRoom(pod))?;
+    let scratch = gap(&layout, size).ok_or(TraceeError::NoRoom(pod))?;
     let marker = marker(found).ok_or(TraceeError::NoRoom(pod))?;
-    let process = (found.subject.host, pod);
     let leader = threads.first_mut().ok_or(CaptureError::Vanished(pod))?;
-    Ok(Ground::prepare(leader, process, vdso, scratch, QUESTIONS, marker)?)
+    let was_used = site.left_behind().is_some();
+    let ground = Ground::prepare(leader, site, scratch, QUESTIONS, marker)?;
+    if was_used {
+        // What that zap had left is gone now.
+        layout = mappings()?;
+    }
+    Ok((ground, layout))
 }
 
-/// Start and end of each line of `/proc/PID/maps`.
-pub fn mapped_ranges(text: &[u8]) -> Vec<Range<u64>> {
-    let lines = text.split(|b| *b == b'\n');
-    lines
-        .filter_map(|line| {
-            let range = std::str::from_utf8(line.split(|b| *b == b' ').next()?).ok()?;
-            let (start, end) = range.split_once('-')?;
-            Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
-        })
-        .collect()
+/// Where the vDSO is.
+pub fn vdso_of(layout: &[Mapping]) -> Option<Range<u64>> {
+    layout.iter().find(|mapping| mapping.path == b"[vdso]").map(|mapping| mapping.start..mapping.end)
 }
 
-/// The mapping with that name.
-pub fn find(text: &[u8], ranges: &[Range<u64>], name: &[u8]) -> Option<Range<u64>> {
-    let lines = text.split(|b| *b == b'\n').filter(|line| !line.is_empty());
-    lines.zip(ranges).find(|(line, _)| line.ends_with(name)).map(|(_, range)| range.clone())
-}
-
-/// The lowest addresses that nothing of `ranges` (sorted) uses, with some distance to their neighbours: a stack grows down.
-pub fn gap(ranges: &[Range<u64>], size: u64) -> Option<Range<u64>> {
+/// The lowest addresses that nothing of `layout` uses, with some distance to their neighbours: a stack grows down.
+pub fn gap(layout: &[Mapping], size: u64) -> Option<Range<u64>> {
     const FIRST: u64 = 0x1000_0000;
     const DISTANCE: u64 = 1 << 20;
     const TOP: u64 = 0x7fff_0000_0000;
     let mut start = FIRST;
-    for range in ranges {
+    for range in layout {
         if range.end + DISTANCE <= start {
             continue;
         }
@@ -292,17 +291,9 @@ mod tests {
 
     #[test]
     fn a_gap_keeps_its_distance() {
-        let ranges = [0x1000_0000..0x1000_1000, 0x1000_2000..0x2000_0000];
-        assert_eq!(gap(&ranges, 0x1000), Some(0x2010_0000..0x2010_1000));
-        let high = std::iter::once(0x7000_0000_0000..0x7fff_ffff_f000).collect::<Vec<_>>();
-        assert_eq!(gap(&high, 0x1000), Some(0x1000_0000..0x1000_1000));
-    }
-
-    #[test]
-    fn maps_lines() {
-        let text = b"00400000-00401000 r--p 00000000 00:00 0 /bin/a\n7fff0000-7fff2000 r-xp 00000000 00:00 0  [vdso]\n";
-        let ranges = mapped_ranges(text);
-        assert_eq!(ranges, [0x40_0000..0x40_1000, 0x7fff_0000..0x7fff_2000]);
-        assert_eq!(find(text, &ranges, b"[vdso]"), Some(0x7fff_0000..0x7fff_2000));
+        let mapping = |start, end| Mapping { start, end, ..Mapping::default() };
+        let layout = [mapping(0x1000_0000, 0x1000_1000), mapping(0x1000_2000, 0x2000_0000)];
+        assert_eq!(gap(&layout, 0x1000), Some(0x2010_0000..0x2010_1000));
+        assert_eq!(gap(&[mapping(0x7000_0000_0000, 0x7fff_ffff_f000)], 0x1000), Some(0x1000_0000..0x1000_1000));
     }
 }

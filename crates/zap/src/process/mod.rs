@@ -16,6 +16,7 @@ pub mod proc_files;
 pub mod sharing;
 pub mod signals;
 pub mod state;
+pub mod statuses;
 pub mod threads;
 pub mod timers;
 pub mod tree;

@@ -1,5 +1,7 @@
 //! Parsers of `/proc/PID/stat` and `status`. They take bytes and open nothing; names in them are hostile.
 
+use std::ops::Range;
+
 use crate::ids::PodPid;
 
 /// What we use of `/proc/PID/stat`, as the PID namespace of that `/proc` numbers things.
@@ -55,21 +57,29 @@ pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
 
 /// `/proc/PID/status`, by its labels.
 #[derive(Clone, Debug)]
-pub struct Status(Vec<u8>);
+pub struct Status {
+    bytes: Vec<u8>,
+    /// Where labels and what is behind them are.
+    lines: Vec<(Range<usize>, Range<usize>)>,
+}
 
 impl Status {
     /// Wraps the bytes of the file.
     pub fn new(bytes: Vec<u8>) -> Status {
-        Status(bytes)
+        let (mut lines, mut start) = (Vec::with_capacity(64), 0);
+        for line in bytes.split(|b| *b == b'\n') {
+            if let Some(colon) = line.iter().position(|b| *b == b':') {
+                lines.push((start..start + colon, start + colon + 1..start + line.len()));
+            }
+            start += line.len() + 1;
+        }
+        Status { bytes, lines }
     }
 
     /// The text behind `label:`, trimmed.
     pub fn field(&self, label: &str) -> Option<&str> {
-        self.0
-            .split(|b| *b == b'\n')
-            .find_map(|line| line.strip_prefix(label.as_bytes())?.strip_prefix(b":"))
-            .and_then(|value| std::str::from_utf8(value).ok())
-            .map(str::trim)
+        let (_, value) = self.lines.iter().find(|(name, _)| self.bytes[name.clone()] == *label.as_bytes())?;
+        std::str::from_utf8(&self.bytes[value.clone()]).ok().map(str::trim)
     }
 
     /// The numbers behind `label:`.

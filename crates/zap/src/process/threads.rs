@@ -7,8 +7,8 @@ use crate::ids::{HostPid, PodPid};
 use crate::process::controls::{self, ThreadControls};
 use crate::process::credentials::{self, CredentialsState};
 use crate::process::filters::{self, FilterState};
-use crate::process::proc_files::Status;
 use crate::process::signals::{self, AlternateStack, QueuedSignal};
+use crate::process::statuses::Statuses;
 use crate::sys::ptrace::{self, RseqConfiguration};
 use crate::sys::sched::{self, SchedulingAttributes};
 use crate::tracee::{Batch, Call, Held, Output, Results, TraceeError, interrupted};
@@ -100,14 +100,14 @@ pub fn ask(batch: &mut Batch) -> Asked {
 pub fn capture(
     held: &Held,
     (process, level): (HostPid, usize),
+    statuses: &Statuses,
     asked: &Asked,
     results: &Results,
     buffer: &mut Vec<u8>,
 ) -> Result<ThreadState, CaptureError> {
     let (tid, pod) = (held.name.host, held.name.pod);
     let object = || format!("thread {pod}");
-    let path = format!("/proc/{process}/task/{tid}/status");
-    let status = Status::new(std::fs::read(path).map_err(|_| CaptureError::Vanished(pod))?);
+    let status = statuses.read(process, tid).map_err(|_| CaptureError::Vanished(pod))?;
     ptrace::extended_state(tid, buffer).capturing("reading the extended registers", object())?;
     let word = |out: Output| results.output(out).first_chunk().map_or(0, |word| u64::from_ne_bytes(*word));
     let pending = match status.mask("SigPnd") {

@@ -10,6 +10,7 @@ use crate::error::CaptureError;
 use crate::ids::HostPid;
 use crate::process::discover;
 use crate::process::proc_files::parse_stat;
+use crate::procfs;
 
 /// How long a child may take until its parent can be held.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -34,7 +35,7 @@ pub fn waiting(members: &[HostPid]) -> Option<Waiting> {
 fn parents_of_forked(members: &[HostPid]) -> BTreeSet<HostPid> {
     const PF_FORKNOEXEC: u64 = 0x40;
     let parent = |process: &HostPid| {
-        let stat = parse_stat(&fs::read(process.proc("stat")).ok()?)?;
+        let stat = parse_stat(&procfs::read_record(process.proc("stat")).ok()?)?;
         (stat.flags & PF_FORKNOEXEC != 0).then_some(HostPid(stat.parent.0))
     };
     let mut parents: BTreeSet<HostPid> = members.iter().filter_map(parent).collect();
@@ -59,7 +60,7 @@ impl Waiting {
     }
 
     fn state(&self) -> Option<u8> {
-        let stat = fs::read(&self.stat).ok()?;
+        let stat = procfs::read_record(&self.stat).ok()?;
         let name_end = stat.iter().rposition(|byte| *byte == b')')?;
         stat.get(name_end + 2).copied()
     }

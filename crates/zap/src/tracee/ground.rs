@@ -13,7 +13,7 @@ use crate::ids::{HostPid, PodPid};
 use crate::tracee::batch::{Arg, Batch, OnFailure, Results};
 use crate::tracee::held::{Held, TraceeError};
 use crate::tracee::interrupted;
-use crate::tracee::stub::{self, RawCall, STOP_ON_FAILURE, Seat};
+use crate::tracee::stub::{self, RawCall, STOP_ON_FAILURE, Seat, Stub};
 
 /// Bytes of a seat with a small batch (a thread's).
 pub const SMALL_SEAT: usize = 4 << 10;
@@ -38,11 +38,16 @@ pub fn open_memory(process: HostPid) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(process.proc("mem"))
 }
 
-/// The tail of a vDSO, in which the stub and a seat have room.
-struct Tail {
-    range: Range<u64>,
-    /// The scratch mapping of a zap that died: its stub is still there.
-    leaked: Option<Range<u64>>,
+/// A vDSO with room for the stub and a seat behind its code, or with a stub that somebody left there.
+#[derive(Debug)]
+pub struct Site {
+    process: PodPid,
+    memory: File,
+    stub: Stub,
+    /// Where the stub goes, or is.
+    tail: Range<u64>,
+    /// What the seat of a stub that was there says of itself.
+    left: Option<Seat>,
 }
 
 /// Where in a vDSO the stub lies: it was put at a multiple of 16.
@@ -50,33 +55,41 @@ fn place_of(code: &[u8], vdso: &[u8]) -> Option<usize> {
     (0..vdso.len()).step_by(16).rev().find(|at| vdso[*at..].starts_with(code))
 }
 
-/// Finds the zeros behind the code of the vDSO, or the stub that somebody left there.
-fn find_tail(memory: &File, vdso: &Range<u64>) -> Option<Tail> {
-    let code = stub::assemble().code;
-    let seat_offset = code.len().next_multiple_of(16);
-    let needed = seat_offset + size_of::<Seat>();
-    let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
-    memory.read_exact_at(&mut bytes, vdso.start).ok()?;
-    let found = place_of(&code, &bytes);
-    let offset =
-        found.unwrap_or_else(|| bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1).next_multiple_of(16));
-    if offset + needed > bytes.len() {
-        return None;
+impl Site {
+    /// Looks for the zeros behind the code of the vDSO of a process, or the stub that somebody left there.
+    pub fn find(process: (HostPid, PodPid), vdso: Range<u64>) -> Result<Site, TraceeError> {
+        let failed = |step| TraceeError::kernel(step, process.1);
+        let memory = open_memory(process.0).map_err(failed("opening the memory of"))?;
+        let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
+        memory.read_exact_at(&mut bytes, vdso.start).map_err(failed("reading the vDSO of"))?;
+        let stub = stub::assemble();
+        let seat_offset = stub.code.len().next_multiple_of(16);
+        let needed = seat_offset + size_of::<Seat>();
+        let found = place_of(&stub.code, &bytes);
+        let free = || bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1).next_multiple_of(16);
+        let offset = found.unwrap_or_else(free);
+        if offset + needed > bytes.len() {
+            return Err(TraceeError::NoRoom(process.1));
+        }
+        let left = found.and_then(|at| crate::sys::plain::from_bytes(&bytes[at + seat_offset..]));
+        let start = vdso.start + offset as u64;
+        Ok(Site { process: process.1, memory, stub, tail: start..start + needed as u64, left })
     }
-    let seat: Option<Seat> = found.and_then(|at| crate::sys::plain::from_bytes(&bytes[at + seat_offset..]));
-    let leaked = seat.map(|seat| seat.scratch[0]..seat.scratch[1]).filter(|range| range.start < range.end);
-    let start = vdso.start + offset as u64;
-    Some(Tail { range: start..start + needed as u64, leaked })
-}
 
-/// Where in the vDSO an earlier zap, which died, left its stub: a thread in there is on its way home.
-pub fn left_behind(process: HostPid, vdso: &Range<u64>) -> Option<Range<u64>> {
-    let memory = open_memory(process).ok()?;
-    let code = stub::assemble().code;
-    let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
-    memory.read_exact_at(&mut bytes, vdso.start).ok()?;
-    let at = place_of(&code, &bytes)? as u64;
-    Some(vdso.start + at..vdso.start + at + code.len() as u64)
+    /// Where an earlier zap, which died, left its stub: a thread in there is on its way home.
+    pub fn left_behind(&self) -> Option<Range<u64>> {
+        self.left.as_ref().map(|_| self.tail.start..self.tail.start + self.stub.code.len() as u64)
+    }
+
+    /// The scratch mapping of a zap that died.
+    fn leaked(&self) -> Option<Range<u64>> {
+        let scratch = self.left.as_ref().map(|seat| seat.scratch[0]..seat.scratch[1]);
+        scratch.filter(|range| range.start < range.end)
+    }
+
+    fn seat(&self) -> u64 {
+        self.tail.end - size_of::<Seat>() as u64
+    }
 }
 
 impl Ground {
@@ -85,19 +98,15 @@ impl Ground {
     /// `held` is any of its threads; it makes the mapping.
     pub fn prepare(
         held: &mut Held,
-        process: (HostPid, PodPid),
-        vdso: Range<u64>,
+        site: Site,
         scratch: Range<u64>,
         seat_size: usize,
         marker: i32,
     ) -> Result<Ground, TraceeError> {
-        let memory = open_memory(process.0).map_err(TraceeError::kernel("opening the memory of", process.1))?;
-        let stub = stub::assemble();
-        let seat_offset = stub.code.len().next_multiple_of(16);
-        let found = find_tail(&memory, &vdso).ok_or(TraceeError::NoRoom(process.1))?;
-        let tail = found.range;
+        let (seat_at, leaked) = (site.seat(), site.leaked());
+        let Site { process, memory, stub, tail, .. } = site;
         let ground = Ground {
-            process: process.1,
+            process,
             memory,
             stub: tail.start,
             single: tail.start + stub.single,
@@ -106,22 +115,22 @@ impl Ground {
             seat_size,
             tail: Some(tail.clone()),
         };
-        let seat = ground.seat_of(held, tail.start + seat_offset as u64, 0);
+        let seat = ground.seat_of(held, seat_at, 0);
         let mut bytes = stub.code;
-        bytes.resize(seat_offset, 0);
+        bytes.resize((seat_at - tail.start) as usize, 0);
         bytes.extend_from_slice(as_bytes(&seat));
         ground.write(tail.start, &bytes)?;
         let (read_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         let flags = private | libc::MAP_FIXED_NOREPLACE;
         let length = scratch.end - scratch.start;
         let args = [scratch.start, length, read_write as u64, flags as u64, u64::MAX, 0];
-        let mapped = held.single(&ground, tail.start + seat_offset as u64, libc::SYS_mmap, args)?;
+        let mapped = held.single(&ground, seat_at, libc::SYS_mmap, args)?;
         if mapped as u64 != scratch.start {
-            return Err(TraceeError::NoRoom(process.1));
+            return Err(TraceeError::NoRoom(process));
         }
-        if let Some(leaked) = found.leaked.filter(|leaked| *leaked != scratch) {
+        if let Some(leaked) = leaked.filter(|leaked| *leaked != scratch) {
             let args = [leaked.start, leaked.end - leaked.start, 0, 0, 0, 0];
-            held.single(&ground, tail.start + seat_offset as u64, libc::SYS_munmap, args)?;
+            held.single(&ground, seat_at, libc::SYS_munmap, args)?;
         }
         Ok(ground)
     }
@@ -256,9 +265,33 @@ impl Ground {
         batch.size().div_ceil(self.seat_size)
     }
 
+    /// Where a seat is.
+    pub(super) fn seat(&self, seat: usize) -> u64 {
+        self.scratch.start + (seat * self.seat_size) as u64
+    }
+
     /// Writes seat, calls and data of a batch; the address of the seat.
     pub(super) fn place(&self, seat: usize, held: &Held, batch: &Batch) -> Result<u64, TraceeError> {
-        let at = self.scratch.start + (seat * self.seat_size) as u64;
+        let at = self.seat(seat);
+        self.write(at, &self.seat_bytes(at, held, batch)?)?;
+        Ok(at)
+    }
+
+    /// Writes the seats of several threads that are to run the same batch, one behind the other from `first` on.
+    pub(super) fn place_all(&self, first: usize, all: &[Held], batch: &Batch) -> Result<(), TraceeError> {
+        if batch.size() > self.seat_size {
+            return Err(TraceeError::NoRoom(self.process));
+        }
+        let mut bytes = Vec::with_capacity(all.len() * self.seat_size);
+        for (place, held) in all.iter().enumerate() {
+            bytes.resize(place * self.seat_size, 0);
+            bytes.extend(self.seat_bytes(self.seat(first + place), held, batch)?);
+        }
+        self.write(self.seat(first), &bytes)
+    }
+
+    /// Seat, calls and data of a batch.
+    fn seat_bytes(&self, at: u64, held: &Held, batch: &Batch) -> Result<Vec<u8>, TraceeError> {
         let header = self.seat_of(held, at, batch.steps.len());
         let data_at = header.calls_end;
         if data_at + batch.data.len() as u64 > self.scratch.end {
@@ -281,15 +314,28 @@ impl Ground {
             bytes.extend_from_slice(as_bytes(&raw));
         }
         bytes.extend_from_slice(&batch.relocated(data_at));
-        self.write(at, &bytes)?;
-        Ok(at)
+        Ok(bytes)
     }
 
     /// Reads results and data of a batch that has ended.
     pub(super) fn collect(&self, seat: usize, held: &Held, batch: &Batch) -> Result<Results, TraceeError> {
-        let at = self.scratch.start + (seat * self.seat_size) as u64;
-        let mut bytes = vec![0; size_of::<Seat>() + batch.steps.len() * size_of::<RawCall>() + batch.data.len()];
-        self.memory.read_exact_at(&mut bytes, at).map_err(TraceeError::kernel("reading from", held.name.pod))?;
+        let mut bytes = vec![0; batch.size()];
+        let failed = TraceeError::kernel("reading from", held.name.pod);
+        self.memory.read_exact_at(&mut bytes, self.seat(seat)).map_err(failed)?;
+        Ok(Self::results(self.seat(seat), &bytes, batch))
+    }
+
+    /// Reads results and data of what [`place_all`](Self::place_all) placed.
+    pub(super) fn collect_all(&self, first: usize, count: usize, batch: &Batch) -> Result<Vec<Results>, TraceeError> {
+        let Some(last) = count.checked_sub(1) else { return Ok(Vec::new()) };
+        let mut bytes = vec![0; last * self.seat_size + batch.size()];
+        let failed = TraceeError::kernel("reading from", self.process);
+        self.memory.read_exact_at(&mut bytes, self.seat(first)).map_err(failed)?;
+        let of = |place: usize| Self::results(self.seat(first + place), &bytes[place * self.seat_size..], batch);
+        Ok((0..count).map(of).collect())
+    }
+
+    fn results(at: u64, bytes: &[u8], batch: &Batch) -> Results {
         let word = |offset: usize| {
             let mut word = [0; 8];
             word.copy_from_slice(&bytes[offset..offset + 8]);
@@ -300,8 +346,8 @@ impl Ground {
         let results = (0..batch.steps.len())
             .map(|call| word(calls + call * size_of::<RawCall>() + offset_of!(RawCall, result)) as i64)
             .collect();
-        let data = bytes.split_off(calls + batch.steps.len() * size_of::<RawCall>());
-        Ok(Results { results, data, reached })
+        let data = bytes[calls + batch.steps.len() * size_of::<RawCall>()..][..batch.data.len()].to_vec();
+        Results { results, data, reached }
     }
 }
 

@@ -200,12 +200,40 @@ impl Held {
 
     /// What a batch that has come to its end brought back.
     pub fn results(&self, ground: &Ground, seat: usize, batch: &Batch) -> Result<Results, TraceeError> {
-        let results = ground.collect(seat, self, batch)?;
-        if let Some((call, errno)) = results.failure(batch) {
-            let source = io::Error::from_raw_os_error(errno);
-            return Err(TraceeError::Call { what: batch.steps[call].what.clone(), thread: self.name.pod, source });
+        self.checked(ground.collect(seat, self, batch)?, batch)
+    }
+
+    fn checked(&self, results: Results, batch: &Batch) -> Result<Results, TraceeError> {
+        match results.failure(batch) {
+            None => Ok(results),
+            Some((call, errno)) => {
+                let source = io::Error::from_raw_os_error(errno);
+                Err(TraceeError::Call { what: batch.steps[call].what.clone(), thread: self.name.pod, source })
+            }
         }
-        Ok(results)
+    }
+
+    /// Starts the same batch in several threads of a process, in the seats from `first` on.
+    pub fn begin_all(all: &mut [Held], ground: &Ground, first: usize, batch: &Batch) -> Result<(), TraceeError> {
+        ground.place_all(first, all, batch)?;
+        for (place, held) in all.iter_mut().enumerate() {
+            held.enter(ground, ground.stub, ground.seat(first + place), None)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the ends of what [`begin_all`](Self::begin_all) started; what each brought back.
+    pub fn finish_all(
+        all: &mut [Held],
+        ground: &Ground,
+        first: usize,
+        batch: &Batch,
+    ) -> Result<Vec<Results>, TraceeError> {
+        for held in all.iter_mut() {
+            held.await_marker(ground.marker)?;
+        }
+        let results = ground.collect_all(first, all.len(), batch)?;
+        all.iter().zip(results).map(|(held, results)| held.checked(results, batch)).collect()
     }
 
     /// Runs a batch to its end.

@@ -62,6 +62,7 @@ pub(crate) struct Seat {
 }
 
 /// The stub, and the offset of its second entry: one call whose arguments are in the registers already.
+#[derive(Debug)]
 pub(super) struct Stub {
     pub(super) code: Vec<u8>,
     /// Entry for a single call with registers preset (`rbx` = seat); the result is in `rbp` at the marker.

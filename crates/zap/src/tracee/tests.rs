@@ -3,9 +3,10 @@
 use std::process::{Child, Command, Stdio};
 
 use crate::ids::{HostPid, PodPid};
+use crate::memory;
 use crate::process::hold;
 use crate::sys::ptrace;
-use crate::tracee::{Batch, Ground, Held, ThreadName, seize};
+use crate::tracee::{Batch, Ground, Held, Site, ThreadName, seize};
 
 struct Victim(Child);
 
@@ -42,11 +43,9 @@ impl Drop for Victim {
 
 fn prepare(held: &mut Held) -> Ground {
     let host = held.name.host;
-    let text = std::fs::read(host.proc("maps")).unwrap();
-    let ranges = hold::mapped_ranges(&text);
-    let vdso = hold::find(&text, &ranges, b"[vdso]").unwrap();
-    let scratch = hold::gap(&ranges, 1 << 16).unwrap();
-    Ground::prepare(held, (host, held.name.pod), vdso, scratch, 1 << 12, libc::SIGURG).unwrap()
+    let layout = memory::mappings(host).unwrap();
+    let site = Site::find((host, held.name.pod), hold::vdso_of(&layout).unwrap()).unwrap();
+    Ground::prepare(held, site, hold::gap(&layout, 1 << 16).unwrap(), 1 << 12, libc::SIGURG).unwrap()
 }
 
 #[test]
@@ -99,9 +98,8 @@ fn an_orphan_walks_home() {
         // The end of the tracing thread in the middle of a batch lets go of the tracee.
         std::thread::spawn(move || {
             let mut held = seize(name, 0).unwrap().wait().unwrap();
-            let text = std::fs::read(name.host.proc("maps")).unwrap();
-            let vdso = hold::find(&text, &hold::mapped_ranges(&text), b"[vdso]").unwrap();
-            if let Some(stub) = crate::tracee::left_behind(name.host, &vdso) {
+            let vdso = hold::vdso_of(&memory::mappings(name.host).unwrap()).unwrap();
+            if let Some(stub) = Site::find((name.host, name.pod), vdso).unwrap().left_behind() {
                 held = held.finish_way_home(&stub).unwrap();
             }
             let ground = prepare(&mut held);
