@@ -23,7 +23,7 @@ use crate::files;
 use crate::image::ImageWriter;
 use crate::ipc::{self, IpcState};
 use crate::look::Look;
-use crate::memory;
+use crate::memory::{self, MappedFiles};
 use crate::namespaces::NamespaceState;
 use crate::parallel;
 use crate::pod::LivePod;
@@ -117,6 +117,7 @@ fn tell_stages(
         memory: Arc::default(),
         statuses: Arc::default(),
         expected: 1,
+        mapped: MappedFiles::default(),
         listeners: Listeners::default(),
         newcomers_dropped: false,
         pod,
@@ -173,6 +174,8 @@ struct Checkpoint<'a> {
     statuses: Arc<Statuses>,
     /// How many processes it had then.
     expected: usize,
+    /// The mapped files that were captured then.
+    mapped: MappedFiles,
     /// Its listening sockets.
     listeners: Listeners,
     /// Whether requests for new connections are being dropped.
@@ -195,7 +198,7 @@ impl Checkpoint<'_> {
     fn look_ahead(&mut self, writer: &mut ImageWriter) -> Result<Trees, CheckpointError> {
         let members = self.pod.cgroup.pids()?;
         let population = discover::discover(self.pod.init, &members).map_err(|e| refused(self.pod, e))?;
-        let (layouts, room) = self.check(&population, writer)?;
+        let (layouts, queued) = self.check(&population, writer)?;
         let pod = &*self.pod;
         let trees = Trees::look_ahead(pod, writer).map_err(|e| trees_failed(pod, e));
         let memory = match self.was_suspended || self.options.stop_and_copy {
@@ -204,6 +207,7 @@ impl Checkpoint<'_> {
         };
         (self.memory, self.expected) = (Arc::new(memory), population.live.len());
         self.statuses = Arc::new(Statuses::open(&population));
+        let room = (self.memory.unfollowed() + queued).min(MOST_ROOM) as usize;
         if room > LITTLE_ROOM {
             heap::warm(room);
         }
@@ -211,12 +215,8 @@ impl Checkpoint<'_> {
         trees
     }
 
-    /// Refuses what cannot be captured. How the memory of each process looks, and about how many bytes the hold will copy.
-    fn check(
-        &mut self,
-        population: &Population,
-        writer: &mut ImageWriter,
-    ) -> Result<(Layouts, usize), CheckpointError> {
+    /// Refuses what cannot be captured. How the memory of each process looks, and how many bytes wait in queues.
+    fn check(&mut self, population: &Population, writer: &mut ImageWriter) -> Result<(Layouts, u64), CheckpointError> {
         let pod = &*self.pod;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
         look.upper = pod.upper();
@@ -224,9 +224,9 @@ impl Checkpoint<'_> {
         let layouts = parallel::map(hosts, |host| memory::layout_of(host).unwrap_or_default());
         capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
         self.listeners = std::mem::take(&mut look.sockets.listeners);
-        let modified: u64 = layouts.iter().flatten().map(|mapping| mapping.modified).sum();
-        let room = (modified + look.queued).min(MOST_ROOM) as usize;
-        Ok((population.live.iter().map(|found| found.subject.host).zip(layouts).collect(), room))
+        self.mapped = std::mem::take(&mut look.mapped).into_ahead();
+        let queued = look.queued;
+        Ok((population.live.iter().map(|found| found.subject.host).zip(layouts).collect(), queued))
     }
 
     /// Everybody stands still when this returns, and no packet reaches or leaves the pod.
@@ -330,6 +330,7 @@ impl Checkpoint<'_> {
         let console = pod.console().map_err(|e| unexpected("the console", &e))?;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, console, self.options.carry_files);
         look.upper = pod.upper();
+        look.mapped = std::mem::take(&mut self.mapped);
         let mut looked = look::processes(&mut look, held, self.memory.clone(), self.statuses.clone())?;
         self.clock.lap("look");
         looked.read_pages(&mut look)?;

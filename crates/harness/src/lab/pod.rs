@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -137,28 +138,53 @@ pub struct Resident {
 /// divides by every other process of the host that happens to map the same libraries just then.
 pub fn resident(processes: &[Process]) -> Result<Resident> {
     const PAGE: u64 = 4096;
-    const HIGHEST: u64 = 1 << 47;
-    const PRESENT: u64 = 1 << 63;
-    const OF_FILE: u64 = 1 << 61;
-    const FRAME: u64 = (1 << 55) - 1;
-    let (mut anonymous, mut file) = (HashSet::new(), HashSet::new());
+    let mut frames = Frames::default();
     for process in processes {
         let directory = format!("/proc/{}", process.host_pid);
-        let maps = std::fs::read_to_string(format!("{directory}/maps")).context("reading mappings")?;
-        let pagemap = File::open(format!("{directory}/pagemap")).context("opening a page map")?;
+        match frames.add(&directory) {
+            // It has ended since it was listed.
+            Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => {}
+            other => other.with_context(|| format!("looking at the memory of {directory}"))?,
+        }
+    }
+    let Frames { anonymous, file } = frames;
+    let (anonymous, file) = (anonymous.len() as u64 * PAGE, file.len() as u64 * PAGE);
+    Ok(Resident { total: anonymous + file, anonymous, file })
+}
+
+/// Page frames that somebody maps.
+#[derive(Default)]
+struct Frames {
+    anonymous: HashSet<u64>,
+    file: HashSet<u64>,
+}
+
+impl Frames {
+    /// Adds those of the process that `directory` of `/proc` shows.
+    fn add(&mut self, directory: &str) -> std::io::Result<()> {
+        const PAGE: u64 = 4096;
+        const HIGHEST: u64 = 1 << 47;
+        const PRESENT: u64 = 1 << 63;
+        const OF_FILE: u64 = 1 << 61;
+        const FRAME: u64 = (1 << 55) - 1;
+        let maps = std::fs::read_to_string(format!("{directory}/maps"))?;
+        let pagemap = File::open(format!("{directory}/pagemap"))?;
         let ends = maps.lines().filter_map(|line| line.split(' ').next()?.split_once('-'));
         let numbers = |(start, end)| Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?));
         for (start, end) in ends.filter_map(numbers).filter(|(_, end)| *end <= HIGHEST) {
             let mut entries = vec![0; ((end - start) / PAGE * 8) as usize];
-            pagemap.read_exact_at(&mut entries, start / PAGE * 8).context("reading a page map")?;
+            match pagemap.read_exact_at(&mut entries, start / PAGE * 8) {
+                // Nothing is mapped any more: it has ended.
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
+                other => other?,
+            }
             for entry in entries.chunks_exact(8).filter_map(|entry| Some(u64::from_ne_bytes(*entry.first_chunk()?))) {
                 if entry & PRESENT != 0 {
-                    let frames = if entry & OF_FILE != 0 { &mut file } else { &mut anonymous };
+                    let frames = if entry & OF_FILE != 0 { &mut self.file } else { &mut self.anonymous };
                     frames.insert(entry & FRAME);
                 }
             }
         }
+        Ok(())
     }
-    let (anonymous, file) = (anonymous.len() as u64 * PAGE, file.len() as u64 * PAGE);
-    Ok(Resident { total: anonymous + file, anonymous, file })
 }

@@ -60,7 +60,9 @@ pub use identity::{FileIdentity, identity_of};
 pub use late::{Late, LateFiles};
 pub use locks::{PosixLock, locked, posix_locks, take_posix_locks};
 pub use pool::{awaken_all, connect_all, open_all, restart_descriptors, settle_all};
+pub(crate) use regular::RootFile;
 pub use regular::verify_root;
+pub(crate) use table::intern_root_file;
 pub use table::{FileTable, describe, finish, intern, intern_file};
 pub use terminal::{controlling_pty, set_foreground, take_terminal};
 

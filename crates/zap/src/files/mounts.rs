@@ -97,13 +97,16 @@ pub fn origin(look: &mut Look<'_>, descriptor: &Descriptor, path: &Path) -> Resu
     Ok(classify(&mount, path, &look.spec.binds.iter().map(|b| b.target.as_path()).collect::<Vec<_>>(), &look.upper))
 }
 
+/// Where a file of an overlay is in the pod's own layer, if it has been written.
+pub(super) fn in_layer(mount: &Mount, path: &Path, upper: &Path) -> PathBuf {
+    upper.join(layer_name(&mount.point)).join(path.strip_prefix(&mount.point).unwrap_or(path))
+}
+
 fn classify(mount: &Mount, path: &Path, binds: &[&Path], upper: &Path) -> Origin {
     match mount.file_system.as_str() {
         _ if binds.contains(&mount.point.as_path()) => Origin::External,
         "overlay" => {
-            let below = path.strip_prefix(&mount.point).unwrap_or(path);
-            let layer = upper.join(layer_name(&mount.point));
-            let in_upper = !upper.as_os_str().is_empty() && layer.join(below).symlink_metadata().is_ok();
+            let in_upper = !upper.as_os_str().is_empty() && in_layer(mount, path, upper).symlink_metadata().is_ok();
             if in_upper { Origin::Layer } else { Origin::Lower }
         }
         "tmpfs" if tmpfs_mounts().iter().any(|t| mount.point == Path::new(t)) => Origin::Layer,

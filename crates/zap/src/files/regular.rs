@@ -1,12 +1,12 @@
 //! Regular files: by path where the path leads to the same file after a restart, by contents where it does not.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 
-use super::mounts::{Origin, origin};
+use super::mounts::{Origin, in_layer, mount_of, origin};
 use super::unlinked::{self, UnlinkedState};
 use super::{Contents, Descriptor, FileIdentity, FileKind, FileState, decoded, identity, reopen};
 use crate::error::{CaptureError, Context, RebuildError};
@@ -110,9 +110,8 @@ fn source(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(Vec<u8>, Sour
 }
 
 fn lower(look: &mut Look<'_>, descriptor: &Descriptor, path: &[u8]) -> Result<Source, CaptureError> {
-    let here = identity::in_root(&look.spec.root, path);
     let size = descriptor.stat.st_size as u64;
-    match identity::identity_of(&here) {
+    match identity::identity_of(&identity::in_root(&look.spec.root, path)) {
         Ok(found) if found.size == size && !look.carry_files => Ok(Source::Root(found)),
         // Not under its path on the host, or asked to be carried.
         found => {
@@ -121,6 +120,45 @@ fn lower(look: &mut Look<'_>, descriptor: &Descriptor, path: &[u8]) -> Result<So
             let other = FileIdentity { size, blake3: [0; 32] };
             Ok(Source::Carried(found.unwrap_or(other), contents))
         }
+    }
+}
+
+/// A file of the root that zap opened, captured while the pod runs. In the hold it is enough to see that it still is the
+/// file under its path.
+pub struct RootFile {
+    pub(super) descriptor: Descriptor,
+    pub(super) state: Vec<u8>,
+    /// Where it would be if the pod had written it since.
+    written: Option<PathBuf>,
+}
+
+impl RootFile {
+    /// Captures it, if it is one that the image need not carry.
+    pub(crate) fn capture(look: &mut Look<'_>, descriptor: Descriptor) -> Option<RootFile> {
+        let path = descriptor.link.clone();
+        let here = reopen::as_path(&path);
+        let can_be = !look.carry_files && Regular.recognizes(&descriptor);
+        if !can_be || !unlinked::is_named(look, &descriptor, &path) {
+            return None;
+        }
+        let mount = mount_of(look, &descriptor).ok()??;
+        if origin(look, &descriptor, here).ok()? != Origin::Lower {
+            return None;
+        }
+        let written = (mount.file_system == "overlay").then(|| in_layer(&mount, here, &look.upper));
+        let identity = identity::identity_of(&identity::in_root(&look.spec.root, &path)).ok()?;
+        if identity.size != descriptor.stat.st_size as u64 {
+            return None;
+        }
+        let source = Source::Root(identity);
+        let state = encode(&RegularState { path, flags: descriptor.flags(), position: 0, source });
+        Some(RootFile { descriptor, state, written })
+    }
+
+    /// Whether it is what it was.
+    pub(crate) fn is_current(&self, look: &Look<'_>) -> bool {
+        unlinked::is_named(look, &self.descriptor, &self.descriptor.link)
+            && self.written.as_ref().is_none_or(|path| path.symlink_metadata().is_err())
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::error::{CaptureError, Context};
 use crate::files::mounts::Mounts;
-use crate::files::{Descriptor, FileKind, FileState, kind_of, locks, owner};
+use crate::files::{Descriptor, FileKind, FileState, RootFile, kind_of, locks, owner};
 use crate::ids::{FileId, HostPid};
 use crate::look::{Look, Subject};
 use crate::sys::{descriptor, file, kcmp};
@@ -140,6 +140,22 @@ pub fn intern(look: &mut Look<'_>, descriptor: Descriptor) -> Result<FileId, Cap
     match look.files.find(&descriptor.file, key).capturing("comparing", descriptor.object())? {
         Ok(met) => Ok(FileId(met as u32)),
         Err(place) => meet(look, descriptor, key, place),
+    }
+}
+
+/// As [`intern`], for a file that was captured ahead of the hold.
+pub(crate) fn intern_root_file(look: &mut Look<'_>, file: RootFile) -> Result<FileId, CaptureError> {
+    let RootFile { descriptor, state, .. } = file;
+    let flags = descriptor::flags(&descriptor.file).capturing("reading the flags", descriptor.object())?;
+    let key = (descriptor.stat.st_dev, descriptor.stat.st_ino, flags);
+    match look.files.find(&descriptor.file, key).capturing("comparing", descriptor.object())? {
+        Ok(met) => Ok(FileId(met as u32)),
+        Err(place) => {
+            let kind = kind_of(&descriptor)?.name();
+            let id = look.files.insert(key, place, descriptor.file);
+            look.files.keep(FileState::new(id, kind, state));
+            Ok(id)
+        }
     }
 }
 

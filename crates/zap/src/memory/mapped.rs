@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use super::layout::{Mapping, flag};
 use crate::error::{CaptureError, Context};
-use crate::files;
+use crate::files::{self, RootFile};
 use crate::ids::FileId;
 use crate::look::{Look, Subject};
 
@@ -16,6 +16,15 @@ use crate::look::{Look, Subject};
 pub struct MappedFiles {
     pub(super) met: HashMap<Key, FileId>,
     checked: HashSet<Key>,
+    /// Files of the root that were captured while the pod ran.
+    ahead: HashMap<Key, RootFile>,
+}
+
+impl MappedFiles {
+    /// What was done ahead, for the hold.
+    pub(crate) fn into_ahead(self) -> MappedFiles {
+        MappedFiles { ahead: self.ahead, ..MappedFiles::default() }
+    }
 }
 
 /// Device, inode, path, and whether it is open for writing.
@@ -23,13 +32,18 @@ type Key = (u64, u64, Vec<u8>, bool);
 
 /// Refuses mapped files that cannot be captured, and looks at the others ahead, while the process runs.
 pub(super) fn check(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<(), CaptureError> {
-    if !look.mapped.checked.insert(key(mapping)) {
+    let key = key(mapping);
+    if !look.mapped.checked.insert(key.clone()) {
         return Ok(());
     }
     // whatever vanished meanwhile is not there in the hold either, and what cannot be opened is for the hold to say
     let Ok(file) = open(subject, mapping) else { return Ok(()) };
     let descriptor = files::describe(subject, -1, file.into())?;
-    files::check_one(look, &descriptor)
+    files::check_one(look, &descriptor)?;
+    if let Some(file) = RootFile::capture(look, descriptor) {
+        look.mapped.ahead.insert(key, file);
+    }
+    Ok(())
 }
 
 fn key(mapping: &Mapping) -> Key {
@@ -50,6 +64,11 @@ pub(super) fn file_of(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping)
     let key = key(mapping);
     if let Some(id) = look.mapped.met.get(&key) {
         return Ok(*id);
+    }
+    if let Some(file) = look.mapped.ahead.remove(&key).filter(|file| file.is_current(look)) {
+        let id = files::intern_root_file(look, file)?;
+        look.mapped.met.insert(key, id);
+        return Ok(id);
     }
     let file = open(subject, mapping).capturing("opening", object(mapping))?;
     intern(look, subject, key, file)

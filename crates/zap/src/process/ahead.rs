@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::ids::HostPid;
 use crate::image::DataSink;
 use crate::memory::{self, Ahead, Mapping, ask_for_tracking};
+use crate::parallel;
 use crate::process::capture::pidfd;
 use crate::process::discover::{self, Found, Population};
 use crate::process::hold::{self, HoldError};
@@ -73,10 +74,16 @@ impl MemoryAhead {
             }
             last = written;
         }
-        for process in ahead.followed.keys() {
-            ahead.layouts.insert(*process, memory::layout_of(*process).unwrap_or_default());
-        }
+        let followed: Vec<HostPid> = ahead.followed.keys().copied().collect();
+        let layout = |process| (process, memory::layout_of(process).unwrap_or_default());
+        ahead.layouts.extend(parallel::map(followed, layout));
         ahead
+    }
+
+    /// Bytes of modified memory that are left to the hold, at least.
+    pub fn unfollowed(&self) -> u64 {
+        let left = self.layouts.iter().filter(|(process, _)| !self.followed.contains_key(process));
+        left.flat_map(|(_, layout)| layout).map(|mapping| mapping.modified).sum()
     }
 
     /// The biggest processes, all but what is little together.
