@@ -200,7 +200,7 @@ fn semaphores_undo() -> Checked {
 
 /// Large and extreme values, many semaphores, a child and a thread with the same list.
 fn semaphores_undo_kinds() -> Checked {
-    let set_up = Gate::new()?;
+    let (set_up, looked) = (Gate::new()?, Gate::new()?);
     let (extreme, many) = (semaphores(&[32767, 0, 32767, 1])?, semaphores(&[7; 200])?);
     let child = fork(|| {
         operate(extreme, 0, -32767, libc::SEM_UNDO)?;
@@ -213,7 +213,7 @@ fn semaphores_undo_kinds() -> Checked {
         }
         let thread = std::thread::spawn(move || {
             set_up.open()?;
-            await_go();
+            looked.pass(1)?;
             operate(extreme, 3, 1, libc::SEM_UNDO)
         });
         thread.join().map_err(|_| "the thread failed")?
@@ -225,6 +225,7 @@ fn semaphores_undo_kinds() -> Checked {
     equal("values", values(many, 200), before.1)?;
     // What cannot be given back whole, as one at its limit, stays.
     operate(extreme, 2, -12345, 0)?;
+    looked.open()?;
     reap(child)?;
     equal("values", values(extreme, 4), vec![32767, 0, 32767, 1])?;
     equal("values", values(many, 200), vec![7; 200])
