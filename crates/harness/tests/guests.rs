@@ -144,7 +144,7 @@ guests! {
     mqueue mqueue_unlinked mqueue_waiting named_semaphore
     semaphores_threads semaphores_undo semaphores_undo_kinds semaphores_waiting
     owner_thread owner_group lease locks_waiting range_locks_waiting
-    connecting connecting_blocked broadcast_stream
+    connecting connecting_blocked broadcast_stream udp_lite
     locked_future droppable named_memory
     pid_namespace pid_namespace_threads pid_namespace_nested pid_namespace_of_users pid_namespace_orphans
     pid_namespace_groups pid_namespace_abandoned pid_namespace_entered pid_namespace_unborn pid_namespace_handles
@@ -163,7 +163,6 @@ refused! {
     urgent "urgent data"
     urgent_read "urgent data"
     raw_socket "raw socket"
-    udp_lite "a socket of IP protocol 136"
     packet_socket "packet socket"
     unix_backlog "has not accepted within 200 ms"
     asynchronous_io "the ring of asynchronous I/O"

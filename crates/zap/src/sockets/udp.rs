@@ -1,4 +1,4 @@
-//! UDP sockets, and the datagram sockets of `ping`.
+//! UDP and UDP-Lite sockets, and the datagram sockets of `ping`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,6 +23,10 @@ const UDP_NO_CHECK6_RX: i32 = 102;
 const UDP_SEGMENT: i32 = 103;
 const UDP_GRO: i32 = 104;
 const UDP_ENCAP: i32 = 100;
+const IPPROTO_UDPLITE: i32 = 136;
+/// How much of a datagram the checksum is to cover, sent and received.
+const UDPLITE_SEND_CSCOV: i32 = 10;
+const UDPLITE_RECV_CSCOV: i32 = 11;
 
 /// `UDP_CORK` is among them only to be zero: a datagram in the making cannot be read.
 const UDP: &[Name] = &[
@@ -32,6 +36,8 @@ const UDP: &[Name] = &[
     (libc::IPPROTO_UDP, UDP_NO_CHECK6_RX),
     (libc::IPPROTO_UDP, UDP_SEGMENT),
     (libc::IPPROTO_UDP, UDP_GRO),
+    (IPPROTO_UDPLITE, UDPLITE_SEND_CSCOV),
+    (IPPROTO_UDPLITE, UDPLITE_RECV_CSCOV),
 ];
 
 /// A UDP socket.
@@ -39,7 +45,7 @@ const UDP: &[Name] = &[
 pub struct UdpState {
     /// `AF_INET` or `AF_INET6`.
     pub family: i32,
-    /// `IPPROTO_UDP`, or ICMP's.
+    /// `IPPROTO_UDP`, UDP-Lite's, or ICMP's.
     pub protocol: i32,
     /// Options.
     pub options: SocketOptions,
@@ -78,7 +84,10 @@ impl FileKind for Udp {
         descriptor.link.starts_with(b"socket:")
             && matches!(get(libc::SO_DOMAIN), libc::AF_INET | libc::AF_INET6)
             && get(libc::SO_TYPE) == libc::SOCK_DGRAM
-            && matches!(get(libc::SO_PROTOCOL), libc::IPPROTO_UDP | libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6)
+            && matches!(
+                get(libc::SO_PROTOCOL),
+                libc::IPPROTO_UDP | IPPROTO_UDPLITE | libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6
+            )
     }
 
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
@@ -149,6 +158,7 @@ fn capture_queue(
     }
     let shared = options.number((libc::SOL_SOCKET, libc::SO_REUSEPORT)).is_some_and(|v| v != 0);
     for (is_so, why) in [
+        (protocol == IPPROTO_UDPLITE, "has unread datagrams of UDP-Lite, which cannot be checkpointed yet"),
         (protocol != libc::IPPROTO_UDP, "has unread echo replies, which cannot be checkpointed yet"),
         (shared, "shares its port and has unread datagrams, which cannot be checkpointed yet"),
         (ready & libc::POLLERR != 0, "has an error to tell before its datagrams, which cannot be checkpointed yet"),

@@ -182,8 +182,37 @@ fn raw_socket() -> Checked {
     held(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP)
 }
 
+/// A pair of sockets whose checksums cover a part.
 fn udp_lite() -> Checked {
-    held(libc::AF_INET, libc::SOCK_DGRAM, 136)
+    const LITE: i32 = 136;
+    const SEND_COVERAGE: i32 = 10;
+    let end = || -> Result<std::net::UdpSocket, String> {
+        let fd = done("socket", unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM, LITE) })? as i32;
+        let address = libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: 0,
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes([127, 0, 0, 1]) },
+            sin_zero: [0; 8],
+        };
+        let length = size_of::<libc::sockaddr_in>() as u32;
+        done("bind", unsafe { libc::bind(fd, (&raw const address).cast(), length) })?;
+        let (covered, length) = (12i32, size_of::<i32>() as u32);
+        let at = (&raw const covered).cast();
+        done("option", unsafe { libc::setsockopt(fd, LITE, SEND_COVERAGE, at, length) })?;
+        Ok(unsafe { std::net::UdpSocket::from_raw_fd(fd) })
+    };
+    let (one, other) = (end()?, end()?);
+    said(one.connect(said(other.local_addr())?))?;
+    hold()?;
+    let (mut covered, mut length) = (0i32, size_of::<i32>() as u32);
+    let at = (&raw mut covered).cast();
+    done("option", unsafe { libc::getsockopt(one.as_raw_fd(), LITE, SEND_COVERAGE, at, &raw mut length) })?;
+    equal("what checksums cover", covered, 12)?;
+    said(one.send(b"hello"))?;
+    let mut text = [0; 16];
+    let (length, from) = said(other.recv_from(&mut text))?;
+    equal("what was said", &text[..length], b"hello")?;
+    equal("by whom", from, said(one.local_addr())?)
 }
 
 fn packet_socket() -> Checked {
