@@ -22,8 +22,9 @@ impl<'a> Guest<'a> {
     /// Starts a guest and waits until it has set up.
     fn start(lab: &'a Lab, name: &str, kind: &str) -> Result<Self> {
         let program = env!("CARGO_BIN_EXE_pod-guest");
-        let add = ["--cap-add", "sys_nice"];
-        lab.zap(&[&["run", "-d", "-n", name, "--net", "private"], &add[..], &["--", program, kind]].concat())?;
+        let mounts = kind.starts_with("mounts");
+        let add = if mounts { &["--cap-add", "sys_admin"][..] } else { &["--cap-add", "sys_nice"][..] };
+        lab.zap(&[&["run", "-d", "-n", name, "--net", "private"], add, &["--", program, kind]].concat())?;
         let guest = Self { lab, name: name.into() };
         wait_until("the guest to be ready", || {
             let log = guest.pod()?.log();
@@ -149,6 +150,7 @@ guests! {
     pid_namespace pid_namespace_threads pid_namespace_nested pid_namespace_of_users pid_namespace_orphans
     pid_namespace_groups pid_namespace_abandoned pid_namespace_entered pid_namespace_unborn pid_namespace_handles
     browser_sandbox
+    mounts_tmpfs mounts_bind mounts_views
 }
 
 refused! {
@@ -159,6 +161,7 @@ refused! {
     shared_memory_process "its address space is shared with process 2"
     traced "is traced by another process"
     mqueue_notify "mq_notify"
+    mounts_moved "was taken away or moved"
     directory_notify "F_NOTIFY"
     urgent "urgent data"
     urgent_read "urgent data"

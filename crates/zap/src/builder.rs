@@ -18,6 +18,7 @@ use crate::files::{self, FileState};
 use crate::ids::{HostPid, PodPid};
 use crate::image::{ImageReader, decode, encode};
 use crate::ipc::{self, IpcState};
+use crate::mounts::{self, MountState};
 use crate::namespaces;
 use crate::pod::PodSpec;
 use crate::rebuild::Rebuild;
@@ -138,6 +139,8 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Option<OwnedFd>, Rebu
     let mut rebuild = Rebuild::new(&image, &order.spec, console);
     let ipc: IpcState = image.one("ipc").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let namespaces = image.every("namespace").map_err(|e| RebuildError::Damaged(e.to_string()))?;
+    let mounts: Vec<MountState> = image.every("mount").map_err(|e| RebuildError::Damaged(e.to_string()))?;
+    mounts::make(&image, &mounts)?;
     rebuild.namespaces = namespaces::make(&namespaces)?;
     ipc::restart(&mut rebuild, &ipc)?;
     files::open_all(&mut rebuild, &states)?;

@@ -24,6 +24,7 @@ use crate::image::ImageWriter;
 use crate::ipc::{self, IpcState};
 use crate::look::Look;
 use crate::memory::{self, MappedFiles};
+use crate::mounts::{self, MountState};
 use crate::namespaces::NamespaceState;
 use crate::parallel;
 use crate::pod::LivePod;
@@ -190,6 +191,7 @@ struct Captured {
     files: Vec<files::FileState>,
     ipc: IpcState,
     namespaces: Vec<NamespaceState>,
+    mounts: Vec<MountState>,
     trees: Trees,
 }
 
@@ -220,6 +222,7 @@ impl Checkpoint<'_> {
         let pod = &*self.pod;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
         look.upper = pod.upper();
+        look.made = mounts::made(&pod.spec, pod.init, &pod.mounts_file()).map_err(|e| refused(pod, e))?;
         let hosts = population.live.iter().map(|found| found.subject.host).collect();
         let layouts = parallel::map(hosts, |host| memory::layout_of(host).unwrap_or_default());
         capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
@@ -330,6 +333,7 @@ impl Checkpoint<'_> {
         let console = pod.console().map_err(|e| unexpected("the console", &e))?;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, console, self.options.carry_files);
         look.upper = pod.upper();
+        look.made = mounts::made(&pod.spec, pod.init, &pod.mounts_file())?;
         look.mapped = std::mem::take(&mut self.mapped);
         let mut looked = look::processes(&mut look, held, self.memory.clone(), self.statuses.clone())?;
         self.clock.lap("look");
@@ -344,7 +348,8 @@ impl Checkpoint<'_> {
         let files = look.files.states().cloned().collect();
         let zombies = capture::zombies(&mut look, &held.zombies)?;
         let namespaces = look.namespaces.states()?;
-        let captured = Captured { pod: PodRecord::of(pod)?, processes, zombies, files, ipc, namespaces, trees };
+        let mounts = mounts::capture(&pod.spec, pod.init, &pod.mounts_file(), &trees.fresh())?;
+        let captured = Captured { pod: PodRecord::of(pod)?, processes, zombies, files, ipc, namespaces, mounts, trees };
         self.clock.lap("files");
         Ok(captured)
     }
@@ -433,6 +438,7 @@ impl Checkpoint<'_> {
         writer.record("ipc", 1, &captured.ipc);
         captured.files.iter().for_each(|file| writer.record("file", 1, file));
         captured.namespaces.iter().for_each(|namespace| writer.record("namespace", 1, namespace));
+        captured.mounts.iter().for_each(|mount| writer.record("mount", 1, mount));
         captured.trees.finish(&mut writer).map_err(|e| trees_failed(self.pod, e))?;
         fault::point("checkpoint-before-rename");
         stats.bytes = writer.finish(&captured.pod.facts())?.bytes;

@@ -21,6 +21,7 @@ pub mod look;
 pub mod memory;
 pub mod migrate;
 pub mod monitor;
+pub mod mounts;
 pub mod namespaces;
 mod parallel;
 pub mod pod;

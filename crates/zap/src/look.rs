@@ -81,6 +81,8 @@ pub struct Look<'a> {
     /// The directory of the pod's upper layers, as `LivePod::upper` gives it; empty when it is not known, and then files
     /// of those layers are taken for files of the root.
     pub upper: std::path::PathBuf,
+    /// Mounts that were made inside the pod, by number.
+    pub made: crate::mounts::Made,
     /// Whether the image carries the contents of the root's files that are open or mapped.
     pub carry_files: bool,
     /// Bytes that the queues of the files met ahead of the hold had.
@@ -109,6 +111,7 @@ impl<'a> Look<'a> {
             namespaces: crate::namespaces::Sightings::new(spec, init),
             console,
             upper: std::path::PathBuf::new(),
+            made: Default::default(),
             carry_files,
             queued: 0,
             seen: HashSet::new(),

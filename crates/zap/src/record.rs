@@ -10,8 +10,16 @@ use crate::pod::{LivePod, PodSpec};
 use crate::process::discover::PodProc;
 
 /// Kinds of record that this version reads, and their versions.
-pub const KNOWN: &[(&str, u16)] =
-    &[("pod", 1), ("process", 1), ("zombies", 1), ("file", 1), ("ipc", 1), ("layers", 1), ("namespace", 1)];
+pub const KNOWN: &[(&str, u16)] = &[
+    ("pod", 1),
+    ("process", 1),
+    ("zombies", 1),
+    ("file", 1),
+    ("ipc", 1),
+    ("layers", 1),
+    ("namespace", 1),
+    ("mount", 1),
+];
 
 /// The pod as a whole.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -1,12 +1,13 @@
 //! The mounts of a pod, and which of them travel with its image.
 
 use std::collections::HashMap;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{CaptureError, Context};
 use crate::ids::HostPid;
 use crate::look::Look;
+use crate::mounts;
 use crate::pod::rootfs::{layer_name, tmpfs_mounts};
 
 use super::Descriptor;
@@ -89,12 +90,46 @@ pub fn mount_of(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Option<M
     Ok(found.capturing("looking up the mount", descriptor.object())?.cloned())
 }
 
+/// The path that the pod was born with of a file on a mount that it made of what it was born with, and that mount.
+fn at_home(
+    look: &mut Look<'_>,
+    descriptor: &Descriptor,
+    path: &Path,
+) -> Result<Option<(Mount, Vec<u8>)>, CaptureError> {
+    if look.made.is_empty() {
+        return Ok(None);
+    }
+    let Some(mount) = mount_of(look, descriptor)? else { return Ok(None) };
+    let Some(Some((born, place))) = look.made.get(&mount.id).cloned() else { return Ok(None) };
+    let rest = mounts::below(path.as_os_str().as_bytes(), mount.point.as_os_str().as_bytes()).unwrap_or_default();
+    let found = look.files.mounts.find(born, look.init, descriptor.subject.host);
+    let found = found.capturing("looking up the mount", descriptor.object())?.cloned();
+    Ok(found.map(|born| (born, mounts::join(&place, rest))))
+}
+
+/// The path that the pod was born with, of a file that is shown elsewhere by a mount that the pod made.
+pub fn home_of(look: &mut Look<'_>, descriptor: &Descriptor, path: &Path) -> Result<Option<Vec<u8>>, CaptureError> {
+    Ok(at_home(look, descriptor, path)?.map(|(_, home)| home))
+}
+
 /// Where the contents of `descriptor` (a file that still has its name `path`) come from after a restart.
 pub fn origin(look: &mut Look<'_>, descriptor: &Descriptor, path: &Path) -> Result<Origin, CaptureError> {
     let Some(mount) = mount_of(look, descriptor)? else {
         return Ok(Origin::Unknown("detached mount".into()));
     };
-    Ok(classify(&mount, path, &look.spec.binds.iter().map(|b| b.target.as_path()).collect::<Vec<_>>(), &look.upper))
+    let binds: Vec<&Path> = look.spec.binds.iter().map(|b| b.target.as_path()).collect();
+    match look.made.get(&mount.id) {
+        None => Ok(classify(&mount, path, &binds, &look.upper)),
+        Some(None) if mount.file_system == "tmpfs" => Ok(Origin::Layer),
+        Some(None) => Ok(Origin::Kernel),
+        Some(Some(_)) => match at_home(look, descriptor, path)? {
+            Some((born, home)) => {
+                let binds: Vec<&Path> = look.spec.binds.iter().map(|b| b.target.as_path()).collect();
+                Ok(classify(&born, as_path(&home), &binds, &look.upper))
+            }
+            None => Ok(Origin::Unknown("detached mount".into())),
+        },
+    }
 }
 
 /// Where a file of an overlay is in the pod's own layer, if it has been written.
@@ -162,6 +197,8 @@ fn device(field: &[u8]) -> Option<u64> {
     let (major, minor) = std::str::from_utf8(field).ok()?.split_once(':')?;
     Some(libc::makedev(major.parse().ok()?, minor.parse().ok()?))
 }
+
+pub(crate) use super::reopen::as_path;
 
 fn path_of(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(bytes))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 
-use super::mounts::{Origin, in_layer, mount_of, origin};
+use super::mounts::{Origin, home_of, in_layer, mount_of, origin};
 use super::unlinked::{self, UnlinkedState};
 use super::{Contents, Descriptor, FileIdentity, FileKind, FileState, decoded, identity, reopen};
 use crate::error::{CaptureError, Context, RebuildError};
@@ -22,6 +22,9 @@ pub struct RegularState {
     /// The path in the pod; for a file without a name, the last one it had.
     #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
+    /// The path under which the pod was born with it, if it is shown elsewhere by a mount of the pod's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<serde_bytes::ByteBuf>,
     /// Access mode and status flags.
     pub flags: i32,
     /// The offset.
@@ -43,6 +46,13 @@ pub enum Source {
     Carried(FileIdentity, Contents),
     /// It has no name under which it could be found.
     Unlinked(UnlinkedState),
+}
+
+impl RegularState {
+    /// The path under which the pod was born with it.
+    fn at_home(&self) -> &[u8] {
+        self.home.as_ref().map_or(&self.path, |home| home)
+    }
 }
 
 pub(super) struct Regular;
@@ -73,7 +83,12 @@ impl FileKind for Regular {
 
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
         let (path, source) = source(look, descriptor)?;
-        Ok(encode(&RegularState { path, flags: descriptor.flags(), position: descriptor.position(), source }))
+        let home = match source {
+            Source::Root(_) | Source::Carried(..) => home_of(look, descriptor, reopen::as_path(&path))?,
+            _ => None,
+        };
+        let home = home.map(serde_bytes::ByteBuf::from);
+        Ok(encode(&RegularState { path, home, flags: descriptor.flags(), position: descriptor.position(), source }))
     }
 
     fn open(&self, rebuild: &mut Rebuild<'_>, _id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {
@@ -101,7 +116,10 @@ fn source(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(Vec<u8>, Sour
     let source = match origin(look, descriptor, reopen::as_path(&path))? {
         Origin::Layer | Origin::Kernel => Source::Path,
         Origin::External => Source::External,
-        Origin::Lower => lower(look, descriptor, &path)?,
+        Origin::Lower => {
+            let home = home_of(look, descriptor, reopen::as_path(&path))?;
+            lower(look, descriptor, home.as_deref().unwrap_or(&path))?
+        }
         Origin::Unknown(what) => {
             return Err(descriptor.refuse(format!("is on {what}, which does not travel with a pod")));
         }
@@ -142,7 +160,8 @@ impl RootFile {
             return None;
         }
         let mount = mount_of(look, &descriptor).ok()??;
-        if origin(look, &descriptor, here).ok()? != Origin::Lower {
+        let is_elsewhere = home_of(look, &descriptor, here).ok()?.is_some();
+        if is_elsewhere || origin(look, &descriptor, here).ok()? != Origin::Lower {
             return None;
         }
         let written = (mount.file_system == "overlay").then(|| in_layer(&mount, here, &look.upper));
@@ -151,7 +170,7 @@ impl RootFile {
             return None;
         }
         let source = Source::Root(identity);
-        let state = encode(&RegularState { path, flags: descriptor.flags(), position: 0, source });
+        let state = encode(&RegularState { path, home: None, flags: descriptor.flags(), position: 0, source });
         Some(RootFile { descriptor, state, written })
     }
 
@@ -166,8 +185,9 @@ fn open(rebuild: &mut Rebuild<'_>, state: &RegularState) -> Result<OwnedFd, Rebu
     let path = reopen::as_path(&state.path);
     match &state.source {
         Source::Unlinked(file) => return unlinked::open(rebuild, &state.path, state.flags, file),
-        Source::Carried(identity, contents) if identity::verify(Path::new("/"), &state.path, identity).is_err() => {
-            let written = std::fs::File::create(path).rebuilding("creating", path.display())?;
+        Source::Carried(identity, contents) if identity::verify(Path::new("/"), state.at_home(), identity).is_err() => {
+            let home = reopen::as_path(state.at_home());
+            let written = std::fs::File::create(home).rebuilding("creating", path.display())?;
             contents.put(&written, rebuild.image).rebuilding("writing", path.display())?;
         }
         _ => {}
@@ -197,7 +217,7 @@ pub fn verify_root<'s>(root: &Path, states: impl IntoIterator<Item = &'s FileSta
     let verify = |state: &FileState| {
         let state: RegularState = decoded(&state.state)?;
         match &state.source {
-            Source::Root(expected) => identity::verify(root, &state.path, expected),
+            Source::Root(expected) => identity::verify(root, state.at_home(), expected),
             _ => Ok(()),
         }
     };
@@ -306,7 +326,13 @@ mod tests {
         let root = directory();
         fs::write(root.path().join("program"), "old").unwrap();
         let identity = identity::identity_of(&root.path().join("program")).unwrap();
-        let state = RegularState { path: b"/program".into(), flags: 0, position: 0, source: Source::Root(identity) };
+        let state = RegularState {
+            path: b"/program".into(),
+            home: None,
+            flags: 0,
+            position: 0,
+            source: Source::Root(identity),
+        };
         let state = FileState::new(FileId(0), "regular", encode(&state));
         verify_root(root.path(), [&state]).unwrap();
         fs::write(root.path().join("program"), "new").unwrap();

@@ -4,6 +4,7 @@ use std::io;
 use std::time::SystemTime;
 
 use crate::ids::HostPid;
+use crate::mounts;
 use crate::pod::control::Control;
 use crate::pod::host_config::HostConfig;
 use crate::pod::init::Setup;
@@ -70,6 +71,8 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
     let process = PidFd::open(init).map_err(failed("opening PID 1"))?;
     Control::await_ready(&spec.name, &monitor_end, &process)?;
     let control = Control::listen(&spec.name, monitor_end, process)?;
+    let noted = mounts::note_birth(&spec, init, &store.mounts_file(&spec.name));
+    noted.map_err(failed("writing its mounts down"))?;
 
     let network = scaffold.finish();
     if let (None, Some(network)) = (&spec.address, &network) {

@@ -213,6 +213,11 @@ impl LivePod {
         control::host_pid(&self.cgroup.pids().ok()?, pid)
     }
 
+    /// Where it is written down which mounts it was born with.
+    pub fn mounts_file(&self) -> PathBuf {
+        self.store.mounts_file(&self.spec.name)
+    }
+
     /// The directory of its upper layers: one directory for each overlay, the root's is `root`.
     pub fn upper(&self) -> PathBuf {
         rootfs::upper_dir(&self.store, &self.spec.name)

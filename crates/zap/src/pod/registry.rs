@@ -107,6 +107,11 @@ impl Store {
         self.storage.join("pods").join(name)
     }
 
+    /// Which mounts a pod was born with, where its processes may make others.
+    pub fn mounts_file(&self, name: &str) -> PathBuf {
+        self.pod_dir(name).join("mounts")
+    }
+
     /// The console's log of a pod.
     pub fn log_file(&self, name: &str) -> PathBuf {
         self.pod_dir(name).join("console.log")

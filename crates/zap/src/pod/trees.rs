@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use crate::image::{ImageError, ImageReader, ImageWriter, LayerWriter};
 use crate::layer::{self, Index, Inodes};
 use crate::look::Look;
 use crate::memory::{Backing, MemoryState, VmaState};
+use crate::mounts::{self, Fresh};
 use crate::pod::{LivePod, rootfs};
 
 /// The archive of the upper layers.
@@ -33,6 +34,8 @@ struct Tree {
     index: Index,
     /// What changed since, held in memory until the pod runs again.
     changes: Vec<u8>,
+    /// Of a tmpfs that was made inside the pod: its device, the name of its archive, and what keeps it in sight.
+    fresh: Option<(Vec<u8>, String, OwnedFd)>,
 }
 
 /// The trees of a pod on their way into an image.
@@ -58,9 +61,23 @@ impl Trees {
         for (name, top) in std::iter::once(upper).chain(mounts) {
             let mut archive = writer.layer(&name)?;
             let index = layer::pack(&top, &mut archive)?;
-            trees.push(Tree { top, archive, index, changes: Vec::new() });
+            trees.push(Tree { top, archive, index, changes: Vec::new(), fresh: None });
         }
-        Ok(Trees(trees))
+        for Fresh { device, archive: name, top: view } in mounts::fresh(&pod.spec, pod.init, &pod.mounts_file())? {
+            let (top, mut archive) = (mounts::path_of(&view), writer.layer(&name)?);
+            let index = layer::pack(&top, &mut archive)?;
+            trees.push(Tree { top, archive, index, changes: Vec::new(), fresh: Some((device, name, view)) });
+        }
+        let trees = Trees(trees);
+        // What cannot be made again is refused ahead.
+        mounts::capture(&pod.spec, pod.init, &pod.mounts_file(), &trees.fresh())?;
+        Ok(trees)
+    }
+
+    /// The tmpfs mounts that were made inside the pod: device, and the name of the archive.
+    pub fn fresh(&self) -> Vec<(Vec<u8>, String)> {
+        let fresh = self.0.iter().filter_map(|tree| tree.fresh.as_ref());
+        fresh.map(|(device, archive, _)| (device.clone(), archive.clone())).collect()
     }
 
     /// With the pod held: what changed since. `always` are files that may have changed without a trace

@@ -102,6 +102,26 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: u64, recursive: bool) -
     set_attr(mount.as_raw_fd(), c"", flags, &MountAttr { set: attributes, clear: 0, propagation: 0, userns: 0 })
 }
 
+/// Gives a mount exactly these attributes, and a propagation (`MS_SHARED` …) unless that is 0.
+pub fn shape(mount: BorrowedFd<'_>, attributes: u64, propagation: u64) -> io::Result<()> {
+    // Those that stand for a choice are cleared together.
+    const ACCESS_TIMES: u64 = 0x70;
+    let all = READ_ONLY | NO_SUID | NO_DEV | NO_EXEC | ACCESS_TIMES | 0x80 | 0x20_0000;
+    let attr = MountAttr { set: attributes, clear: all & !attributes | ACCESS_TIMES, propagation, userns: 0 };
+    set_attr(mount.as_raw_fd(), c"", libc::AT_EMPTY_PATH, &attr)
+}
+
+/// The number of the mount that a file was opened through.
+pub fn id_of(file: impl AsFd) -> io::Result<u64> {
+    const MOUNT_ID: u32 = 0x1000;
+    // SAFETY: an all-zero statx is a valid one.
+    let mut facts: libc::statx = unsafe { std::mem::zeroed() };
+    let number = file.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads an empty C string and writes one statx, both of which outlive the call.
+    check(unsafe { libc::statx(number, c"".as_ptr(), libc::AT_EMPTY_PATH, MOUNT_ID, &raw mut facts) }.into())?;
+    Ok(facts.stx_mnt_id)
+}
+
 /// Cuts the whole mount tree of the caller's namespace off from that of other namespaces.
 pub fn make_all_private() -> io::Result<()> {
     let attr = MountAttr { set: 0, clear: 0, propagation: libc::MS_PRIVATE, userns: 0 };

@@ -15,6 +15,7 @@ mod identity;
 mod ipc;
 mod mappings;
 mod memory;
+mod mounts;
 mod namespaces;
 mod nested;
 mod portrait;
@@ -54,6 +55,7 @@ const TOPICS: &[&[Kind]] = &[
     files::KINDS,
     sockets::KINDS,
     nested::KINDS,
+    mounts::KINDS,
 ];
 
 fn main() {
