@@ -143,7 +143,7 @@ guests! {
     cpu_affinity io_priority timer_slack speculation memory_policy write_or_execute machine_checks time_stamps
     sealed_memory
     mqueue mqueue_unlinked mqueue_waiting named_semaphore
-    semaphores_threads semaphores_undo semaphores_undo_kinds semaphores_waiting
+    semaphores_threads semaphores_undo semaphores_undo_kinds semaphores_waiting segments_protected
     owner_thread owner_group lease locks_waiting range_locks_waiting
     connecting connecting_blocked broadcast_stream udp_lite
     locked_future droppable named_memory

@@ -161,8 +161,12 @@ fn shuffle<T>(list: &mut [T], mut number: u64) {
 #[test]
 fn nothing_is_left() {
     let lab = Lab::new().unwrap();
-    // Directories of the registry and of the storage are made once, with the first pod.
-    lab.zap(&["run", "--rm", "--", "true"]).unwrap();
+    // Directories of the registry and of the storage are made once, with the first pod, and so is the cache of hashes with
+    // the first checkpoint.
+    let first = lab.directory().join("first");
+    lab.zap(&["run", "-d", "-n", "first", "--", "sleep", "1000"]).unwrap();
+    lab.zap(&["checkpoint", "first", "-o", first.to_str().unwrap()]).unwrap();
+    std::fs::remove_dir_all(first).unwrap();
     let commands = proptest::collection::vec((0..8u8, 0..2u8, 0..2u8), 3..9);
     check(4, commands, |commands| {
         let before = Remains::of(&lab);

@@ -137,7 +137,8 @@ fn vma(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<VmaS
         // the inode of a segment is its identifier
         Nature::SystemV => {
             whole_segment(subject, mapping)?;
-            Backing::SystemV { id: mapping.inode as i32, offset }
+            let read_only = mapping.flags.known & flag::MAY_WRITE == 0;
+            Backing::SystemV { id: mapping.inode as i32, offset, read_only }
         }
         Nature::File => {
             let file = mapped::file_of(look, subject, mapping)?;

@@ -33,8 +33,8 @@ fn same(a: &VmaState, b: &VmaState) -> bool {
         | (Backing::Shared { file: f, offset: x }, Backing::Shared { file: g, offset: y }) => {
             f == g && at(a, *x) == at(b, *y)
         }
-        (Backing::SystemV { id: f, offset: x }, Backing::SystemV { id: g, offset: y }) => {
-            f == g && at(a, *x) == at(b, *y)
+        (Backing::SystemV { id: f, offset: x, read_only: r }, Backing::SystemV { id: g, offset: y, read_only: s }) => {
+            f == g && at(a, *x) == at(b, *y) && r == s
         }
         _ => false,
     };

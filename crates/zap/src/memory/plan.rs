@@ -243,9 +243,10 @@ fn is_filled(state: &MemoryState, range: &Range<u64>) -> bool {
 
 /// The protection with which the parts that are mapped anew begin.
 fn first_protection(state: &MemoryState, vma: &VmaState, range: &Range<u64>) -> i32 {
-    if let Backing::SystemV { .. } = vma.backing {
-        // shmat(2) gives what it was asked for and the right to read.
-        return vma.protection | libc::PROT_READ;
+    if let Backing::SystemV { read_only, .. } = vma.backing {
+        // shmat(2) gives all that the attachment may be; a child may use what its parent does not.
+        let write = if read_only { 0 } else { libc::PROT_WRITE };
+        return vma.protection & libc::PROT_EXEC | libc::PROT_READ | write;
     }
     let fill = vma.is_private() && is_filled(state, range);
     vma.protection | if fill { libc::PROT_WRITE } else { 0 }
@@ -260,8 +261,8 @@ fn map(planner: &mut Planner, target: &Target<'_>, vma: &VmaState, kept: &[Range
             Backing::Anonymous => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
             Backing::Private { file, offset } => (libc::MAP_PRIVATE, (target.pool)(file), offset),
             Backing::Shared { file, offset } => (libc::MAP_SHARED, (target.pool)(file), offset),
-            Backing::SystemV { id, .. } => {
-                attach(planner, vma, id, &piece)?;
+            Backing::SystemV { id, read_only, .. } => {
+                attach(planner, vma, (id, read_only), &piece)?;
                 continue;
             }
         };
@@ -282,11 +283,16 @@ fn map(planner: &mut Planner, target: &Target<'_>, vma: &VmaState, kept: &[Range
     Ok(())
 }
 
-fn attach(planner: &mut Planner, vma: &VmaState, id: i32, piece: &Range<u64>) -> Result<(), RebuildError> {
+fn attach(
+    planner: &mut Planner,
+    vma: &VmaState,
+    (id, read_only): (i32, bool),
+    piece: &Range<u64>,
+) -> Result<(), RebuildError> {
     if *piece != vma.range() {
         return Err(RebuildError::Damaged(format!("half of the segment at {:#x} is inherited", vma.start)));
     }
-    let read_only = if vma.protection & libc::PROT_WRITE == 0 { libc::SHM_RDONLY } else { 0 };
+    let read_only = if read_only { libc::SHM_RDONLY } else { 0 };
     let executable = if vma.protection & libc::PROT_EXEC == 0 { 0 } else { libc::SHM_EXEC };
     let args = [id.into(), vma.start.into(), (read_only | executable | libc::SHM_REMAP).into()];
     planner.call(libc::SYS_shmat, args, || what("attaching", vma.start));

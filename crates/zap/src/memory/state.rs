@@ -64,6 +64,9 @@ pub enum Backing {
         id: i32,
         /// Offset of the first byte.
         offset: u64,
+        /// Whether it was attached for reading only (`SHM_RDONLY`), and can be no more than that.
+        #[serde(default)]
+        read_only: bool,
     },
 }
 

@@ -12,6 +12,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("semaphores-undo", semaphores_undo),
     ("semaphores-undo-kinds", semaphores_undo_kinds),
     ("semaphores-waiting", semaphores_waiting),
+    ("segments-protected", segments_protected),
 ];
 
 fn open(name: &std::ffi::CStr, flags: i32, most: i64, size: i64) -> Result<i32, String> {
@@ -244,4 +245,40 @@ fn semaphores_waiting() -> Checked {
     reap(taker)?;
     reap(waiter)?;
     equal("values", values(set, 2), vec![1, 0])
+}
+
+const PAGE: usize = 4096;
+
+fn attach(segment: i32, flags: i32) -> Result<*mut u8, String> {
+    let at = unsafe { libc::shmat(segment, std::ptr::null(), flags) };
+    done("shmat", at as i64).map(|_| at.cast())
+}
+
+fn protect(at: *mut u8, protection: i32) -> Checked {
+    done("mprotect", unsafe { libc::mprotect(at.cast(), PAGE, protection) } as i64).map(drop)
+}
+
+/// A segment that a parent may only read just now, and its child may write; one that nobody can ever write.
+fn segments_protected() -> Checked {
+    let segment = done("shmget", unsafe { libc::shmget(libc::IPC_PRIVATE, PAGE, 0o600) } as i64)? as i32;
+    let (both, never) = (attach(segment, 0)?, attach(segment, libc::SHM_RDONLY)?);
+    let (set_up, looked) = (Gate::new()?, Gate::new()?);
+    let child = fork(|| {
+        set_up.open()?;
+        looked.pass(1)?;
+        unsafe { both.write_volatile(7) };
+        Ok(())
+    })?;
+    set_up.pass(1)?;
+    protect(both, libc::PROT_READ)?;
+    hold()?;
+    looked.open()?;
+    reap(child)?;
+    equal("what the child wrote", unsafe { [both.read_volatile(), never.read_volatile()] }, [7, 7])?;
+    protect(both, libc::PROT_READ | libc::PROT_WRITE)?;
+    unsafe { both.write_volatile(8) };
+    equal("what the parent wrote", unsafe { never.read_volatile() }, 8)?;
+    let denied = protect(never, libc::PROT_READ | libc::PROT_WRITE);
+    check(denied.is_err_and(|why| why.contains("os error 13")), "a segment that is only for reading stays so")?;
+    done("shmctl", unsafe { libc::shmctl(segment, libc::IPC_RMID, std::ptr::null_mut()) } as i64).map(drop)
 }
