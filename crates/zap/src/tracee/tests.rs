@@ -25,9 +25,18 @@ impl Victim {
     }
 
     fn wait_until_asleep_in(&self, call: libc::c_long) {
-        let path = self.name().host.proc("syscall");
+        self.wait_until("syscall", |text| text.starts_with(&format!("{call} ")));
+    }
+
+    /// A thread can be joined a moment before the kernel lets go of its tracees.
+    fn wait_until_let_go(&self) {
+        self.wait_until("status", |text| text.contains("TracerPid:\t0\n"));
+    }
+
+    fn wait_until(&self, file: &str, holds: impl Fn(&str) -> bool) {
+        let path = self.name().host.proc(file);
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while !std::fs::read_to_string(&path).unwrap().starts_with(&format!("{call} ")) {
+        while !holds(&std::fs::read_to_string(&path).unwrap()) {
             assert!(std::time::Instant::now() < deadline);
             std::thread::yield_now();
         }
@@ -111,6 +120,7 @@ fn an_orphan_walks_home() {
         })
         .join()
         .unwrap();
+        victim.wait_until_let_go();
     }
     let mut victim = victim;
     let mut output = String::new();
