@@ -1,7 +1,7 @@
 //! The story of a restart: read → verify → rebuild → let go.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread::ScopedJoinHandle;
@@ -15,7 +15,7 @@ use crate::builder::{self, Answer, Order};
 use crate::checkpoint::{Clock, Phase};
 use crate::error::{Context, RebuildError};
 use crate::fault;
-use crate::files::{self, FileState, HashCache, LateFiles};
+use crate::files::{self, FileState, HashCache, LateFiles, Unsettled};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::{ImageError, ImageReader};
 use crate::ipc::{self, IpcState};
@@ -25,7 +25,7 @@ use crate::namespaces::NamespaceState;
 use crate::namespaces::enter::Names;
 use crate::pod::journal::Undo;
 use crate::pod::live::Unpack;
-use crate::pod::network::NetworkError;
+use crate::pod::network::{self, NetworkError};
 use crate::pod::trees;
 use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Shim, Store};
 use crate::process::discover;
@@ -288,10 +288,7 @@ impl Image {
             monotonic: monotonic - record::host_clock(ClockId::CLOCK_MONOTONIC),
             boottime: boottime - record::host_clock(ClockId::CLOCK_BOOTTIME),
         };
-        let address = match options.address {
-            Some(IpAddr::V4(address)) => Some((address, None)),
-            _ => None,
-        };
+        let address = options.address.map(|address| self.ipv4_of(address)).transpose()?.map(|address| (address, None));
         let threads = self.processes.iter().flat_map(|process| &process.threads).map(|thread| thread.tid);
         let last_pid = self.plan.nodes.keys().copied().chain(threads).max().map(|pid| pid.0);
         let own = options.name.clone().unwrap_or_else(|| self.pod.spec.name.clone());
@@ -318,6 +315,15 @@ impl Image {
         Err(PodError::Taken(self.pod.spec.name.clone()).into())
     }
 
+    /// The address of the pods' network that was asked for: each IPv6 address there goes with an IPv4 address.
+    fn ipv4_of(&self, address: IpAddr) -> Result<Ipv4Addr, RestartError> {
+        let found = match address {
+            IpAddr::V4(address) => Ok(address),
+            IpAddr::V6(address) => network::ipv4_of(address),
+        };
+        found.map_err(|source| PodError::Network { pod: self.pod.spec.name.clone(), source }.into())
+    }
+
     fn failed(&self, error: impl Into<GrowError>) -> RestartError {
         let pod = self.pod.spec.name.clone();
         match error.into() {
@@ -339,9 +345,30 @@ impl Image {
         let (common, builder) = bulk.before(opened)?;
         clock.lap("files");
         fault::point("restart-files");
-        let late = LateFiles::of(&self.files).map_err(|e| self.failed(e))?;
         let number = |pid: PodPid| builder.number(pid);
-        let surroundings = Surroundings { late, names: Names(&self.namespaces), number: &number };
+        std::thread::scope(|scope| {
+            let unsettled = scope.spawn(|| self.unsettled(&builder));
+            let grove = self.raise(pod, common, &number, clock)?;
+            let unsettled = unsettled.join().unwrap_or(Err(RestartError::Panicked))?;
+            let host_pid = |pid: PodPid| grove.host_of(pid);
+            files::settle_all(&unsettled, &host_pid).map_err(|e| self.failed(e))?;
+            ipc::remove_marked(pod.init, &self.ipc).map_err(|e| self.failed(e))?;
+            // Should this monitor die before it is told to go on, the pod dies with it.
+            gate(pod).map_err(|why| RestartError::NotGiven { pod: self.pod.spec.name.clone(), why })?;
+            self.let_go(pod, grove, unsettled, &builder, clock)
+        })
+    }
+
+    /// Every process, held where it was when it was captured.
+    fn raise<'a>(
+        &'a self,
+        pod: &LivePod,
+        common: Common,
+        number: &'a dyn Fn(PodPid) -> Result<(), RebuildError>,
+        clock: &mut Clock,
+    ) -> Result<Grove<'a>, RestartError> {
+        let late = LateFiles::of(&self.files).map_err(|e| self.failed(e))?;
+        let surroundings = Surroundings { late, names: Names(&self.namespaces), number };
         let mut grove = Grove::new(common, &self.plan, &self.processes, &self.zombies, surroundings);
         let hosts = processes_of(pod)?;
         for seed in &self.plan.seeds {
@@ -353,19 +380,25 @@ impl Image {
         fault::point("restart-memory");
         grove.join_groups().map_err(|e| self.failed(e))?;
         grove.end_the_ended().map_err(|e| self.failed(e))?;
-        for pid in grove.order_of_furnishing() {
-            grove.furnish(pid).map_err(|e| self.failed(e))?;
-        }
+        grove.furnish().map_err(|e| self.failed(e))?;
         let mut buffer = Vec::new();
         for pid in grove.order_of_finish() {
             grove.finish(pid, &mut buffer).map_err(|e| self.failed(e))?;
         }
         clock.lap("tree");
         fault::point("restart-tree");
-        self.settle(&grove, &builder)?;
-        ipc::remove_marked(pod.init, &self.ipc).map_err(|e| self.failed(e))?;
-        // Should this monitor die before it is told to go on, the pod dies with it.
-        gate(pod).map_err(|why| RestartError::NotGiven { pod: self.pod.spec.name.clone(), why })?;
+        Ok(grove)
+    }
+
+    /// Lets everybody go, and packets through.
+    fn let_go(
+        &self,
+        pod: &mut LivePod,
+        mut grove: Grove<'_>,
+        unsettled: Vec<Unsettled<'_>>,
+        builder: &Builder,
+        clock: &mut Clock,
+    ) -> Result<(), RestartError> {
         grove.come_of_age().map_err(|e| self.failed(e))?;
         fault::point("restart-before-let-go");
         // From here on the pod lives, whatever becomes of this monitor.
@@ -378,7 +411,8 @@ impl Image {
             network.forget_unanswered().map_err(|source| network_failed(pod, source))?;
         }
         pod.journal.done(&Undo::Unblock)?;
-        self.awaken(&builder)?;
+        // Connections go on, now that packets come through.
+        files::awaken_all(unsettled).map_err(|e| self.failed(e))?;
         builder.dismiss();
         clock.lap("network");
         grove.let_go().map_err(|e| self.failed(e))?;
@@ -464,19 +498,11 @@ impl Image {
         PodPid(free.unwrap_or(i32::MAX))
     }
 
-    /// What can be done to files only now that every process exists.
-    fn settle(&self, grove: &Grove<'_>, builder: &Builder) -> Result<(), RestartError> {
+    /// The files for which there is something to do once every process exists; what takes long is done.
+    fn unsettled(&self, builder: &Builder) -> Result<Vec<Unsettled<'_>>, RestartError> {
         let pidfd = PidFd::open(builder.host).rebuilding("opening", "the builder").map_err(|e| self.failed(e))?;
         let fetch = |file: FileId| pidfd.get(builder.pool + file.0 as i32);
-        let host_pid = |pid: PodPid| grove.host_of(pid);
-        files::settle_all(&self.files, &fetch, &host_pid).map_err(|e| self.failed(e))
-    }
-
-    /// Connections go on, now that packets come through.
-    fn awaken(&self, builder: &Builder) -> Result<(), RestartError> {
-        let pidfd = PidFd::open(builder.host).rebuilding("opening", "the builder").map_err(|e| self.failed(e))?;
-        let fetch = |file: FileId| pidfd.get(builder.pool + file.0 as i32);
-        files::awaken_all(&self.files, &fetch).map_err(|e| self.failed(e))
+        files::unsettled(&self.files, &fetch).map_err(|e| self.failed(e))
     }
 }
 

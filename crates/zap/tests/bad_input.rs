@@ -133,12 +133,30 @@ fn what_is_taken_is_refused() {
     refused(&host.run(["restart", image, "-d", "-n", "counter"]), 6, &["counter"]);
     refused(&host.run(["restart", image, "-d", "-n", "new", "-p", "9090:80", "--ip", &address]), 6, &[&address]);
     refused(&host.run(["restart", image, "-d", "-n", "new", "-p", "8080:80"]), 6, &["8080"]);
+    let address6 = host.row("counter")["address6"].as_str().unwrap().to_owned();
+    refused(&host.run(["restart", image, "-d", "-n", "new", "-p", "9090:80", "--ip", &address6]), 6, &[&address]);
+    refused(&host.run(["restart", image, "-d", "-n", "new", "--ip", "2001:db8::1"]), 2, &["2001:db8::1"]);
     refused(&host.run(["run", "-d", "-n", "new", "--ip", &address, "--", "true"]), 6, &[&address]);
     assert_eq!(host.json(["ls", "--json"]).as_array().unwrap().len(), 1);
     // Nothing is overwritten.
     refused(&host.run(["checkpoint", "counter", "-o", image]), 1, &[image]);
     host.ok(["verify", image]);
     counter.goes_on();
+}
+
+#[test]
+fn an_ipv6_address_can_be_asked_for() {
+    let host = Host::new();
+    let _counter = Counter::start(&host, "counter", &[]);
+    let image = host.path("image");
+    let image = image.to_str().unwrap();
+    host.ok(["checkpoint", "counter", "-o", image]);
+    host.ok(["restart", image, "-d", "-n", "new", "--ip", "fd5a:4150::c612:0f05"]);
+    assert_eq!(
+        (&host.row("new")["address"], &host.row("new")["address6"]),
+        (&"198.18.15.5".into(), &"fd5a:4150::c612:f05".into())
+    );
+    host.ok(["rm", "-f", "new"]);
 }
 
 /// A tiny file system.

@@ -5,8 +5,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
 use super::watched::{self, Mark, Place};
@@ -16,7 +18,7 @@ use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::encode;
 use crate::look::Look;
 use crate::rebuild::Rebuild;
-use crate::sys::{descriptor, watch};
+use crate::sys::{descriptor, mount, watch};
 
 /// An inotify instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,7 +125,15 @@ impl FileKind for Inotify {
         true
     }
 
-    /// What was opened since for the restart has made events: they go, and what was lost is said to be.
+    /// Leaves one event in the queue of an instance that had some: that events were lost. The kernel adds it when the queue
+    /// is full, so that is what it is made; what filled it is read out again when everything else is done.
+    fn prepare(&self, file: BorrowedFd<'_>, state: &[u8]) -> Result<(), RebuildError> {
+        let state: InotifyState = decoded(state)?;
+        let filled = if state.unread { fill_queue(file) } else { Ok(()) };
+        filled.rebuilding("filling the queue of", "an inotify instance")
+    }
+
+    /// What was opened since for the restart has made events: they go, but for the one that says that events were lost.
     fn settle(
         &self,
         file: BorrowedFd<'_>,
@@ -131,8 +141,7 @@ impl FileKind for Inotify {
         _host_pid: &dyn Fn(PodPid) -> Option<HostPid>,
     ) -> Result<(), RebuildError> {
         let state: InotifyState = decoded(state)?;
-        let settled = drop_events(file, 0).and_then(|()| if state.unread { lose_events(file) } else { Ok(()) });
-        settled.rebuilding("settling", "an inotify instance")?;
+        drop_events(file, if state.unread { EVENT } else { 0 }).rebuilding("settling", "an inotify instance")?;
         if state.unread {
             let next = state.watches.last().map_or(0, |watch| watch.number) + 1;
             watch::set_next_watch(file, next).rebuilding("numbering the watches of", "an inotify instance")?;
@@ -186,17 +195,21 @@ fn drop_events(file: BorrowedFd<'_>, rest: usize) -> io::Result<()> {
     }
 }
 
-/// Leaves one event in the queue of a quiet instance: that events were lost. The kernel adds it when the queue is full,
-/// so that is what it is made; and what filled it is read out again.
-fn lose_events(file: BorrowedFd<'_>) -> io::Result<()> {
-    let scrap = scrap()?;
-    let path = format!("/proc/self/fd/{}", scrap.as_raw_fd());
-    let number = watch::add_watch(file, Path::new(&path), libc::IN_ACCESS | libc::IN_MODIFY)?;
+/// Makes events until there is room for none but the last, which says that events were lost.
+fn fill_queue(file: BorrowedFd<'_>) -> io::Result<()> {
+    let place = mount::new_mount(c"tmpfs", &[], 0)?;
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC;
+    let scrap = File::from(nix::fcntl::openat(&place, "scrap", flags, Mode::S_IRUSR)?);
+    scrap.write_at(b"x", 0)?;
+    // Two events a read: one of the file, one of its directory. Two that are alike, one after the other, would become one.
+    let path = |fd: &dyn AsRawFd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    let watches = [
+        watch::add_watch(file, &path(&place), libc::IN_ACCESS)?,
+        watch::add_watch(file, &path(&scrap), libc::IN_ACCESS)?,
+    ];
     let mut before = 0;
     loop {
-        // Two that are alike, one after the other, would become one.
-        for _ in 0..2048 {
-            scrap.write_at(b"x", 0)?;
+        for _ in 0..1024 {
             scrap.read_at(&mut [0], 0)?;
         }
         let unread = descriptor::unread(file)?;
@@ -205,15 +218,8 @@ fn lose_events(file: BorrowedFd<'_>) -> io::Result<()> {
         }
         before = unread;
     }
-    // There is no room for the event that tells of this.
-    watch::remove_watch(file, number)?;
-    drop_events(file, EVENT)
-}
-
-/// A file of ours whose reads and writes are told of: those of a memfd's first description are not.
-fn scrap() -> io::Result<File> {
-    let memory = nix::sys::memfd::memfd_create(c"zap", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
-    Ok(reopen::again(&memory, libc::O_RDWR)?.into())
+    // There is no room for the events that tell of this.
+    watches.into_iter().try_for_each(|number| watch::remove_watch(file, number))
 }
 
 /// A line of `fdinfo`.
@@ -252,7 +258,8 @@ mod tests {
     #[test]
     fn a_queue_that_lost_events_says_so_once() {
         let file = watch::inotify().unwrap();
-        lose_events(file.as_fd()).unwrap();
+        fill_queue(file.as_fd()).unwrap();
+        drop_events(file.as_fd(), EVENT).unwrap();
         assert_eq!(descriptor::unread(&file).unwrap(), EVENT);
         let mut event = [0; EVENT];
         assert_eq!(nix::unistd::read(&file, &mut event).unwrap(), EVENT);

@@ -57,7 +57,7 @@ pub use hashes::HashCache;
 pub use identity::{FileIdentity, identity_of};
 pub use late::{Late, LateFiles};
 pub use locks::{PosixLock, locked, posix_locks, take_posix_locks};
-pub use pool::{awaken_all, connect_all, open_all, restart_descriptors, settle_all};
+pub use pool::{Unsettled, awaken_all, connect_all, open_all, restart_descriptors, settle_all, unsettled};
 pub use regular::verify_root;
 pub use table::{FileTable, describe, finish, intern, intern_file};
 pub use terminal::{controlling_pty, set_foreground, take_terminal};
@@ -180,6 +180,12 @@ pub trait FileKind: Sync {
 
     /// State → kernel, second stage: every file of the pod is open now (fill queues, pass descriptors, add to epoll).
     fn connect(&self, _rebuild: &mut Rebuild<'_>, _id: FileId, _state: &[u8]) -> Result<(), RebuildError> {
+        Ok(())
+    }
+
+    /// State → kernel, in the *monitor*, while the tree is made: what [`FileKind::settle`] would take long for. The default
+    /// does nothing.
+    fn prepare(&self, _file: BorrowedFd<'_>, _state: &[u8]) -> Result<(), RebuildError> {
         Ok(())
     }
 

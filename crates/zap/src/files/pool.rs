@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::{DescriptorState, FileKind, FileState, LateFiles, kind, locks, owner};
 use crate::error::{Context, RebuildError};
 use crate::ids::{FileId, HostPid, PodPid};
+use crate::parallel;
 use crate::rebuild::Rebuild;
 use crate::tracee::Batch;
 
@@ -44,27 +45,21 @@ pub fn connect_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<()
     Ok(())
 }
 
-/// Awakens every file that needs it, in the monitor. `fetch` gives a copy of a file of the pool.
-pub fn awaken_all(
-    states: &[FileState],
-    fetch: &dyn Fn(FileId) -> std::io::Result<OwnedFd>,
-) -> Result<(), RebuildError> {
-    for state in states {
-        let kind = kind_named(&state.kind)?;
-        if kind.needs_settling(&state.state) {
-            let file = fetch(state.id).rebuilding("fetching", state.id)?;
-            kind.awaken(std::os::fd::AsFd::as_fd(&file), &state.state)?;
-        }
-    }
-    Ok(())
+/// A file for which there is something to do once every process exists, and the monitor's copy of it.
+pub struct Unsettled<'s> {
+    state: &'s FileState,
+    kind: &'static dyn FileKind,
+    /// Whether its kind has something to do; its owner may be all.
+    of_kind: bool,
+    file: OwnedFd,
 }
 
-/// Settles every file that needs it, in the monitor. `fetch` gives a copy of a file of the pool.
-pub fn settle_all(
-    states: &[FileState],
+/// The files that need settling, prepared for it. `fetch` gives a copy of a file of the pool.
+pub fn unsettled<'s>(
+    states: &'s [FileState],
     fetch: &dyn Fn(FileId) -> std::io::Result<OwnedFd>,
-    host_pid: &dyn Fn(PodPid) -> Option<HostPid>,
-) -> Result<(), RebuildError> {
+) -> Result<Vec<Unsettled<'s>>, RebuildError> {
+    let mut all = Vec::new();
     for state in states {
         let kind = kind_named(&state.kind)?;
         let of_kind = kind.needs_settling(&state.state);
@@ -73,6 +68,17 @@ pub fn settle_all(
         }
         let file = fetch(state.id).rebuilding("fetching", state.id)?;
         if of_kind {
+            kind.prepare(file.as_fd(), &state.state)?;
+        }
+        all.push(Unsettled { state, kind, of_kind, file });
+    }
+    Ok(all)
+}
+
+/// Settles every file that needs it, in the monitor.
+pub fn settle_all(all: &[Unsettled<'_>], host_pid: &dyn Fn(PodPid) -> Option<HostPid>) -> Result<(), RebuildError> {
+    for Unsettled { state, kind, of_kind, file } in all {
+        if *of_kind {
             kind.settle(file.as_fd(), &state.state, host_pid)?;
         }
         if let Some(owner) = &state.owner {
@@ -80,6 +86,15 @@ pub fn settle_all(
         }
     }
     Ok(())
+}
+
+/// Awakens every file that needs it, in the monitor. What may go on must find nobody who holds a copy: they are closed.
+pub fn awaken_all(all: Vec<Unsettled<'_>>) -> Result<(), RebuildError> {
+    let awaken = |one: Unsettled<'_>| match one.of_kind {
+        true => one.kind.awaken(one.file.as_fd(), &one.state.state),
+        false => Ok(()),
+    };
+    parallel::map(all, awaken).into_iter().collect()
 }
 
 /// The calls by which one process takes its descriptors from the pool and closes the rest of it. Everything that it has

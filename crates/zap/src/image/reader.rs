@@ -15,6 +15,10 @@ use super::frame::{self, Record};
 use super::manifest::Manifest;
 use super::verify::{Stored, verify};
 use super::{DataRef, DataSink, ImageError, decode};
+use crate::parallel;
+
+/// Bytes of records from which on it takes more than one thread to decode them.
+const MUCH: usize = 64 << 10;
 
 /// Reads an image whose manifest and state were verified.
 pub struct ImageReader {
@@ -148,12 +152,17 @@ impl ImageReader {
     }
 
     /// Every record of `kind`, decoded.
-    pub fn every<T: DeserializeOwned>(&self, kind: &str) -> Result<Vec<T>, ImageError> {
-        self.records(kind).map(|(_, body)| decode(body).map_err(|e| self.bad_record(kind, &e))).collect()
+    pub fn every<T: DeserializeOwned + Send>(&self, kind: &str) -> Result<Vec<T>, ImageError> {
+        let bodies: Vec<&[u8]> = self.records(kind).map(|(_, body)| body).collect();
+        let decoded = |body| decode(body).map_err(|e| self.bad_record(kind, &e));
+        match bodies.iter().map(|body| body.len()).sum() {
+            0..MUCH => bodies.into_iter().map(decoded).collect(),
+            _ => parallel::map(bodies, decoded).into_iter().collect(),
+        }
     }
 
     /// The one record of `kind`, decoded.
-    pub fn one<T: DeserializeOwned>(&self, kind: &str) -> Result<T, ImageError> {
+    pub fn one<T: DeserializeOwned + Send>(&self, kind: &str) -> Result<T, ImageError> {
         let mut all = self.every(kind)?;
         match (all.pop(), all.len()) {
             (Some(record), 0) => Ok(record),

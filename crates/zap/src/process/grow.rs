@@ -3,20 +3,18 @@
 //! A process is given its memory, then forks its children, so that pages which both still share are shared again.
 //! Children are attached by the kernel (`CLONE_PTRACE`) and stop before their first instruction.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::error::RebuildError;
 use crate::files::{self, LateFiles};
 use crate::ids::{FileId, HostPid, PodPid};
-use crate::memory;
+use crate::namespaces::NamespaceId;
 use crate::namespaces::enter::{self, Names};
-use crate::namespaces::{Kind, NamespaceId};
 use crate::process::proc_files::Status;
 use crate::process::state::{EndedState, ProcessState};
-use crate::process::threads::ThreadState;
 use crate::process::tree::{Plan, Role};
-use crate::process::{filters, limits, timers};
+use crate::process::{filters, limits};
 use crate::sys::ptrace::{self, Stop};
 use crate::tracee::{Batch, Ground, Held, Seized, ThreadName, TraceeError, seize};
 
@@ -90,7 +88,7 @@ pub struct Grove<'a> {
     pub(super) plan: &'a Plan,
     pub(super) states: BTreeMap<PodPid, &'a ProcessState>,
     ended: BTreeMap<PodPid, &'a EndedState>,
-    around: Surroundings<'a>,
+    pub(super) around: Surroundings<'a>,
     /// The processes made so far and held.
     pub(super) grown: BTreeMap<PodPid, Grown>,
     /// The processes that are stopped again: nobody holds them.
@@ -98,7 +96,7 @@ pub struct Grove<'a> {
 }
 
 /// Bytes of a seat: a batch takes as many as it needs.
-const SEAT: usize = 256;
+pub(super) const SEAT: usize = 256;
 const PATIENTLY: u64 = 0x4000_0000; // __WALL
 
 impl<'a> Grove<'a> {
@@ -150,7 +148,7 @@ impl<'a> Grove<'a> {
         Ground::brought((host, pid), code, scratch, SEAT, MARKER)
     }
 
-    fn run(&mut self, pid: PodPid, batch: &Batch) -> Result<crate::tracee::Results, TraceeError> {
+    pub(super) fn run(&mut self, pid: PodPid, batch: &Batch) -> Result<crate::tracee::Results, TraceeError> {
         let grown = self.grown.get_mut(&pid).ok_or(TraceeError::Died(pid))?;
         grown.threads[0].run(&grown.ground, 0, batch)
     }
@@ -211,48 +209,6 @@ impl<'a> Grove<'a> {
         Ok(())
     }
 
-    /// Who shares its descriptor table comes before whoever gets the descriptors.
-    pub fn order_of_furnishing(&self) -> Vec<PodPid> {
-        let (sharing, others): (Vec<&ProcessState>, Vec<_>) =
-            self.states.values().partition(|state| state.sharing.files);
-        sharing.into_iter().chain(others).map(|state| state.place.pid).collect()
-    }
-
-    /// Gives a live process its directories, descriptors, signal actions and threads. Nothing of the pool is open in it
-    /// afterwards.
-    pub fn furnish(&mut self, pid: PodPid) -> Result<(), GrowError> {
-        let state = self.states[&pid];
-        self.places(state)?;
-        let pool = |file| (!self.around.late.contains(file)).then(|| self.common.number(file));
-        let range = self.common.pool..=self.common.last;
-        // Who shares its table gets its descriptors with its parent, after it: the pool goes then.
-        let own = (!state.sharing.files).then(|| files::restart_descriptors(&state.descriptors, &pool, range));
-        let late = memory::late_batch(&state.memory).into_iter().map(|memory| memory.batch);
-        let parts = own.transpose()?.into_iter().chain(late).chain([self.attributes(state)]);
-        self.run_together(pid, parts)?;
-        self.clone_threads(state)?;
-        // A timer may notify any thread.
-        let mut batch = Batch::new();
-        timers::create(&state.timers, &mut batch);
-        match batch.is_empty() {
-            true => Ok(()),
-            false => Ok(self.run(pid, &batch).map(drop)?),
-        }
-    }
-
-    /// Runs batches one after the other, in as few goes as there is room for.
-    fn run_together(&mut self, pid: PodPid, parts: impl IntoIterator<Item = Batch>) -> Result<(), TraceeError> {
-        let room = (self.common.scratch.end - self.common.scratch.start) as usize;
-        let mut whole = Batch::new();
-        for part in parts {
-            if whole.size() + part.size() > room {
-                self.run(pid, &std::mem::take(&mut whole))?;
-            }
-            whole.append(part);
-        }
-        self.run(pid, &whole).map(drop)
-    }
-
     /// The last of a live process, once everybody is furnished: files that name other processes, locks, limits,
     /// credentials, registers, signals, timers. It is then held where it was when it was captured.
     pub fn finish(&mut self, pid: PodPid, buffer: &mut Vec<u8>) -> Result<(), GrowError> {
@@ -304,9 +260,8 @@ impl<'a> Grove<'a> {
         held.or_else(|| self.stopped.get(&pid).copied())
     }
 
-    /// Its namespaces and its directories.
-    fn places(&mut self, state: &ProcessState) -> Result<(), GrowError> {
-        let pid = state.place.pid;
+    /// Its namespaces and its directories. What comes last is not done yet.
+    pub(super) fn places(&mut self, state: &ProcessState) -> Result<Batch, GrowError> {
         let mut batch = Batch::new();
         enter::enter(&state.namespaces, &|id| self.common.namespace(id), &mut batch);
         if !state.sharing.directories {
@@ -316,13 +271,18 @@ impl<'a> Grove<'a> {
             let namespace = |id| self.common.namespace(id);
             enter::enter_user(&state.namespaces, &leader.credentials, &namespace, &mut batch);
         }
-        Ok(self.run(pid, &batch).map(drop)?)
+        Ok(batch)
+    }
+
+    /// The root of a process, if it is a directory of a process that has ended.
+    pub(super) fn nowhere(&self, state: &ProcessState) -> Option<Vec<u8>> {
+        state.root.and_then(|root| self.around.late.nowhere(root)).map(<[u8]>::to_vec)
     }
 
     /// Its root and its working directory; what `batch` has is run before.
     fn directories(&mut self, state: &ProcessState, batch: &mut Batch) -> Result<(), GrowError> {
         let pid = state.place.pid;
-        let nowhere = state.root.and_then(|root| self.around.late.nowhere(root)).map(<[u8]>::to_vec);
+        let nowhere = self.nowhere(state);
         if let Some(path) = &nowhere {
             self.run(pid, &std::mem::take(batch))?;
             self.lead_nowhere(pid, path)?;
@@ -365,7 +325,7 @@ impl<'a> Grove<'a> {
         Ok(())
     }
 
-    fn attributes(&self, state: &ProcessState) -> Batch {
+    pub(super) fn attributes(&self, state: &ProcessState) -> Batch {
         let mut batch = Batch::new();
         super::signals::restart_actions(&state.actions, &mut batch);
         super::finish::attributes(state, &mut batch);
@@ -373,58 +333,8 @@ impl<'a> Grove<'a> {
         batch
     }
 
-    fn clone_threads(&mut self, state: &ProcessState) -> Result<(), GrowError> {
-        let flags = libc::CLONE_VM
-            | libc::CLONE_FS
-            | libc::CLONE_FILES
-            | libc::CLONE_SIGHAND
-            | libc::CLONE_THREAD
-            | libc::CLONE_SYSVSEM
-            | libc::CLONE_PTRACE;
-        let pid = state.place.pid;
-        let is_free = state.namespaces.of(Kind::User).is_none();
-        let runs: Vec<&[ThreadState]> = match is_free {
-            true => state.further_threads().chunks(256).collect(),
-            false => consecutive(state.further_threads()).collect(),
-        };
-        for some in runs {
-            let mut batch = Batch::new();
-            if !is_free {
-                (self.around.number)(some[0].tid)?;
-            }
-            for thread in some {
-                clone_into(&mut batch, thread.tid, flags as u64, 0, is_free, "thread");
-            }
-            self.run(pid, &batch)?;
-            let depth = self.common.depth;
-            let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };
-            grown.threads[0].alone = false;
-            for _ in some {
-                let mut held = if is_free { newborn()? } else { named_newborn(depth)? };
-                // It stands behind the call that made it.
-                let call = grown.ground.call_at(0, held.registers.r12);
-                let thread = call.and_then(|call| some.get(call)).ok_or(TraceeError::Died(pid))?;
-                if !is_free && held.name.pod != thread.tid {
-                    let what = format!("thread {} got the number {}", thread.tid, held.name.pod);
-                    let source = std::io::Error::other(what);
-                    return Err(RebuildError::Kernel { step: "numbering", object: "a thread".into(), source }.into());
-                }
-                (held.name.pod, held.name.own) = (thread.tid, (pid.0, thread.own_tid));
-                grown.threads.push(held);
-            }
-        }
-        if let Some(grown) = self.grown.get_mut(&pid) {
-            let order: HashMap<PodPid, usize> = state.threads.iter().enumerate().map(|(i, t)| (t.tid, i)).collect();
-            grown.threads.sort_by_key(|held| order.get(&held.name.pod).copied());
-        }
-        match &state.ended_leader {
-            Some(ended) => self.end_leader(pid, ended),
-            None => Ok(()),
-        }
-    }
-
     /// Ends the first thread of a process, which has others that go on.
-    fn end_leader(&mut self, pid: PodPid, ended: &EndedState) -> Result<(), GrowError> {
+    pub(super) fn end_leader(&mut self, pid: PodPid, ended: &EndedState) -> Result<(), GrowError> {
         let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };
         let mut leader = grown.threads.remove(0);
         let mut batch = Batch::new();
@@ -464,11 +374,6 @@ fn change_directory(number: i32, batch: &mut Batch) {
     batch.call(libc::SYS_fchdir, [number.into()], "changing directory");
 }
 
-/// Threads in pieces whose numbers follow each other.
-fn consecutive(threads: &[ThreadState]) -> impl Iterator<Item = &[ThreadState]> {
-    threads.chunk_by(|a, b| a.tid.0 + 1 == b.tid.0).flat_map(|run| run.chunks(256))
-}
-
 /// `struct clone_args`: a child or thread, attached to the tracer. It is given its number where that `is_free` to choose.
 pub(super) fn clone_into(batch: &mut Batch, pid: PodPid, flags: u64, exit_signal: u64, is_free: bool, what: &str) {
     let set_tid = batch.bytes(&pid.0.to_ne_bytes());
@@ -487,7 +392,7 @@ fn newborns(count: usize, depth: usize) -> Result<Vec<Held>, TraceeError> {
 }
 
 /// Waits for a task that the kernel attached for us, and looks its numbers up.
-fn named_newborn(depth: usize) -> Result<Held, TraceeError> {
+pub(super) fn named_newborn(depth: usize) -> Result<Held, TraceeError> {
     let (host, stop) = ptrace::wait_any().map_err(TraceeError::kernel("waiting for", PodPid(0)))?;
     named(host, stop, depth)
 }
@@ -504,13 +409,8 @@ pub(super) fn named(host: HostPid, stop: Stop, depth: usize) -> Result<Held, Tra
     Ok(held)
 }
 
-/// Waits for a task that the kernel attached for us. Only its number on the host is known.
-fn newborn() -> Result<Held, TraceeError> {
-    let (host, stop) = ptrace::wait_any().map_err(TraceeError::kernel("waiting for", PodPid(0)))?;
-    attached(host, stop)
-}
-
-fn attached(host: HostPid, stop: Stop) -> Result<Held, TraceeError> {
+/// A task that the kernel attached for us. Only its number on the host is known.
+pub(super) fn attached(host: HostPid, stop: Stop) -> Result<Held, TraceeError> {
     let nobody = PodPid(0);
     if let Stop::Ended(_) = stop {
         return Err(TraceeError::Died(nobody));

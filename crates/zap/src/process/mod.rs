@@ -8,6 +8,7 @@ pub mod crew;
 pub mod discover;
 pub mod filters;
 pub mod finish;
+mod furnishing;
 pub mod grow;
 mod growing;
 pub mod hold;

@@ -44,6 +44,18 @@ pub(super) fn ipv6_of(ipv4: Ipv4Addr) -> Ipv6Addr {
     Ipv6Addr::from_bits(PREFIX6 | u128::from(ipv4.to_bits()))
 }
 
+/// The IPv4 address that goes with an address of the IPv6 network of pods.
+pub(super) fn ipv4_of(ipv6: Ipv6Addr) -> Result<Ipv4Addr, NetworkError> {
+    let ipv4 = Ipv4Addr::from_bits(ipv6.to_bits() as u32);
+    if ipv6_of(ipv4) == ipv6 {
+        return Ok(ipv4);
+    }
+    let network = Ipv6Addr::from_bits(PREFIX6);
+    Err(NetworkError::Usage(format!(
+        "{ipv6} is not an address of a pod: those are {network}/64 and end in the pod's IPv4 address"
+    )))
+}
+
 /// The MAC address that goes with an IPv4 address: locally administered, `Z` and the address.
 pub(super) fn mac_of(ipv4: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = ipv4.octets();

@@ -20,7 +20,7 @@ mod way_out;
 
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
 use serde::{Deserialize, Serialize};
@@ -318,6 +318,11 @@ pub fn loopback(init: HostPid) -> Result<(), NetworkError> {
         Channel::route()?.run(&batch).map_err(io::Error::from)
     };
     namespace::inside(init, set_up).map_err(kernel("switching on", "the pod's loopback interface"))
+}
+
+/// The IPv4 address of the pod that has this IPv6 address; exit code 2 if no pod can have it.
+pub fn ipv4_of(address: Ipv6Addr) -> Result<Ipv4Addr, NetworkError> {
+    lease::ipv4_of(address)
 }
 
 /// Whether a pod that comes from another host could keep this address here: nobody has it, and it is of the pods' network.

@@ -8,7 +8,7 @@ mod unix;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use crate::files::{FileState, awaken_all, connect_all, finish, intern_file, open_all, settle_all};
+use crate::files::{FileState, awaken_all, connect_all, finish, intern_file, open_all, settle_all, unsettled};
 use crate::ids::{FileId, HostPid};
 use crate::image::{DataSink, ImageReader};
 use crate::look::{Console, Look};
@@ -72,8 +72,9 @@ fn rebuild(captured: &Captured) -> Vec<OwnedFd> {
     open_all(&mut rebuild, &captured.states).unwrap();
     connect_all(&mut rebuild, &captured.states).unwrap();
     let files = rebuild.into_files();
-    settle_all(&captured.states, &|id| files[&id].try_clone(), &|_| None).unwrap();
-    awaken_all(&captured.states, &|id| files[&id].try_clone()).unwrap();
+    let unsettled = unsettled(&captured.states, &|id| files[&id].try_clone()).unwrap();
+    settle_all(&unsettled, &|_| None).unwrap();
+    awaken_all(unsettled).unwrap();
     captured.ids.iter().map(|id| files[id].try_clone().unwrap()).collect()
 }
 
