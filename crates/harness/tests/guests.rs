@@ -178,6 +178,14 @@ fn monitor_of(lab: &Lab, name: &str) -> Result<Option<i32>> {
     Ok(record["monitor"]["pid"].as_i64().map(|pid| pid as i32))
 }
 
+/// It goes on here, and as it was restarts beside itself.
+fn goes_on_twice(lab: &Lab, guest: Guest<'_>) -> Result<()> {
+    let image = lab.directory().join("last");
+    guest.checkpoint(&image, &["--leave-running"])?;
+    guest.check()?;
+    Guest::restart(lab, &image, "again")?.check()
+}
+
 /// A monitor that is killed at any moment of a checkpoint harms nothing: the pod runs on, unaware, and can be
 /// checkpointed by the next.
 fn outlives_monitors(rounds: u32) -> Result<()> {
@@ -207,10 +215,7 @@ fn outlives_monitors(rounds: u32) -> Result<()> {
         let log = guest.pod()?.log();
         ensure!(log == "ready\n", "after round {round}, it has printed {log:?}");
     }
-    let image = lab.directory().join("last");
-    guest.checkpoint(&image, &["--leave-running"])?;
-    guest.check()?;
-    Guest::restart(&lab, &image, "again")?.check()
+    goes_on_twice(&lab, guest)
 }
 
 #[test]
@@ -258,10 +263,7 @@ fn outlives_processes(rounds: u32) -> Result<()> {
         let _ = std::fs::remove_dir_all(&image);
     }
     eprintln!("{told} of {rounds} checkpoints failed");
-    let image = lab.directory().join("last");
-    guest.checkpoint(&image, &["--leave-running"])?;
-    guest.check()?;
-    Guest::restart(&lab, &image, "again")?.check()
+    goes_on_twice(&lab, guest)
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{CaptureError, Context};
 use crate::ids::HostPid;
 use crate::look::Look;
-use crate::mounts;
+use crate::mounts::{self, Entry};
 use crate::pod::rootfs::{layer_name, tmpfs_mounts};
 
 use super::Descriptor;
@@ -153,43 +153,18 @@ fn classify(mount: &Mount, path: &Path, binds: &[&Path], upper: &Path) -> Origin
 
 /// The lines of a `mountinfo` that make sense.
 pub fn parse(lines: &[u8]) -> impl Iterator<Item = Mount> {
-    lines.split(|b| *b == b'\n').filter_map(line)
+    mounts::parse(lines).into_iter().filter_map(mount)
 }
 
-fn line(line: &[u8]) -> Option<Mount> {
-    let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
-    let dash = fields.iter().skip(6).position(|f| *f == b"-")? + 6;
-    let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();
-    let read_only = |options: &[u8]| options.split(|b| *b == b',').any(|o| o == b"ro");
-    let options = fields.get(dash + 3).copied().unwrap_or_default();
+fn mount(entry: Entry) -> Option<Mount> {
     Some(Mount {
-        id: number(fields[0])?,
-        device: device(fields[2])?,
-        root: path_of(unescape(fields[3])),
-        point: path_of(unescape(fields[4])),
-        file_system: String::from_utf8_lossy(fields.get(dash + 1)?).into_owned(),
-        read_only: read_only(fields[5]) || read_only(options),
+        read_only: entry.is_read_only(),
+        id: entry.id,
+        device: device(&entry.device)?,
+        root: path_of(entry.root),
+        point: path_of(entry.point),
+        file_system: entry.kind,
     })
-}
-
-/// Undoes the kernel's `\ooo` for blanks and backslashes.
-pub(crate) fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, tail @ ..] = rest {
-        let octal = |t: &[u8]| u8::from_str_radix(std::str::from_utf8(t.get(..3)?).ok()?, 8).ok();
-        match (first, octal(tail)) {
-            (b'\\', Some(byte)) => {
-                out.push(byte);
-                rest = &tail[3..];
-            }
-            _ => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    out
 }
 
 /// `8:1`

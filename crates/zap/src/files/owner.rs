@@ -57,7 +57,7 @@ fn in_pod(host: HostPid, kind: i32, depth: usize) -> Option<PodPid> {
 
 /// What a line of `/proc/PID/status` says, from our PID namespace inwards.
 fn numbers(process: HostPid, label: &str) -> Option<Vec<i32>> {
-    let status = std::fs::read_to_string(process.proc("status")).ok()?;
+    let status = crate::procfs::read_record_text(process.proc("status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix(label))?;
     Some(line.split_whitespace().filter_map(|number| number.parse().ok()).collect())
 }

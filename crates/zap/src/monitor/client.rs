@@ -60,10 +60,13 @@ fn program() -> io::Result<PathBuf> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no zap program found; set ZAP_PROGRAM"))
 }
 
+fn say<Q: Serialize>(mut socket: &UnixStream, question: &Q) -> io::Result<()> {
+    frame::write(&mut socket, Kind::Request, &serde_json::to_vec(question)?)
+}
+
 /// Sends one question and reads its answer.
-pub fn converse<Q: Serialize, T: DeserializeOwned>(mut socket: &UnixStream, question: &Q) -> Result<T, Failure> {
-    let bytes = serde_json::to_vec(question).map_err(|e| broken("asking the pod's monitor", e))?;
-    frame::write(&mut socket, Kind::Request, &bytes).map_err(|e| broken("asking the pod's monitor", e))?;
+pub fn converse<Q: Serialize, T: DeserializeOwned>(socket: &UnixStream, question: &Q) -> Result<T, Failure> {
+    say(socket, question).map_err(|e| broken("asking the pod's monitor", e))?;
     hear_answer(socket).map_err(Failure::from)
 }
 
@@ -103,12 +106,11 @@ pub fn launch_with<T: DeserializeOwned>(start: &Start, stream: [OwnedFd; 2]) -> 
 
 /// As [`converse`], with two files behind the question, which are closed here once they are on their way.
 pub fn converse_with<Q: Serialize, T: DeserializeOwned>(
-    mut socket: &UnixStream,
+    socket: &UnixStream,
     question: &Q,
     files: [OwnedFd; 2],
 ) -> Result<T, Failure> {
-    let bytes = serde_json::to_vec(question).map_err(|e| broken("asking the pod's monitor", e))?;
-    frame::write(&mut socket, Kind::Request, &bytes).map_err(|e| broken("asking the pod's monitor", e))?;
+    say(socket, question).map_err(|e| broken("asking the pod's monitor", e))?;
     let [from, to] = &files;
     channel::send(socket, &[0], &[from.as_fd(), to.as_fd()], true)
         .map_err(|e| broken("asking the pod's monitor", e))?;
@@ -126,11 +128,8 @@ pub(super) fn files_behind(socket: &UnixStream) -> io::Result<[OwnedFd; 2]> {
 pub fn ask<T: DeserializeOwned>(store: &Store, name: &str, request: &Request) -> Result<(T, UnixStream), Failure> {
     let socket = connect(store, name)?;
     let monitor = store.load(name).ok().and_then(|record| record.monitor);
-    let asked = serde_json::to_vec(request).map_err(|e| broken("asking the pod's monitor", e))?;
-    let answer = match frame::write(&mut &socket, Kind::Request, &asked) {
-        Ok(()) => hear_answer(&socket),
-        Err(_) => Err(NoAnswer::Ended),
-    };
+    // Who does not listen has ended.
+    let answer = say(&socket, request).map_err(|_| NoAnswer::Ended).and_then(|()| hear_answer(&socket));
     if let (Err(NoAnswer::Ended), Some(process)) = (&answer, monitor.and_then(|monitor| monitor.handle())) {
         // Until the last of its threads is gone it holds what it held of the pod: the next command is to find it gone.
         ended_within(&process, DYING);

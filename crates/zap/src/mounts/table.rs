@@ -1,7 +1,5 @@
 //! `/proc/PID/mountinfo`, whole. Bytes in, nothing opened.
 
-use crate::files::mounts::unescape;
-
 /// A line of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -32,6 +30,11 @@ impl Entry {
     pub fn is_same(&self, other: &Entry) -> bool {
         (self.id, self.parent, &self.device, &self.root, &self.point)
             == (other.id, other.parent, &other.device, &other.root, &other.point)
+    }
+
+    /// Whether it, or its file system, is read-only.
+    pub fn is_read_only(&self) -> bool {
+        self.options.iter().chain(&self.super_options).any(|option| option == "ro")
     }
 
     /// Its flags, as `mount_setattr(2)` has them.
@@ -84,6 +87,26 @@ fn line(line: &[u8]) -> Option<Entry> {
         source: unescape(fields.get(dash + 2)?),
         super_options: list(fields.get(dash + 3)?),
     })
+}
+
+/// Undoes the kernel's `\ooo` for blanks and backslashes.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, tail @ ..] = rest {
+        let octal = |t: &[u8]| u8::from_str_radix(std::str::from_utf8(t.get(..3)?).ok()?, 8).ok();
+        match (first, octal(tail)) {
+            (b'\\', Some(byte)) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
 }
 
 /// A path below another: what comes behind it, with its slash; the whole of it below `/`.

@@ -3,6 +3,8 @@
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
+use crate::mounts::{self, Entry};
+
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -16,41 +18,12 @@ pub struct Mount {
 
 /// Reads a mount table. Lines that are not understood are passed over.
 pub fn parse(table: &[u8]) -> Vec<Mount> {
-    table.split(|b| *b == b'\n').filter_map(parse_line).collect()
-}
-
-fn parse_line(line: &[u8]) -> Option<Mount> {
-    let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
-    let dash = fields.iter().position(|f| *f == b"-")?;
-    let (target, options) = (fields.get(4)?, fields.get(5)?);
-    let (kind, super_options) = (fields.get(dash + 1)?, fields.get(dash + 3)?);
-    let says_ro = |options: &[u8]| options.split(|b| *b == b',').any(|o| o == b"ro");
-    Some(Mount {
-        target: PathBuf::from(std::ffi::OsString::from_vec(unescape(target))),
-        kind: String::from_utf8_lossy(kind).into_owned(),
-        read_only: says_ro(options) || says_ro(super_options),
-    })
-}
-
-/// Undoes the kernel's `\040`.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let octal =
-            rest.get(1..4).and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
-        match (first, octal) {
-            (b'\\', Some(byte)) => {
-                bytes.push(byte);
-                rest = &rest[4..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    bytes
+    let mount = |entry: Entry| Mount {
+        read_only: entry.is_read_only(),
+        target: PathBuf::from(std::ffi::OsString::from_vec(entry.point)),
+        kind: entry.kind,
+    };
+    mounts::parse(table).into_iter().map(mount).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::HostPid;
 use crate::memory::PAGE;
 use crate::process::proc_files::Status;
+use crate::procfs;
 use crate::tracee::{Batch, Call, Output, Results};
 
 /// Switches of a thread.
@@ -154,7 +155,7 @@ impl AskedProcess {
 /// How memory that is still to come is locked, by the mapping that zap made last: it was locked, or not, at once.
 /// `locked` is what the process had locked before.
 pub fn lock_future(process: HostPid, locked: u64, scratch: &Range<u64>) -> i32 {
-    let status = std::fs::read(process.proc("status")).map(Status::new);
+    let status = procfs::read_record(process.proc("status")).map(Status::new);
     let now = status.map_or(0, |status| status.kilobytes("VmLck"));
     if now < locked + (scratch.end - scratch.start) / 1024 {
         return 0;

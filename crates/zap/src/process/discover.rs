@@ -183,7 +183,7 @@ fn with_substitute(
     let mut others = numbers_in(&found.subject.host.proc("task"));
     others.sort_unstable();
     for host in others.into_iter().map(HostPid).filter(|host| *host != found.subject.host) {
-        let (stat, status) = (fs::read(host.proc("stat")), fs::read(host.proc("status")));
+        let (stat, status) = (procfs::read_record(host.proc("stat")), procfs::read_record(host.proc("status")));
         let (Some(stat), Ok(status)) = (stat.ok().and_then(|bytes| parse_stat(&bytes)), status) else { continue };
         let status = Status::new(status);
         let numbers = pod_numbers(&status, depth);

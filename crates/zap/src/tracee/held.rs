@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::ids::{HostPid, PodPid};
 use crate::process::proc_files::parse_stat;
+use crate::procfs;
 use crate::sys::ptrace::{self, Registers, Stop};
 use crate::tracee::batch::{Batch, Results};
 use crate::tracee::ground::Ground;
@@ -110,7 +111,7 @@ pub fn seize(name: ThreadName, options: i32) -> Result<Seized, TraceeError> {
 }
 
 fn has_ended(thread: HostPid) -> bool {
-    let stat = std::fs::read(thread.proc("stat")).ok().and_then(|stat| parse_stat(&stat));
+    let stat = procfs::read_record(thread.proc("stat")).ok().and_then(|stat| parse_stat(&stat));
     stat.is_none_or(|stat| matches!(stat.state, b'Z' | b'X'))
 }
 
