@@ -46,7 +46,7 @@ pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, Checkpo
     on_a_thread(pod, |pod| {
         let image = Undo::Image(options.output.clone());
         pod.journal.record(image.clone())?;
-        let writer = ImageWriter::create(&options.output, options.compress);
+        let writer = ImageWriter::create_child(&options.output, options.compress, options.parent.as_deref());
         let told = writer.map_err(CheckpointError::from).and_then(|writer| tell(pod, options, writer, None));
         pod.journal.done(&image)?;
         told

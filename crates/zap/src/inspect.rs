@@ -13,6 +13,7 @@ pub fn inspect_image(image: &ImageReader) -> Result<Value, ImageError> {
     let part = |(name, stored, bytes): (&str, u64, u64)| json!({"name": name, "stored_bytes": stored, "bytes": bytes});
     Ok(json!({
         "id": image.id(),
+        "parent": image.parent().map(|(id, path)| json!({"id": id, "path": path})),
         "facts": image.facts(),
         "compression": image.compression(),
         "parts": image.parts().map(part).collect::<Vec<_>>(),

@@ -135,6 +135,47 @@ fn survives(probe: &str, compression: &str) {
     host.must_be_content("probe");
 }
 
+/// An image relative to an earlier one is small, restarts like any other, finds what it needs by content, and says what
+/// is missing.
+#[test]
+fn images_relative_to_earlier_ones() {
+    let host = Host::new();
+    host.start_probe("churn", &[]);
+    let path = |name: &str| host.image().with_extension(name).to_str().unwrap().to_owned();
+    let write = |image: &str, options: &[&str]| {
+        let mut arguments = vec!["checkpoint", "probe", "-o", image, "--leave-running"];
+        arguments.extend(options);
+        host.must(&arguments);
+        let all: serde_json::Value = serde_json::from_str(&host.must(&["inspect", "--json", image])).unwrap();
+        let data = all["parts"].as_array().unwrap().iter().find(|part| part["name"] == "data").unwrap();
+        data["bytes"].as_u64().unwrap() - data["stored_bytes"].as_u64().unwrap()
+    };
+    let [base, child, grandchild, moved] = ["base", "child", "grandchild", "moved"].map(path);
+    // what does not change is 32 MiB
+    assert_eq!(write(&base, &[]), 0);
+    assert!(write(&child, &["--parent", &base]) >= 32 << 20);
+    assert!(write(&grandchild, &["--parent", &child, "--compress", "zstd"]) >= 32 << 20);
+    for (image, name) in [(&child, "one"), (&grandchild, "two")] {
+        host.must(&["verify", image]);
+        host.must(&["restart", image, "-d", "-n", name]);
+        host.must_be_content(name);
+    }
+    std::fs::rename(&base, &moved).unwrap();
+    host.must(&["restart", &grandchild, "-d", "-n", "three"]);
+    host.must_be_content("three");
+    std::fs::remove_dir_all(&moved).unwrap();
+    for arguments in [&["verify", &*child][..], &["restart", &child, "-d"]] {
+        let refused = host.run(arguments);
+        assert_eq!(refused.status.code(), Some(5));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("parts of it are in image"), "{refused:?}");
+    }
+    for parent in [&child, &base] {
+        let refused = host.run(&["checkpoint", "probe", "-o", &moved, "--leave-running", "--parent", parent]);
+        assert_eq!(refused.status.code(), Some(5), "{refused:?}");
+    }
+    host.must_be_content("probe");
+}
+
 #[test]
 fn memory_that_is_written_all_the_time() {
     survives("writers", "none");

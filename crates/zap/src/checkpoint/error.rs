@@ -59,6 +59,8 @@ impl CheckpointError {
     pub fn exit_code(&self) -> u8 {
         match self {
             CheckpointError::Capture { source: CaptureError::Refused { .. }, .. } => 3,
+            CheckpointError::Image(ImageError::Io { .. } | ImageError::Exists(_)) => 1,
+            CheckpointError::Image(_) => 5,
             _ => 1,
         }
     }

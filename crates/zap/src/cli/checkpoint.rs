@@ -11,7 +11,9 @@ use crate::pod::Store;
 
 /// Write a pod down; it is then gone, as after rm
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  zap checkpoint web -o web.zap --leave-running")]
+#[command(
+    after_help = "Example:\n  zap checkpoint web -o web.zap --leave-running\n  zap checkpoint web -o later.zap --leave-running --parent web.zap"
+)]
 pub(super) struct Args {
     /// The pod
     #[arg(value_parser = options::pod_name)]
@@ -28,7 +30,7 @@ pub(super) struct Args {
     /// How its memory is compressed
     #[arg(long, value_enum, default_value = "none")]
     compress: Compress,
-    /// An earlier image of it: write only what has changed since
+    /// An earlier image: write only what that does not have. It is needed at every restart
     #[arg(long, value_name = "IMAGE")]
     parent: Option<PathBuf>,
     /// Put the root's files that it has open or mapped into the image
@@ -48,11 +50,6 @@ enum Compress {
 
 pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
     let absolute = |path: PathBuf| std::path::absolute(&path).map_err(|e| usage(format!("{}: {e}", path.display())));
-    if args.parent.is_some() {
-        return Err(usage(
-            "--parent: incremental images are not supported yet; leave it out for a whole image".to_owned(),
-        ));
-    }
     let afterwards = match (args.leave_running, args.leave_suspended) {
         (true, _) => Afterwards::Running,
         (_, true) => Afterwards::Suspended,

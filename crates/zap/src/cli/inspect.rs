@@ -67,6 +67,9 @@ fn image(path: &Path, json: bool) -> Result<(), Failure> {
         return print_json(&inspect_image(&reader).map_err(RestartError::from)?);
     }
     let mut text = format!("{:18} {}\n{:18} {:?}\n", "Content", reader.id(), "Compression", reader.compression());
+    if let Some((id, path)) = reader.parent() {
+        text.push_str(&format!("{:18} {id}, written at {}\n", "Parent", path.display()));
+    }
     for (name, value) in reader.facts().as_object().into_iter().flatten() {
         text.push_str(&format!("{name:18} {value}\n"));
     }

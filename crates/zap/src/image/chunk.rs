@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::PartSink;
+use super::inherit::{Contents, Cutter, Parent, Stretch};
 
 /// Bytes of a chunk before compression; the last one may be shorter.
 pub(super) const CHUNK: usize = 1 << 20;
@@ -165,8 +166,63 @@ impl Out {
     }
 }
 
-/// Writes a file in chunks and keeps its entry.
+/// Writes a file in chunks and keeps its entry. What an earlier image has of it is referred to, not written.
 pub(super) struct ChunkWriter {
+    inherited: Option<Inherited>,
+    stored: Storing,
+}
+
+/// What of a file is in an earlier image.
+struct Inherited {
+    parent: Arc<Parent>,
+    cutter: Cutter,
+    contents: Contents,
+}
+
+/// A file that was written: where, what the manifest says of it, and what it is made of if not of itself alone.
+pub(super) struct Written {
+    pub(super) out: Out,
+    pub(super) entry: FileEntry,
+    pub(super) contents: Option<Contents>,
+}
+
+impl ChunkWriter {
+    pub(super) fn new(file: Out, name: &str, compression: Compression) -> ChunkWriter {
+        ChunkWriter { inherited: None, stored: Storing::new(file, name, compression) }
+    }
+
+    /// Likewise, but for what that image has already.
+    pub(super) fn child_of(mut self, parent: Option<&Arc<Parent>>) -> ChunkWriter {
+        self.inherited = parent.map(|parent| Inherited {
+            parent: parent.clone(),
+            cutter: Cutter::of(&self.stored.entry.name),
+            contents: Contents::default(),
+        });
+        self
+    }
+
+    pub(super) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some(Inherited { parent, cutter, contents }) = &mut self.inherited else {
+            return self.stored.append(bytes);
+        };
+        cutter.push(bytes, |block| self.stored.append_unless(parent, contents, block))
+    }
+
+    /// Ends the last chunk; the file is on its way to the disk but not synchronised.
+    pub(super) fn finish(self) -> io::Result<Written> {
+        let ChunkWriter { inherited, mut stored } = self;
+        let mut made_of = None;
+        if let Some(Inherited { parent, mut cutter, mut contents }) = inherited {
+            cutter.finish(|block| stored.append_unless(&parent, &mut contents, block))?;
+            made_of = Some(contents);
+        }
+        let (out, entry) = stored.finish()?;
+        Ok(Written { out, entry, contents: made_of })
+    }
+}
+
+/// What is really written of a file.
+struct Storing {
     file: Out,
     entry: FileEntry,
     hasher: crc32fast::Hasher,
@@ -174,13 +230,20 @@ pub(super) struct ChunkWriter {
     chunk: Vec<u8>,
 }
 
-impl ChunkWriter {
-    pub(super) fn new(file: Out, name: &str, compression: Compression) -> ChunkWriter {
+impl Storing {
+    fn new(file: Out, name: &str, compression: Compression) -> Storing {
         let entry = FileEntry { name: name.into(), length: 0, compression, stored: Vec::new(), crc32: Vec::new() };
-        ChunkWriter { file, entry, hasher: crc32fast::Hasher::new(), in_chunk: 0, chunk: Vec::new() }
+        Storing { file, entry, hasher: crc32fast::Hasher::new(), in_chunk: 0, chunk: Vec::new() }
     }
 
-    pub(super) fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    fn append_unless(&mut self, parent: &Parent, contents: &mut Contents, block: &[u8]) -> io::Result<()> {
+        let known = parent.find(&self.entry.name, block);
+        let own = Stretch { image: 0, offset: self.entry.length, length: block.len() as u64 };
+        contents.push(known.unwrap_or(own));
+        if known.is_none() { self.append(block) } else { Ok(()) }
+    }
+
+    fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let (now, later) = bytes.split_at(bytes.len().min(CHUNK - self.in_chunk));
             match self.entry.compression {
@@ -214,8 +277,7 @@ impl ChunkWriter {
         Ok(())
     }
 
-    /// Ends the last chunk; the file is on its way to the disk but not synchronised.
-    pub(super) fn finish(mut self) -> io::Result<(Out, FileEntry)> {
+    fn finish(mut self) -> io::Result<(Out, FileEntry)> {
         if self.in_chunk > 0 {
             self.end_chunk()?;
         }

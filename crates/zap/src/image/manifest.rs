@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ImageError;
 use super::chunk::FileEntry;
+use super::inherit::Ancestor;
 
 /// The version of the format that this zap writes and reads.
 pub const FORMAT: u32 = 1;
@@ -17,13 +18,16 @@ const SUM: &str = "crc32 ";
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Manifest {
-    /// BLAKE3 of the state and of every checksum: what a child image names its parent by.
+    /// BLAKE3 of the state, of every checksum, and of the ancestors' ids: what a child image names its parent by.
     pub(super) id: String,
     /// The architecture that it was written on.
     pub(super) machine: String,
     /// What the caller wants to be readable: the pod, the host, sizes.
     pub(super) facts: serde_json::Value,
     pub(super) files: Vec<FileEntry>,
+    /// Images in which parts of this one are stored, the parent first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) ancestors: Vec<Ancestor>,
 }
 
 impl Manifest {

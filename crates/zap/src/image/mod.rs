@@ -3,7 +3,7 @@
 //! An image is a directory: `manifest` (readable: format version, host and CPU facts, sizes, checksums), `state`
 //! (length-framed, (kind, version)-tagged, checksummed records), `data` (bulk bytes: pages, queue contents, deleted files;
 //! page-aligned where asked for; a CRC-32 every MiB) and `layer-*` (archives of the upper layer and of tmpfs contents).
-//! It appears under its name only when it is complete.
+//! It appears under its name only when it is complete. What an earlier image has already need not be in it (`inherit.rs`).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 
 mod chunk;
 mod frame;
+mod inherit;
 mod manifest;
 mod reader;
 mod received;
 mod sink;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -81,6 +83,19 @@ pub enum ImageError {
         path: PathBuf,
         /// What is wrong, and where.
         what: String,
+    },
+    /// Parts of it are stored in another image, which is not there.
+    #[error(
+        "{}: parts of it are in image {id}, which is neither at {} nor beside it: put it back",
+        path.display(), was.display()
+    )]
+    Orphan {
+        /// The image.
+        path: PathBuf,
+        /// The content id of the other.
+        id: String,
+        /// Where that was.
+        was: PathBuf,
     },
     /// It was written by another version of the format.
     #[error("{}: format version {found}, this zap reads {known}", path.display())]

@@ -7,13 +7,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::de::DeserializeOwned;
 
-use super::chunk::{ChunkPlace, Compression, FileEntry, Out};
+use super::chunk::{Compression, FileEntry, Out};
 use super::frame::{self, Record};
+use super::inherit::{self, Ancestor, Contents, Stretches};
 use super::manifest::Manifest;
-use super::verify::{Stored, verify};
+use super::stored::{Chunks, Stored, Whole, gathered, memory_file};
+use super::verify::{Stored as OnDisk, verify};
 use super::{DataRef, DataSink, ImageError, decode};
 use crate::parallel;
 
@@ -26,13 +27,49 @@ pub struct ImageReader {
     manifest: Manifest,
     state: Vec<u8>,
     /// One for each file of the manifest but the state, in its order.
-    files: Vec<(FileEntry, File)>,
+    files: Vec<Stored>,
+    /// The images that `manifest.ancestors` speaks of, each without ancestors of its own: what they store is what counts.
+    ancestors: Vec<ImageReader>,
+    /// All of the data, where it is not a plain file.
     plain: OnceLock<File>,
 }
 
 impl ImageReader {
-    /// Opens the image at `path`; checks the manifest, that nothing is missing or too much, and the state.
+    /// Opens the image at `path`, and those that it was written relative to; checks the manifest, that nothing is missing
+    /// or too much, and the state.
     pub fn open(path: &Path) -> Result<ImageReader, ImageError> {
+        let mut image = ImageReader::open_alone(path)?;
+        for ancestor in &image.manifest.ancestors {
+            let missing =
+                || ImageError::Orphan { path: path.to_owned(), id: ancestor.id.clone(), was: ancestor.path.clone() };
+            let found = inherit::find(ancestor, path).ok_or_else(missing)?;
+            image.ancestors.push(ImageReader::open_alone(&found)?);
+        }
+        image.inherit()?;
+        Ok(image)
+    }
+
+    /// Puts the files together from what this image and its ancestors store.
+    fn inherit(&mut self) -> Result<(), ImageError> {
+        if self.ancestors.is_empty() {
+            return Ok(());
+        }
+        let all: Stretches = self.one(inherit::KIND)?;
+        for (name, stretches) in all {
+            let stored = |image: u16| match image {
+                0 => self.manifest.file(&name).map(|file| file.length),
+                older => self.ancestors.get(usize::from(older) - 1)?.manifest.file(&name).map(|file| file.length),
+            };
+            let wrong = |what| self.bad_record(inherit::KIND, &format!("{name} has {what}, which are not there"));
+            let contents = Contents::checked(stretches, stored).map_err(wrong)?;
+            let file = self.files.iter_mut().find(|file| file.entry.name == name);
+            let Some(file) = file else { return Err(self.bad_record(inherit::KIND, &format!("it has no {name}"))) };
+            file.contents = contents;
+        }
+        Ok(())
+    }
+
+    fn open_alone(path: &Path) -> Result<ImageReader, ImageError> {
         let at = path.join("manifest");
         let manifest = match fs::read(&at) {
             Ok(bytes) => Manifest::from_bytes(&at, &bytes)?,
@@ -55,14 +92,24 @@ impl ImageReader {
             })?;
             match &*entry.name {
                 "state" => state = Some(read_state(&at, &file, entry)?),
-                _ => files.push((entry.clone(), file)),
+                _ => files.push(Stored::new(entry.clone(), file)),
             }
         }
         let state = state.ok_or_else(|| ImageError::damaged(&at, "it names no state"))?;
+        ImageReader::assemble(path, manifest, state, files)
+    }
+
+    fn assemble(
+        path: &Path,
+        manifest: Manifest,
+        state: Vec<u8>,
+        files: Vec<Stored>,
+    ) -> Result<ImageReader, ImageError> {
         if manifest.file("data").is_none() {
-            return Err(ImageError::damaged(&at, "it names no data"));
+            return Err(ImageError::damaged(path, "it names no data"));
         }
-        Ok(ImageReader { path: path.to_owned(), manifest, state, files, plain: OnceLock::new() })
+        let (path, ancestors, plain) = (path.to_owned(), Vec::new(), OnceLock::new());
+        Ok(ImageReader { path, manifest, state, files, ancestors, plain })
     }
 
     /// An image whose files, of which `manifest` speaks, are open and checked already.
@@ -71,14 +118,14 @@ impl ImageReader {
         manifest: Manifest,
         mut files: Vec<(FileEntry, File)>,
     ) -> Result<ImageReader, ImageError> {
+        if !manifest.ancestors.is_empty() {
+            return Err(ImageError::damaged(path, "parts of it are in another image"));
+        }
         let state = files.iter().position(|(entry, _)| entry.name == "state");
         let state = state.ok_or_else(|| ImageError::damaged(path, "it names no state"))?;
         let (entry, file) = files.remove(state);
         let state = read_frames(path, &file, &entry)?;
-        if manifest.file("data").is_none() {
-            return Err(ImageError::damaged(path, "it names no data"));
-        }
-        Ok(ImageReader { path: path.to_owned(), state, manifest, files, plain: OnceLock::new() })
+        ImageReader::assemble(path, manifest, state, files.into_iter().map(|(e, f)| Stored::new(e, f)).collect())
     }
 
     /// Checks every byte of the data.
@@ -92,9 +139,12 @@ impl ImageReader {
     }
 
     fn verify_files(&self, which: impl Fn(&str) -> bool) -> Result<(), ImageError> {
-        let wanted = self.files.iter().filter(|(entry, _)| which(&entry.name));
-        let stored = |entry, file| Stored { path: self.path.join(&FileEntry::clone(entry).name), file, entry };
-        verify(&wanted.map(|(entry, file)| stored(entry, file)).collect::<Vec<_>>())
+        let images = std::iter::once(self).chain(&self.ancestors);
+        let files = images.flat_map(|image| image.files.iter().map(move |file| (&image.path, file)));
+        let wanted = files.filter(|(_, file)| which(&file.entry.name));
+        let jobs =
+            wanted.map(|(path, Stored { file, entry, .. })| OnDisk { path: path.join(&entry.name), file, entry });
+        verify(&jobs.collect::<Vec<_>>())
     }
 
     /// Where it was opened.
@@ -107,14 +157,43 @@ impl ImageReader {
         &self.manifest.id
     }
 
+    /// The images in which parts of this one are stored, the parent first.
+    pub(super) fn ancestors(&self) -> impl Iterator<Item = &Ancestor> {
+        self.manifest.ancestors.iter()
+    }
+
+    /// The content id of the image that this one was written relative to, and where that was.
+    pub fn parent(&self) -> Option<(&str, &Path)> {
+        self.manifest.ancestors.first().map(|parent| (&*parent.id, &*parent.path))
+    }
+
     /// What the writer wanted people to read.
     pub fn facts(&self) -> &serde_json::Value {
         &self.manifest.facts
     }
 
-    /// Name, bytes on disk, and bytes after decompression of every file but the manifest.
+    /// Name, bytes on disk, and bytes that they and those of its ancestors are, of every file but the manifest.
     pub fn parts(&self) -> impl Iterator<Item = (&str, u64, u64)> {
-        self.manifest.files.iter().map(|f| (&*f.name, f.stored_length(), f.length))
+        let whole = |f: &FileEntry| self.file(&f.name).map_or(f.length, |file| file.contents.length());
+        self.manifest.files.iter().map(move |f| (&*f.name, f.stored_length(), whole(f)))
+    }
+
+    fn file(&self, name: &str) -> Option<&Stored> {
+        self.files.iter().find(|file| file.entry.name == name)
+    }
+
+    /// What the file of that name is made of: of nothing, if there is none.
+    pub(super) fn contents_of(&self, name: &str) -> Contents {
+        self.file(name).map(|file| file.contents.clone()).unwrap_or_default()
+    }
+
+    /// The contents of the file of that name, from a place on.
+    pub(super) fn contents_from(&self, name: &str, at: u64) -> Result<Whole<'_>, ImageError> {
+        let missing = || ImageError::damaged(&self.path.join(name), "it is missing");
+        let contents = &self.file(name).ok_or_else(missing)?.contents;
+        let image = std::iter::once(self).chain(&self.ancestors);
+        let stored = image.map(|image| image.file(name).map(|file| file.unpacked(&image.path)).transpose());
+        Ok(Whole { contents, stored: stored.collect::<Result<_, _>>()?, at })
     }
 
     /// How the data is stored.
@@ -140,8 +219,10 @@ impl ImageReader {
 
     /// Refuses records that the caller does not know: `known` are kinds with the highest version of each.
     pub fn check_kinds(&self, known: &[(&str, u16)]) -> Result<(), ImageError> {
-        let stranger =
-            self.all().find(|r| !known.iter().any(|(kind, version)| r.kind == *kind && r.version <= *version));
+        let own = [(inherit::KIND, inherit::VERSION)];
+        let stranger = self
+            .all()
+            .find(|r| !known.iter().chain(&own).any(|(kind, version)| r.kind == *kind && r.version <= *version));
         match stranger {
             None => Ok(()),
             Some(Record { kind, version, .. }) => {
@@ -203,7 +284,7 @@ impl ImageReader {
     }
 
     fn check_place(&self, place: DataRef) -> Result<(), ImageError> {
-        let length = self.manifest.file("data").map_or(0, |f| f.length);
+        let length = self.file("data").map_or(0, |file| file.contents.length());
         if place.offset.checked_add(place.length).is_none_or(|end| end > length) {
             let what = format!("{} bytes at {} are referred to, it has {length}", place.length, place.offset);
             return Err(ImageError::damaged(&self.path.join("data"), what));
@@ -222,63 +303,78 @@ impl ImageReader {
     }
 
     fn plain_data(&self) -> Result<&File, ImageError> {
-        let path = self.path.join("data");
-        let (entry, file) = self.files.iter().find(|f| f.0.name == "data").expect("checked when it was opened");
-        if entry.compression == Compression::None {
-            return Ok(file);
+        let data = self.file("data").expect("checked when it was opened");
+        if data.is_plain() {
+            return Ok(&data.file);
         }
         if let Some(plain) = self.plain.get() {
             return Ok(plain);
         }
-        let mut plain = memory_file("zap-data").map_err(ImageError::io("unpacking", &path))?;
-        let mut chunks = LayerReader::new(path.clone(), file, entry)?;
-        io::copy(&mut chunks, &mut plain).map_err(ImageError::io("unpacking", &path))?;
+        let plain = self.gather(data)?;
         Ok(self.plain.get_or_init(|| plain))
+    }
+
+    /// All of a file's contents.
+    fn gather(&self, stored: &Stored) -> Result<File, ImageError> {
+        let path = self.path.join(&stored.entry.name);
+        let failed = ImageError::io("unpacking", &path);
+        match self.ancestors.is_empty() {
+            true => gathered(&mut Chunks::new(path.clone(), &stored.file, &stored.entry)?).map_err(failed),
+            false => gathered(&mut self.contents_from(&stored.entry.name, 0)?).map_err(failed),
+        }
     }
 
     /// The names of the archives.
     pub fn layers(&self) -> impl Iterator<Item = &str> {
-        self.files.iter().filter_map(|(entry, _)| entry.name.strip_prefix("layer-"))
+        self.files.iter().filter_map(|file| file.entry.name.strip_prefix("layer-"))
     }
 
     /// An archive, as it was written.
     pub fn layer(&self, name: &str) -> Result<LayerReader<'_>, ImageError> {
-        let found = self.files.iter().find(|(entry, _)| entry.name.strip_prefix("layer-") == Some(name));
-        let path = self.path.join(format!("layer-{name}"));
-        match found {
-            Some((entry, file)) => LayerReader::new(path, file, entry),
-            None => Err(ImageError::damaged(&path, "it is missing")),
+        let name = format!("layer-{name}");
+        let path = self.path.join(&name);
+        let Some(file) = self.file(&name) else { return Err(ImageError::damaged(&path, "it is missing")) };
+        if self.ancestors.is_empty() {
+            return Ok(LayerReader(Box::new(Chunks::new(path, &file.file, &file.entry)?)));
         }
+        let whole = self.contents_from(&name, 0)?;
+        Ok(LayerReader(Box::new(io::BufReader::with_capacity(super::chunk::CHUNK, whole))))
     }
 
     /// Descriptors from which [`ImageReader::receive`] makes the same reader in a process that cannot see the path.
     pub fn share(&self) -> Result<Vec<OwnedFd>, ImageError> {
-        let doing = ImageError::io("sharing", &self.path);
+        // what is shared was verified here: the receiver has no use for checksums of another form of it
+        let plain_entry = |stored: &Stored| {
+            let length = stored.contents.length();
+            let crc32 = vec![0; length.div_ceil(super::chunk::CHUNK as u64) as usize];
+            FileEntry { length, compression: Compression::None, stored: Vec::new(), crc32, ..stored.entry.clone() }
+        };
         let mut manifest = self.manifest.clone();
-        let data = self.plain_data()?;
-        for entry in manifest.files.iter_mut().filter(|f| f.name == "data" && f.compression != Compression::None) {
-            // what is shared was verified here: the receiver has no use for checksums of the compressed form
-            let chunks = entry.length.div_ceil(super::chunk::CHUNK as u64) as usize;
-            *entry = FileEntry {
-                compression: Compression::None,
-                stored: Vec::new(),
-                crc32: vec![0; chunks],
-                ..entry.clone()
+        manifest.ancestors.clear();
+        let mut files = Vec::new();
+        for stored in &self.files {
+            let name = &stored.entry.name;
+            let as_it_is = stored.is_plain() || (name != "data" && self.ancestors.is_empty());
+            let file = match &**name {
+                "data" => self.plain_data()?.try_clone(),
+                _ if as_it_is => stored.file.try_clone(),
+                _ => Ok(self.gather(stored)?),
             };
+            files.push(file.map_err(ImageError::io("sharing", &self.path))?);
+            if let (Some(entry), false) = (manifest.files.iter_mut().find(|entry| entry.name == *name), as_it_is) {
+                *entry = plain_entry(stored);
+            }
         }
-        let share = || -> io::Result<Vec<OwnedFd>> {
+        let head = || -> io::Result<File> {
             let text = manifest.to_bytes();
             let mut head = memory_file("zap-state")?;
             head.write_all(&(text.len() as u64).to_le_bytes())?;
             head.write_all(&text)?;
             head.write_all(&self.state)?;
-            let mut shared = vec![head.into()];
-            for (entry, file) in &self.files {
-                shared.push(if entry.name == "data" { data.try_clone()? } else { file.try_clone()? }.into());
-            }
-            Ok(shared)
+            Ok(head)
         };
-        share().map_err(doing)
+        let head = head().map_err(ImageError::io("sharing", &self.path))?;
+        Ok(std::iter::once(head).chain(files).map(OwnedFd::from).collect())
     }
 
     /// The reader behind descriptors that [`ImageReader::share`] gave.
@@ -295,11 +391,12 @@ impl ImageReader {
         let (text, state) = rest.split_at_checked(u64::from_le_bytes(*length) as usize).ok_or_else(cut)?;
         let manifest = Manifest::from_bytes(&path, text)?;
         let entries: Vec<FileEntry> = manifest.files.iter().filter(|f| f.name != "state").cloned().collect();
-        let files: Vec<(FileEntry, File)> = entries.into_iter().zip(shared).collect();
+        let files: Vec<Stored> =
+            entries.into_iter().zip(shared).map(|(entry, file)| Stored::new(entry, file)).collect();
         if files.len() + 1 != manifest.files.len() {
             return Err(cut());
         }
-        Ok(ImageReader { path, state: state.to_vec(), manifest, files, plain: OnceLock::new() })
+        ImageReader::assemble(&path, manifest, state.to_vec(), files)
     }
 
     /// A reader of what a sink of no image has kept, without records: for tests of what goes into one.
@@ -308,21 +405,18 @@ impl ImageReader {
         let mut file = memory_file("zap-data")?;
         let mut out = super::chunk::ChunkWriter::new(Out::File(file.try_clone()?), "data", Compression::None);
         out.append(&bytes)?;
-        let (_, entry) = out.finish()?;
+        let entry = out.finish()?.entry;
         file.rewind()?;
         let manifest = Manifest {
             id: String::new(),
             machine: std::env::consts::ARCH.into(),
             facts: serde_json::Value::Null,
             files: vec![entry.clone()],
+            ancestors: Vec::new(),
         };
-        let (path, plain) = (PathBuf::from("memory"), OnceLock::new());
-        Ok(ImageReader { path, manifest, state: Vec::new(), files: vec![(entry, file)], plain })
+        let files = vec![Stored::new(entry, file)];
+        ImageReader::assemble(Path::new("memory"), manifest, Vec::new(), files).map_err(io::Error::other)
     }
-}
-
-pub(super) fn memory_file(name: &str) -> io::Result<File> {
-    Ok(File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?))
 }
 
 fn refuse_strangers(path: &Path, manifest: &Manifest) -> Result<(), ImageError> {
@@ -338,7 +432,7 @@ fn refuse_strangers(path: &Path, manifest: &Manifest) -> Result<(), ImageError> 
 }
 
 fn read_state(path: &Path, file: &File, entry: &FileEntry) -> Result<Vec<u8>, ImageError> {
-    verify(&[Stored { path: path.to_owned(), file, entry }])?;
+    verify(&[OnDisk { path: path.to_owned(), file, entry }])?;
     read_frames(path, file, entry)
 }
 
@@ -354,35 +448,10 @@ fn read_frames(path: &Path, file: &File, entry: &FileEntry) -> Result<Vec<u8>, I
 }
 
 /// Reads an archive of an image from its beginning, unpacked.
-pub struct LayerReader<'a> {
-    path: PathBuf,
-    file: &'a File,
-    compression: Compression,
-    places: std::vec::IntoIter<ChunkPlace>,
-    chunk: Vec<u8>,
-    done: usize,
-}
-
-impl<'a> LayerReader<'a> {
-    fn new(path: PathBuf, file: &'a File, entry: &FileEntry) -> Result<LayerReader<'a>, ImageError> {
-        let places = entry.chunks().map_err(|what| ImageError::damaged(&path, what))?.into_iter();
-        Ok(LayerReader { path, file, compression: entry.compression, places, chunk: Vec::new(), done: 0 })
-    }
-}
+pub struct LayerReader<'a>(Box<dyn Read + 'a>);
 
 impl Read for LayerReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.done == self.chunk.len() {
-            let Some(place) = self.places.next() else { return Ok(0) };
-            let mut stored = vec![0; place.stored];
-            self.file.read_exact_at(&mut stored, place.offset)?;
-            let named = |what| io::Error::other(format!("{}: {what}", self.path.display()));
-            self.chunk = self.compression.unpack(&stored, place.length).map_err(named)?;
-            self.done = 0;
-        }
-        let now = buffer.len().min(self.chunk.len() - self.done);
-        buffer[..now].copy_from_slice(&self.chunk[self.done..self.done + now]);
-        self.done += now;
-        Ok(now)
+        self.0.read(buffer)
     }
 }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::ImageError;
 use super::chunk::{CHUNK, Compression, FileEntry};
 use super::manifest::Manifest;
-use super::reader::{ImageReader, memory_file};
+use super::reader::ImageReader;
+use super::stored::memory_file;
 
 /// An image on its way in. Dropped, it leaves nothing.
 pub struct ReceivedImage {

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::DataRef;
-use super::chunk::{ChunkWriter, FileEntry, Out};
+use super::chunk::{ChunkWriter, Written};
 
 /// Bytes of a page; what [`DataSink::append_pages`] aligns to.
 const PAGE: u64 = 4096;
@@ -54,7 +54,7 @@ impl DataSink {
         Ok(())
     }
 
-    pub(super) fn finish(mut self) -> io::Result<Option<(Out, FileEntry)>> {
+    pub(super) fn finish(mut self) -> io::Result<Option<Written>> {
         self.flush()?;
         self.out.take().map(ChunkWriter::finish).transpose()
     }

@@ -57,6 +57,83 @@ fn what_was_written_is_read() {
     }
 }
 
+/// Writes an image relative to another: the last of 700 pages and a word in the middle of its archive differ by `version`.
+fn write_child(at: &Path, parent: Option<&Path>, compression: Compression, version: u8) -> Summary {
+    let mut writer = ImageWriter::create_child(at, compression, parent).unwrap();
+    writer.record("pod", 1, &version);
+    let mut pages: Vec<u8> = (0..700 * 4096u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    pages[699 * 4096..].fill(version);
+    writer.data.append_pages(pages);
+    let mut layer = writer.layer("upper").unwrap();
+    let noise = |seed: u32| (0..400_000u32).map(|i| (i.wrapping_mul(seed) >> 9) as u8).collect::<Vec<u8>>();
+    layer.write_all(&noise(2_654_435_761)).unwrap();
+    layer.write_all(&vec![version; usize::from(version) * 1_000]).unwrap();
+    layer.write_all(&noise(2_246_822_519)).unwrap();
+    writer.close_layer(layer).unwrap();
+    writer.finish(&serde_json::json!({})).unwrap()
+}
+
+#[test]
+fn a_child_is_small_and_as_whole_as_its_parent() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let contents = |path: &Path| {
+        let reader = ImageReader::open(path).unwrap();
+        reader.verify_layers().and_then(|()| reader.verify_data()).unwrap();
+        reader.check_kinds(&[("pod", 1)]).unwrap();
+        let length = reader.parts().find(|part| part.0 == "data").unwrap().2;
+        let of = |reader: &ImageReader| {
+            let mut layer = Vec::new();
+            reader.layer("upper").unwrap().read_to_end(&mut layer).unwrap();
+            (reader.one::<u8>("pod").unwrap(), reader.read(DataRef { offset: 0, length }).unwrap(), layer)
+        };
+        let whole = of(&reader);
+        assert!(whole == of(&ImageReader::receive(reader.share().unwrap()).unwrap()));
+        whole
+    };
+    for compression in ALL {
+        let name = |n: u8| format!("{compression:?}-{n}");
+        write_child(&at(&name(0)), None, compression, 1);
+        for n in 1..4 {
+            // every generation with another compression than its parent
+            let other = ALL[usize::from(n) % 3];
+            let parent = at(&name(n - 1));
+            let written = write_child(&at(&name(n)), Some(&parent), other, n + 1);
+            assert!(written.data_bytes <= 4096 && written.layer_bytes < 300_000, "{written:?}");
+            write_child(&at("whole"), None, compression, n + 1);
+            assert!(contents(&at(&name(n))) == contents(&at("whole")), "generation {n} of {compression:?}");
+            fs::remove_dir_all(at("whole")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_parent_is_found_by_its_content_or_missed_by_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let [parent, child, moved] = ["parent", "child", "moved"].map(|name| dir.path().join(name));
+    write_child(&parent, None, Compression::None, 1);
+    write_child(&child, Some(&parent), Compression::None, 2);
+    assert_eq!(ImageReader::open(&child).unwrap().parent().map(|p| p.1), Some(&*parent));
+    fs::rename(&parent, &moved).unwrap();
+    // another image where the parent was
+    write_child(&parent, None, Compression::None, 3);
+    check(&child).unwrap();
+    let data = moved.join("data");
+    let whole = fs::read(&data).unwrap();
+    fs::write(&data, &whole[1..]).unwrap();
+    assert!(check(&child).unwrap_err().to_string().contains("moved/data"));
+    fs::write(&data, whole).unwrap();
+    check(&child).unwrap();
+    fs::remove_dir_all(&moved).unwrap();
+    let missed = ImageReader::open(&child).err().unwrap();
+    assert!(matches!(missed, ImageError::Orphan { .. }), "{missed}");
+    assert!(matches!(
+        ImageWriter::create_child(&moved, Compression::None, Some(&child)).err(),
+        Some(ImageError::Orphan { .. })
+    ));
+    assert!(!moved.exists() && fs::read_dir(dir.path()).unwrap().count() == 2);
+}
+
 #[test]
 fn it_appears_whole_or_not_at_all() {
     let dir = tempfile::tempdir().unwrap();

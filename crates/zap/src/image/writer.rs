@@ -9,8 +9,9 @@ use std::sync::Arc;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use serde::Serialize;
 
-use super::chunk::{ChunkWriter, Compression, FileEntry, Out};
+use super::chunk::{ChunkWriter, Compression, Out, Written};
 use super::frame::{self, Record};
+use super::inherit::{self, Contents, Parent, Stretches};
 use super::manifest::Manifest;
 use super::{DataSink, ImageError, PartSink, encode};
 
@@ -19,8 +20,9 @@ pub struct ImageWriter {
     /// Bulk bytes.
     pub data: DataSink,
     state: Vec<u8>,
-    layers: Vec<(Out, FileEntry)>,
+    layers: Vec<Written>,
     compression: Compression,
+    parent: Option<Arc<Parent>>,
     home: Home,
     path: PathBuf,
 }
@@ -44,7 +46,7 @@ impl Home {
         }
     }
 
-    fn whole(&self, name: &str, bytes: &[u8]) -> Result<(Out, FileEntry), ImageError> {
+    fn whole(&self, name: &str, bytes: &[u8]) -> Result<Written, ImageError> {
         let mut out = ChunkWriter::new(self.file(name)?, name, Compression::None);
         let written = out.append(bytes).and_then(|()| out.finish());
         written.map_err(ImageError::io("writing", &self.place(name)))
@@ -91,20 +93,36 @@ impl Write for LayerWriter {
 impl ImageWriter {
     /// Starts an image that will appear at `path`, which must not exist.
     pub fn create(path: &Path, compression: Compression) -> Result<ImageWriter, ImageError> {
+        ImageWriter::create_child(path, compression, None)
+    }
+
+    /// Likewise, but what the image at `parent` has already is not stored again.
+    pub fn create_child(
+        path: &Path,
+        compression: Compression,
+        parent: Option<&Path>,
+    ) -> Result<ImageWriter, ImageError> {
         if fs::symlink_metadata(path).is_ok() {
             return Err(ImageError::Exists(path.to_owned()));
         }
-        ImageWriter::at(Home::Directory(Partial::create(path)?), path.to_owned(), compression)
+        let parent = parent.map(Parent::open).transpose()?.map(Arc::new);
+        ImageWriter::at(Home::Directory(Partial::create(path)?), path.to_owned(), compression, parent)
     }
 
     /// Starts an image whose parts are put together elsewhere. Nothing of it is compressed.
     pub fn sending(sink: Arc<dyn PartSink>) -> Result<ImageWriter, ImageError> {
-        ImageWriter::at(Home::Elsewhere(sink), PathBuf::new(), Compression::None)
+        ImageWriter::at(Home::Elsewhere(sink), PathBuf::new(), Compression::None, None)
     }
 
-    fn at(home: Home, path: PathBuf, compression: Compression) -> Result<ImageWriter, ImageError> {
-        let data = DataSink::new(ChunkWriter::new(home.file("data")?, "data", compression));
-        Ok(ImageWriter { data, state: Vec::new(), layers: Vec::new(), compression, home, path })
+    fn at(
+        home: Home,
+        path: PathBuf,
+        compression: Compression,
+        parent: Option<Arc<Parent>>,
+    ) -> Result<ImageWriter, ImageError> {
+        let data = ChunkWriter::new(home.file("data")?, "data", compression).child_of(parent.as_ref());
+        let data = DataSink::new(data);
+        Ok(ImageWriter { data, state: Vec::new(), layers: Vec::new(), compression, parent, home, path })
     }
 
     /// Adds a record of state. It stays in memory until the end.
@@ -115,7 +133,8 @@ impl ImageWriter {
     /// Starts an archive. Its name is plain: no slash.
     pub fn layer(&mut self, name: &str) -> Result<LayerWriter, ImageError> {
         let name = format!("layer-{name}");
-        Ok(LayerWriter { out: ChunkWriter::new(self.home.file(&name)?, &name, self.compression) })
+        let out = ChunkWriter::new(self.home.file(&name)?, &name, self.compression);
+        Ok(LayerWriter { out: out.child_of(self.parent.as_ref()) })
     }
 
     /// Ends an archive and makes it part of the image.
@@ -127,16 +146,24 @@ impl ImageWriter {
 
     /// Completes the image: writes what is pending, synchronises, and gives it its name. `facts` are for people to read.
     pub fn finish(self, facts: &impl Serialize) -> Result<Summary, ImageError> {
-        let ImageWriter { data, state, layers, home, path, .. } = self;
+        let ImageWriter { data, mut state, layers, home, path, parent, .. } = self;
         let data = data.finish().map_err(ImageError::io("writing", &home.place("data")))?;
-        let mut parts: Vec<(Out, FileEntry)> = vec![home.whole("state", &state)?];
-        parts.extend(data);
-        parts.extend(layers);
-        let facts = serde_json::to_value(facts).unwrap_or_default();
-        let files: Vec<FileEntry> = parts.iter().map(|p| p.1.clone()).collect();
-        let manifest =
-            Manifest { id: content_id(&state, &files), machine: std::env::consts::ARCH.into(), facts, files };
-        let manifest = manifest.to_bytes();
+        let mut parts: Vec<Written> = data.into_iter().chain(layers).collect();
+        let made_of = parts.iter_mut().filter_map(|part| Some((part.entry.name.clone(), part.contents.take()?)));
+        let made_of: Stretches = made_of.map(|(name, contents)| (name, Contents::into_stretches(contents))).collect();
+        if parent.is_some() {
+            let body = encode(&made_of);
+            frame::push(&mut state, Record { kind: inherit::KIND, version: inherit::VERSION, body: &body });
+        }
+        parts.insert(0, home.whole("state", &state)?);
+        let manifest = Manifest {
+            id: String::new(),
+            machine: std::env::consts::ARCH.into(),
+            facts: serde_json::to_value(facts).unwrap_or_default(),
+            files: parts.iter().map(|part| part.entry.clone()).collect(),
+            ancestors: parent.map(|parent| parent.ancestors.clone()).unwrap_or_default(),
+        };
+        let manifest = Manifest { id: content_id(&state, &manifest), ..manifest }.to_bytes();
         match home {
             Home::Elsewhere(sink) => {
                 sink.complete(&manifest).map_err(ImageError::io("sending", Path::new("manifest")))?
@@ -144,8 +171,8 @@ impl ImageWriter {
             Home::Directory(partial) => {
                 let home = Home::Directory(partial);
                 parts.push(home.whole("manifest", &manifest)?);
-                for (file, entry) in &parts {
-                    file.sync().map_err(ImageError::io("synchronising", &home.place(&entry.name)))?;
+                for Written { out, entry, .. } in &parts {
+                    out.sync().map_err(ImageError::io("synchronising", &home.place(&entry.name)))?;
                 }
                 if let Home::Directory(partial) = home {
                     partial.complete(&path)?;
@@ -156,10 +183,13 @@ impl ImageWriter {
     }
 }
 
-fn content_id(state: &[u8], files: &[FileEntry]) -> String {
+fn content_id(state: &[u8], manifest: &Manifest) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(state);
-    for file in files {
+    for ancestor in &manifest.ancestors {
+        hasher.update(ancestor.id.as_bytes());
+    }
+    for file in &manifest.files {
         hasher.update(file.name.as_bytes());
         for sum in &file.crc32 {
             hasher.update(&sum.to_le_bytes());
@@ -168,9 +198,9 @@ fn content_id(state: &[u8], files: &[FileEntry]) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-fn summarize(parts: &[(Out, FileEntry)]) -> Summary {
+fn summarize(parts: &[Written]) -> Summary {
     let mut summary = Summary::default();
-    for (_, entry) in parts {
+    for Written { entry, .. } in parts {
         let bytes = entry.stored_length();
         summary.bytes += bytes;
         match &*entry.name {
