@@ -172,14 +172,4 @@ macro_rules! on_each_size {
     )*};
 }
 
-on_each_size!(classic: Desktop::Classic);
-
-/// Its screen is not compared yet: see docs/known-failures.md.
-mod full {
-    use super::*;
-
-    #[test]
-    fn a_person_works_undisturbed() {
-        super::a_person_works_undisturbed(Desktop::Full);
-    }
-}
+on_each_size!(classic: Desktop::Classic, full: Desktop::Full);

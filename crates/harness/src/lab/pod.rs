@@ -92,9 +92,14 @@ impl Pod<'_> {
         Ok(served_at(self.address.with_context(|| format!("pod {} has no address", self.name))?))
     }
 
-    /// What it has printed.
+    /// What it has printed, to its error output last.
     pub fn log(&self) -> String {
-        self.lab.zap(&["logs", &self.name]).map_or_else(|e| format!("({e:#})"), |(text, _)| text)
+        match self.lab.try_zap(&["logs", &self.name]) {
+            Ok((output, _)) => {
+                [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat()
+            }
+            Err(error) => format!("({error:#})"),
+        }
     }
 
     /// Runs a command in it, and gives what it printed.

@@ -67,12 +67,15 @@ pub const SHELL: Region = Region::new(10, 380, 400, 140);
 /// Where the file manager of the classic desktop says how much room the disk has.
 const FREE_SPACE: Region = Region::new(150, 714, 280, 26);
 
-/// The counting shell, the panel's clock, the title of the tab with timers, and how much room the disk has.
-const FULL_MOVES: [Region; 4] = [
+/// The counting shell, the panel's clock, the title of the tab with timers, how much room the disk has, and the lower edge
+/// of the panel's buttons: its shade is another (by one) once all of the panel has been painted at once, which happens
+/// first when the clock comes to another minute.
+const FULL_MOVES: [Region; 5] = [
     Region::new(0, 28, 316, 168),
     Region::new(904, 0, 90, 27),
     Region::new(800, 60, 170, 40),
     Region::new(300, 734, 190, 28),
+    Region::new(108, 26, 660, 1),
 ];
 
 impl Workload for Desktop {

@@ -5,11 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use harness::lab::{Pod, wait_until};
 use harness::viewer::{Picture, Region, Viewer, keys};
-use harness::workload::{CLOCK, COUNTER, Desktop, HOME_IN_POD, SHELL};
+use harness::workload::{Desktop, HOME_IN_POD, SHELL};
 
 /// Places on the screen.
 const EDITOR: Region = Region::new(10, 170, 400, 150);
 const EDITOR_OF_FULL: Region = Region::new(6, 262, 350, 110);
+/// In the counting terminal of either size.
+const IN_COUNTER: (u16, u16) = (150, 110);
 const EDITOR_CORNER: (u16, u16) = (431, 350);
 const FIRST_WORD: (u16, u16) = (20, 173);
 const TITLE_OF_EMACS: (u16, u16) = (690, 359);
@@ -52,7 +54,7 @@ impl<'a> Person<'a> {
         self.type_into_notes(", some more");
     }
 
-    fn editor(&self) -> Region {
+    pub(crate) fn editor(&self) -> Region {
         match self.desktop {
             Desktop::Classic => EDITOR,
             Desktop::Full => EDITOR_OF_FULL,
@@ -79,7 +81,10 @@ impl<'a> Person<'a> {
                 self.follows_a_link();
                 self.uses_emacs();
             }
-            Desktop::Full => self.works_with_xfce(),
+            Desktop::Full => {
+                self.stops_and_continues();
+                self.works_with_xfce();
+            }
         }
         self.sees_it_count();
     }
@@ -116,7 +121,7 @@ impl<'a> Person<'a> {
         self.pod.exec(&[&["env", "DISPLAY=:1", &bus], command].concat())
     }
 
-    fn await_file(&self, file: &str, content: &str) {
+    pub(crate) fn await_file(&self, file: &str, content: &str) {
         wait_until(&format!("{file} to be saved"), || {
             let now = self.read(file)?;
             ensure!(now == content, "it says {now:?}, not {content:?}");
@@ -154,7 +159,7 @@ impl<'a> Person<'a> {
 
     /// Job control: Ctrl-Z, fg.
     fn stops_and_continues(&mut self) {
-        self.turn_to("counter", COUNTER.middle());
+        self.turn_to("counter", IN_COUNTER);
         self.viewer.press(&[keys::CONTROL, keys::of('z')]).unwrap();
         let state = || self.pod.exec(&["sh", "-c", "cut -d' ' -f3 /proc/$(pgrep -o -x count)/stat"]);
         wait_until("the counting to stop", || {
@@ -182,11 +187,16 @@ impl<'a> Person<'a> {
         self.viewer.mouse(to, None).unwrap();
     }
 
-    /// Makes the editor's window larger; the editor is told.
+    /// Makes the editor's window larger by its corner.
     fn resizes(&self) {
         let (x, y) = EDITOR_CORNER;
         self.drags((x, y), (x + 60, y + 26));
         self.turn_to("editor", self.editor().middle());
+        self.editor_knows_its_size();
+    }
+
+    /// The editor has been told that its window is larger.
+    pub(crate) fn editor_knows_its_size(&self) {
         wait_until("the editor to know its new size", || {
             self.viewer.type_text(":call writefile([&columns . ' ' . &lines], 'size')\n")?;
             let size = self.read("size")?;
@@ -198,13 +208,18 @@ impl<'a> Person<'a> {
         .unwrap();
     }
 
-    /// Copies a word from the editor into the shell in tmux, and a text from here.
-    fn copies(&self) {
+    /// Selects a word in the editor.
+    pub(crate) fn selects(&self, word: (u16, u16)) {
         // Longer than a double click, so that the click before is not one of these.
         std::thread::sleep(Duration::from_millis(300));
-        self.viewer.click(FIRST_WORD, 1).unwrap();
-        self.viewer.click(FIRST_WORD, 1).unwrap();
+        self.viewer.click(word, 1).unwrap();
+        self.viewer.click(word, 1).unwrap();
         self.viewer.await_text("a word to be selected", |text| text == "Notes").unwrap();
+    }
+
+    /// Copies a word from the editor into the shell in tmux, and a text from here.
+    fn copies(&self) {
+        self.selects(FIRST_WORD);
         self.turn_to("tmux", SHELL.middle());
         self.pastes("Notes");
         self.viewer.cut("from the other side").unwrap();
@@ -213,12 +228,17 @@ impl<'a> Person<'a> {
 
     fn pastes(&self, text: &str) {
         self.viewer.type_text("clear; echo ").unwrap();
-        let before = self.viewer.settled(&[COUNTER, CLOCK], Duration::from_millis(100)).unwrap().part(SHELL);
-        self.viewer.click(SHELL.middle(), 2).unwrap();
-        let pasted = |picture: &Picture| (picture.part(SHELL) != before).then_some(());
-        self.viewer.await_picture("what was copied to be pasted", pasted).unwrap();
+        self.pastes_at(SHELL);
         self.viewer.type_text(" >~/pasted\n").unwrap();
         self.await_file("pasted", &format!("{text}\n"));
+    }
+
+    /// Pastes into a terminal, and waits until it is to be seen there.
+    pub(crate) fn pastes_at(&self, terminal: Region) {
+        let before = self.viewer.settled(self.desktop.moving(), Duration::from_millis(100)).unwrap().part(terminal);
+        self.viewer.click(terminal.middle(), 2).unwrap();
+        let pasted = |picture: &Picture| (picture.part(terminal) != before).then_some(());
+        self.viewer.await_picture("what was copied to be pasted", pasted).unwrap();
     }
 
     /// Starts programs from the shell in tmux, one with a window of its own.
@@ -259,7 +279,7 @@ impl<'a> Person<'a> {
     /// Moves the window of emacs, and edits in it.
     fn uses_emacs(&self) {
         let place = || self.ask(&["xdotool", "search", "--onlyvisible", "--name", "^emacs$", "getwindowgeometry"]);
-        let before = place().unwrap();
+        let before = wait_until("the place of emacs", place).unwrap();
         let (x, y) = TITLE_OF_EMACS;
         self.drags((x, y), (x - 20, y + 12));
         wait_until("emacs to be elsewhere", || {

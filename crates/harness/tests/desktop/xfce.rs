@@ -2,12 +2,18 @@
 
 use anyhow::{Context, ensure};
 use harness::lab::wait_until;
-use harness::viewer::Region;
+use harness::viewer::{Region, keys};
+use harness::workload::HOME_IN_POD;
 
 use super::person::Person;
 
 /// Where Thunar says how many files there are.
 const FILE_COUNT: Region = Region::new(186, 736, 100, 22);
+/// The button that makes the editor's window as large as the screen.
+const MAXIMIZE: (u16, u16) = (335, 245);
+const FIRST_WORD: (u16, u16) = (20, 268);
+/// The text of a new terminal.
+const NEWCOMER: Region = Region::new(506, 430, 228, 60);
 /// A link in the page that Firefox shows.
 const LINK: (u16, u16) = (500, 270);
 /// The fourth tab.
@@ -17,7 +23,8 @@ impl Person<'_> {
     pub(crate) fn works_with_xfce(&self) {
         self.is_answered_by_xfce();
         self.finds_a_new_file(FILE_COUNT);
-        self.starts_a_terminal();
+        self.resizes_by_a_button();
+        self.copies_into_new_terminals();
         self.loads_a_page();
         self.sees_timers_run();
     }
@@ -27,10 +34,44 @@ impl Person<'_> {
         assert_eq!(theme.trim(), "4", "the settings daemon");
     }
 
-    fn starts_a_terminal(&self) {
-        self.pod.exec(&["sh", "-c", "DISPLAY=:1 xterm -T newcomer </dev/null >/dev/null 2>&1 &"]).unwrap();
-        let window = self.window("newcomer");
-        self.ask(&["xdotool", "windowkill", &window]).unwrap();
+    /// Makes the editor's window as large as the screen, and then as it was.
+    fn resizes_by_a_button(&self) {
+        self.turn_to("editor", self.editor().middle());
+        self.viewer.click(MAXIMIZE, 1).unwrap();
+        self.await_width_of_editor("the editor's window to be large", |width| width > 900);
+        self.editor_knows_its_size();
+        self.viewer.press(&[keys::ALT, keys::function(10)]).unwrap();
+        self.await_width_of_editor("the editor's window to be small again", |width| width < 400);
+    }
+
+    fn await_width_of_editor(&self, what: &str, wanted: impl Fn(u32) -> bool) {
+        wait_until(what, || {
+            let said = self.ask(&["xdotool", "search", "--name", "^editor$", "getwindowgeometry"])?;
+            let (_, size) = said.split_once("Geometry: ").context("no size")?;
+            let (width, _) = size.split_once('x').context("no width")?;
+            ensure!(wanted(width.parse()?), "{said}");
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    /// Copies a word from the editor into a new terminal, and a text from here into another one.
+    fn copies_into_new_terminals(&self) {
+        self.selects(FIRST_WORD);
+        self.pastes_into_a_new_terminal("Notes");
+        self.viewer.cut("from the other side").unwrap();
+        self.pastes_into_a_new_terminal("from the other side");
+    }
+
+    fn pastes_into_a_new_terminal(&self, text: &str) {
+        let program = format!("read text; echo \"$text\" >{HOME_IN_POD}/pasted");
+        let terminal = format!("DISPLAY=:1 xterm -T newcomer -geometry 40x6+500+400 -e sh -c '{program}'");
+        self.pod.exec(&["sh", "-c", &format!("{terminal} </dev/null >/dev/null 2>&1 &")]).unwrap();
+        self.window("newcomer");
+        self.turn_to("newcomer", NEWCOMER.middle());
+        self.pastes_at(NEWCOMER);
+        self.viewer.type_text("\n").unwrap();
+        self.await_file("pasted", &format!("{text}\n"));
     }
 
     /// A page that Firefox has not seen before.
