@@ -36,6 +36,10 @@ test NAME='': build
 test-quick:
     cargo test --workspace --lib
 
+# Generated programs through checkpoints, for hours: `just soak 1000000`; ZAP_SEED=… tries a set of them again
+soak CASES='100000': build
+    PROPTEST_CASES={{CASES}} cargo test -p harness --test properties cannot_be_told -- --nocapture
+
 # What this host offers, feature by feature
 check: build
     target/debug/zap check

@@ -33,6 +33,24 @@ pub enum Kind {
     File,
     /// A file opened for appending.
     Append,
+    /// A named pipe.
+    Fifo,
+    /// A pseudo-terminal: written to at the slave, read from at the master.
+    Pty,
+    /// A memfd.
+    Memfd,
+    /// A pair of connected Unix datagram sockets.
+    Datagrams,
+    /// A pair of connected Unix sockets over which other channels are passed.
+    Post,
+    /// A timerfd that is armed far in the future, or not.
+    Timer,
+    /// A signalfd.
+    Signals,
+    /// A POSIX message queue.
+    Queue,
+    /// An epoll instance.
+    Epoll,
 }
 
 /// What a process does. Numbers of regions, channels and processes are modulo what there is.
@@ -62,6 +80,47 @@ pub enum Op {
         /// With what.
         seed: u8,
     },
+    /// Maps a file.
+    MapFile {
+        /// Which channel.
+        channel: u8,
+        /// Whether writes reach the file.
+        shared: bool,
+    },
+    /// Makes a region bigger or smaller, at its place.
+    Resize {
+        /// Which.
+        region: u8,
+        /// Its new size.
+        pages: u8,
+    },
+    /// Tells the kernel how a region will be used (madvise(2), mlock(2)).
+    Advise {
+        /// Which.
+        region: u8,
+        /// What.
+        advice: u8,
+    },
+    /// Removes a System V segment.
+    RemoveSegment(u8),
+    /// Adds to or takes from a System V semaphore.
+    Semaphore {
+        /// Which set.
+        key: u8,
+        /// How much.
+        change: i8,
+        /// Whether the end of the process undoes it.
+        undo: bool,
+    },
+    /// Sends a System V message.
+    Message {
+        /// To which queue.
+        key: u8,
+        /// Its type and length.
+        bytes: u8,
+    },
+    /// Takes a System V message.
+    Receive(u8),
     /// Changes the protection of a region.
     Protect {
         /// Which.
@@ -96,6 +155,46 @@ pub enum Op {
     },
     /// Removes a file's name.
     Unlink(u8),
+    /// Gives a file another name.
+    Rename(u8),
+    /// Makes a file longer.
+    Grow {
+        /// Which channel.
+        channel: u8,
+        /// Bytes at least.
+        bytes: u16,
+    },
+    /// Has the channel once more, with the same open files.
+    Dup(u8),
+    /// Tries to lock a range of a file, as fcntl(2) does.
+    LockRange {
+        /// Which channel.
+        channel: u8,
+        /// First byte.
+        start: u8,
+        /// For the open file instead of the process.
+        open_file: bool,
+    },
+    /// Sends a channel over another that is for this ([`Kind::Post`]).
+    Pass {
+        /// Which.
+        channel: u8,
+        /// Over which.
+        over: u8,
+    },
+    /// Receives a channel.
+    Fetch(u8),
+    /// Has an epoll instance watch a channel.
+    Watch {
+        /// Which instance.
+        epoll: u8,
+        /// What.
+        channel: u8,
+        /// How: bits of edge-triggered, one-shot.
+        how: u8,
+    },
+    /// Asks an epoll instance what is ready.
+    Ready(u8),
     /// Tries to lock a file, as flock(2) does.
     Lock(u8),
     /// Closes a channel.
@@ -112,6 +211,23 @@ pub enum Op {
         to: u8,
         /// Which signal.
         signal: u8,
+    },
+    /// Stops another process, but for the first.
+    Stop(u8),
+    /// Lets a process that was stopped go on.
+    Continue(u8),
+    /// Starts a thread that waits for ever.
+    Thread(u8),
+    /// Arms a timer that signals, far in the future.
+    Alarm(u8),
+    /// Becomes another user; nothing for the first process.
+    User(u8),
+    /// Sets a priority, an affinity, or a switch of prctl(2).
+    Tune {
+        /// Which.
+        what: u8,
+        /// To what.
+        value: u8,
     },
     /// Sets the file mode creation mask.
     Umask(u8),

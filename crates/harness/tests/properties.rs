@@ -1,6 +1,7 @@
 //! Properties over generated pods: a checkpoint cannot be told from none, names stay the pod's own, nothing is left.
 //!
-//! `PROPTEST_CASES` says how many cases of each property are tried, `ZAP_SEED` which ones.
+//! `PROPTEST_CASES` says how many cases of each property are tried, `ZAP_SEED` which ones, `ZAP_SHRINK` in how
+//! many steps at most a failing one is made smaller.
 
 #![allow(clippy::unwrap_used)]
 
@@ -31,8 +32,13 @@ where
     let cases = number("PROPTEST_CASES").map_or(cases, |cases| cases as u32);
     eprintln!("ZAP_SEED={seed} PROPTEST_CASES={cases}");
     let bytes: Vec<u8> = seed.to_ne_bytes().repeat(4);
-    let config =
-        Config { cases, max_shrink_iters: 40, max_shrink_time: 60_000, failure_persistence: None, ..Config::default() };
+    let config = Config {
+        cases,
+        max_shrink_iters: number("ZAP_SHRINK").unwrap_or(40) as u32,
+        max_shrink_time: 60_000,
+        failure_persistence: None,
+        ..Config::default()
+    };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     if let Err(error) = runner.run(&strategy, property) {
         panic!("with ZAP_SEED={seed}: {error}");
@@ -61,7 +67,7 @@ fn text(line: Option<&str>) -> &str {
 #[test]
 fn a_checkpoint_cannot_be_told_from_none() {
     let lab = Lab::new().unwrap();
-    check(4, case(), |case: Case| {
+    check(60, case(), |case: Case| {
         let twin = Guest::start(&lab, "twin", &case.steps);
         case.pauses().for_each(|pause| twin.go(pause));
         let pod = Guest::start(&lab, "pod", &case.steps);

@@ -122,6 +122,9 @@ impl<'a> Guest<'a> {
 
 impl Drop for Guest<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{:?}", self.lab.try_zap(&["logs", &self.name]));
+        }
         if let Err(error) = self.lab.zap(&["rm", "-f", &self.name]) {
             eprintln!("{error:#}");
         }

@@ -14,10 +14,18 @@ pub(crate) enum Action {
 }
 
 /// A program, and what is done at its pauses, over and over.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Case {
     pub(crate) steps: Vec<Step>,
     pub(crate) actions: Vec<Action>,
+}
+
+impl std::fmt::Debug for Case {
+    /// A line for each step.
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(out, "{:?}", self.actions)?;
+        self.steps.iter().enumerate().try_for_each(|(at, step)| writeln!(out, "{at}: {} {:?}", step.who, step.op))
+    }
 }
 
 impl Case {
@@ -71,6 +79,29 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (any(), bytes()).prop_map(|(channel, bytes)| Op::Take { channel, bytes }),
         1 => (any(), bytes()).prop_map(|(channel, offset)| Op::Seek { channel, offset }),
         1 => any().prop_map(Op::Unlink),
+        1 => any().prop_map(Op::Rename),
+        1 => (any(), bytes()).prop_map(|(channel, bytes)| Op::Grow { channel, bytes }),
+        2 => any().prop_map(Op::Dup),
+        2 => (any(), 0..4u8, proptest::bool::ANY)
+            .prop_map(|(channel, start, open_file)| Op::LockRange { channel, start, open_file }),
+        4 => (any(), any()).prop_map(|(channel, over)| Op::Pass { channel, over }),
+        2 => any().prop_map(Op::Fetch),
+        4 => (any(), any(), 0..4u8).prop_map(|(epoll, channel, how)| Op::Watch { epoll, channel, how }),
+        2 => any().prop_map(Op::Ready),
+        2 => (any(), proptest::bool::ANY).prop_map(|(channel, shared)| Op::MapFile { channel, shared }),
+        1 => (any(), 1..9u8).prop_map(|(region, pages)| Op::Resize { region, pages }),
+        2 => (any(), any()).prop_map(|(region, advice)| Op::Advise { region, advice }),
+        1 => (0..3u8).prop_map(Op::RemoveSegment),
+        3 => (0..2u8, -2..4i8, proptest::bool::ANY)
+            .prop_map(|(key, change, undo)| Op::Semaphore { key, change, undo }),
+        2 => (0..2u8, any()).prop_map(|(key, bytes)| Op::Message { key, bytes }),
+        1 => (0..2u8).prop_map(Op::Receive),
+        1 => any().prop_map(Op::Stop),
+        1 => any().prop_map(Op::Continue),
+        1 => any().prop_map(Op::Thread),
+        1 => any().prop_map(Op::Alarm),
+        1 => any().prop_map(Op::User),
+        3 => (any(), any()).prop_map(|(what, value)| Op::Tune { what, value }),
         1 => any().prop_map(Op::Lock),
         1 => any().prop_map(Op::Close),
         1 => (8000..8010u16).prop_map(Op::Listen),
@@ -88,6 +119,13 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
-    use Kind::{Append, Event, File, Packets, Pair, Pipe, Tcp, Udp};
-    proptest::sample::select(vec![Pipe, Pair, Packets, Tcp, Udp, Event, File, Append])
+    use Kind::{
+        Append, Datagrams, Epoll, Event, Fifo, File, Memfd, Packets, Pair, Pipe, Post, Pty, Queue, Signals, Tcp, Timer,
+        Udp,
+    };
+    let every_kind = [
+        Pipe, Pair, Packets, Tcp, Udp, Event, File, Append, Fifo, Pty, Memfd, Datagrams, Post, Timer, Signals, Queue,
+        Epoll,
+    ];
+    proptest::sample::select(every_kind.to_vec())
 }

@@ -46,12 +46,15 @@ fn remove(store: &Store, name: &str, force: bool) -> Result<(), Failure> {
         let hint = "; end it first, or use --force";
         return Err(PodError::State { pod: name.to_owned(), state: state.to_owned(), hint }.into());
     }
-    client::ask::<()>(store, name, &Request::Remove)?;
-    client::await_end(record.monitor);
+    let removed = client::ask::<()>(store, name, &Request::Remove);
+    if removed.is_ok() {
+        client::await_end(record.monitor);
+    }
     // It may have been ending by itself just then, and is remembered as stopped.
     match store.load(name) {
-        Ok(left) if left.state == PodState::Stopped && left.created == record.created => Ok(store.forget(name)?),
-        Ok(_) | Err(PodError::Unknown(_)) => Ok(()),
+        Ok(left) if left.state == PodState::Stopped && left.created == record.created => remove(store, name, false),
+        Ok(_) => removed.map(drop),
+        Err(PodError::Unknown(_)) => Ok(()),
         Err(e) => Err(e.into()),
     }
 }

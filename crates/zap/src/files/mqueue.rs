@@ -62,7 +62,9 @@ impl FileKind for Mqueue {
     }
 
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
-        let (stat, flags) = (&descriptor.stat, descriptor.flags());
+        let stat = &descriptor.stat;
+        // with O_CLOEXEC: here it is the description's, too
+        let flags = crate::sys::descriptor::flags(&descriptor.file).unwrap_or(0);
         let nameless = (stat.st_nlink == 0).then_some(stat.st_ino);
         let home = std::fs::metadata(reopen::from_host(look.init, b"/dev/mqueue")).map(|m| m.dev()).unwrap_or(0);
         if nameless.is_none() && home != stat.st_dev {
@@ -113,7 +115,7 @@ impl FileKind for Mqueue {
 }
 
 fn by_name(flags: i32) -> i32 {
-    flags & (libc::O_ACCMODE | libc::O_NONBLOCK)
+    flags & (libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_CLOEXEC)
 }
 
 impl Made {

@@ -91,6 +91,8 @@ struct Planner<'a> {
     taken: BTreeSet<PodPid>,
     /// Numbers that somebody has in any PID namespace made inside the pod.
     taken_inside: BTreeSet<i32>,
+    /// The sessions into which session leaders are born.
+    births: BTreeMap<PodPid, PodPid>,
 }
 
 /// Plans the growth of a tree. Children of PID 1 are forked by the builder, which is in PID 1's session.
@@ -101,7 +103,8 @@ pub fn plan(places: &[Place], init_session: PodPid) -> Result<Plan, TreeError> {
     let taken_inside =
         places.iter().map(inside).flat_map(|inner| [inner.pids, inner.groups, inner.sessions]).flatten().collect();
     let places: BTreeMap<PodPid, &Place> = places.iter().map(|place| (place.pid, place)).collect();
-    let mut planner = Planner { places, plan: Plan::default(), taken, taken_inside };
+    let births = births(&places, init_session);
+    let mut planner = Planner { places, plan: Plan::default(), taken, taken_inside, births };
     for place in planner.places.values() {
         let role = if place.ended.is_some() { Role::Zombie } else { Role::Live };
         let node = Node {
@@ -125,6 +128,40 @@ pub fn plan(places: &[Place], init_session: PodPid) -> Result<Plan, TreeError> {
     Ok(planner.plan)
 }
 
+/// The session into which each session leader is born: its parent's, or the one into which its parent was born, where a
+/// child of its own was born before it made its session.
+fn births(places: &BTreeMap<PodPid, &Place>, init_session: PodPid) -> BTreeMap<PodPid, PodPid> {
+    let mut children: BTreeMap<PodPid, Vec<PodPid>> = BTreeMap::new();
+    for place in places.values() {
+        children.entry(place.parent).or_default().push(place.pid);
+    }
+    // Parents come before their children.
+    let mut order: Vec<PodPid> = children.get(&INIT).cloned().unwrap_or_default();
+    let mut next = 0;
+    while let Some(pid) = order.get(next) {
+        order.extend(children.get(pid).into_iter().flatten());
+        next += 1;
+    }
+    let leads = |pid: &PodPid| places.get(pid).is_some_and(|place| place.session == *pid);
+    let mut wanted: BTreeMap<PodPid, PodPid> = BTreeMap::new();
+    for pid in order.iter().rev().filter(|pid| leads(pid)) {
+        let of_child = |child: &PodPid| match leads(child) {
+            true => wanted.get(child).copied(),
+            false => Some(places[child].session),
+        };
+        let foreign = children.get(pid).into_iter().flatten().filter_map(of_child).find(|session| session != pid);
+        wanted.extend(foreign.map(|session| (*pid, session)));
+    }
+    let mut births = BTreeMap::new();
+    for pid in order.iter().filter(|pid| leads(pid)) {
+        let parent = places[pid].parent;
+        let usual = places.get(&parent).map_or(init_session, |parent| parent.session);
+        let earlier = births.get(&parent).copied().filter(|earlier| wanted.get(pid) == Some(earlier));
+        births.insert(*pid, earlier.unwrap_or(usual));
+    }
+    births
+}
+
 impl Planner<'_> {
     /// Decides who forks `pid`.
     fn attach(&mut self, pid: PodPid, init_session: PodPid) -> Result<(), TreeError> {
@@ -136,29 +173,16 @@ impl Planner<'_> {
         if parent != INIT && !self.places.contains_key(&parent) {
             return Err(TreeError::NoParent(pid, parent));
         }
-        if session == pid {
-            return self.fork_by(parent, pid);
-        }
         let parent_session = if parent == INIT { init_session } else { self.places[&parent].session };
-        if session == parent_session {
+        let born = if session == pid { self.births.get(&pid).copied().unwrap_or(parent_session) } else { session };
+        if born == parent_session {
             return self.fork_by(parent, pid);
         }
-        if parent != INIT
-            && self.places[&parent].session == parent
-            && self.birth_session(parent, init_session) == session
-        {
+        if self.births.get(&parent) == Some(&born) {
             self.node(parent).before.push(pid);
             return Ok(());
         }
         self.fork_by_phantom(pid, session)
-    }
-
-    /// The session into which a session leader is born: its forker's.
-    fn birth_session(&self, leader: PodPid, init_session: PodPid) -> PodPid {
-        match self.places.get(&self.places[&leader].parent) {
-            Some(parent) => parent.session,
-            None => init_session,
-        }
     }
 
     fn node(&mut self, pid: PodPid) -> &mut Node {
@@ -366,6 +390,15 @@ mod tests {
     fn a_child_from_before_its_parents_session() {
         let plan = plan(&[place(2, 1, 2, 2), place(3, 2, 3, 3), place(4, 3, 2, 2)], INIT).unwrap();
         assert_eq!(plan.nodes[&PodPid(3)].before, [PodPid(4)]);
+    }
+
+    #[test]
+    fn a_child_from_before_the_sessions_of_its_parent_and_theirs() {
+        let places = [place(2, 1, 2, 2), place(3, 2, 3, 3), place(4, 3, 4, 4), place(5, 4, 2, 2), place(6, 3, 6, 6)];
+        let plan = plan(&places, INIT).unwrap();
+        assert_eq!(plan.nodes[&PodPid(3)].before, [PodPid(4)]);
+        assert_eq!(plan.nodes[&PodPid(3)].after, [PodPid(6)]);
+        assert_eq!(plan.nodes[&PodPid(4)].before, [PodPid(5)]);
     }
 
     #[test]

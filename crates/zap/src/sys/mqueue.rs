@@ -19,14 +19,16 @@ fn c_name(name: &[u8]) -> io::Result<CString> {
     Ok(CString::new(name)?)
 }
 
-/// Opens the queue of that name, which has no slash.
+/// Opens the queue of that name, which has no slash. The kernel keeps all of `flags` as the description's, `O_CLOEXEC` too;
+/// the descriptor is closed by exec in any case.
 pub fn open(name: &[u8], flags: i32) -> io::Result<OwnedFd> {
     let name = c_name(name)?;
-    let flags = flags | libc::O_CLOEXEC;
     // SAFETY: the name ends with a NUL and outlives the call.
     let number = check(unsafe { libc::syscall(libc::SYS_mq_open, name.as_ptr(), flags, 0, 0) })?;
     // SAFETY: a new descriptor, which nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(number as i32) })
+    let queue = unsafe { OwnedFd::from_raw_fd(number as i32) };
+    nix::fcntl::fcntl(&queue, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+    Ok(queue)
 }
 
 /// Makes a queue of that name, to read and write.

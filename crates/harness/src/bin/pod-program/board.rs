@@ -12,6 +12,7 @@ const NOBODY: u32 = u32::MAX;
 pub(crate) struct Slot {
     pid: AtomicI32,
     lives: AtomicU32,
+    stopped: AtomicU32,
 }
 
 /// In memory that all processes share. Only the process whose turn it is writes.
@@ -65,10 +66,10 @@ impl Board {
     pub(crate) fn advance(&self, steps: &[Step]) {
         self.turn.store(NOBODY, SeqCst);
         self.step.fetch_add(1, SeqCst);
-        let living = self.living();
+        let awake = self.awake();
         let next = match steps.get(self.step()) {
             None | Some(Step { op: Op::Pause, .. }) => 0,
-            Some(step) => living[usize::from(step.who) % living.len()],
+            Some(step) => awake[usize::from(step.who) % awake.len()],
         };
         self.turn.store(next as u32, SeqCst);
         self.wake();
@@ -94,6 +95,45 @@ impl Board {
         (0..self.slots.len()).filter(|slot| self.slots[*slot].lives.load(SeqCst) == 1).collect()
     }
 
+    /// Living processes that have their turns.
+    pub(crate) fn awake(&self) -> Vec<usize> {
+        self.living().into_iter().filter(|slot| self.slots[*slot].stopped.load(SeqCst) == 0).collect()
+    }
+
+    /// Living processes that were stopped.
+    pub(crate) fn stopped(&self) -> Vec<usize> {
+        self.living().into_iter().filter(|slot| self.slots[*slot].stopped.load(SeqCst) == 1).collect()
+    }
+
+    /// Waits until a process that was told to stop or go on has done so.
+    pub(crate) fn set_stopped(&self, slot: usize, stopped: bool) {
+        self.slots[slot].stopped.store(u32::from(stopped), SeqCst);
+        while threads_of(self.pid(slot)).into_iter().any(|state| (state == 'T') != stopped) {
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+    }
+
+    /// Waits until a signal that was sent is on its way into a handler, or is bound to wait: the next one shall find things
+    /// as in any other run.
+    pub(crate) fn see_delivered(&self, pid: i32, signal: i32) {
+        let waits = || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let has = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+                u64::from_str_radix(line.trim(), 16).unwrap_or(0) >> (signal - 1) & 1 == 1
+            };
+            (has("ShdPnd:") || has("SigPnd:")) && !has("SigBlk:") && !status.contains("State:\tT")
+        };
+        while waits() {
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+    }
+
+    /// Living processes that the kernel shows as stopped.
+    pub(crate) fn seen_stopped(&self) -> Vec<usize> {
+        self.living().into_iter().filter(|slot| state_of(self.pid(*slot)) == Some('T')).collect()
+    }
+
     /// The process of `slot` is about to end. The first process sees to it that the turn ends when it has.
     pub(crate) fn leave(&self, slot: usize) {
         self.turn.store(NOBODY, SeqCst);
@@ -108,10 +148,8 @@ impl Board {
         if pid == 0 {
             return;
         }
-        let alive = || {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next()).is_some_and(|state| state != 'Z')
-        };
+        // While other threads of it are ending, nobody can bury it.
+        let alive = || state_of(pid).is_some_and(|state| state != 'Z' || threads_of(pid).len() > 1);
         while alive() {
             std::thread::sleep(std::time::Duration::from_micros(200));
         }
@@ -156,4 +194,20 @@ impl Board {
         let length = (self.length.load(SeqCst) as usize).min(self.text.len());
         self.text[..length].iter().map(|byte| byte.load(SeqCst)).collect()
     }
+}
+
+/// The state of a process as the kernel shows it.
+fn state_of(pid: i32) -> Option<char> {
+    state_of_task(format!("/proc/{pid}/stat").as_ref())
+}
+
+fn state_of_task(stat: &std::path::Path) -> Option<char> {
+    let stat = std::fs::read_to_string(stat).ok()?;
+    stat.rsplit(')').next()?.trim().chars().next()
+}
+
+/// The states of its threads.
+fn threads_of(pid: i32) -> Vec<char> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| state_of_task(&task.path().join("stat"))).collect()
 }

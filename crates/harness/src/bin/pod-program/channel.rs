@@ -1,13 +1,16 @@
 //! Things that are written to and read from.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use harness::program::Kind;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, getpeername, getsockname, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage, getpeername,
+    getsockname, recvmsg, sendmsg, socketpair,
+};
 
 /// A channel as one process has it: both its ends, which may be one.
 pub(crate) struct Channel {
@@ -17,12 +20,24 @@ pub(crate) struct Channel {
     writer: Option<OwnedFd>,
     /// Addresses that it had when it was opened.
     addresses: Vec<String>,
+    /// The file's name, if it has one.
+    path: String,
+}
+
+/// What goes along with the descriptors of a channel that is passed.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Label {
+    number: usize,
+    kind: Kind,
+    addresses: Vec<String>,
+    path: String,
 }
 
 impl Channel {
     pub(crate) fn open(number: usize, kind: Kind) -> io::Result<Channel> {
         let (reader, writer) = ends(number, kind)?;
-        let mut channel = Channel { number, kind, reader, writer, addresses: Vec::new() };
+        let path = format!("/tmp/pod-program-{number}");
+        let mut channel = Channel { number, kind, reader, writer, addresses: Vec::new(), path };
         channel.addresses = channel.addresses_now();
         Ok(channel)
     }
@@ -36,16 +51,80 @@ impl Channel {
     }
 
     pub(crate) fn is_file(&self) -> bool {
-        matches!(self.kind, Kind::File | Kind::Append)
+        matches!(self.kind, Kind::File | Kind::Append | Kind::Memfd)
     }
 
     /// Whether it keeps the bounds of messages.
     pub(crate) fn has_messages(&self) -> bool {
-        matches!(self.kind, Kind::Packets | Kind::Udp)
+        matches!(self.kind, Kind::Packets | Kind::Udp | Kind::Datagrams)
     }
 
-    pub(crate) fn path(&self) -> String {
-        format!("/tmp/pod-program-{}", self.number)
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(crate) fn rename(&mut self) -> String {
+        let path = format!("{}r", self.path);
+        let renamed = std::fs::rename(&self.path, &path).map_err(|error| error.kind());
+        if renamed.is_ok() {
+            self.path = path;
+        }
+        format!("{renamed:?}")
+    }
+
+    /// Makes a file at least that long.
+    pub(crate) fn grow(&self, bytes: u64) -> nix::Result<()> {
+        let now = nix::sys::stat::fstat(&self.reader)?.st_size;
+        nix::unistd::ftruncate(&self.reader, now.max(bytes as i64))
+    }
+
+    /// The same open files once more.
+    pub(crate) fn dup(&self) -> io::Result<Channel> {
+        let reader = self.reader.try_clone()?;
+        let writer = self.writer.as_ref().map(OwnedFd::try_clone).transpose()?;
+        let (addresses, path) = (self.addresses.clone(), self.path.clone());
+        Ok(Channel { number: self.number, kind: self.kind, reader, writer, addresses, path })
+    }
+
+    pub(crate) fn send_over(&self, post: &Channel) -> nix::Result<usize> {
+        let (number, kind) = (self.number, self.kind);
+        let label = Label { number, kind, addresses: self.addresses.clone(), path: self.path.clone() };
+        let label = serde_json::to_vec(&label).unwrap_or_default();
+        let descriptors: Vec<i32> =
+            [Some(&self.reader), self.writer.as_ref()].into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        sendmsg::<()>(post.writer().as_raw_fd(), &[IoSlice::new(&label)], &rights, MsgFlags::empty(), None)
+    }
+
+    pub(crate) fn receive_over(post: &Channel) -> io::Result<Channel> {
+        let mut label = vec![0; 4096];
+        let mut space = nix::cmsg_space!([i32; 2]);
+        let mut parts = [IoSliceMut::new(&mut label)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(post.reader().as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+        let rights = message.cmsgs()?.filter_map(|part| match part {
+            ControlMessageOwned::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        });
+        let mut descriptors = rights.flatten().map(super::raw::own).collect::<Vec<_>>().into_iter();
+        let length = message.bytes;
+        let label: Label = serde_json::from_slice(&label[..length])?;
+        let reader = descriptors.next().ok_or_else(|| io::Error::other("nothing was passed"))?;
+        let Label { number, kind, addresses, path } = label;
+        Ok(Channel { number, kind, reader, writer: descriptors.next(), addresses, path })
+    }
+
+    /// What the kernel shows of it beyond flags: locks, what an epoll watches, which signals, whether a timer is armed.
+    fn details(&self) -> String {
+        let shown = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.reader.as_raw_fd()));
+        let mut lines: Vec<String> = shown.unwrap_or_default().lines().filter_map(detail).collect();
+        lines.sort();
+        match self.kind {
+            Kind::Timer => lines = vec![super::raw::armed(self.reader.as_raw_fd())],
+            Kind::Queue => lines = vec![super::raw::queued(self.reader.as_raw_fd())],
+            _ => {}
+        }
+        lines.join(", ")
     }
 
     fn addresses_now(&self) -> Vec<String> {
@@ -75,6 +154,7 @@ impl Channel {
             let facts = stat.map(|s| (s.st_mode, s.st_nlink, s.st_size, s.st_uid));
             text += &format!(" at {offset:?} {facts:?} {:x}", hash(&self.whole_file()));
         }
+        text += &self.details();
         if self.addresses != self.addresses_now() {
             text += &format!(" {:?} became {:?}", self.addresses, self.addresses_now());
         }
@@ -133,8 +213,41 @@ fn ends(number: usize, kind: Kind) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
             Ok((one.into(), Some(other.into())))
         }
         Kind::Event => Ok((EventFd::from_flags(EfdFlags::EFD_NONBLOCK)?.into(), None)),
+        Kind::Fifo => {
+            let path = format!("/tmp/pod-program-{number}");
+            nix::unistd::mkfifo(path.as_str(), nix::sys::stat::Mode::S_IRWXU)?;
+            let both = std::fs::File::options().read(true).write(true).open(&path)?;
+            Ok((std::fs::File::open(&path)?.into(), Some(both.into())))
+        }
+        Kind::Pty => {
+            let pty = nix::pty::openpty(None, None)?;
+            let mut settings = nix::sys::termios::tcgetattr(&pty.slave)?;
+            nix::sys::termios::cfmakeraw(&mut settings);
+            nix::sys::termios::tcsetattr(&pty.slave, nix::sys::termios::SetArg::TCSANOW, &settings)?;
+            Ok((pty.master, Some(pty.slave)))
+        }
+        Kind::Memfd => Ok((nix::sys::memfd::memfd_create(c"a file", nix::sys::memfd::MFdFlags::empty())?, None)),
+        Kind::Datagrams => Ok(pair(SockType::Datagram)?),
+        Kind::Post => Ok(pair(SockType::SeqPacket)?),
+        Kind::Timer => Ok((super::raw::timer()?, None)),
+        Kind::Signals => Ok((super::raw::signals_file()?, None)),
+        Kind::Queue => Ok((super::raw::open_queue(number)?, None)),
+        Kind::Epoll => Ok((super::raw::epoll()?, None)),
         Kind::File => file(false),
         Kind::Append => file(true),
+    }
+}
+
+/// A line of fdinfo that says something of the program's doing.
+fn detail(line: &str) -> Option<String> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    match words[..] {
+        // lock: N: kind, advisory, mode, PID, file, from, to
+        ["lock:", _, kind, _, mode, _, _, from, to] => Some(format!("{kind} {mode} {from}-{to}")),
+        ["tfd:", number, "events:", events, "data:", data, ..] => Some(format!("{number} {events} {data}")),
+        ["sigmask:", mask] => Some(mask.to_owned()),
+        ["eventfd-count:", count] => Some(count.to_owned()),
+        _ => None,
     }
 }
 

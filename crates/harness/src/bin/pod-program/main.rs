@@ -5,22 +5,25 @@
 
 mod board;
 mod channel;
+mod channels;
+mod ipc;
+mod look;
+mod memory;
 mod raw;
+mod traits;
 
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use board::Board;
-use channel::{Channel, hash};
-use harness::program::{Kind, MEETING_POINT, Op, Step};
+use channel::Channel;
+use harness::program::{MEETING_POINT, Op, Step};
+use memory::Region;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Pid, getpgrp, getpid, getppid, getsid, setpgid, setsid};
-
-const PAGE: usize = 4096;
+use nix::unistd::{Pid, getpid, setpgid, setsid};
 
 /// What one process has.
 struct Process {
@@ -29,29 +32,6 @@ struct Process {
     regions: Vec<Region>,
     channels: Vec<Channel>,
     listeners: Vec<TcpListener>,
-}
-
-#[derive(Clone, Copy)]
-struct Region {
-    number: usize,
-    bytes: usize,
-}
-
-impl Region {
-    fn address(&self) -> usize {
-        0x2000_0000_0000 + self.number * 0x100_0000
-    }
-
-    /// Its protection as the kernel shows it.
-    fn protection(&self) -> String {
-        let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-        let found = maps.lines().find(|line| {
-            let bounds = line.split(' ').next().and_then(|range| range.split_once('-'));
-            let parse = |text: &str| usize::from_str_radix(text, 16).unwrap_or(0);
-            bounds.is_some_and(|(from, to)| (parse(from)..parse(to)).contains(&self.address()))
-        });
-        found.and_then(|line| line.split(' ').nth(1)).unwrap_or("gone").to_owned()
-    }
 }
 
 fn main() {
@@ -120,14 +100,28 @@ impl Process {
             }
             Op::Look => self.look(),
             Op::Pause => self.pause(now),
-            Op::Map { .. } | Op::Segment(_) | Op::Store { .. } | Op::Protect { .. } | Op::Unmap(_) => self.memory(op),
+            Op::Map { .. }
+            | Op::MapFile { .. }
+            | Op::Segment(_)
+            | Op::Store { .. }
+            | Op::Protect { .. }
+            | Op::Resize { .. }
+            | Op::Advise { .. }
+            | Op::Unmap(_) => self.memory(op),
+            Op::RemoveSegment(_) | Op::Semaphore { .. } | Op::Message { .. } | Op::Receive(_) => ipc::perform(op),
+            Op::Stop(to) => self.stop(*to),
+            Op::Continue(to) => self.go_on(*to),
+            Op::Thread(number) => raw::park_thread(&format!("thread {number}")),
+            Op::Alarm(_) | Op::User(_) | Op::Tune { .. } => traits::perform(op, self.slot),
             Op::Block(signal) => self.mask(libc::SIG_BLOCK, *signal),
             Op::Unblock(signal) => self.mask(libc::SIG_UNBLOCK, *signal),
             Op::Send { to, signal } => {
                 let living = self.board.living();
                 let to = self.board.pid(living[usize::from(*to) % living.len()]);
                 self.board.senders[now].store(getpid().as_raw(), SeqCst);
-                let sent = raw::send(to, raw::SIGNALS[usize::from(*signal) % raw::SIGNALS.len()], now as i32);
+                let signal = raw::SIGNALS[usize::from(*signal) % raw::SIGNALS.len()];
+                let sent = raw::send(to, signal, now as i32);
+                self.board.see_delivered(to, signal);
                 format!("to {} {sent}", self.board.name(to))
             }
             Op::Umask(mask) => format!("{:o}", umask(Mode::from_bits_truncate(u32::from(*mask))).bits()),
@@ -182,176 +176,36 @@ impl Process {
         format!("{told:?}")
     }
 
+    /// Stops another process, and waits until it stands still.
+    fn stop(&self, to: u8) -> String {
+        let awake = self.board.awake();
+        let slot = awake[usize::from(to) % awake.len()];
+        if slot == 0 || slot == self.slot {
+            return "nobody".into();
+        }
+        let stopped = raw::kill(self.board.pid(slot), libc::SIGSTOP);
+        if stopped == 0 {
+            self.board.set_stopped(slot, true);
+        }
+        format!("p{slot} {stopped}")
+    }
+
+    fn go_on(&self, to: u8) -> String {
+        let stopped = self.board.stopped();
+        if stopped.is_empty() {
+            return "nobody".into();
+        }
+        let slot = stopped[usize::from(to) % stopped.len()];
+        let done = raw::kill(self.board.pid(slot), libc::SIGCONT);
+        if done == 0 {
+            self.board.set_stopped(slot, false);
+        }
+        format!("p{slot} {done}")
+    }
+
     fn mask(&self, how: i32, signal: u8) -> String {
         raw::mask(how, raw::SIGNALS[usize::from(signal) % raw::SIGNALS.len()]);
         String::new()
-    }
-
-    fn memory(&mut self, op: &Op) -> String {
-        match op {
-            Op::Map { shared, pages } => {
-                let region = Region { number: self.board.new_region(), bytes: PAGE * usize::from(*pages).max(1) };
-                let mapped = raw::map(region.address(), region.bytes, *shared);
-                self.regions.push(region);
-                return mapped.to_string();
-            }
-            Op::Segment(key) => {
-                let region = Region { number: self.board.new_region(), bytes: PAGE };
-                let id = raw::segment(1000 + i32::from(*key), region.address(), region.bytes);
-                self.regions.push(region);
-                return id.to_string();
-            }
-            _ => {}
-        }
-        let (Op::Store { region: which, .. } | Op::Protect { region: which, .. } | Op::Unmap(which)) = op else {
-            return "no such thing".into();
-        };
-        if self.regions.is_empty() {
-            return "nothing mapped".into();
-        }
-        let which = usize::from(*which) % self.regions.len();
-        let region = self.regions[which];
-        match op {
-            Op::Store { page, seed, .. } if region.protection().starts_with("rw") => {
-                let pages = region.bytes / PAGE;
-                let at = region.address() + usize::from(*page) % pages * PAGE + usize::from(*seed);
-                raw::fill(at, &pattern(usize::from(*seed) + self.slot, 1 + PAGE / 3));
-                format!("in {}", region.number)
-            }
-            Op::Protect { protection, .. } => {
-                raw::protect(region.address(), region.bytes, i32::from(*protection & 7)).to_string()
-            }
-            Op::Unmap(_) => {
-                self.regions.remove(which);
-                raw::unmap(region.address(), region.bytes).to_string()
-            }
-            _ => "not writable".into(),
-        }
-    }
-
-    fn channel(&mut self, now: usize, op: &Op) -> String {
-        if let Op::Open(kind) = op {
-            let Some(number) = self.board.new_channel() else { return "no room".into() };
-            return match Channel::open(number, *kind) {
-                Ok(channel) => {
-                    self.channels.push(channel);
-                    number.to_string()
-                }
-                Err(error) => error.to_string(),
-            };
-        }
-        let (Op::Put { channel: which, .. }
-        | Op::Take { channel: which, .. }
-        | Op::Seek { channel: which, .. }
-        | Op::Unlink(which)
-        | Op::Lock(which)
-        | Op::Close(which)) = op
-        else {
-            return "no such thing".into();
-        };
-        if self.channels.is_empty() {
-            return "nothing open".into();
-        }
-        let which = usize::from(*which) % self.channels.len();
-        let channel = &self.channels[which];
-        match op {
-            Op::Put { bytes, .. } => self.put(now, channel, usize::from(*bytes)),
-            Op::Take { bytes, .. } => self.take(channel, usize::from(*bytes)),
-            Op::Seek { offset, .. } if channel.is_file() => {
-                let whence = nix::unistd::Whence::SeekSet;
-                format!("{:?}", nix::unistd::lseek(channel.reader(), i64::from(*offset), whence))
-            }
-            Op::Unlink(_) if channel.is_file() => format!("{:?}", nix::unistd::unlink(channel.path().as_str())),
-            Op::Lock(_) if channel.is_file() => {
-                #[allow(deprecated, reason = "its replacement wants to own the descriptor")]
-                let locked =
-                    nix::fcntl::flock(channel.reader().as_raw_fd(), nix::fcntl::FlockArg::LockExclusiveNonblock);
-                format!("{locked:?}")
-            }
-            Op::Close(_) => {
-                self.channels.remove(which);
-                "closed".into()
-            }
-            _ => "not a file".into(),
-        }
-    }
-
-    fn put(&self, now: usize, channel: &Channel, bytes: usize) -> String {
-        let contents = &self.board.contents[channel.number];
-        let inside = contents.load(SeqCst) as usize;
-        match channel.kind {
-            Kind::Event => {
-                let put = channel.put(&(bytes as u64).to_ne_bytes());
-                return format!("{put:?}");
-            }
-            Kind::File | Kind::Append => {}
-            _ if bytes == 0 || (channel.has_messages() && inside > 5) || inside + bytes > 30_000 => {
-                return "full".into();
-            }
-            Kind::Packets | Kind::Udp => contents.store(inside as u32 + 1, SeqCst),
-            _ => contents.store((inside + bytes) as u32, SeqCst),
-        }
-        format!("{} {:?}", channel.number, channel.put(&pattern(now, bytes)))
-    }
-
-    fn take(&self, channel: &Channel, bytes: usize) -> String {
-        let contents = &self.board.contents[channel.number];
-        let inside = contents.load(SeqCst) as usize;
-        let (length, left) = match channel.kind {
-            Kind::Event => (8, 0),
-            Kind::File | Kind::Append => (bytes, 0),
-            Kind::Packets | Kind::Udp if inside > 0 => (1 << 16, inside - 1),
-            _ if inside > 0 => (bytes.min(inside), inside - bytes.min(inside)),
-            _ => return "empty".into(),
-        };
-        contents.store(left as u32, SeqCst);
-        let taken = channel.take(length);
-        format!("{} {:?}", channel.number, taken.map(|bytes| (bytes.len(), hash(&bytes))))
-    }
-
-    /// Everything that it can see of itself and that is the same in every run.
-    fn look(&self) -> String {
-        let name = |pid: Pid| self.board.name(pid.as_raw());
-        let own = getpid().as_raw() == self.board.pid(self.slot);
-        let session = getsid(None).map(name);
-        let mask = umask(Mode::empty());
-        umask(mask);
-        let mut text = format!(
-            "{} of {} in {} {session:?} umask {:o} cwd {:?} host {:?} time {}",
-            if own { "itself" } else { "another" },
-            name(getppid()),
-            name(getpgrp()),
-            mask.bits(),
-            std::env::current_dir().map(|path| path.to_string_lossy().replace(&getpid().to_string(), "PID")).ok(),
-            nix::unistd::gethostname(),
-            self.board.time_goes_on(),
-        );
-        text += &format!(" limit {:?}", getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| soft));
-        text += &format!(" comm {:?}", std::fs::read_to_string("/proc/self/comm").unwrap_or_default());
-        text += &format!(" signals {:?} seen {:?}", raw::blocked_and_pending(), self.signals_seen());
-        for region in &self.regions {
-            let protection = region.protection();
-            let readable = protection.starts_with('r');
-            let sum = readable.then(|| hash(&raw::peek(region.address(), region.bytes)));
-            text += &format!(" region {} {protection} {sum:x?}", region.number);
-        }
-        for channel in &self.channels {
-            text += &format!(" {}", channel.describe());
-        }
-        for listener in &self.listeners {
-            text += &format!(" {:?}", listener.local_addr().ok());
-        }
-        text
-    }
-
-    /// Signals that came: number, value, and whether they are from who sent them.
-    fn signals_seen(&self) -> Vec<(i32, i32, bool)> {
-        let count = raw::SEEN_COUNT.load(SeqCst) as usize;
-        let entries = raw::SEEN.iter().take(count).map(|entry| [0, 1, 2].map(|i| entry[i].load(SeqCst)));
-        let true_sender = |pid: i32, value: i32| {
-            self.board.senders.get(value as usize).is_some_and(|sender| sender.load(SeqCst) == pid)
-        };
-        entries.map(|[signal, pid, value]| (signal, value, true_sender(pid, value))).collect()
     }
 }
 

@@ -2,6 +2,8 @@
 //! lets through as they are.
 #![allow(unsafe_code)]
 
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use super::board::Board;
@@ -31,7 +33,7 @@ pub(crate) fn futex_wake(word: &AtomicU32) {
 
 /// fork(2).
 pub(crate) fn fork() -> i32 {
-    // SAFETY: this process has one thread.
+    // SAFETY: other threads of this process only wait and hold no lock.
     unsafe { libc::fork() }
 }
 
@@ -109,6 +111,8 @@ pub(crate) fn catch_signals() {
             libc::sigaction(signal, &action, std::ptr::null_mut());
         }
     }
+    // SAFETY: no handler. A group of stopped processes that becomes an orphan is hung up on.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
 }
 
 /// Queues a signal with a value.
@@ -143,6 +147,381 @@ pub(crate) fn blocked_and_pending() -> (Vec<i32>, Vec<i32>) {
 pub(crate) fn bury() -> (i32, i32) {
     let mut status = 0;
     // SAFETY: the status is ours.
-    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG | libc::WUNTRACED) };
     (pid, status)
+}
+
+/// kill(2).
+pub(crate) fn kill(pid: i32, signal: i32) -> i32 {
+    // SAFETY: plain numbers.
+    unsafe { libc::kill(pid, signal) }
+}
+
+/// Starts a thread of that name, to which no signal goes, and that does nothing.
+pub(crate) fn park_thread(name: &str) -> String {
+    // SAFETY: the sets are initialised before they are used.
+    unsafe {
+        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+        let (named, is_named) = std::sync::mpsc::channel::<()>();
+        let park = move || {
+            drop(named);
+            loop {
+                std::thread::park();
+            }
+        };
+        let started = std::thread::Builder::new().name(name.to_owned()).stack_size(128 << 10).spawn(park).is_ok();
+        let _ = is_named.recv();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+        started.to_string()
+    }
+}
+
+/// Takes a descriptor that was received.
+pub(crate) fn own(descriptor: i32) -> OwnedFd {
+    // SAFETY: the kernel made it for us, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
+}
+
+fn made(descriptor: i32) -> io::Result<OwnedFd> {
+    if descriptor < 0 { Err(io::Error::last_os_error()) } else { Ok(own(descriptor)) }
+}
+
+/// A timerfd.
+pub(crate) fn timer() -> io::Result<OwnedFd> {
+    // SAFETY: plain numbers.
+    made(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK) })
+}
+
+fn in_seconds(value: i64, interval: i64) -> libc::itimerspec {
+    let seconds = |tv_sec| libc::timespec { tv_sec, tv_nsec: 0 };
+    libc::itimerspec { it_interval: seconds(interval), it_value: seconds(value) }
+}
+
+/// Arms a timerfd far in the future, or not at all for 0.
+pub(crate) fn arm(descriptor: i32, seconds: i64) -> i32 {
+    let value = if seconds == 0 { 0 } else { 5_000 + seconds };
+    // SAFETY: the value is ours.
+    unsafe { libc::timerfd_settime(descriptor, 0, &in_seconds(value, seconds % 7), std::ptr::null_mut()) }
+}
+
+/// Whether it is armed and for about when, and its interval.
+fn roughly(value: &libc::itimerspec) -> String {
+    let left = value.it_value.tv_sec;
+    // tests take minutes at most
+    format!("{} every {}", left.saturating_add(600) / 10_000 + i64::from(left > 0), value.it_interval.tv_sec)
+}
+
+/// The same of a timerfd.
+pub(crate) fn armed(descriptor: i32) -> String {
+    let mut value = in_seconds(0, 0);
+    // SAFETY: the value is ours.
+    let got = unsafe { libc::timerfd_gettime(descriptor, &mut value) };
+    format!("{got} {}", roughly(&value))
+}
+
+/// A signalfd for [`SIGNALS`].
+pub(crate) fn signals_file() -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised before it is used.
+    made(unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        for signal in SIGNALS {
+            libc::sigaddset(&mut set, signal);
+        }
+        libc::signalfd(-1, &set, libc::SFD_NONBLOCK)
+    })
+}
+
+/// Takes a signal out of a signalfd: its number and value.
+pub(crate) fn take_signal(descriptor: i32) -> String {
+    // SAFETY: zeros are valid, and the kernel fills in as many bytes as there are.
+    unsafe {
+        let mut info: libc::signalfd_siginfo = std::mem::zeroed();
+        let length = libc::read(descriptor, (&raw mut info).cast(), size_of_val(&info));
+        format!("{length} {} {}", info.ssi_signo, info.ssi_int)
+    }
+}
+
+/// A message queue that does not block.
+pub(crate) fn open_queue(number: usize) -> io::Result<OwnedFd> {
+    let name = std::ffi::CString::new(format!("/pod-program-{number}")).unwrap_or_default();
+    let flags = libc::O_CREAT | libc::O_RDWR | libc::O_NONBLOCK;
+    // SAFETY: the name ends with zero; no attributes are given.
+    made(unsafe { libc::mq_open(name.as_ptr(), flags, 0o600, std::ptr::null::<libc::mq_attr>()) })
+}
+
+/// Sends to a message queue.
+pub(crate) fn queue(descriptor: i32, message: &[u8], priority: u32) -> i32 {
+    // SAFETY: the message is as long as it says.
+    unsafe { libc::mq_send(descriptor, message.as_ptr().cast(), message.len(), priority) }
+}
+
+/// Takes from a message queue.
+pub(crate) fn unqueue(descriptor: i32) -> String {
+    let (mut message, mut priority) = (vec![0u8; 16 << 10], 0);
+    // SAFETY: the buffer is as long as it says.
+    let length = unsafe { libc::mq_receive(descriptor, message.as_mut_ptr().cast(), message.len(), &mut priority) };
+    message.truncate(length.max(0) as usize);
+    format!("{length} {priority} {:x}", super::channel::hash(&message))
+}
+
+/// How many messages a queue has.
+pub(crate) fn queued(descriptor: i32) -> String {
+    // SAFETY: zeros are valid, and the kernel fills it in.
+    unsafe {
+        let mut attributes: libc::mq_attr = std::mem::zeroed();
+        let got = libc::mq_getattr(descriptor, &mut attributes);
+        format!("{got} {} of {} x {}", attributes.mq_curmsgs, attributes.mq_maxmsg, attributes.mq_msgsize)
+    }
+}
+
+/// An epoll instance.
+pub(crate) fn epoll() -> io::Result<OwnedFd> {
+    // SAFETY: plain numbers.
+    made(unsafe { libc::epoll_create1(0) })
+}
+
+/// Has it watch a file.
+pub(crate) fn watch(epoll: i32, descriptor: i32, events: i32, data: u64) -> i32 {
+    let mut event = libc::epoll_event { events: events as u32, u64: data };
+    // SAFETY: the event is ours.
+    unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, descriptor, &mut event) }
+}
+
+/// What is ready: data and events, in the order of the data.
+pub(crate) fn ready(epoll: i32) -> Vec<(u64, u32)> {
+    let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
+    // SAFETY: there is room for as many as it says.
+    let count = unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), events.len() as i32, 0) };
+    let mut found: Vec<(u64, u32)> = events.iter().take(count.max(0) as usize).map(|e| (e.u64, e.events)).collect();
+    found.sort_unstable();
+    found
+}
+
+/// Waits until there is something to read, 5 s at most.
+pub(crate) fn await_readable(descriptor: i32) {
+    let mut wanted = libc::pollfd { fd: descriptor, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry, which is ours.
+    unsafe { libc::poll(&mut wanted, 1, 5_000) };
+}
+
+/// fcntl(2): a write lock of ten bytes.
+pub(crate) fn lock_range(descriptor: i32, start: i64, open_file: bool) -> i32 {
+    // SAFETY: zeros are valid; the kernel reads it.
+    unsafe {
+        let mut range: libc::flock = std::mem::zeroed();
+        (range.l_type, range.l_whence) = (libc::F_WRLCK as i16, libc::SEEK_SET as i16);
+        (range.l_start, range.l_len) = (start, 10);
+        libc::fcntl(descriptor, if open_file { libc::F_OFD_SETLK } else { libc::F_SETLK }, &range)
+    }
+}
+
+/// Maps the first bytes of a file at `address`, which must be free; whether that worked.
+pub(crate) fn map_file(address: usize, bytes: usize, shared: bool, file: i32) -> bool {
+    let flags = libc::MAP_FIXED_NOREPLACE | if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+    // SAFETY: nothing that is in use can be replaced; the file does not become shorter.
+    unsafe { libc::mmap(address as *mut _, bytes, 3, flags, file, 0) as usize == address }
+}
+
+/// mremap(2) at its place; whether that worked.
+pub(crate) fn resize(address: usize, from: usize, to: usize) -> bool {
+    // SAFETY: regions hold no Rust objects, and have room behind them.
+    unsafe { libc::mremap(address as *mut _, from, to, 0) as usize == address }
+}
+
+/// Advice that is not madvise(2)'s.
+pub(crate) const LOCK: i32 = 1000;
+pub(crate) const UNLOCK: i32 = 1001;
+
+/// madvise(2), mlock(2) or munlock(2) of a region.
+pub(crate) fn advise(address: usize, bytes: usize, advice: i32) -> i32 {
+    // SAFETY: regions hold no Rust objects.
+    unsafe {
+        match advice {
+            LOCK => libc::mlock(address as *const _, bytes),
+            UNLOCK => libc::munlock(address as *const _, bytes),
+            _ => libc::madvise(address as *mut _, bytes, advice),
+        }
+    }
+}
+
+/// Removes the segment of `key`.
+pub(crate) fn remove_segment(key: i32) -> i32 {
+    // SAFETY: no buffer is given, none is needed.
+    unsafe { libc::shmctl(libc::shmget(key, 0, 0), libc::IPC_RMID, std::ptr::null_mut()) }
+}
+
+/// How many have attached the segment of `key`, its mode; -1 if there is none.
+pub(crate) fn attached(key: i32) -> (i64, u32) {
+    // SAFETY: the kernel fills it in.
+    unsafe {
+        let mut facts: libc::shmid_ds = std::mem::zeroed();
+        match libc::shmctl(libc::shmget(key, 0, 0), libc::IPC_STAT, &mut facts) {
+            0 => (facts.shm_nattch as i64, u32::from(facts.shm_perm.mode)),
+            _ => (-1, 0),
+        }
+    }
+}
+
+/// semop(2) on the first of the two semaphores of `key`, without waiting.
+pub(crate) fn semaphore(key: i32, change: i16, undo: bool) -> i32 {
+    let flags = libc::IPC_NOWAIT as i16 | if undo { libc::SEM_UNDO as i16 } else { 0 };
+    let mut operation = libc::sembuf { sem_num: 0, sem_op: change, sem_flg: flags };
+    // SAFETY: one operation, which is ours.
+    unsafe { libc::semop(libc::semget(key, 2, libc::IPC_CREAT | 0o666), &mut operation, 1) }
+}
+
+/// The value of the first semaphore of `key`.
+pub(crate) fn semaphore_value(key: i32) -> i32 {
+    // SAFETY: plain numbers.
+    unsafe { libc::semctl(libc::semget(key, 0, 0), 0, libc::GETVAL) }
+}
+
+/// Sends a System V message, without waiting.
+pub(crate) fn message(key: i32, kind: i64, bytes: &[u8]) -> i32 {
+    let mut message = kind.to_ne_bytes().to_vec();
+    message.extend_from_slice(bytes);
+    // SAFETY: a type and as many bytes as it says.
+    unsafe {
+        let queue = libc::msgget(key, libc::IPC_CREAT | 0o600);
+        libc::msgsnd(queue, message.as_ptr().cast(), bytes.len(), libc::IPC_NOWAIT)
+    }
+}
+
+/// Takes a System V message.
+pub(crate) fn receive(key: i32) -> String {
+    let mut message = vec![0u8; 8 + 8192];
+    // SAFETY: room for a type and as many bytes as it says.
+    let length = unsafe { libc::msgrcv(libc::msgget(key, 0), message.as_mut_ptr().cast(), 8192, 0, libc::IPC_NOWAIT) };
+    format!("{length} {:x}", super::channel::hash(&message[..(8 + length.max(0)) as usize]))
+}
+
+/// How many messages the queue of `key` has; -1 if there is none.
+pub(crate) fn messages(key: i32) -> i64 {
+    // SAFETY: the kernel fills it in.
+    unsafe {
+        let mut facts: libc::msqid_ds = std::mem::zeroed();
+        match libc::msgctl(libc::msgget(key, 0), libc::IPC_STAT, &mut facts) {
+            0 => facts.msg_qnum as i64,
+            _ => -1,
+        }
+    }
+}
+
+/// Gives all privileges up, for good.
+pub(crate) fn become_user(user: u32) -> i32 {
+    let groups = [user, user + 10];
+    // SAFETY: plain numbers, and a list as long as it says.
+    unsafe {
+        libc::setgroups(2, groups.as_ptr()) + libc::setresgid(user, user, user) + libc::setresuid(user, user, user)
+    }
+}
+
+/// Arms one of four timers, far in the future.
+pub(crate) fn alarm(number: u8) -> String {
+    let seconds = 5_000 + i64::from(number);
+    let value = |tv_sec| libc::timeval { tv_sec, tv_usec: 0 };
+    let interval = libc::itimerval { it_interval: value(i64::from(number % 5)), it_value: value(seconds) };
+    // SAFETY: the values are ours; zeros are a valid sigevent.
+    unsafe {
+        if number.is_multiple_of(2) {
+            let which = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF][usize::from(number / 2 % 3)];
+            return libc::setitimer(which, &interval, std::ptr::null_mut()).to_string();
+        }
+        let mut event: libc::sigevent = std::mem::zeroed();
+        event.sigev_notify = if number % 4 == 1 { libc::SIGEV_SIGNAL } else { libc::SIGEV_NONE };
+        event.sigev_signo = SIGNALS[usize::from(number / 4) % SIGNALS.len()];
+        event.sigev_value.sival_ptr = usize::from(number) as *mut _;
+        let mut id = 0i32;
+        let clock = if number.is_multiple_of(3) { libc::CLOCK_BOOTTIME } else { libc::CLOCK_MONOTONIC };
+        let made = libc::syscall(libc::SYS_timer_create, clock, &event, &mut id);
+        let spec = in_seconds(seconds, i64::from(number % 5));
+        let armed = libc::syscall(libc::SYS_timer_settime, id, 0, &spec, std::ptr::null::<libc::itimerspec>());
+        format!("{made} {armed} id {id}")
+    }
+}
+
+/// Its timers.
+pub(crate) fn timers() -> String {
+    let mut text = String::new();
+    for which in [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF] {
+        // SAFETY: zeros are valid, and the kernel fills it in.
+        let value = unsafe {
+            let mut value: libc::itimerval = std::mem::zeroed();
+            libc::getitimer(which, &mut value);
+            value
+        };
+        text += &roughly(&in_seconds(value.it_value.tv_sec, value.it_interval.tv_sec));
+        text += ", ";
+    }
+    let shown = std::fs::read_to_string("/proc/self/timers").unwrap_or_default();
+    for line in shown.lines() {
+        if let Some(id) = line.strip_prefix("ID: ").and_then(|id| id.trim().parse::<i32>().ok()) {
+            let mut value = in_seconds(0, 0);
+            // SAFETY: the value is ours.
+            unsafe { libc::syscall(libc::SYS_timer_gettime, id, &mut value) };
+            text += &format!("{id}: {}", roughly(&value));
+        } else {
+            // "notify: signal/pid.N"
+            text += line.split('.').next().unwrap_or_default();
+        }
+        text += "; ";
+    }
+    text
+}
+
+/// setpriority(2).
+pub(crate) fn set_nice(value: i32) -> i32 {
+    // SAFETY: plain numbers.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) }
+}
+
+/// sched_setaffinity(2) for the first 64 processors.
+pub(crate) fn set_affinity(mask: u64) -> i64 {
+    // SAFETY: the mask is as long as it says.
+    unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size_of_val(&mask), &mask) }
+}
+
+const BEST_EFFORT: i32 = 2 << 13;
+
+/// ioprio_set(2): a level of the class best-effort.
+pub(crate) fn set_io_priority(level: i32) -> i64 {
+    // SAFETY: plain numbers.
+    unsafe { libc::syscall(libc::SYS_ioprio_set, 1, 0, BEST_EFFORT | level) }
+}
+
+/// sched_setscheduler(2).
+pub(crate) fn set_policy(policy: i32) -> i32 {
+    let parameter = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameter is ours.
+    unsafe { libc::sched_setscheduler(0, policy, &parameter) }
+}
+
+/// Sets an alternate signal stack, or none.
+pub(crate) fn alternate_stack(there: bool) -> i32 {
+    let memory: &'static mut [u8] = if there { Box::leak(vec![0; 64 << 10].into_boxed_slice()) } else { &mut [] };
+    let ss_flags = if there { 0 } else { libc::SS_DISABLE };
+    let stack = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags, ss_size: memory.len() };
+    // SAFETY: the memory is never given back.
+    unsafe { libc::sigaltstack(&stack, std::ptr::null_mut()) }
+}
+
+/// Priority, processors, I/O priority, policy, personality, alternate stack.
+pub(crate) fn scheduling() -> String {
+    // SAFETY: the kernel fills in what it is given.
+    unsafe {
+        let (mut mask, mut stack): (u64, libc::stack_t) = std::mem::zeroed();
+        libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&mask), &mut mask);
+        libc::sigaltstack(std::ptr::null(), &mut stack);
+        format!(
+            "nice {} processors {mask:x} io {} policy {} personality {:x} stack {}/{}",
+            libc::getpriority(libc::PRIO_PROCESS, 0),
+            libc::syscall(libc::SYS_ioprio_get, 1, 0),
+            libc::sched_getscheduler(0),
+            libc::personality(0xffff_ffff),
+            stack.ss_size,
+            stack.ss_flags,
+        )
+    }
 }
