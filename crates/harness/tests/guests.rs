@@ -23,7 +23,11 @@ impl<'a> Guest<'a> {
     fn start(lab: &'a Lab, name: &str, kind: &str) -> Result<Self> {
         let program = env!("CARGO_BIN_EXE_pod-guest");
         let mounts = kind.starts_with("mounts");
-        let add = if mounts { &["--cap-add", "sys_admin"][..] } else { &["--cap-add", "sys_nice"][..] };
+        let add = match kind {
+            _ if mounts => &["--cap-add", "sys_admin"][..],
+            "seccomp-strict" => &["--seccomp", "unconfined"][..],
+            _ => &["--cap-add", "sys_nice"][..],
+        };
         lab.zap(&[&["run", "-d", "-n", name, "--net", "private"], add, &["--", program, kind]].concat())?;
         let guest = Self { lab, name: name.into() };
         wait_until("the guest to be ready", || {
@@ -151,6 +155,11 @@ guests! {
     pid_namespace_groups pid_namespace_abandoned pid_namespace_entered pid_namespace_unborn pid_namespace_handles
     browser_sandbox
     mounts_tmpfs mounts_bind mounts_views
+    multicast_groups filtered_socket port_shared mapped_address netlink_groups fast_open corked_stream corked_idle
+    rights_cycle unix_names raw_socket packet_socket packet_ring
+    fifo_one_sided fifo_deleted pipe_resized nameless_file path_only directory_half_read linked_elsewhere file_replaced
+    behind_a_root
+    autogroup_nice seccomp_strict deadline guards sparse sealed locked_on_fault
 }
 
 refused! {
@@ -165,10 +174,10 @@ refused! {
     directory_notify "F_NOTIFY"
     urgent "urgent data"
     urgent_read "urgent data"
-    raw_socket "raw socket"
-    packet_socket "packet socket"
     unix_backlog "has not accepted within 200 ms"
     asynchronous_io "the ring of asynchronous I/O"
+    corked_datagram "UDP_CORK"
+    datagram_held_back "MSG_MORE"
 }
 
 /// The monitor of a pod, as the registry has it.

@@ -1,9 +1,12 @@
 //! Open directories.
 
+use std::collections::HashSet;
+use std::io;
 use std::os::fd::OwnedFd;
 
 use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use super::{Descriptor, FileKind, decoded, reopen};
 use crate::error::{CaptureError, Context, RebuildError};
@@ -11,7 +14,7 @@ use crate::ids::FileId;
 use crate::image::encode;
 use crate::look::Look;
 use crate::rebuild::Rebuild;
-use crate::sys::lock;
+use crate::sys::{file, lock};
 
 /// An open directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +26,13 @@ pub struct DirectoryState {
     pub flags: i32,
     /// Where reading it is: a cookie of the file system's, not a count.
     pub position: u64,
+    /// If it is neither at the beginning nor too long: the names that are still to be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest: Option<Vec<ByteBuf>>,
 }
+
+/// More names than that are not kept.
+const MANY: usize = 1 << 20;
 
 pub(super) struct Directory;
 
@@ -48,23 +57,62 @@ impl FileKind for Directory {
 
     fn capture(&self, _look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
         let (path, flags, position) = (descriptor.link.clone(), descriptor.flags(), descriptor.position());
-        Ok(encode(&DirectoryState { path, flags, position }))
+        // Our copy shares the offset; one that is opened anew does not.
+        let rest = match position {
+            0 => None,
+            _ => rest_of(descriptor, position).capturing("reading", descriptor.object())?,
+        };
+        Ok(encode(&DirectoryState { path, flags, position, rest }))
     }
 
     fn open(&self, _rebuild: &mut Rebuild<'_>, _id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {
         let state: DirectoryState = decoded(state)?;
         let path = reopen::as_path(&state.path);
-        let file = reopen::path(path, state.flags).rebuilding("opening", path.display())?;
-        let stat = crate::sys::file::fstat(&file).rebuilding("looking at", path.display())?;
+        let directory = reopen::path(path, state.flags).rebuilding("opening", path.display())?;
+        let stat = file::fstat(&directory).rebuilding("looking at", path.display())?;
         if stat.st_mode & libc::S_IFMT != libc::S_IFDIR {
             let what = "it is no directory any more".to_owned();
             return Err(RebuildError::Changed { path: path.display().to_string(), what });
         }
         if state.position != 0 {
-            lseek(&file, state.position as i64, Whence::SeekSet).rebuilding("seeking in", path.display())?;
+            let position = match &state.rest {
+                Some(rest) => {
+                    place_before(&directory, state.position as i64, rest).rebuilding("reading", path.display())?
+                }
+                None => state.position as i64,
+            };
+            lseek(&directory, position, Whence::SeekSet).rebuilding("seeking in", path.display())?;
         }
-        Ok(file)
+        Ok(directory)
     }
+}
+
+/// The names from a position on.
+fn rest_of(descriptor: &Descriptor, position: u64) -> io::Result<Option<Vec<ByteBuf>>> {
+    if descriptor.stat.st_nlink == 0 {
+        return Ok(None);
+    }
+    let again = reopen::again(&descriptor.file, libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME)?;
+    lseek(&again, position as i64, Whence::SeekSet)?;
+    let names = file::entries(&again)?.into_iter().map(|(_, name)| ByteBuf::from(name));
+    Ok(Some(names.collect()).filter(|names: &Vec<_>| names.len() <= MANY))
+}
+
+/// The place from which on every name of `rest` is read, and as few others as can be: another file system, or the same
+/// one made anew, counts otherwise, and may have another order.
+fn place_before(directory: &OwnedFd, position: i64, rest: &[ByteBuf]) -> io::Result<i64> {
+    let again = reopen::again(directory, libc::O_RDONLY | libc::O_DIRECTORY)?;
+    let from_there = lseek(&again, position, Whence::SeekSet).map(|_| file::entries(&again));
+    if let Ok(Ok(same)) = from_there
+        && same.iter().map(|(_, name)| name).eq(rest.iter().map(|name| &**name))
+    {
+        return Ok(position);
+    }
+    lseek(&again, 0, Whence::SeekSet)?;
+    let entries = file::entries(&again)?;
+    let rest: HashSet<&[u8]> = rest.iter().map(|name| name.as_slice()).collect();
+    let first = entries.iter().position(|(_, name)| rest.contains(name.as_slice())).unwrap_or(entries.len());
+    Ok(first.checked_sub(1).map_or(0, |before| entries[before].0))
 }
 
 #[cfg(test)]

@@ -271,6 +271,8 @@ pub static KINDS: &[&dyn FileKind] = &[
     &device::Device,
     &crate::sockets::Tcp,
     &crate::sockets::Udp,
+    &crate::sockets::Raw,
+    &crate::sockets::Link,
     &crate::sockets::Netlink,
     &eventfd::Eventfd,
     &epoll::Epoll,

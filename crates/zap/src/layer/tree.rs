@@ -68,8 +68,8 @@ fn names(directory: &OwnedFd) -> io::Result<Vec<CString>> {
             names.push(name);
         }
     }
-    // whatever order the file system has: archives of equal trees are equal
-    names.sort();
+    // a tmpfs lists the newest first: made again in this order, they are listed as before
+    names.reverse();
     Ok(names)
 }
 

@@ -36,6 +36,9 @@ pub(super) fn check(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -
     if !look.mapped.checked.insert(key.clone()) {
         return Ok(());
     }
+    if is_ring(mapping) {
+        return Ok(());
+    }
     // whatever vanished meanwhile is not there in the hold either, and what cannot be opened is for the hold to say
     let Ok(file) = open(subject, mapping) else { return Ok(()) };
     let descriptor = files::describe(subject, -1, file.into())?;
@@ -54,6 +57,11 @@ fn is_writable(mapping: &Mapping) -> bool {
     mapping.shared && mapping.flags.known & flag::MAY_WRITE != 0
 }
 
+/// Whether it is the ring of a packet socket.
+fn is_ring(mapping: &Mapping) -> bool {
+    mapping.path.starts_with(b"socket:[")
+}
+
 fn open(subject: &Subject, mapping: &Mapping) -> std::io::Result<File> {
     let path = subject.host.proc(&format!("map_files/{:x}-{:x}", mapping.start, mapping.end));
     OpenOptions::new().read(true).write(is_writable(mapping)).custom_flags(libc::O_NOCTTY).open(path)
@@ -64,6 +72,12 @@ pub(super) fn file_of(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping)
     let key = key(mapping);
     if let Some(id) = look.mapped.met.get(&key) {
         return Ok(*id);
+    }
+    if is_ring(mapping) {
+        // A socket cannot be opened by what it is mapped as; the descriptors have been met.
+        let mut all = look.files.of_inode(mapping.device, mapping.inode);
+        let closed = || subject.refuse(object(mapping), "is the ring of a socket that is closed");
+        return all.next().map(|(id, _)| id).ok_or_else(closed);
     }
     if let Some(file) = look.mapped.ahead.remove(&key).filter(|file| file.is_current(look)) {
         let id = files::intern_root_file(look, file)?;

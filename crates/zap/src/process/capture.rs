@@ -67,6 +67,7 @@ pub struct Answers {
 /// What `/proc/PID` has a file for.
 struct Numbers {
     oom_score_adj: i32,
+    autogroup: i32,
     coredump_filter: u32,
     personality: u32,
 }
@@ -218,6 +219,7 @@ fn answers(
         timers: timers::capture(asked.timers, &results).named(&names),
         numbers: Numbers {
             oom_score_adj: number_in(subject, "oom_score_adj", 10),
+            autogroup: if process.found.stat.session == subject.pod { autogroup(subject) } else { 0 },
             coredump_filter: number_in(subject, "coredump_filter", 16),
             personality: number_in(subject, "personality", 16),
         },
@@ -256,6 +258,7 @@ pub fn assemble(
         stopped: process.group_stop,
         stop_is_news: false,
         oom_score_adj: answers.numbers.oom_score_adj,
+        autogroup: answers.numbers.autogroup,
         coredump_filter: answers.numbers.coredump_filter,
         personality: answers.numbers.personality,
         dumpable: answers.dumpable,
@@ -350,6 +353,12 @@ pub fn directories(look: &mut Look<'_>, subject: &Subject) -> Result<Directories
     }
     let root = files::intern_file(look, subject, -1, open("root", subject.host)?)?;
     Ok((cwd, Some(root)))
+}
+
+/// The niceness of the group that the kernel makes of a session: `/autogroup-12 nice 0`.
+fn autogroup(subject: &Subject) -> i32 {
+    let text = procfs::read_record_text(subject.host.proc("autogroup")).unwrap_or_default();
+    text.rsplit_once("nice ").and_then(|(_, nice)| nice.trim().parse().ok()).unwrap_or(0)
 }
 
 fn number_in<T: TryFrom<i64> + Default>(subject: &Subject, name: &str, radix: u32) -> T {

@@ -43,6 +43,9 @@ pub fn from_outside(state: &ProcessState, host: HostPid) -> Result<(), TraceeErr
         fs::write(host.proc(name), text).map_err(TraceeError::kernel("writing to /proc of", pid))
     };
     write("oom_score_adj", state.oom_score_adj.to_string())?;
+    if state.autogroup != 0 {
+        write("autogroup", state.autogroup.to_string())?;
+    }
     write("coredump_filter", format!("{:#x}", state.coredump_filter))
 }
 

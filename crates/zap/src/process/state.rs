@@ -130,6 +130,9 @@ pub struct ProcessState {
     pub stop_is_news: bool,
     /// `oom_score_adj`.
     pub oom_score_adj: i32,
+    /// Of the leader of a session: the niceness of the group that the kernel makes of it (`/proc/PID/autogroup`).
+    #[serde(default)]
+    pub autogroup: i32,
     /// `coredump_filter`.
     pub coredump_filter: u32,
     /// `personality`.

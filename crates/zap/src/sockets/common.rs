@@ -103,6 +103,8 @@ const STRUCTURED: &[(Name, usize)] = &[
     (sol(libc::SO_MAX_PACING_RATE), 8),
     // A clock, and flags.
     (sol(SO_TXTIME), 8),
+    // By an address of the interface; one that was chosen by number is not shown.
+    ((libc::IPPROTO_IP, libc::IP_MULTICAST_IF), 4),
 ];
 
 /// Options of IPv4, and of IPv6 sockets when they carry IPv4.
@@ -196,6 +198,11 @@ impl SocketOptions {
     pub(super) fn add_numbers(&mut self, fd: BorrowedFd<'_>, names: &[Name]) {
         let values = names.iter().filter_map(|&(l, n)| socket::get_int(fd, l, n).ok().map(|v| (l, n, v)));
         self.numbers.extend(values);
+    }
+
+    /// Reads a further option whose value is a structure, if the socket has it.
+    pub(super) fn add_structure(&mut self, fd: BorrowedFd<'_>, ((level, name), size): (Name, usize)) {
+        self.structures.extend(structure(fd, level, name, size));
     }
 
     /// The value of one numeric option, if it was captured.

@@ -38,6 +38,7 @@ pub struct Sightings {
     pub elsewhere: Vec<OwnedFd>,
     unix: Option<HashMap<u32, UnixFacts>>,
     groups: Option<Vec<(u32, IpAddr)>>,
+    awaits_neighbour: Option<bool>,
     /// The PIDs of the pod behind those of the host, and how deep the pod's namespace is.
     pids: HashMap<i32, i32>,
     depth: Option<usize>,
@@ -66,6 +67,15 @@ impl Sightings {
             self.groups = Some(super::multicast::groups(init)?);
         }
         Ok(self.groups.as_deref().unwrap_or_default())
+    }
+
+    /// Whether packets of the pod may be waiting for the address of a neighbour, asked once per checkpoint.
+    pub(super) fn awaits_neighbour(&mut self, init: HostPid) -> bool {
+        let incomplete = || {
+            let table = std::fs::read_to_string(init.proc("net/arp")).unwrap_or_default();
+            table.lines().any(|line| line.split_whitespace().nth(2) == Some("0x0"))
+        };
+        *self.awaits_neighbour.get_or_insert_with(incomplete)
     }
 
     /// The PID that the pod knows a process of the host by; zero if the process is gone.
@@ -108,25 +118,93 @@ const DONE: u16 = 3;
 const ERROR: u16 = 2;
 
 fn dump_unix(namespace: impl AsFd + Send) -> io::Result<HashMap<u32, UnixFacts>> {
-    let netlink = netlink_in(namespace)?;
-    let mut request = Vec::with_capacity(40);
-    request.extend(40u32.to_ne_bytes());
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend(REQUEST_DUMP.to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
+    let mut request = vec![libc::AF_UNIX as u8, 0, 0, 0];
     request.extend(u32::MAX.to_ne_bytes());
     request.extend(0u32.to_ne_bytes());
     // Name, peer, who waits, queue lengths.
     request.extend((1u32 | 4 | 8 | 16).to_ne_bytes());
     request.extend([0xff; 8]);
-    socket::send(&netlink, &request, 0)?;
     let mut facts = HashMap::new();
+    let mut broken = false;
+    dump(namespace, &request, |message| match parse_unix(message) {
+        Some((inode, fact)) => drop(facts.insert(inode, fact)),
+        None => broken = true,
+    })?;
+    if broken { Err(io::Error::other("sock_diag gave an answer that is cut off")) } else { Ok(facts) }
+}
+
+/// A packet socket as `sock_diag` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PacketFacts {
+    /// What it listens to: interface, kind, address. Several of one kind are one here, and are listed so often.
+    pub(super) memberships: Vec<(i32, u16, Vec<u8>)>,
+    /// Its rings, for what it receives and what it sends: `struct packet_diag_ring`.
+    pub(super) received: Option<[u32; 7]>,
+    pub(super) sent: Option<[u32; 7]>,
+}
+
+/// The facts about one packet socket of a network namespace.
+pub(super) fn packet(namespace: OwnedFd, inode: u32) -> io::Result<PacketFacts> {
+    let mut request = vec![libc::AF_PACKET as u8, 0, 0, 0];
+    request.extend(inode.to_ne_bytes());
+    // What it listens to, rings.
+    request.extend((2u32 | 4).to_ne_bytes());
+    request.extend([0xff; 8]);
+    let mut found = None;
+    dump(namespace, &request, |message| {
+        if message.get(4..8) == Some(&inode.to_ne_bytes()) {
+            found = parse_packet(message);
+        }
+    })?;
+    found.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// A `struct packet_diag_msg` and its attributes.
+fn parse_packet(message: &[u8]) -> Option<PacketFacts> {
+    const MEMBERSHIPS: u16 = 1;
+    const RECEIVED: u16 = 2;
+    const SENT: u16 = 3;
+    const MEMBERSHIP: usize = 44;
+    let word = |bytes: &[u8]| bytes.first_chunk::<4>().map(|w| u32::from_ne_bytes(*w));
+    let half = |bytes: &[u8]| bytes.first_chunk::<2>().map(|w| u16::from_ne_bytes(*w));
+    let ring = |value: &[u8]| {
+        let mut words = [0; 7];
+        words.iter_mut().zip(value.as_chunks::<4>().0).for_each(|(to, from)| *to = u32::from_ne_bytes(*from));
+        (words[1] != 0).then_some(words)
+    };
+    let mut facts = PacketFacts::default();
+    for (kind, value) in crate::pod::network::netlink::attributes(message.get(16..)?) {
+        match kind {
+            RECEIVED => facts.received = ring(value),
+            SENT => facts.sent = ring(value),
+            MEMBERSHIPS => {
+                for one in value.chunks_exact(MEMBERSHIP) {
+                    let length = usize::from(half(&one[10..])?).min(32);
+                    let membership = (word(one)? as i32, half(&one[8..])?, one[12..12 + length].to_vec());
+                    let count = word(&one[4..])? as usize;
+                    facts.memberships.extend(std::iter::repeat_n(membership, count.min(1000)));
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(facts)
+}
+
+/// Asks `sock_diag` in a network namespace for all that fits a request.
+fn dump(namespace: impl AsFd + Send, body: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    let netlink = netlink_in(namespace)?;
+    let mut request = (16 + body.len() as u32).to_ne_bytes().to_vec();
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend(REQUEST_DUMP.to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend(body);
+    socket::send(&netlink, &request, 0)?;
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let length = socket::receive(&netlink, &mut buffer, 0)?;
-        if parse_dump(&buffer[..length], &mut facts)? {
-            return Ok(facts);
+        if parse_dump(&buffer[..length], &mut each)? {
+            return Ok(());
         }
     }
 }
@@ -140,8 +218,8 @@ fn netlink_in(namespace: impl AsFd + Send) -> io::Result<OwnedFd> {
     })
 }
 
-/// Reads one datagram of answers into `facts`; whether it was the last.
-fn parse_dump(mut bytes: &[u8], facts: &mut HashMap<u32, UnixFacts>) -> io::Result<bool> {
+/// Gives out the answers of one datagram; whether it was the last.
+fn parse_dump(mut bytes: &[u8], each: &mut impl FnMut(&[u8])) -> io::Result<bool> {
     let broken = || io::Error::other("sock_diag gave an answer that is cut off");
     while let Some((length, _)) = bytes.split_first_chunk::<4>() {
         let length = u32::from_ne_bytes(*length) as usize;
@@ -149,10 +227,7 @@ fn parse_dump(mut bytes: &[u8], facts: &mut HashMap<u32, UnixFacts>) -> io::Resu
         match u16::from_ne_bytes([message[4], message[5]]) {
             DONE => return Ok(true),
             ERROR => return Err(netlink_error(message.get(16..20).ok_or_else(broken)?)),
-            _ => {
-                let (inode, fact) = parse_unix(&message[16..]).ok_or_else(broken)?;
-                facts.insert(inode, fact);
-            }
+            _ => each(&message[16..]),
         }
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
@@ -211,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_cut_answer_is_an_error() {
-        assert!(parse_dump(&[40, 0, 0, 0, 20, 0], &mut HashMap::new()).is_err());
-        assert!(!parse_dump(&[], &mut HashMap::new()).unwrap());
+        assert!(parse_dump(&[40, 0, 0, 0, 20, 0], &mut |_| {}).is_err());
+        assert!(!parse_dump(&[], &mut |_| {}).unwrap());
     }
 }

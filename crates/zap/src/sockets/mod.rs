@@ -8,10 +8,13 @@
 mod address;
 mod common;
 mod diag;
+mod link;
 mod multicast;
 mod netlink;
 mod packet;
+mod raw;
 mod recover;
+mod silence;
 mod tcp;
 mod tcp_fin;
 mod tcp_queues;
@@ -28,9 +31,12 @@ mod waiting;
 
 pub use common::SocketOptions;
 pub use diag::Sightings;
+pub use link::{Link, LinkState};
 pub use multicast::Membership;
 pub use netlink::{Netlink, NetlinkState};
+pub use raw::{Raw, RawState};
 pub use recover::recover_all;
+pub use silence::Silenced;
 pub use tcp::{Form, Tcp, TcpState};
 pub use tcp_queues::{Connection, Phase};
 pub use tcp_repair::{Agreed, Window, leave_repair};
@@ -52,9 +58,8 @@ pub(crate) fn why_not(descriptor: &Descriptor) -> String {
     let name = match (family, get(libc::SO_TYPE), get(libc::SO_PROTOCOL)) {
         (libc::AF_INET | libc::AF_INET6, _, 262) => "an MPTCP socket".to_owned(),
         (libc::AF_INET | libc::AF_INET6, _, libc::IPPROTO_SCTP) => "an SCTP socket".to_owned(),
-        (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, protocol) => format!("a raw socket (IP protocol {protocol})"),
         (libc::AF_INET | libc::AF_INET6, _, protocol) => format!("a socket of IP protocol {protocol}"),
-        (libc::AF_PACKET, ..) => "a packet socket".to_owned(),
+        (libc::AF_PACKET, ..) => "a packet socket of an old type (SOCK_PACKET)".to_owned(),
         (libc::AF_VSOCK, ..) => "a vsock socket".to_owned(),
         (libc::AF_ALG, ..) => "a socket of the kernel's cryptography (AF_ALG)".to_owned(),
         (libc::AF_BLUETOOTH, ..) => "a Bluetooth socket".to_owned(),

@@ -92,8 +92,12 @@ fn membership(fd: BorrowedFd<'_>, interface: u32, group: IpAddr) -> Option<Membe
     Some(Membership { interface, group, include: word(136)? == 1, sources })
 }
 
-/// Joins a group.
-pub(super) fn join(fd: BorrowedFd<'_>, membership: &Membership) -> io::Result<()> {
+/// Joins groups. The latest is the first of the kernel's list, and some of what it shows depends on which is.
+pub(super) fn join_all(fd: BorrowedFd<'_>, memberships: &[Membership]) -> io::Result<()> {
+    memberships.iter().rev().try_for_each(|membership| join(fd, membership))
+}
+
+fn join(fd: BorrowedFd<'_>, membership: &Membership) -> io::Result<()> {
     let mut filter = head(membership.interface, membership.group);
     socket::set_bytes(fd, level(membership.group), JOIN, &filter[..HEAD - 8])?;
     if !membership.include && membership.sources.is_empty() {

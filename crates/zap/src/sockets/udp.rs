@@ -28,7 +28,6 @@ const IPPROTO_UDPLITE: i32 = 136;
 const UDPLITE_SEND_CSCOV: i32 = 10;
 const UDPLITE_RECV_CSCOV: i32 = 11;
 
-/// `UDP_CORK` is among them only to be zero: a datagram in the making cannot be read.
 const UDP: &[Name] = &[
     (libc::IPPROTO_UDP, UDP_CORK),
     (libc::IPPROTO_UDP, UDP_ENCAP),
@@ -99,8 +98,9 @@ impl FileKind for Udp {
             descriptor,
             &[&[UDP, common::DATAGRAM, common::IPV4, common::DATAGRAM4], v6].concat(),
         )?;
-        if options.number((libc::IPPROTO_UDP, UDP_CORK)).is_some_and(|v| v != 0) {
-            return Err(descriptor.refuse("is corked (UDP_CORK); what it holds back cannot be read"));
+        if socket::ioctl_int(fd, libc::TIOCOUTQ).unwrap_or(0) > 0 && !look.sockets.awaits_neighbour(look.init) {
+            let why = "holds back a datagram in the making (UDP_CORK, MSG_MORE), which cannot be read; try again later";
+            return Err(descriptor.refuse(why));
         }
         let (local, peer) = super::tcp::ends(descriptor)?;
         let queue = capture_queue(look, descriptor, &options, protocol)?;
@@ -123,9 +123,7 @@ impl FileKind for Udp {
                 socket::bind(fd, &address::to_kernel(local, state.family)).rebuilding("binding", &what)
             })?;
         }
-        for membership in &state.memberships {
-            multicast::join(fd, membership).rebuilding("joining a group with", &what)?;
-        }
+        multicast::join_all(fd, &state.memberships).rebuilding("joining a group with", &what)?;
         // Before it is connected: it may have received from others then.
         for datagram in &state.queue {
             let bytes =

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +79,7 @@ pub(super) fn bind(fd: BorrowedFd<'_>, name: &UnixName) -> io::Result<()> {
     match (&name.file, name.bytes.is_empty()) {
         (_, true) => Ok(()),
         (Some(bound), _) if directory_of(name, &bound.path).is_some() => bind_in_place(fd, name, bound),
+        (Some(bound), _) if bind_moved(fd, name, bound)? => Ok(()),
         _ if name.is_path() => in_nowhere(name, || socket::bind(fd, &name.to_kernel())),
         _ => socket::bind(fd, &name.to_kernel()),
     }
@@ -97,6 +98,32 @@ fn directory_of(name: &UnixName, path: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(std::ffi::OsStr::from_bytes(base)))
 }
 
+/// Binds a socket whose file was renamed afterwards: in a directory that is the root meanwhile, from which the file is moved
+/// to where it is. Whether that could be done.
+fn bind_moved(fd: BorrowedFd<'_>, name: &UnixName, bound: &BoundFile) -> io::Result<bool> {
+    let given = Path::new(std::ffi::OsStr::from_bytes(&name.bytes));
+    let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+    let (true, Some(home)) = (given.components().all(plain), bound.path.parent()) else { return Ok(false) };
+    let nest = home.join(format!(".zap-{}-{}", std::process::id(), fd.as_raw_fd()));
+    let made = nest.join(given.strip_prefix("/").unwrap_or(given));
+    std::fs::create_dir_all(made.parent().unwrap_or(&nest))?;
+    let placed = in_thread(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+        nix::unistd::chroot(&nest)?;
+        nix::unistd::chdir("/")?;
+        socket::bind(fd, &name.to_kernel())
+    });
+    let placed = placed.and_then(|()| dress(&made, bound)).and_then(|()| std::fs::rename(&made, &bound.path));
+    std::fs::remove_dir_all(&nest)?;
+    placed.map(|()| true)
+}
+
+/// Gives the file of a socket its owner and permissions.
+fn dress(path: &Path, bound: &BoundFile) -> io::Result<()> {
+    std::os::unix::fs::chown(path, Some(bound.user), Some(bound.group))?;
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(bound.mode))
+}
+
 fn bind_in_place(fd: BorrowedFd<'_>, name: &UnixName, bound: &BoundFile) -> io::Result<()> {
     let directory = directory_of(name, &bound.path).unwrap_or_else(|| PathBuf::from("/"));
     match std::fs::remove_file(&bound.path) {
@@ -104,8 +131,7 @@ fn bind_in_place(fd: BorrowedFd<'_>, name: &UnixName, bound: &BoundFile) -> io::
         _ => {}
     }
     in_directory(&directory, || socket::bind(fd, &name.to_kernel()))?;
-    std::os::unix::fs::chown(&bound.path, Some(bound.user), Some(bound.group))?;
-    std::fs::set_permissions(&bound.path, std::os::unix::fs::PermissionsExt::from_mode(bound.mode))
+    dress(&bound.path, bound)
 }
 
 /// Runs `bind` with another working directory, in a thread that has one of its own.

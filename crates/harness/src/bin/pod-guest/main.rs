@@ -18,6 +18,9 @@ mod memory;
 mod mounts;
 mod namespaces;
 mod nested;
+mod oddities;
+mod openings;
+mod plumbing;
 mod portrait;
 mod registers;
 mod sessions;
@@ -29,6 +32,7 @@ mod survivor;
 mod threads;
 mod timers;
 mod watches;
+mod wires;
 
 use stage::Kind;
 
@@ -56,6 +60,10 @@ const TOPICS: &[&[Kind]] = &[
     sockets::KINDS,
     nested::KINDS,
     mounts::KINDS,
+    plumbing::KINDS,
+    openings::KINDS,
+    oddities::KINDS,
+    wires::KINDS,
 ];
 
 fn main() {

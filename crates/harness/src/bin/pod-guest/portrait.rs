@@ -170,6 +170,7 @@ fn mappings(smaps: &str, put: &mut impl FnMut(&str, String)) {
         let words: Vec<&str> = line.split_whitespace().collect();
         if let Some((start, end)) = words.first().and_then(|word| word.split_once('-')) {
             let name = words.get(5..).unwrap_or_default().join(" ");
+            let name = unnumbered(&name);
             all.push((start, end, format!("{} {} {name}", words[1], words[2])));
         } else if let (Some(flags), Some(mapping)) = (line.strip_prefix("VmFlags: "), all.last_mut()) {
             let flags: Vec<&str> = flags.split(' ').filter(|f| !["sd", "um", "uw", "ui", "ac"].contains(f)).collect();

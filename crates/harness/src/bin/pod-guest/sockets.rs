@@ -12,9 +12,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("broadcast-stream", broadcast_stream),
     ("urgent", urgent),
     ("urgent-read", urgent_read),
-    ("raw-socket", raw_socket),
     ("udp-lite", udp_lite),
-    ("packet-socket", packet_socket),
     ("unix-backlog", unix_backlog),
 ];
 
@@ -173,15 +171,6 @@ fn urgent_read() -> Checked {
     read_rest(server)
 }
 
-fn held(family: i32, kind: i32, protocol: i32) -> Checked {
-    done("socket", unsafe { libc::socket(family, kind, protocol) })?;
-    hold()
-}
-
-fn raw_socket() -> Checked {
-    held(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP)
-}
-
 /// A pair of sockets whose checksums cover a part.
 fn udp_lite() -> Checked {
     const LITE: i32 = 136;
@@ -213,10 +202,6 @@ fn udp_lite() -> Checked {
     let (length, from) = said(other.recv_from(&mut text))?;
     equal("what was said", &text[..length], b"hello")?;
     equal("by whom", from, said(one.local_addr())?)
-}
-
-fn packet_socket() -> Checked {
-    held(libc::AF_PACKET, libc::SOCK_RAW, 0)
 }
 
 /// Connections that nobody accepted yet, with what was said already.

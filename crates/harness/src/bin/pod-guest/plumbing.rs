@@ -1,0 +1,389 @@
+//! Sockets of every kind that programs use beside the plain ones.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use crate::stage::*;
+
+pub(crate) const KINDS: &[crate::stage::Kind] = &[
+    ("multicast-groups", multicast_groups),
+    ("filtered-socket", filtered_socket),
+    ("port-shared", port_shared),
+    ("mapped-address", mapped_address),
+    ("netlink-groups", netlink_groups),
+    ("fast-open", fast_open),
+    ("corked-stream", corked_stream),
+    ("corked-idle", corked_idle),
+    ("corked-datagram", corked_datagram),
+    ("datagram-held-back", datagram_held_back),
+    ("rights-cycle", rights_cycle),
+    ("unix-names", unix_names),
+];
+
+pub(crate) fn said<T>(result: std::io::Result<T>) -> Result<T, String> {
+    result.map_err(|e| e.to_string())
+}
+
+pub(crate) fn socket(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd, String> {
+    let made = done("socket", unsafe { libc::socket(family, kind, protocol) })? as i32;
+    Ok(unsafe { OwnedFd::from_raw_fd(made) })
+}
+
+pub(crate) fn set<T>(file: &impl AsRawFd, level: i32, name: i32, value: &T) -> Checked {
+    let (at, length) = ((&raw const *value).cast(), size_of::<T>() as u32);
+    done(&format!("option {level}/{name}"), unsafe { libc::setsockopt(file.as_raw_fd(), level, name, at, length) })
+        .map(drop)
+}
+
+pub(crate) fn get(file: &impl AsRawFd, level: i32, name: i32) -> Result<i32, String> {
+    let (mut value, mut length) = (0i32, size_of::<i32>() as u32);
+    let at = (&raw mut value).cast();
+    done(&format!("option {level}/{name}"), unsafe {
+        libc::getsockopt(file.as_raw_fd(), level, name, at, &raw mut length)
+    })?;
+    Ok(value)
+}
+
+/// Groups of both families, with sources that are wanted and that are not.
+fn multicast_groups() -> Checked {
+    const SOURCE: i32 = 39;
+    let (v4, v6) = (said(UdpSocket::bind("0.0.0.0:0"))?, said(UdpSocket::bind("[::]:0"))?);
+    said(v4.join_multicast_v4(&[239, 1, 2, 3].into(), &[127, 0, 0, 1].into()))?;
+    said(v6.join_multicast_v6(&"ff05::7".parse().map_err(|_| "address")?, 1))?;
+    let from = libc::ip_mreq_source {
+        imr_multiaddr: libc::in_addr { s_addr: u32::from_ne_bytes([239, 9, 9, 9]) },
+        imr_interface: libc::in_addr { s_addr: u32::from_ne_bytes([127, 0, 0, 1]) },
+        imr_sourceaddr: libc::in_addr { s_addr: u32::from_ne_bytes([127, 0, 0, 5]) },
+    };
+    set(&v4, libc::IPPROTO_IP, SOURCE, &from)?;
+    set(&v4, libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, &1i32)?;
+    let facts = || -> Result<Vec<String>, String> {
+        ["igmp6", "mcfilter", "mcfilter6"].iter().map(|name| read(format!("/proc/net/{name}"))).collect()
+    };
+    let before = facts()?;
+    hold()?;
+    equal("groups and sources", facts()?, before)?;
+    let port = said(v4.local_addr())?.port();
+    let sender = said(UdpSocket::bind("127.0.0.1:0"))?;
+    set(&sender, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, &from.imr_interface)?;
+    said(sender.send_to(b"all", ("239.1.2.3", port)))?;
+    said(v4.set_read_timeout(Some(std::time::Duration::from_secs(10))))?;
+    let mut text = [0; 8];
+    let length = said(v4.recv(&mut text))?;
+    equal("what the group hears", &text[..length], b"all")
+}
+
+/// A filter that lets through what begins with an `a`, and cannot be taken away.
+fn filtered_socket() -> Checked {
+    let receiver = said(UdpSocket::bind("127.0.0.1:0"))?;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut steps = [step(0x30, 0, 0, 8), step(0x15, 0, 1, b'a'.into()), step(6, 0, 0, 65535), step(6, 0, 0, 0)];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    set(&receiver, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
+    set(&receiver, libc::SOL_SOCKET, libc::SO_LOCK_FILTER, &1i32)?;
+    hold()?;
+    check(set(&receiver, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0i32).is_err(), "the filter could be taken off")?;
+    let sender = said(UdpSocket::bind("127.0.0.1:0"))?;
+    let to = said(receiver.local_addr())?;
+    said(sender.send_to(b"bad", to))?;
+    said(sender.send_to(b"a good one", to))?;
+    let mut text = [0; 16];
+    let length = said(receiver.recv(&mut text))?;
+    equal("what comes through", &text[..length], b"a good one")
+}
+
+/// Several sockets at one port, in two processes.
+fn port_shared() -> Checked {
+    let listen = |port: u16| -> Result<TcpListener, String> {
+        let made = socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
+        set(&made, libc::SOL_SOCKET, libc::SO_REUSEPORT, &1i32)?;
+        bind(&made, [127, 0, 0, 1], port)?;
+        done("listen", unsafe { libc::listen(made.as_raw_fd(), 16) })?;
+        Ok(made.into())
+    };
+    let first = listen(0)?;
+    let port = said(first.local_addr())?.port();
+    let datagrams = |port: u16| -> Result<UdpSocket, String> {
+        let made = socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
+        set(&made, libc::SOL_SOCKET, libc::SO_REUSEPORT, &1i32)?;
+        bind(&made, [127, 0, 0, 1], port)?;
+        Ok(made.into())
+    };
+    let one = datagrams(0)?;
+    let other = datagrams(said(one.local_addr())?.port())?;
+    let child = fork(|| {
+        let second = listen(port)?;
+        await_go();
+        serve(&second)
+    })?;
+    until("the child's socket", || read("/proc/net/tcp").unwrap_or_default().matches(" 0A ").count() == 2)?;
+    hold()?;
+    said(first.set_nonblocking(true))?;
+    let mut clients = Vec::new();
+    let mut accepted = Vec::new();
+    for _ in 0..64 {
+        clients.push(said(TcpStream::connect(("127.0.0.1", port)))?);
+        while let Ok((stream, _)) = first.accept() {
+            accepted.push(stream);
+        }
+    }
+    check((1..64).contains(&accepted.len()), format!("of 64, one accepted {}", accepted.len()))?;
+    let sender = said(UdpSocket::bind("127.0.0.1:0"))?;
+    said(sender.send_to(b"x", said(one.local_addr())?))?;
+    said(one.set_nonblocking(true))?;
+    said(other.set_nonblocking(true))?;
+    let mut byte = [0; 1];
+    until("a datagram", || one.recv(&mut byte).is_ok() || other.recv(&mut byte).is_ok())?;
+    // A word from the child's last client ends the child.
+    write("/tmp/enough", "")?;
+    reap(child)
+}
+
+fn serve(listener: &TcpListener) -> Checked {
+    said(listener.set_nonblocking(true))?;
+    let mut streams = 0;
+    until("the end", || {
+        while listener.accept().is_ok() {
+            streams += 1;
+        }
+        std::path::Path::new("/tmp/enough").exists()
+    })?;
+    check(streams > 0, "the child accepted nothing")
+}
+
+pub(crate) fn bind(file: &impl AsRawFd, ip: [u8; 4], port: u16) -> Checked {
+    let address = libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(ip) },
+        sin_zero: [0; 8],
+    };
+    let length = size_of::<libc::sockaddr_in>() as u32;
+    done("bind", unsafe { libc::bind(file.as_raw_fd(), (&raw const address).cast(), length) }).map(drop)
+}
+
+/// Connections and datagrams of IPv4 to sockets of IPv6.
+fn mapped_address() -> Checked {
+    let listener = said(TcpListener::bind("[::]:0"))?;
+    let port = said(listener.local_addr())?.port();
+    let mut client = said(TcpStream::connect(("127.0.0.1", port)))?;
+    let (mut server, _) = said(listener.accept())?;
+    said(client.write_all(b"unread"))?;
+    let datagrams = said(UdpSocket::bind("[::]:0"))?;
+    let sender = said(UdpSocket::bind("127.0.0.1:0"))?;
+    let to = ("127.0.0.1", said(datagrams.local_addr())?.port());
+    said(sender.send_to(b"unread", to))?;
+    until("the datagram", || datagrams.peek(&mut [0; 8]).is_ok())?;
+    let names = |server: &TcpStream| Ok::<_, String>((said(server.local_addr())?, said(server.peer_addr())?));
+    let before = names(&server)?;
+    check(before.0.is_ipv6() && before.0.to_string().contains("::ffff:127"), before.0.to_string())?;
+    hold()?;
+    equal("the server's names", names(&server)?, before)?;
+    let mut text = [0; 6];
+    said(server.read_exact(&mut text))?;
+    equal("what was unread", &text, b"unread")?;
+    said(server.write_all(b"answer"))?;
+    said(client.read_exact(&mut text))?;
+    equal("the answer", &text, b"answer")?;
+    let (length, from) = said(datagrams.recv_from(&mut text))?;
+    equal("the datagram", &text[..length], b"unread")?;
+    check(from.to_string().contains("::ffff:127"), from.to_string())?;
+    said(TcpStream::connect(("127.0.0.1", port))).and(said(listener.accept())).map(drop)
+}
+
+/// A socket that listens to what becomes of interfaces and addresses.
+fn netlink_groups() -> Checked {
+    let made = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?;
+    let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+    address.nl_family = libc::AF_NETLINK as u16;
+    address.nl_groups = (libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_ROUTE) as u32;
+    let length = size_of::<libc::sockaddr_nl>() as u32;
+    done("bind", unsafe { libc::bind(made.as_raw_fd(), (&raw const address).cast(), length) })?;
+    let groups = || {
+        let all = read("/proc/net/netlink").unwrap_or_default();
+        let lines = all.lines().skip(1).filter_map(|line| Some(line.split_whitespace().nth(3)?.to_owned()));
+        let mut groups: Vec<String> = lines.filter(|groups| !groups.trim_start_matches('0').is_empty()).collect();
+        groups.sort();
+        groups
+    };
+    let before = groups();
+    hold()?;
+    equal("the groups", groups(), before)?;
+    let mut byte = [0u8; 16];
+    let got = unsafe { libc::recv(made.as_raw_fd(), byte.as_mut_ptr().cast(), 16, libc::MSG_DONTWAIT) };
+    equal("unread news", (got, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EAGAIN)))?;
+    // Asked for loopback, the kernel answers.
+    let mut request = [0u8; 32];
+    request[..4].copy_from_slice(&32u32.to_ne_bytes());
+    request[4..6].copy_from_slice(&libc::RTM_GETLINK.to_ne_bytes());
+    request[6..8].copy_from_slice(&(libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    request[20..24].copy_from_slice(&1u32.to_ne_bytes());
+    done("send", unsafe { libc::send(made.as_raw_fd(), request.as_ptr().cast(), 32, 0) } as i64)?;
+    let mut answer = [0u8; 8192];
+    let got = done("recv", unsafe { libc::recv(made.as_raw_fd(), answer.as_mut_ptr().cast(), 8192, 0) } as i64)?;
+    check(got > 32 && answer[4..6] == libc::RTM_NEWLINK.to_ne_bytes(), "no answer")
+}
+
+/// A listener that takes data with the first packet.
+fn fast_open() -> Checked {
+    let listener = said(TcpListener::bind("127.0.0.1:0"))?;
+    set(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, &7i32)?;
+    hold()?;
+    equal("the queue's length", get(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN)?, 7)?;
+    said(TcpStream::connect(said(listener.local_addr())?)).and(said(listener.accept())).map(drop)
+}
+
+fn connected() -> Result<(TcpStream, TcpStream), String> {
+    let listener = said(TcpListener::bind("127.0.0.1:0"))?;
+    let client = said(TcpStream::connect(said(listener.local_addr())?))?;
+    Ok((client, said(listener.accept())?.0))
+}
+
+/// Data that a corked connection holds back.
+fn corked_stream() -> Checked {
+    let (mut client, mut server) = connected()?;
+    set(&client, libc::IPPROTO_TCP, libc::TCP_CORK, &1i32)?;
+    said(client.write_all(b"held back"))?;
+    hold_loosely()?;
+    equal("the cork", get(&client, libc::IPPROTO_TCP, libc::TCP_CORK)?, 1)?;
+    said(client.write_all(b" and more"))?;
+    set(&client, libc::IPPROTO_TCP, libc::TCP_CORK, &0i32)?;
+    let mut text = [0; 18];
+    said(server.read_exact(&mut text))?;
+    equal("what came", &text, b"held back and more")
+}
+
+const UDP_CORK: i32 = 1;
+
+/// A corked socket that holds nothing back.
+fn corked_idle() -> Checked {
+    let (sender, receiver) = (said(UdpSocket::bind("127.0.0.1:0"))?, said(UdpSocket::bind("127.0.0.1:0"))?);
+    said(sender.connect(said(receiver.local_addr())?))?;
+    set(&sender, libc::IPPROTO_UDP, UDP_CORK, &1i32)?;
+    hold()?;
+    said(sender.send(b"one ")).and(said(sender.send(b"datagram")))?;
+    set(&sender, libc::IPPROTO_UDP, UDP_CORK, &0i32)?;
+    let mut text = [0; 32];
+    let length = said(receiver.recv(&mut text))?;
+    equal("what came", &text[..length], b"one datagram")
+}
+
+/// A datagram in the making.
+fn corked_datagram() -> Checked {
+    let (sender, receiver) = (said(UdpSocket::bind("127.0.0.1:0"))?, said(UdpSocket::bind("127.0.0.1:0"))?);
+    said(sender.connect(said(receiver.local_addr())?))?;
+    set(&sender, libc::IPPROTO_UDP, UDP_CORK, &1i32)?;
+    said(sender.send(b"one "))?;
+    hold()?;
+    said(sender.send(b"datagram"))?;
+    set(&sender, libc::IPPROTO_UDP, UDP_CORK, &0i32)?;
+    let mut text = [0; 32];
+    let length = said(receiver.recv(&mut text))?;
+    equal("what came", &text[..length], b"one datagram")
+}
+
+/// The same, by a flag of the call alone.
+fn datagram_held_back() -> Checked {
+    let (sender, receiver) = (said(UdpSocket::bind("127.0.0.1:0"))?, said(UdpSocket::bind("127.0.0.1:0"))?);
+    said(sender.connect(said(receiver.local_addr())?))?;
+    let sent = unsafe { libc::send(sender.as_raw_fd(), b"one ".as_ptr().cast(), 4, libc::MSG_MORE) };
+    equal("send", sent, 4)?;
+    hold()?;
+    said(sender.send(b"datagram"))?;
+    let mut text = [0; 32];
+    let length = said(receiver.recv(&mut text))?;
+    equal("what came", &text[..length], b"one datagram")
+}
+
+pub(crate) fn send_file(through: &impl AsRawFd, file: i32) -> Checked {
+    let mut byte = [b'f'];
+    let mut piece = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    let mut control = [0u64; 8];
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    (header.msg_iov, header.msg_iovlen) = (&raw mut piece, 1);
+    (header.msg_control, header.msg_controllen) =
+        (control.as_mut_ptr().cast(), unsafe { libc::CMSG_SPACE(4) } as usize);
+    unsafe {
+        let part = libc::CMSG_FIRSTHDR(&raw const header);
+        (*part).cmsg_level = libc::SOL_SOCKET;
+        (*part).cmsg_type = libc::SCM_RIGHTS;
+        (*part).cmsg_len = libc::CMSG_LEN(4) as usize;
+        libc::CMSG_DATA(part).cast::<i32>().write_unaligned(file);
+    }
+    done("sendmsg", unsafe { libc::sendmsg(through.as_raw_fd(), &raw const header, 0) } as i64).map(drop)
+}
+
+pub(crate) fn receive_file(through: &impl AsRawFd) -> Result<OwnedFd, String> {
+    let mut byte = [0u8];
+    let mut piece = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    let mut control = [0u64; 8];
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    (header.msg_iov, header.msg_iovlen) = (&raw mut piece, 1);
+    (header.msg_control, header.msg_controllen) = (control.as_mut_ptr().cast(), 64);
+    done("recvmsg", unsafe { libc::recvmsg(through.as_raw_fd(), &raw mut header, 0) } as i64)?;
+    let part = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    check(!part.is_null(), "no descriptor came")?;
+    Ok(unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(part).cast::<i32>().read_unaligned()) })
+}
+
+/// A socket that is on its way through itself, held by nobody else.
+fn rights_cycle() -> Checked {
+    use std::os::unix::net::UnixStream;
+    let (one, other) = said(UnixStream::pair())?;
+    let (mut near, far) = said(UnixStream::pair())?;
+    // The end that reads goes into its own queue, and into one that is read later.
+    send_file(&near, far.as_raw_fd())?;
+    send_file(&one, far.as_raw_fd())?;
+    send_file(&one, one.as_raw_fd())?;
+    drop(far);
+    drop(one);
+    hold()?;
+    let far = receive_file(&other)?;
+    let mut one: UnixStream = receive_file(&other)?.into();
+    let mut again: UnixStream = receive_file(&far)?.into();
+    said(near.write_all(b"hello"))?;
+    let mut text = [0; 5];
+    said(again.read_exact(&mut text))?;
+    equal("through the cycle", &text, b"hello")?;
+    said(one.write_all(b"hello"))?;
+    let mut other = other;
+    said(other.read_exact(&mut text))
+}
+
+/// Names that are relative, removed, replaced.
+fn unix_names() -> Checked {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    said(std::fs::create_dir_all("/tmp/far/away"))?;
+    said(std::env::set_current_dir("/tmp/far"))?;
+    let relative = said(UnixListener::bind("away/relative"))?;
+    said(std::env::set_current_dir("/tmp"))?;
+    let removed = said(UnixListener::bind("/tmp/removed"))?;
+    let mut to_removed = said(UnixStream::connect("/tmp/removed"))?;
+    let (mut of_removed, _) = said(removed.accept())?;
+    said(std::fs::remove_file("/tmp/removed"))?;
+    let replaced = said(UnixListener::bind("/tmp/replaced"))?;
+    said(std::fs::remove_file("/tmp/replaced"))?;
+    let replacing = said(UnixListener::bind("/tmp/replaced"))?;
+    let moved = said(UnixListener::bind("/tmp/moved"))?;
+    said(std::fs::rename("/tmp/moved", "/tmp/elsewhere"))?;
+    let names = || {
+        let all = [&relative, &removed, &replaced, &replacing, &moved].map(|l| format!("{:?}", l.local_addr()));
+        (all, format!("{:?}", to_removed.peer_addr()))
+    };
+    let before = names();
+    hold()?;
+    equal("names", names(), before)?;
+    for (path, listener) in
+        [("/tmp/far/away/relative", &relative), ("/tmp/replaced", &replacing), ("/tmp/elsewhere", &moved)]
+    {
+        let connected = UnixStream::connect(path).map_err(|e| format!("{path}: {e}"))?;
+        said(listener.set_nonblocking(true))?;
+        listener.accept().map_err(|e| format!("{path}: {e}"))?;
+        drop(connected);
+    }
+    check(UnixStream::connect("/tmp/removed").is_err(), "a removed name is there")?;
+    said(of_removed.write_all(b"hello"))?;
+    let mut text = [0; 5];
+    said(to_removed.read_exact(&mut text))
+}
