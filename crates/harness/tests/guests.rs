@@ -25,6 +25,11 @@ impl<'a> Guest<'a> {
         let mounts = kind.starts_with("mounts");
         let add = match kind {
             _ if mounts => &["--cap-add", "sys_admin"][..],
+            _ if ["network-kept", "network-interface", "network-address", "network-route", "network-rule"]
+                .contains(&kind) =>
+            {
+                &["--cap-add", "net_admin"][..]
+            }
             "seccomp-strict" => &["--seccomp", "unconfined"][..],
             _ => &["--cap-add", "sys_nice"][..],
         };
@@ -159,7 +164,7 @@ guests! {
     rights_cycle unix_names raw_socket packet_socket packet_ring
     fifo_one_sided fifo_deleted pipe_resized nameless_file path_only directory_half_read linked_elsewhere file_replaced
     behind_a_root
-    autogroup_nice seccomp_strict deadline guards sparse sealed locked_on_fault
+    autogroup_nice seccomp_strict deadline guards sparse sealed locked_on_fault asynchronous_io network_kept
 }
 
 refused! {
@@ -175,9 +180,12 @@ refused! {
     urgent "urgent data"
     urgent_read "urgent data"
     unix_backlog "has not accepted within 200 ms"
-    asynchronous_io "the ring of asynchronous I/O"
     corked_datagram "UDP_CORK"
     datagram_held_back "MSG_MORE"
+    network_interface "has the interface "
+    network_address "has the address 10.9.9.9"
+    network_route "has a route to 10.8.0.0/16"
+    network_rule "has a rule for routes"
 }
 
 /// The monitor of a pod, as the registry has it.

@@ -25,7 +25,7 @@ use crate::ipc::{self, IpcState};
 use crate::look::Look;
 use crate::memory::{self, MappedFiles};
 use crate::mounts::{self, MountState};
-use crate::namespaces::NamespaceState;
+use crate::namespaces::{self, NamespaceState};
 use crate::parallel;
 use crate::pod::LivePod;
 use crate::pod::journal::Undo;
@@ -223,6 +223,7 @@ impl Checkpoint<'_> {
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
         look.upper = pod.upper();
         look.made = mounts::made(&pod.spec, pod.init, &pod.mounts_file()).map_err(|e| refused(pod, e))?;
+        namespaces::check_home(&pod.spec, pod.init).map_err(|e| refused(pod, e))?;
         let hosts = population.live.iter().map(|found| found.subject.host).collect();
         let layouts = parallel::map(hosts, |host| memory::layout_of(host).unwrap_or_default());
         capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;

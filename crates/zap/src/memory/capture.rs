@@ -8,7 +8,7 @@ use super::layout::{Mapping, Nature, flag};
 use super::pages::{self, Frames};
 use super::state::{Backing, MemoryState, MmFields, PageRun, PageSource, VmaState};
 use super::survey::Survey;
-use super::{PAGE, mapped, ranges, vdso};
+use super::{PAGE, asynchronous, mapped, ranges, vdso};
 use crate::error::{CaptureError, Context};
 use crate::image::DataSink;
 use crate::look::{Look, Subject};
@@ -133,6 +133,7 @@ fn vma(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<VmaS
     }
     let offset = mapping.offset;
     let backing = match mapping.nature() {
+        _ if asynchronous::is_ring(mapping) => asynchronous::capture(look, subject, mapping)?,
         Nature::Anonymous | Nature::Kernel => Backing::Anonymous,
         // the inode of a segment is its identifier
         Nature::SystemV => {
@@ -175,7 +176,6 @@ fn why_not(mapping: &Mapping) -> Option<&'static str> {
         _ if has(flag::SHADOW_STACK) => Some("is a shadow stack"),
         _ if has(flag::FAULTS_MISSING | flag::FAULTS_MINOR) => Some("is served by a userfaultfd"),
         _ if mapping.key != 0 => Some("has a protection key"),
-        path if path.starts_with(b"/[aio]") => Some("is the ring of asynchronous I/O (io_setup)"),
         path if path.starts_with(b"anon_inode:") => Some("shows a kernel object"),
         _ if mapping.nature() == Nature::SystemV && mapping.offset != 0 => {
             Some("is the rest of a segment that was cut")
@@ -190,7 +190,7 @@ pub fn check(look: &mut Look<'_>, subject: &Subject, layout: &[Mapping]) -> Resu
         if let Some(why) = why_not(mapping) {
             return Err(subject.refuse(mapped::object(mapping), format!("{why}, which cannot be checkpointed yet")));
         }
-        if mapping.nature() == Nature::File {
+        if mapping.nature() == Nature::File && !asynchronous::is_ring(mapping) {
             mapped::check(look, subject, mapping)?;
         }
     }

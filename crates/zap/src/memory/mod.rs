@@ -3,6 +3,7 @@
 //! [`survey`] reads what the kernel tells of an address space, [`capture`] makes a [`MemoryState`] of it (kernel → state);
 //! [`rebuild_batches`] and [`late_batch`] plan the system calls that make it again (state → kernel), without doing any.
 
+pub mod asynchronous;
 mod capture;
 mod kinship;
 pub mod layout;
@@ -19,6 +20,7 @@ mod tests;
 mod tracking;
 mod vdso;
 
+pub use asynchronous::Contexts;
 pub use capture::{Captured, Request, capture, check, read_all};
 pub use layout::Mapping;
 pub use mapped::MappedFiles;

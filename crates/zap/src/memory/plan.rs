@@ -257,6 +257,8 @@ fn map(planner: &mut Planner, target: &Target<'_>, vma: &VmaState, kept: &[Range
         let protection = first_protection(target.state, vma, &piece);
         let fixed = libc::MAP_FIXED;
         let (kind, file, offset) = match vma.backing {
+            // A place for its ring, which comes later.
+            Backing::Asynchronous(_) => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0),
             Backing::Anonymous if vma.has(flag::DROPPABLE) => (MAP_DROPPABLE | libc::MAP_ANONYMOUS, -1, 0),
             Backing::Anonymous => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
             Backing::Private { file, offset } => (libc::MAP_PRIVATE, (target.pool)(file), offset),

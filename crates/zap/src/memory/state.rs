@@ -68,6 +68,8 @@ pub enum Backing {
         #[serde(default)]
         read_only: bool,
     },
+    /// The ring of a context of asynchronous I/O.
+    Asynchronous(super::asynchronous::RingState),
 }
 
 /// `struct prctl_mm_map`, the auxiliary vector, and the executable.

@@ -18,7 +18,7 @@ pub struct LinksState {
     pub addresses: Vec<(IpAddr, u8)>,
 }
 
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 /// What modules put into every new namespace, as long as nobody uses it.
 const EVERYWHERE: [&str; 10] =
     ["tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0", "teql0"];
@@ -43,7 +43,7 @@ fn look(route: &Channel) -> io::Result<Result<LinksState, String>> {
         let Some(link) = Link::parse(&body) else { continue };
         match link.index {
             LOOPBACK => state.up = link.up,
-            _ if !link.up && EVERYWHERE.contains(&link.name.as_str()) => {}
+            _ if link.is_everywhere() => {}
             _ => return Ok(Err(format!("has the interface {}, which cannot be checkpointed yet", link.name))),
         }
     }
@@ -59,30 +59,35 @@ fn look(route: &Channel) -> io::Result<Result<LinksState, String>> {
 }
 
 /// Whether there are tables of nftables. A host without them has none.
-fn has_tables() -> bool {
+pub(super) fn has_tables() -> bool {
     const GET_TABLES: u16 = 10 << 8 | 1;
     let tables = Channel::filter().and_then(|filter| filter.ask(GET_TABLES, DUMP, &[0; 4]));
     tables.is_ok_and(|tables| !tables.is_empty())
 }
 
-struct Link {
-    index: u32,
-    up: bool,
-    name: String,
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) up: bool,
+    pub(super) name: String,
 }
 
 impl Link {
     /// A `struct ifinfomsg` and its attributes.
-    fn parse(body: &[u8]) -> Option<Link> {
+    pub(super) fn parse(body: &[u8]) -> Option<Link> {
         let word = |at: usize| body.get(at..)?.first_chunk().map(|w| u32::from_ne_bytes(*w));
         let name = attributes(body.get(16..)?).find(|(kind, _)| *kind == libc::IFLA_IFNAME)?.1;
         let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
         Some(Link { index: word(4)?, up: word(8)? & libc::IFF_UP as u32 != 0, name })
     }
+
+    /// Whether a module has put it there, and nobody uses it.
+    pub(super) fn is_everywhere(&self) -> bool {
+        !self.up && EVERYWHERE.contains(&self.name.as_str())
+    }
 }
 
 /// A `struct ifaddrmsg` and its attributes.
-fn address(body: &[u8]) -> Option<(IpAddr, u8)> {
+pub(super) fn address(body: &[u8]) -> Option<(IpAddr, u8)> {
     let local = |kind: u16| attributes(body.get(8..)?).find(|(k, _)| *k == kind).map(|(_, value)| value);
     let value = local(libc::IFA_LOCAL).or_else(|| local(libc::IFA_ADDRESS))?;
     let address = match value.len() {

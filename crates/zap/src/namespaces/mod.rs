@@ -5,6 +5,7 @@
 //! it; a process grows in the pod's own and goes into its namespaces when it has its memory and files ([`enter`]).
 
 pub mod enter;
+mod home;
 mod ipc;
 mod links;
 mod make;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ipc::IpcState;
 
+pub use home::check_home;
 pub use links::LinksState;
 pub use make::{Made, make};
 pub use pid::{Levels, PidState};

@@ -10,7 +10,7 @@ mod furnish;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
-use crate::error::RebuildError;
+use crate::error::{Context, RebuildError};
 use crate::files::{self, LateFiles};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::memory;
@@ -104,6 +104,8 @@ pub struct Grove<'a> {
     pub common: Common,
     pub(super) plan: &'a Plan,
     pub(super) states: BTreeMap<PodPid, &'a ProcessState>,
+    /// The live children of each.
+    children: HashMap<PodPid, Vec<&'a ProcessState>>,
     ended: BTreeMap<PodPid, &'a EndedState>,
     around: Surroundings<'a>,
     /// The processes made so far and held.
@@ -136,6 +138,8 @@ impl<'a> Grove<'a> {
         ended: &'a [EndedState],
         around: Surroundings<'a>,
     ) -> Grove<'a> {
+        let mut children: HashMap<PodPid, Vec<&ProcessState>> = HashMap::new();
+        states.iter().for_each(|state| children.entry(state.place.parent).or_default().push(state));
         let states = states.iter().map(|state| (state.place.pid, state)).collect();
         let ended = ended.iter().map(|ended| (ended.place.pid, ended)).collect();
         let firsts = plan.nodes.values().filter(|node| node.is_first());
@@ -143,6 +147,7 @@ impl<'a> Grove<'a> {
             common,
             plan,
             states,
+            children,
             ended,
             around,
             grown: BTreeMap::new(),
@@ -247,6 +252,7 @@ impl<'a> Grove<'a> {
         let state = self.states[&pid];
         let early = self.open_early(state)?;
         self.places(state)?;
+        self.make_contexts(state)?;
         let in_pool = |file| (!self.around.late.contains(file)).then(|| self.common.number(file));
         let pool = |file| early.get(&file).copied().or_else(|| in_pool(file));
         let range = self.common.pool..=self.common.last + early.len() as i32;
@@ -264,6 +270,23 @@ impl<'a> Grove<'a> {
             true => Ok(()),
             false => Ok(self.run(pid, &batch).map(drop)?),
         }
+    }
+
+    /// Its contexts of asynchronous I/O. The pool is open still.
+    fn make_contexts(&mut self, state: &ProcessState) -> Result<(), GrowError> {
+        let contexts = memory::Contexts::of(&state.memory);
+        if contexts.is_empty() {
+            return Ok(());
+        }
+        let (pid, data) = (state.place.pid, self.common.data);
+        let mut batch = Batch::new();
+        let mut made = contexts.make(&mut batch);
+        let results = self.run(pid, &batch)?;
+        let mut batch = Batch::new();
+        contexts.move_and_fill(&mut made, &results, data, &mut batch);
+        let results = self.run(pid, &batch)?;
+        let object = || format!("the asynchronous I/O of process {pid}");
+        Ok(contexts.complete(&made, &results, self.host(pid)?).rebuilding("filling", object())?)
     }
 
     /// Runs batches one after the other, in as few goes as there is room for.
@@ -360,7 +383,7 @@ impl<'a> Grove<'a> {
         let Some(grown) = self.grown.remove(&pid) else { return Err(TraceeError::Died(pid).into()) };
         let Grown { mut threads, ground } = grown;
         let vdso = state.memory.vdso.as_ref().and_then(|vdso| vdso.code()).ok_or(TraceeError::NoRoom(pid))?;
-        let children = self.states.values().copied().filter(|child| child.place.parent == pid);
+        let children = self.children.get(&pid).into_iter().flatten().copied();
         super::finish::last_batch(state, children, &mut threads[0], &ground)?;
         let again = self.ground(threads[0].name.host, pid)?;
         ground.leave(&mut threads[0], self.common.code.start, &vdso)?;

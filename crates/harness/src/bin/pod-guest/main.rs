@@ -18,11 +18,13 @@ mod memory;
 mod mounts;
 mod namespaces;
 mod nested;
+mod network;
 mod oddities;
 mod openings;
 mod plumbing;
 mod portrait;
 mod registers;
+mod requests;
 mod sessions;
 mod signals;
 mod sleeps;
@@ -64,6 +66,8 @@ const TOPICS: &[&[Kind]] = &[
     openings::KINDS,
     oddities::KINDS,
     wires::KINDS,
+    network::KINDS,
+    requests::KINDS,
 ];
 
 fn main() {

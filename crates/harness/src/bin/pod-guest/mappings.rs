@@ -18,7 +18,6 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("locked-future", locked_future),
     ("droppable", droppable),
     ("named-memory", named_memory),
-    ("asynchronous-io", asynchronous_io),
 ];
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -230,23 +229,4 @@ fn named_memory() -> Checked {
     let args = [0x5356_4d41, 0, region as u64, 4 * PAGE as u64, name.as_ptr() as u64];
     let _ = call("PR_SET_VMA", libc::SYS_prctl, args);
     hold()
-}
-
-/// A context of asynchronous I/O.
-fn asynchronous_io() -> Checked {
-    let mut context = 0u64;
-    call("io_setup", libc::SYS_io_setup, [64, &raw mut context as u64])?;
-    hold()?;
-    let file = std::fs::File::open("/proc/self/exe").map_err(|e| e.to_string())?;
-    let mut bytes = [0u8; 64];
-    // struct iocb: data, key and flags, operation and priority with the descriptor, buffer, length, offset.
-    let mut order = [0u64; 8];
-    order[2] = (std::os::fd::AsRawFd::as_raw_fd(&file) as u64) << 32;
-    (order[3], order[4]) = (bytes.as_mut_ptr() as u64, 64);
-    let orders = [order.as_ptr() as u64];
-    equal("io_submit", call("io_submit", libc::SYS_io_submit, [context, 1, orders.as_ptr() as u64])?, 1)?;
-    let mut events = [0u64; 4];
-    let args = [context, 1, 1, events.as_mut_ptr() as u64, 0];
-    equal("io_getevents", call("io_getevents", libc::SYS_io_getevents, args)?, 1)?;
-    equal("what was read", &bytes[1..4], b"ELF")
 }

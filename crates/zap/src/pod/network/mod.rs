@@ -310,6 +310,16 @@ fn open() -> Result<Channel, NetworkError> {
     Channel::route().map_err(kernel("opening", "a netlink socket"))
 }
 
+/// The link-local address that a pod's interface has.
+pub(crate) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
+    links::link_local(mac)
+}
+
+/// Name and number of the interface that a pod is born with.
+pub(crate) fn pod_interface() -> (&'static str, u32) {
+    ETH0
+}
+
 /// Switches the loopback interface on in the network namespace of `init` (`--net private`; [`Network::attach`] does it itself).
 pub fn loopback(init: HostPid) -> Result<(), NetworkError> {
     let set_up = || {
