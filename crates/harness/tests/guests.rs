@@ -163,7 +163,7 @@ guests! {
     multicast_groups filtered_socket port_shared mapped_address netlink_groups fast_open corked_stream corked_idle
     rights_cycle unix_names raw_socket packet_socket packet_ring
     fifo_one_sided fifo_deleted pipe_resized nameless_file path_only directory_half_read linked_elsewhere file_replaced
-    behind_a_root
+    behind_a_root many_descriptors
     autogroup_nice seccomp_strict deadline guards sparse sealed locked_on_fault asynchronous_io network_kept
 }
 

@@ -39,7 +39,7 @@ use crate::process::statuses::Statuses;
 use crate::process::vfork;
 use crate::record::PodRecord;
 use crate::sockets::Listeners;
-use crate::sys::heap;
+use crate::sys::{descriptor, heap};
 
 /// Writes a pod down. On an error the pod goes on as it was.
 pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
@@ -126,6 +126,10 @@ fn tell_stages(
         clock: Clock::start(),
     };
     fault::arm(options.fault.as_deref());
+    // A copy of every file of the pod is open in the hold.
+    if let Err(error) = descriptor::allow(0, MOST_FILES) {
+        tracing::info!(%error, "the limit of open files stays as it is");
+    }
     fault::point("checkpoint-begin");
     let trees = checkpoint.look_ahead(&mut writer)?;
     fault::point("checkpoint-looked-ahead");
@@ -161,6 +165,9 @@ fn tell_stages(
 /// Room for copies that is prepared at most, and what is not worth preparing.
 const MOST_ROOM: u64 = 256 << 20;
 const LITTLE_ROOM: usize = 1 << 20;
+
+/// Descriptors that a monitor may have.
+const MOST_FILES: u64 = 1 << 20;
 
 /// A checkpoint in progress.
 struct Checkpoint<'a> {

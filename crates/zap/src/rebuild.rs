@@ -63,6 +63,11 @@ impl<'a> Rebuild<'a> {
         entered.rebuilding("entering", "a network namespace")
     }
 
+    /// The network namespace in which it works (`None`: the pod's own).
+    pub fn network(&self) -> Option<NamespaceId> {
+        self.network
+    }
+
     /// Something that two files share (the pipe behind two ends), made by whoever comes first and kept under (kind, key).
     pub fn object<T: Any>(&mut self, kind: &'static str, key: u64) -> Option<&mut T> {
         self.objects.get_mut(&(kind, key)).and_then(|o| o.downcast_mut())

@@ -33,6 +33,7 @@ use crate::process::grow::{Common, Grove, GrowError, Numberer, Surroundings};
 use crate::process::state::{self, EndedState, Place, ProcessState};
 use crate::process::tree::{self, Plan};
 use crate::record::{self, PodRecord};
+use crate::sys::descriptor;
 use crate::sys::pidfd::PidFd;
 use crate::tracee::TraceeError;
 
@@ -443,8 +444,9 @@ impl Image {
         let start =
             place.ok_or_else(|| self.failed(RebuildError::Lacks("free address space for zap's scratch".into())))?;
         let highest = self.processes.iter().flat_map(|process| &process.descriptors).map(|d| d.number).max();
-        // The builder's own descriptors grow from below while it opens files: the pool begins beyond them.
-        let pool = (highest.unwrap_or(2) + 1).max(2 * self.files.len() as i32 + 64);
+        // The builder's own descriptors grow from below while it opens files, of which it has at most as many to spare: the
+        // pool begins beyond them.
+        let pool = (highest.unwrap_or(2) + 1).max(2 * self.files.len() as i32 + 128);
         let depth = discover::depth_of(pod.init).map_err(|_| self.failed(TraceeError::Died(PodPid(1))))?;
         Ok(Common {
             code: start..start + CODE,
@@ -481,6 +483,12 @@ impl Image {
             .map_err(|e| self.failed(e))?;
         let files = std::iter::once(theirs).chain(image).chain(console).collect();
         let host = pod.build(self.free_pid(), files)?;
+        // The seeds inherit it; each process gets its own limits back.
+        for process in [0, host.0] {
+            if let Err(error) = descriptor::allow(process, common.last as u64 + 1024) {
+                tracing::info!(%error, "the limit of open files stays as it is");
+            }
+        }
         builder::send(&ours, &order, None).rebuilding("writing to", "the builder").map_err(|e| self.failed(e))?;
         let (answer, master) = builder::receive_answer(&ours).map_err(|e| self.failed(e))?;
         if let Answer::Failed { message, exit_code } = answer {

@@ -97,6 +97,9 @@ pub fn awaken_all(all: Vec<Unsettled<'_>>) -> Result<(), RebuildError> {
     parallel::map(all, awaken).into_iter().collect()
 }
 
+/// Descriptors that one batch takes care of at most.
+const MANY: usize = 512;
+
 /// The calls by which one process takes its descriptors from the pool and closes the rest of it. Everything that it has
 /// below the pool is closed first: a seed brings nothing of its own along. Files that are not in the pool (`None`) are
 /// left out: they are opened late.
@@ -108,8 +111,8 @@ pub fn restart_descriptors(
     descriptors: &[DescriptorState],
     pool: &dyn Fn(FileId) -> Option<i32>,
     range: RangeInclusive<i32>,
-) -> Result<Batch, RebuildError> {
-    let mut batch = Batch::new();
+) -> Result<Vec<Batch>, RebuildError> {
+    let (mut batches, mut batch) = (Vec::new(), Batch::new());
     if *range.start() > 0 {
         let close = [0.into(), (range.start() - 1).into(), 0.into()];
         batch.call(libc::SYS_close_range, close, "closing the descriptors of the seed");
@@ -122,10 +125,14 @@ pub fn restart_descriptors(
         let Some(source) = pool(descriptor.file) else { continue };
         let what = format!("giving descriptor {} ({})", descriptor.number, descriptor.file);
         batch.call(libc::SYS_dup3, [source.into(), descriptor.number.into(), flags.into()], what);
+        if batch.len() >= MANY {
+            batches.push(std::mem::take(&mut batch));
+        }
     }
     let close = [(*range.start()).into(), (*range.end()).into(), 0.into()];
     batch.call(libc::SYS_close_range, close, "closing the pool");
-    Ok(batch)
+    batches.push(batch);
+    Ok(batches)
 }
 
 #[cfg(test)]
@@ -140,7 +147,14 @@ mod tests {
     fn takes_from_the_pool_and_closes_it() {
         let list = [descriptor(0, 0), descriptor(7, 1)];
         let batch = restart_descriptors(&list, &|id| Some(1000 + id.0 as i32), 1000..=1001).unwrap();
-        assert_eq!(batch.len(), 4);
+        assert_eq!(batch.iter().map(Batch::len).collect::<Vec<_>>(), [4]);
+    }
+
+    #[test]
+    fn many_are_taken_in_pieces() {
+        let list: Vec<_> = (0..1300).map(|number| descriptor(number, 0)).collect();
+        let batches = restart_descriptors(&list, &|_| Some(2000), 2000..=2000).unwrap();
+        assert_eq!(batches.iter().map(Batch::len).collect::<Vec<_>>(), [MANY, MANY, 1302 - 2 * MANY]);
     }
 
     #[test]

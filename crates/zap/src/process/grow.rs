@@ -259,7 +259,7 @@ impl<'a> Grove<'a> {
         // Who shares its table gets its descriptors with its parent, after it: the pool goes then.
         let own = (!state.sharing.files).then(|| files::restart_descriptors(&state.descriptors, &pool, range));
         let late = memory::late_batch(&state.memory).into_iter().map(|memory| memory.batch);
-        let parts = own.transpose()?.into_iter().chain(late).chain([self.attributes(state)]);
+        let parts = own.transpose()?.into_iter().flatten().chain(late).chain([self.attributes(state)]);
         self.run_together(pid, parts)?;
         self.clone_threads(state)?;
         self.prepare_births(state)?;

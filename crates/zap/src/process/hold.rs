@@ -156,8 +156,11 @@ fn stop_share(share: &mut Share, (): ()) -> Result<Vec<Standing>, HoldError> {
 
 /// Bytes of a seat during a checkpoint, where a thread is asked a handful of questions.
 pub(super) const QUESTIONS: usize = 2 << 10;
-/// Bytes for the leader's batch, which asks for every signal action and descriptor flag.
+/// Bytes for the leader's batch, which asks for every signal action …
 const LEADER: usize = 64 << 10;
+/// … and for the flags of every descriptor, of which so many have room in that.
+const FEW: usize = 256;
+const DESCRIPTOR: usize = 80;
 
 /// Prepares the ground of a process, all of whose threads are held. Its mappings come with it: zap's own may be among them.
 pub(super) fn prepare(found: &Found, threads: &mut Vec<Held>) -> Result<(Ground, Vec<Mapping>), HoldError> {
@@ -170,7 +173,13 @@ pub(super) fn prepare(found: &Found, threads: &mut Vec<Held>) -> Result<(Ground,
         let held = std::mem::take(threads).into_iter().map(|held| held.finish_way_home(&stub));
         *threads = held.collect::<Result<_, _>>()?;
     }
-    let size = (threads.len() * QUESTIONS + LEADER).next_multiple_of(4096) as u64;
+    // The size of the table, which has room for more, is known already; most tables are small.
+    let table = found.status.field("FDSize").and_then(|size| size.parse().ok()).unwrap_or(usize::MAX);
+    let descriptors = match table {
+        0..=FEW => 0,
+        _ => std::fs::metadata(host.proc("fd")).map_or(0, |listed| listed.len() as usize),
+    };
+    let size = (threads.len() * QUESTIONS + LEADER + descriptors * DESCRIPTOR).next_multiple_of(4096) as u64;
     let scratch = gap(&layout, size).ok_or(TraceeError::NoRoom(pod))?;
     let marker = marker(found).ok_or(TraceeError::NoRoom(pod))?;
     let leader = threads.first_mut().ok_or(CaptureError::Vanished(pod))?;

@@ -31,12 +31,22 @@ pub(crate) struct UnixFacts {
     pub(super) shutdown: u8,
 }
 
+/// How many sockets have a name, by type.
+pub(super) type Names = HashMap<(u8, Vec<u8>), usize>;
+
+impl UnixFacts {
+    /// Its type and name.
+    pub(super) fn whose(&self) -> (u8, Vec<u8>) {
+        (self.kind, self.name.clone())
+    }
+}
+
 /// What a checkpoint has learnt about sockets so far.
 #[derive(Debug, Default)]
 pub struct Sightings {
     /// The network namespaces beside the pod's own.
     pub elsewhere: Vec<OwnedFd>,
-    unix: Option<HashMap<u32, UnixFacts>>,
+    unix: Option<(HashMap<u32, UnixFacts>, Names)>,
     groups: Option<Vec<(u32, IpAddr)>>,
     awaits_neighbour: Option<bool>,
     /// The PIDs of the pod behind those of the host, and how deep the pod's namespace is.
@@ -50,13 +60,15 @@ pub struct Sightings {
 
 impl Sightings {
     /// The facts about the unix socket of that inode in the network namespaces of the pod of `init`, asked once per checkpoint.
-    pub(super) fn unix(&mut self, init: HostPid) -> io::Result<&HashMap<u32, UnixFacts>> {
+    pub(super) fn unix(&mut self, init: HostPid) -> io::Result<&(HashMap<u32, UnixFacts>, Names)> {
         if self.unix.is_none() {
             let mut all = dump_unix(std::fs::File::open(init.proc("ns/net"))?)?;
             for namespace in &self.elsewhere {
                 all.extend(dump_unix(namespace)?);
             }
-            self.unix = Some(all);
+            let mut names = Names::new();
+            all.values().for_each(|facts| *names.entry(facts.whose()).or_default() += 1);
+            self.unix = Some((all, names));
         }
         self.unix.as_ref().ok_or_else(|| io::Error::other("no facts"))
     }

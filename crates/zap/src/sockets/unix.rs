@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use super::common::{Name, SocketOptions};
+use super::diag::UnixFacts;
 use super::unix_name::{self, UnixName};
 use super::unix_queue::{self, Queued};
 use super::waiting::{connections, has_waiting};
@@ -83,14 +84,12 @@ const LISTEN: u8 = 10;
 impl Unix {
     fn form(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(UnixForm, bool, u8), CaptureError> {
         let init = look.init;
-        let all = look.sockets.unix(init).capturing("asking sock_diag about", descriptor.object())?;
+        let (all, names) = look.sockets.unix(init).capturing("asking sock_diag about", descriptor.object())?;
         let inode = descriptor.stat.st_ino as u32;
         let gone = || descriptor.refuse("is a socket of another network namespace, which cannot be checkpointed yet");
         let facts = all.get(&inode).ok_or_else(gone)?;
-        let shares = |name: &[u8], inode: u32| {
-            !name.is_empty() && all.iter().any(|(other, f)| *other != inode && f.name == name && f.kind == facts.kind)
-        };
-        let shared = shares(&facts.name, inode);
+        let shares = |facts: &UnixFacts| !facts.name.is_empty() && names.get(&facts.whose()).is_some_and(|n| *n > 1);
+        let shared = shares(facts);
         if facts.state == LISTEN {
             refuse_waiting(descriptor, facts.waiting.len())?;
             return Ok((UnixForm::Listening { backlog: facts.backlog }, shared, facts.shutdown));
@@ -109,7 +108,7 @@ impl Unix {
         let ready = socket::readiness(descriptor.as_fd(), 0).capturing("polling", descriptor.object())?;
         let form = UnixForm::Connected {
             peer: (peer != 0).then_some(peer.into()),
-            peer_shared_name: peer_facts.is_some_and(|f| shares(&f.name, peer)),
+            peer_shared_name: peer_facts.is_some_and(shares),
             mutual: peer_facts.is_some_and(|f| f.peer == Some(inode)),
             peer_name: UnixName { bytes: peer_name, file: None },
             reset: ready & libc::POLLERR != 0,

@@ -1,6 +1,7 @@
 //! Credentials on unix sockets, as the pod sees them. The kernel notes those of whoever connects, listens or sends; so a
 //! restart does it in a process that for a moment has the PID, the user and the group of the one who did.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
@@ -28,7 +29,7 @@ pub(super) fn in_pod(look: &mut Look<'_>, (pid, user, group): Credentials) -> Cr
 }
 
 /// The credentials that the sockets of an image have of their peers, by inode.
-struct All(Vec<(u64, Credentials)>);
+struct All(HashMap<u64, Credentials>);
 
 /// What the socket of that inode knows of its peer.
 pub(super) fn known_by(rebuild: &mut Rebuild<'_>, inode: u64) -> Option<Credentials> {
@@ -40,7 +41,7 @@ pub(super) fn known_by(rebuild: &mut Rebuild<'_>, inode: u64) -> Option<Credenti
         let all = states.filter_map(|s| Some((s.inode, s.peer_credentials?))).collect();
         rebuild.keep_object(ALL, 0, All(all));
     }
-    rebuild.object::<All>(ALL, 0)?.0.iter().find(|(i, _)| *i == inode).map(|(_, c)| *c)
+    rebuild.object::<All>(ALL, 0)?.0.get(&inode).copied()
 }
 
 /// Runs `work`, which must not allocate, with these credentials.
@@ -62,19 +63,24 @@ pub(super) fn acting(credentials: Option<Credentials>, work: &(dyn Fn() -> io::R
     clone::in_thread(act)
 }
 
-/// A pair whose ends have these credentials of each other.
-pub(super) fn pair(credentials: Option<Credentials>, kind: i32) -> io::Result<(OwnedFd, OwnedFd)> {
+/// So many pairs whose ends have these credentials of each other.
+pub(super) fn pairs(credentials: Option<Credentials>, kind: i32, count: usize) -> io::Result<Vec<(OwnedFd, OwnedFd)>> {
     let (read, write) = nix::unistd::pipe()?;
     acting(credentials, &|| {
-        let (a, b) = socket::pair(libc::AF_UNIX, kind)?;
-        let numbers = [a.as_raw_fd().to_ne_bytes(), b.as_raw_fd().to_ne_bytes()];
-        nix::unistd::write(&write, numbers.as_flattened())?;
-        std::mem::forget((a, b));
+        for _ in 0..count {
+            let (a, b) = socket::pair(libc::AF_UNIX, kind)?;
+            let numbers = [a.as_raw_fd().to_ne_bytes(), b.as_raw_fd().to_ne_bytes()];
+            nix::unistd::write(&write, numbers.as_flattened())?;
+            std::mem::forget((a, b));
+        }
         Ok(())
     })?;
-    let mut numbers = [[0; 4]; 2];
-    nix::unistd::read(&read, numbers.as_flattened_mut())?;
-    Ok((adopt(numbers[0])?, adopt(numbers[1])?))
+    let take = |_| {
+        let mut numbers = [[0; 4]; 2];
+        nix::unistd::read(&read, numbers.as_flattened_mut())?;
+        Ok((adopt(numbers[0])?, adopt(numbers[1])?))
+    };
+    (0..count).map(take).collect()
 }
 
 /// A descriptor that the helper made in the table that we share.

@@ -1,5 +1,6 @@
 //! Making connected unix sockets again: both ends at once, or one end and a peer that is closed afterwards.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -9,6 +10,7 @@ use super::unix_name::{self, UnixName};
 use super::unix_queue::Sender;
 use crate::error::{Context, RebuildError};
 use crate::ids::FileId;
+use crate::namespaces::NamespaceId;
 use crate::rebuild::Rebuild;
 use crate::sys::message::Credentials;
 use crate::sys::socket;
@@ -70,10 +72,35 @@ fn make(rebuild: &mut Rebuild<'_>, state: &UnixState) -> io::Result<(OwnedFd, Ow
         let (accepted, connected) = accept_at(rebuild, state.kind, (peer_name, ours), (&state.name, theirs))?;
         return Ok((connected, accepted));
     }
-    let (ours, theirs) = unix_creds::pair(ours, state.kind)?;
+    let (ours, theirs) = pair(rebuild, ours, state.kind)?;
     unix_name::bind(ours.as_fd(), &state.name)?;
     unix_name::bind(theirs.as_fd(), &UnixName { file: None, ..peer_name.clone() })?;
     Ok((ours, theirs))
+}
+
+/// Pairs that were made ahead, and how many at once the next time: each time takes a process of its own.
+#[derive(Default)]
+struct Stock(HashMap<Wanted, (Vec<(OwnedFd, OwnedFd)>, usize)>);
+
+/// Namespace, credentials, type.
+type Wanted = (Option<NamespaceId>, Option<Credentials>, i32);
+
+/// The most pairs that are made at once. There are never more to spare than were taken: the pool counts on it.
+const MANY: usize = 32;
+
+fn pair(rebuild: &mut Rebuild<'_>, credentials: Option<Credentials>, kind: i32) -> io::Result<(OwnedFd, OwnedFd)> {
+    const STOCK: &str = "unix-stock";
+    let wanted = (rebuild.network(), credentials, kind);
+    if rebuild.object::<Stock>(STOCK, 0).is_none() {
+        rebuild.keep_object(STOCK, 0, Stock::default());
+    }
+    let stock = rebuild.object::<Stock>(STOCK, 0).ok_or_else(|| io::Error::other("there is no stock"))?;
+    let (ready, next) = stock.0.entry(wanted).or_insert_with(|| (Vec::new(), 1));
+    if ready.is_empty() {
+        *ready = unix_creds::pairs(credentials, kind, *next)?;
+        *next = (2 * *next).min(MANY);
+    }
+    ready.pop().ok_or_else(|| io::Error::other("no pair was made"))
 }
 
 impl UnixForm {

@@ -31,3 +31,22 @@ pub fn tee(from: impl AsFd, to: impl AsFd, length: usize) -> io::Result<usize> {
     // SAFETY: numbers only.
     check(unsafe { libc::tee(from, to, length, libc::SPLICE_F_NONBLOCK) } as libc::c_long).map(|n| n as usize)
 }
+
+/// Lets a process (0: this one) have `count` descriptors, or as many as the kernel gives anybody.
+pub fn allow(process: i32, count: u64) -> io::Result<()> {
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open")?.trim().parse().unwrap_or(count);
+    let wanted = count.min(most);
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel fills the struct; null changes nothing.
+    check(unsafe { libc::prlimit(process, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit) }.into())?;
+    if limit.rlim_cur >= wanted {
+        return Ok(());
+    }
+    let set = |limit: libc::rlimit| {
+        // SAFETY: the kernel reads the struct; null asks for nothing.
+        check(unsafe { libc::prlimit(process, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) }.into())
+    };
+    // Without CAP_SYS_RESOURCE, what the limit may be at most is all there is.
+    let raised = set(libc::rlimit { rlim_cur: wanted, rlim_max: limit.rlim_max.max(wanted) });
+    raised.or_else(|_| set(libc::rlimit { rlim_cur: limit.rlim_max.min(wanted), ..limit })).map(drop)
+}

@@ -18,6 +18,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("linked-elsewhere", linked_elsewhere),
     ("file-replaced", file_replaced),
     ("behind-a-root", behind_a_root),
+    ("many-descriptors", many_descriptors),
 ];
 
 fn make_fifo(path: &std::ffi::CStr) -> Checked {
@@ -200,4 +201,33 @@ fn behind_a_root() -> Checked {
     hold()?;
     go.open()?;
     reap(child)
+}
+
+/// More descriptors than a few batches take: files, pipes and sockets, some closed by `execve`, some twice.
+fn many_descriptors() -> Checked {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    done("getrlimit", unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    limit.rlim_cur = limit.rlim_max;
+    done("setrlimit", unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
+    let rounds = (limit.rlim_max / 16).clamp(100, 700);
+    let mut files: Vec<File> = Vec::new();
+    let mut pairs = Vec::new();
+    for round in 0..rounds {
+        let mut file =
+            said(OpenOptions::new().read(true).append(true).create(true).open(format!("/tmp/{}", round % 50)))?;
+        said(file.write_all(b"x"))?;
+        done("dup", unsafe { libc::dup(file.as_raw_fd()) })?;
+        files.push(file);
+        let (mut one, other) = said(std::os::unix::net::UnixStream::pair())?;
+        said(one.write_all(&round.to_ne_bytes()))?;
+        pairs.push((one, other));
+    }
+    hold()?;
+    for (round, (one, other)) in (0..rounds).zip(&mut pairs) {
+        let mut word = [0; 8];
+        said(other.read_exact(&mut word))?;
+        equal("what was on its way", u64::from_ne_bytes(word), round)?;
+        drop(said(one.try_clone())?);
+    }
+    files.iter_mut().try_for_each(|file| said(file.write_all(b"y")))
 }
