@@ -40,6 +40,10 @@ test-quick:
 soak CASES='100000': build
     PROPTEST_CASES={{CASES}} cargo test -p harness --test properties cannot_be_told -- --nocapture
 
+# Make the tables of docs/coverage.md from the tests; CI fails when they are stale
+coverage-table:
+    ZAP_COVERAGE_TABLE=write cargo test -p harness --test coverage
+
 # What this host offers, feature by feature
 check: build
     target/debug/zap check
