@@ -23,7 +23,8 @@ use crate::files;
 use crate::image::ImageWriter;
 use crate::ipc::{self, IpcState};
 use crate::look::Look;
-use crate::memory::{self, MappedFiles};
+use crate::memory::{self, LeftBehind, MappedFiles};
+use crate::migrate::strategies::{PreCopy, Strategy};
 use crate::mounts::{self, MountState};
 use crate::namespaces::{self, NamespaceState};
 use crate::parallel;
@@ -47,30 +48,31 @@ pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, Checkpo
         let image = Undo::Image(options.output.clone());
         pod.journal.record(image.clone())?;
         let writer = ImageWriter::create_child(&options.output, options.compress, options.parent.as_deref());
-        let told = writer.map_err(CheckpointError::from).and_then(|writer| tell(pod, options, writer, None));
+        let told = writer.map_err(CheckpointError::from).and_then(|writer| tell(pod, options, &PreCopy, writer, None));
         pod.journal.done(&image)?;
         told
     })
 }
 
 /// Sends a pod to whoever puts the parts of its image together; `give` is called when all of them are there, with the pod
-/// still held. On an error the pod goes on as it was, unless [`Given::InDoubt`] is what came of it.
+/// still held. What becomes of its memory is up to `strategy`. On an error the pod goes on as it was, unless [`Given::InDoubt`] is what came of it.
 pub fn send(
     pod: &mut LivePod,
     options: &Options,
+    strategy: &dyn Strategy,
     writer: ImageWriter,
     give: &mut Give<'_>,
 ) -> Result<Stats, CheckpointError> {
-    on_a_thread(pod, |pod| tell(pod, options, writer, Some(give)))
+    on_a_thread(pod, |pod| tell(pod, options, strategy, writer, Some(give)))
 }
 
-/// Gives a held pod away.
-pub type Give<'a> = dyn FnMut(&mut LivePod) -> Given + Send + 'a;
+/// Gives a held pod away, which returns when nothing of what was left behind is needed any more.
+pub type Give<'a> = dyn FnMut(&mut LivePod, &LeftBehind) -> Given + Send + 'a;
 
 /// What came of giving a pod away.
 pub enum Given {
-    /// It runs elsewhere.
-    Away,
+    /// It runs elsewhere, since then.
+    Away(Instant),
     /// It does not: it goes on here.
     Kept(String),
     /// Nobody can tell: it stays held, and the network blocked.
@@ -95,11 +97,12 @@ fn on_a_thread(
 fn tell(
     pod: &mut LivePod,
     options: &Options,
+    strategy: &dyn Strategy,
     writer: ImageWriter,
     give: Option<&mut Give<'_>>,
 ) -> Result<Stats, CheckpointError> {
     let was_suspended = pod.cgroup.is_frozen();
-    let told = tell_stages(pod, options, writer, give);
+    let told = tell_stages(pod, options, strategy, writer, give);
     let goes_on = !matches!(told, Ok(_) | Err(CheckpointError::InDoubt { .. }));
     if goes_on && !was_suspended {
         pod.cgroup.thaw()?;
@@ -110,6 +113,7 @@ fn tell(
 fn tell_stages(
     pod: &mut LivePod,
     options: &Options,
+    strategy: &dyn Strategy,
     mut writer: ImageWriter,
     give: Option<&mut Give<'_>>,
 ) -> Result<Stats, CheckpointError> {
@@ -121,8 +125,10 @@ fn tell_stages(
         mapped: MappedFiles::default(),
         listeners: Listeners::default(),
         newcomers_dropped: false,
+        left: LeftBehind::default(),
         pod,
         options,
+        strategy,
         clock: Clock::start(),
     };
     fault::arm(options.fault.as_deref());
@@ -173,6 +179,10 @@ const MOST_FILES: u64 = 1 << 20;
 struct Checkpoint<'a> {
     pod: &'a mut LivePod,
     options: &'a Options,
+    /// How its memory is dealt with.
+    strategy: &'a dyn Strategy,
+    /// The pages that stay behind.
+    left: LeftBehind,
     clock: Clock,
     /// Whether the pod was suspended already.
     was_suspended: bool,
@@ -210,13 +220,14 @@ impl Checkpoint<'_> {
         let (layouts, queued) = self.check(&population, writer)?;
         let pod = &*self.pod;
         let trees = Trees::look_ahead(pod, writer).map_err(|e| trees_failed(pod, e));
-        let memory = match self.was_suspended || self.options.stop_and_copy {
+        let memory = match self.was_suspended || !self.strategy.another_round(&[]) {
             true => MemoryAhead::layouts(layouts),
-            false => MemoryAhead::look_ahead(layouts, &population, &mut writer.data),
+            false => MemoryAhead::look_ahead(layouts, &population, &mut writer.data, self.strategy),
         };
         (self.memory, self.expected) = (Arc::new(memory), population.live.len());
         self.statuses = Arc::new(Statuses::open(&population));
-        let room = (self.memory.unfollowed() + queued).min(MOST_ROOM) as usize;
+        let unfollowed = if self.strategy.leaves_pages() { 0 } else { self.memory.unfollowed() };
+        let room = (unfollowed + queued).min(MOST_ROOM) as usize;
         if room > LITTLE_ROOM {
             heap::warm(room);
         }
@@ -345,7 +356,13 @@ impl Checkpoint<'_> {
         look.mapped = std::mem::take(&mut self.mapped);
         let mut looked = look::processes(&mut look, held, self.memory.clone(), self.statuses.clone())?;
         self.clock.lap("look");
+        if self.strategy.leaves_pages() {
+            looked.leave_pages(&look, held, &mut self.left)?;
+        }
         looked.read_pages(&mut look)?;
+        if self.strategy.needs_store() {
+            looked.put_off_pages(&look, held)?;
+        }
         self.clock.lap("memory");
         files::finish(&mut look)?;
         let mut processes = looked.assemble(&look, held)?;
@@ -385,9 +402,9 @@ impl Checkpoint<'_> {
             }
         };
         let pod = self.pod.spec.name.clone();
-        match give(self.pod) {
-            Given::Away => {
-                let held_for = self.clock.held();
+        match give(self.pod, &self.left) {
+            Given::Away(since) => {
+                let held_for = self.clock.held_until(since);
                 self.pod.cgroup.kill()?;
                 drop(cleared);
                 self.clock.lap("let-go");

@@ -27,12 +27,14 @@ pub const POINTS: &[&str] = &[
     "migrate-ready",
     "migrate-given-up",
     "migrate-told",
+    "migrate-serving",
     "migrate-away",
     "receive-welcomed",
     "receive-complete",
     "receive-ready",
     "receive-told",
     "receive-running",
+    "receive-fetching",
 ];
 
 static ARMED: Mutex<Option<String>> = Mutex::new(None);

@@ -54,7 +54,6 @@ impl Host {
             compress: image::Compression::None,
             parent: None,
             carry_files: false,
-            stop_and_copy: false,
             fault: None,
         };
         let (stats, _) = client::ask(&self.store, pod, &Request::Checkpoint(options))?;

@@ -19,7 +19,7 @@ use crate::files::{self, FileState, HashCache, LateFiles, Unsettled};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::{ImageError, ImageReader};
 use crate::ipc::{self, IpcState};
-use crate::memory;
+use crate::memory::{self, PageRun};
 use crate::monitor::session::End;
 use crate::namespaces::enter::Names;
 use crate::namespaces::{Levels, NamespaceState};
@@ -29,7 +29,7 @@ use crate::pod::network::{self, NetworkError};
 use crate::pod::trees;
 use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Shim, Store};
 use crate::process::discover;
-use crate::process::grow::{Common, Grove, GrowError, Numberer, Surroundings};
+use crate::process::grow::{Common, Grove, GrowError, Incomplete, Numberer, Surroundings};
 use crate::process::state::{self, EndedState, Place, ProcessState};
 use crate::process::tree::{self, Plan};
 use crate::record::{self, PodRecord};
@@ -134,8 +134,9 @@ impl RestartError {
 /// What PID 1 runs in the child that builds.
 pub use crate::builder::run as builder;
 
-/// Asked when the whole pod is rebuilt and held: an error ends it, and nothing is left.
-pub type Gate<'a> = dyn FnMut(&LivePod) -> Result<(), String> + Send + 'a;
+/// Asked when the whole pod is rebuilt and held: an error ends it, and nothing is left. Address spaces whose pages come later
+/// must be served when it returns.
+pub type Gate<'a> = dyn FnMut(&mut LivePod, Vec<Incomplete>) -> Result<(), String> + Send + 'a;
 
 /// Starts an image again. On an error nothing is left of the attempt. The caller must be its process's only thread.
 pub fn restart(store: Store, options: &Options) -> Result<(LivePod, Stats), RestartError> {
@@ -143,7 +144,7 @@ pub fn restart(store: Store, options: &Options) -> Result<(LivePod, Stats), Rest
     // Before anything is read: PID 1 of the pod has the memory that this process has now.
     let shim = shim(options)?;
     let image = Image::of(ImageReader::open(&options.image)?, options, false)?;
-    restart_image(store, image, options, (shim, clock), &mut |_| Ok(()))
+    restart_image(store, image, options, (shim, clock), &mut |_, _| Ok(()))
 }
 
 /// Starts an image again that was received, and checked, as soon as `gate` opens. Otherwise as [`restart`].
@@ -276,8 +277,13 @@ impl Image {
 
     /// What takes long to verify: the contents of memory and queues, and the files of the root that the pod goes on using.
     fn verify_bulk(&self) -> Result<(), RestartError> {
-        if !self.checked {
-            self.reader.verify_data()?;
+        match self.checked {
+            false => self.reader.verify_data()?,
+            // What comes later is checked when it does.
+            true => {
+                let left = self.processes.iter().flat_map(|process| &process.memory.left);
+                self.reader.verify_stored(&left.filter_map(PageRun::data).collect::<Vec<_>>())?;
+            }
         }
         files::verify_root(&self.pod.spec.root, &self.files).map_err(|source| self.failed(source))
     }
@@ -349,13 +355,14 @@ impl Image {
         let number = |numbers: &[(PodPid, i32)]| builder.number(numbers);
         std::thread::scope(|scope| {
             let unsettled = scope.spawn(|| self.unsettled(&builder));
-            let grove = self.raise(pod, common, &number, clock)?;
+            let mut grove = self.raise(pod, common, &number, clock)?;
             let unsettled = unsettled.join().unwrap_or(Err(RestartError::Panicked))?;
             let host_pid = |pid: PodPid| grove.host_of(pid);
             files::settle_all(&unsettled, &host_pid).map_err(|e| self.failed(e))?;
             ipc::remove_marked(pod.init, &self.ipc).map_err(|e| self.failed(e))?;
             // Should this monitor die before it is told to go on, the pod dies with it.
-            gate(pod).map_err(|why| RestartError::NotGiven { pod: self.pod.spec.name.clone(), why })?;
+            let incomplete = grove.take_incomplete().map_err(|e| self.failed(e))?;
+            gate(pod, incomplete).map_err(|why| RestartError::NotGiven { pod: self.pod.spec.name.clone(), why })?;
             self.let_go(pod, grove, unsettled, &builder, clock)
         })
     }

@@ -2,6 +2,7 @@
 
 mod checkpoint_restart;
 mod downtime_client;
+mod migration;
 mod overhead_apache;
 mod overhead_desktop;
 mod overhead_micro;
@@ -39,6 +40,7 @@ pub const ALL: &[Experiment] = &[
     overhead_desktop::EXPERIMENT,
     checkpoint_restart::EXPERIMENT,
     downtime_client::EXPERIMENT,
+    migration::EXPERIMENT,
 ];
 
 /// The experiment called `name`.

@@ -7,6 +7,7 @@
 mod cleanup;
 mod native;
 mod netns;
+mod pair;
 mod pod;
 mod zap;
 
@@ -23,8 +24,9 @@ use nix::mount::{MsFlags, mount};
 pub use cleanup::clean_up_on_interrupt;
 pub use native::Native;
 pub use netns::Netns;
+pub use pair::{Pair, Way};
 pub use pod::{Pod, PodOptions, Resident, resident};
-pub use zap::{CheckpointStats, Listed, Phase, Process, RestartStats, zap_binary};
+pub use zap::{CheckpointStats, Listed, MigrateStats, Phase, Process, RestartStats, zap_binary};
 
 /// The port that workloads serve on.
 pub const PORT: u16 = 80;
@@ -50,7 +52,7 @@ struct Inner {
     directory: PathBuf,
     zap: PathBuf,
     host: Netns,
-    client: Netns,
+    client: Arc<Netns>,
     /// True once the lab is being taken down: no command is started any more. Read-locked while one runs.
     closed: RwLock<bool>,
 }
@@ -63,12 +65,21 @@ impl Lab {
 
     /// A lab with this `zap`.
     pub fn with_zap(zap: PathBuf) -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         ensure!(nix::unistd::geteuid().is_root(), "root is needed for pods and network namespaces");
+        let client = Arc::new(Netns::new()?);
+        let wire = |host: &Netns| {
+            client.connect("eth0", host, CLIENT_PORT)?;
+            client.ip(&[&format!("address add {CLIENT}/16 dev eth0")]).map(drop)
+        };
+        Self::wired(zap, client.clone(), wire)
+    }
+
+    /// A lab whose client may have others to speak to: `wire` gives the host the interface that leads to it.
+    fn wired(zap: PathBuf, client: Arc<Netns>, wire: impl FnOnce(&Netns) -> Result<()>) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         cleanup::sweep(&zap);
-        let (host, client) = (Netns::new()?, Netns::new()?);
-        client.connect("eth0", &host, CLIENT_PORT)?;
-        client.ip(&[&format!("address add {CLIENT}/16 dev eth0")])?;
+        let host = Netns::new()?;
+        wire(&host)?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let directory = PathBuf::from(format!("/run/zap-lab-{}-{number}", std::process::id()));
         std::fs::create_dir(&directory).with_context(|| format!("making {}", directory.display()))?;
@@ -122,6 +133,12 @@ impl Lab {
             bail!("zap {} ended with {}: {}", words.join(" "), output.status, said.trim());
         }
         Ok((String::from_utf8_lossy(&output.stdout).into_owned(), took))
+    }
+
+    /// The words of a command, for a shell, that leads to `zap receive` in the lab from wherever it is run.
+    pub fn way_in(&self) -> String {
+        let state = self.state();
+        format!("{} {} --state {} receive", self.host().way_in(), self.inner.zap.display(), state.display())
     }
 
     /// Starts `zap` with `arguments` in the lab, with pipes as its stdin and stdout.

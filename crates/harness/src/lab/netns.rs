@@ -57,6 +57,12 @@ impl Netns {
         self.enter(|| command.spawn())?.with_context(|| format!("starting {:?}", command.get_program()))
     }
 
+    /// The first words of a command that is to run in the namespace, for a shell.
+    pub fn way_in(&self) -> String {
+        use std::os::fd::AsRawFd;
+        format!("nsenter --net=/proc/{}/fd/{} --", std::process::id(), self.file.as_raw_fd())
+    }
+
     /// Runs `ip` with each of `lines`.
     pub fn ip(&self, lines: &[&str]) -> Result<String> {
         let mut text = String::new();

@@ -102,6 +102,12 @@ impl Pod<'_> {
         }
     }
 
+    /// What it has printed on stderr, and what zap has said there.
+    pub fn log_of_errors(&self) -> String {
+        let output = self.lab.try_zap(&["logs", &self.name]);
+        output.map_or_else(|e| format!("({e:#})"), |(output, _)| String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     /// Runs a command in it, and gives what it printed.
     pub fn exec(&self, command: &[&str]) -> Result<String> {
         Ok(self.lab.zap(&[&["exec", &self.name], command].concat())?.0)

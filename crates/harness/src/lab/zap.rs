@@ -85,6 +85,23 @@ impl RestartStats {
     }
 }
 
+/// `zap migrate --stats`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct MigrateStats {
+    /// Microseconds for which the pod ran nowhere.
+    pub downtime_us: u64,
+    /// Microseconds from the request until nothing was left at the source.
+    pub total_us: u64,
+    /// Bytes sent, or written to a store.
+    pub bytes: u64,
+    /// Times that memory was looked through.
+    pub rounds: u64,
+    /// Bytes of memory that the pod depended on the source for once it ran.
+    pub residual_bytes: u64,
+    /// Microseconds for which it did.
+    pub residual_us: u64,
+}
+
 /// The JSON object on the last line of what `--stats` printed.
 pub(super) fn stats<T: for<'de> Deserialize<'de>>(stdout: &str) -> Result<T> {
     let line = stdout.lines().last().context("--stats printed nothing")?;

@@ -69,6 +69,11 @@ impl Clock {
         self.hold.map_or(0, |begin| begin.elapsed().as_micros() as u64)
     }
 
+    /// Microseconds from the beginning of the hold until then.
+    pub(super) fn held_until(&self, then: Instant) -> u64 {
+        self.hold.map_or(0, |begin| then.duration_since(begin).as_micros() as u64)
+    }
+
     /// Ends the phase of that name.
     pub(crate) fn lap(&mut self, name: &str) {
         let now = Instant::now();

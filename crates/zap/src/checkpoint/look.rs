@@ -1,12 +1,14 @@
 //! Looking at the processes of a pod that is held: their tracers ask them, while files and memory are looked at from here.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::files;
 use crate::ids::{HostPid, PodPid};
 use crate::look::Look;
-use crate::memory;
+use crate::memory::{self, LeftBehind, pages_of};
+use crate::namespaces::Kind;
 use crate::pod::Seccomp;
 use crate::process::ahead::MemoryAhead;
 use crate::process::capture::{self, Questions};
@@ -142,6 +144,41 @@ impl Looked {
     /// Reads the pages that are needed, of all processes at once.
     pub(super) fn read_pages(&mut self, look: &mut Look<'_>) -> Result<(), HoldError> {
         Ok(memory::read_all(look.data, &mut self.memories)?)
+    }
+
+    /// Leaves pages behind that nobody needs at once.
+    pub(super) fn leave_pages(
+        &mut self,
+        look: &Look<'_>,
+        held: &HeldPod,
+        left: &mut LeftBehind,
+    ) -> Result<(), HoldError> {
+        self.each_patient(look, held, |memory, at_once| Ok(memory.leave(at_once, left)?))
+    }
+
+    /// Has pages be read later that nobody needs at once.
+    pub(super) fn put_off_pages(&mut self, look: &Look<'_>, held: &HeldPod) -> Result<(), HoldError> {
+        self.each_patient(look, held, |memory, at_once| {
+            memory.state.put_off(at_once);
+            Ok(())
+        })
+    }
+
+    /// The memory of every process that can wait for pages, and what of it must be there at once: what anybody shares with
+    /// whoever forks it, and what a restart touches. In a user namespace of its own nobody may have the kernel wait.
+    fn each_patient(
+        &mut self,
+        look: &Look<'_>,
+        held: &HeldPod,
+        mut act: impl FnMut(&mut memory::Captured, &[Range<u64>]) -> Result<(), HoldError>,
+    ) -> Result<(), HoldError> {
+        let inherited = pages_of(self.memories.iter().flat_map(|memory| memory.state.inherited()));
+        for ((memory, answers), process) in self.memories.iter_mut().zip(&self.answers).zip(&held.processes) {
+            if look.namespaces.of(process.found.subject.host).of(Kind::User).is_none() {
+                act(memory, &pages_of(inherited.iter().cloned().chain(answers.needed_at_once())))?;
+            }
+        }
+        Ok(())
     }
 
     /// Puts the parts of every process together.

@@ -30,9 +30,6 @@ pub struct Options {
     pub parent: Option<PathBuf>,
     /// Carry the contents of the root's files that the pod has open or mapped.
     pub carry_files: bool,
-    /// Copy memory in the hold alone, and nothing of it while the pod runs.
-    #[serde(default)]
-    pub stop_and_copy: bool,
     /// The fault point at which the monitor is to die ([`crate::fault`]).
     #[serde(default)]
     pub fault: Option<String>,

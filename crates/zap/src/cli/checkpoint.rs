@@ -65,7 +65,6 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         },
         parent: args.parent.map(absolute).transpose()?,
         carry_files: args.carry_files,
-        stop_and_copy: false,
         fault: crate::fault::wanted(),
     };
     let monitor = store.load(&args.pod)?.monitor;

@@ -10,7 +10,12 @@ use crate::pod::{PodError, PodState, Store};
 
 /// List pods
 #[derive(clap::Args)]
+#[command(after_help = "Residual state is what this host keeps for pods that have moved away: memory that is still \
+    fetched from here. It ends by itself.")]
 pub(super) struct Args {
+    /// List what is kept here for pods that have moved away
+    #[arg(long)]
+    residual: bool,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -47,7 +52,40 @@ impl Row {
     }
 }
 
+/// What is kept here for a pod that has moved away.
+#[derive(Serialize)]
+struct Kept {
+    pod: String,
+    kind: &'static str,
+    to: String,
+    bytes: u64,
+}
+
+impl Kept {
+    fn of(record: Record) -> Option<Kept> {
+        let residual = record.residual?;
+        Some(Kept { pod: record.spec.name, kind: "memory", to: residual.to, bytes: residual.memory })
+    }
+}
+
+fn residual(store: &Store, json: bool) -> Result<u8, Failure> {
+    // As it is written down: whoever serves it is busy.
+    let records = store.names()?.into_iter().filter_map(|name| store.load(&name).ok());
+    let kept: Vec<Kept> = records.filter_map(Kept::of).collect();
+    if json {
+        print_json(&kept)?;
+    } else {
+        let head = ["POD", "KIND", "MIB", "FOR"].map(str::to_owned);
+        let row = |k: &Kept| [k.pod.clone(), k.kind.to_owned(), (k.bytes >> 20).to_string(), k.to.clone()];
+        print(&columns(std::iter::once(head).chain(kept.iter().map(row)).collect()))?;
+    }
+    Ok(0)
+}
+
 pub(super) fn run(store: &Store, args: &Args) -> Result<u8, Failure> {
+    if args.residual {
+        return residual(store, args.json);
+    }
     let mut rows = Vec::new();
     for name in store.names()? {
         match current(store, &name) {

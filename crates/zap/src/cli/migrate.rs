@@ -2,13 +2,17 @@
 
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
+
 use super::{options, print, usage};
 use crate::migrate::keys::{KeyError, Keys};
-use crate::migrate::{Options, Stats, Strategy, relay};
+use crate::migrate::strategies::{self, PreCopy, Strategy};
+use crate::migrate::{Options, Stats, relay};
 use crate::monitor::client;
 use crate::monitor::protocol::{Failure, Request};
 use crate::pod::Store;
@@ -19,7 +23,9 @@ use crate::pod::Store;
     after_help = "The command of --via is run by a shell; it must end in `zap receive` on the other host, and carry bytes \
     both ways.\n\nIf the stream breaks in the one moment in which neither side can know who has the pod, the copy here \
     stays held: look at the destination, then say --resolve POD keep (it does not run there) or drop (it \
-    does).\n\nExample:\n  zap migrate web --via \"ssh b zap receive\"\n  zap migrate --resolve web keep"
+    does).\n\nWith copy-on-reference the pod needs this host until all of its memory has \
+    followed: this command runs until then, and if the stream breaks before, the pod is killed there \
+    and held here as it was when it left.\n\nExample:\n  zap migrate web --via \"ssh b zap receive\"\n  zap migrate --resolve web keep"
 )]
 pub(super) struct Args {
     /// The pod
@@ -32,8 +38,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "via")]
     to: Option<String>,
     /// How its memory is moved
-    #[arg(long, value_enum, default_value = "pre-copy")]
-    strategy: Strategies,
+    #[arg(long, value_parser = strategy_names(), default_value = PreCopy.name())]
+    strategy: String,
+    /// For flush: a directory that both hosts see under this name
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
     /// Take the root's files along that it has open or mapped
     #[arg(long)]
     carry_files: bool,
@@ -45,19 +54,10 @@ pub(super) struct Args {
     resolve: Option<Vec<String>>,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Strategies {
-    StopAndCopy,
-    PreCopy,
-}
-
-impl From<Strategies> for Strategy {
-    fn from(strategy: Strategies) -> Strategy {
-        match strategy {
-            Strategies::StopAndCopy => Strategy::StopAndCopy,
-            Strategies::PreCopy => Strategy::PreCopy,
-        }
-    }
+fn strategy_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(
+        strategies::ALL.map(|strategy| PossibleValue::new(strategy.name()).help(strategy.about())),
+    )
 }
 
 pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
@@ -74,7 +74,8 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         _ => return Err(usage("where to? --via or --to says it")),
     };
     let options = Options {
-        strategy: args.strategy.into(),
+        strategy: args.strategy,
+        store: args.store,
         to: args.via.map_or_else(|| args.to.unwrap_or_default(), |via| format!("`{via}`")),
         carry_files: args.carry_files,
         cut_before: crate::fault::cut_wanted("source"),

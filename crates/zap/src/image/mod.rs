@@ -26,7 +26,7 @@ mod writer;
 
 pub use chunk::Compression;
 pub use manifest::FORMAT;
-pub use reader::{ImageReader, LayerReader};
+pub use reader::{ImageReader, LayerReader, StoredData};
 pub use received::ReceivedImage;
 pub use sink::DataSink;
 pub use writer::{ImageWriter, LayerWriter, Summary, remove_partials};

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::sync::OnceLock;
 
 use serde::de::DeserializeOwned;
 
-use super::chunk::{Compression, FileEntry, Out};
+use super::chunk::{CHUNK, Compression, FileEntry, Out};
 use super::frame::{self, Record};
 use super::inherit::{self, Ancestor, Contents, Stretches};
 use super::manifest::Manifest;
@@ -32,6 +33,34 @@ pub struct ImageReader {
     ancestors: Vec<ImageReader>,
     /// All of the data, where it is not a plain file.
     plain: OnceLock<File>,
+    /// The data is in a store, and has not been checked.
+    stored: bool,
+}
+
+/// The data of an image that is in a store: checked as it is read.
+pub struct StoredData {
+    path: PathBuf,
+    file: File,
+    entry: FileEntry,
+}
+
+impl StoredData {
+    /// The offsets that are read and checked together with this one.
+    pub fn chunk_around(&self, offset: u64) -> Range<u64> {
+        let start = offset / CHUNK as u64 * CHUNK as u64;
+        start..(start + CHUNK as u64).min(self.entry.length)
+    }
+
+    /// What is in the chunk that begins at this offset.
+    pub fn read_chunk(&self, start: u64) -> io::Result<Vec<u8>> {
+        let range = self.chunk_around(start);
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        self.file.read_exact_at(&mut bytes, range.start)?;
+        if self.entry.crc32.get(start as usize / CHUNK) != Some(&crc32fast::hash(&bytes)) {
+            return Err(io::Error::other(format!("{}: the MiB at byte {start} is damaged", self.path.display())));
+        }
+        Ok(bytes)
+    }
 }
 
 impl ImageReader {
@@ -109,14 +138,15 @@ impl ImageReader {
             return Err(ImageError::damaged(path, "it names no data"));
         }
         let (path, ancestors, plain) = (path.to_owned(), Vec::new(), OnceLock::new());
-        Ok(ImageReader { path, manifest, state, files, ancestors, plain })
+        Ok(ImageReader { path, manifest, state, files, ancestors, plain, stored: false })
     }
 
-    /// An image whose files, of which `manifest` speaks, are open and checked already.
+    /// An image whose files, of which `manifest` speaks, are open and checked already, but for data that is `stored`.
     pub(super) fn of_files(
         path: &Path,
         manifest: Manifest,
         mut files: Vec<(FileEntry, File)>,
+        stored: bool,
     ) -> Result<ImageReader, ImageError> {
         if !manifest.ancestors.is_empty() {
             return Err(ImageError::damaged(path, "parts of it are in another image"));
@@ -125,12 +155,50 @@ impl ImageReader {
         let state = state.ok_or_else(|| ImageError::damaged(path, "it names no state"))?;
         let (entry, file) = files.remove(state);
         let state = read_frames(path, &file, &entry)?;
-        ImageReader::assemble(path, manifest, state, files.into_iter().map(|(e, f)| Stored::new(e, f)).collect())
+        let files = files.into_iter().map(|(entry, file)| Stored::new(entry, file)).collect();
+        let whole = ImageReader::assemble(path, manifest, state, files)?;
+        Ok(ImageReader { stored, ..whole })
     }
 
     /// Checks every byte of the data.
     pub fn verify_data(&self) -> Result<(), ImageError> {
         self.verify_files(|name| name == "data")
+    }
+
+    /// Checks data that is in a store, but for what lies `later` altogether.
+    pub fn verify_stored(&self, later: &[Range<u64>]) -> Result<(), ImageError> {
+        if !self.stored {
+            return Ok(());
+        }
+        let mut later = later.to_vec();
+        later.sort_by_key(|range| range.start);
+        let data = self.stored_data()?;
+        let mut behind = 0;
+        let mut wanted = Vec::new();
+        for range in later.iter().chain(std::iter::once(&(data.entry.length..data.entry.length))) {
+            // Every chunk that has something of the gap before this range.
+            if behind < range.start {
+                let first = (behind / CHUNK as u64).max(wanted.last().map_or(0, |last| last + 1));
+                wanted.extend(first..range.start.div_ceil(CHUNK as u64));
+            }
+            behind = behind.max(range.end);
+        }
+        let check = |chunk: u64| data.read_chunk(chunk * CHUNK as u64).map(drop);
+        let checked: io::Result<Vec<()>> = parallel::map(wanted, check).into_iter().collect();
+        checked.map(drop).map_err(|e| ImageError::damaged(&self.path, e.to_string()))
+    }
+
+    /// The data, to be read and checked bit by bit.
+    pub fn stored_data(&self) -> Result<StoredData, ImageError> {
+        let path = self.path.join("data");
+        let stored = self.files.iter().find(|f| f.entry.name == "data").expect("checked when it was opened");
+        let file = stored.file.try_clone().map_err(ImageError::io("sharing", &path))?;
+        Ok(StoredData { path, file, entry: stored.entry.clone() })
+    }
+
+    /// Whether the data is in a store.
+    pub fn is_stored(&self) -> bool {
+        self.stored
     }
 
     /// Checks every byte of the layers.

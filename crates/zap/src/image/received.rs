@@ -26,6 +26,8 @@ struct Part {
     length: u64,
     crc32: Vec<u32>,
     hasher: crc32fast::Hasher,
+    /// It did not come, it was there: what is in it is checked when it is read.
+    stored: bool,
 }
 
 impl Part {
@@ -46,6 +48,10 @@ impl Part {
 
     /// Whether it is what the manifest says.
     fn is(&mut self, entry: &FileEntry) -> bool {
+        if self.stored {
+            let length = self.file.metadata().map_or(0, |metadata| metadata.len());
+            return entry.compression == Compression::None && length == entry.length && entry.chunks().is_ok();
+        }
         if !self.length.is_multiple_of(CHUNK as u64) {
             self.crc32.push(std::mem::take(&mut self.hasher).finalize());
         }
@@ -61,15 +67,31 @@ impl ReceivedImage {
 
     /// A file of the image begins. They are numbered in this order, from 0 on.
     pub fn begin(&mut self, name: &str) -> Result<(), ImageError> {
+        self.check_name(name)?;
+        let file = if name.starts_with("layer-") { nameless(&self.storage) } else { memory_file("zap-image") };
+        let file = file.map_err(ImageError::io("making a file for", &self.from))?;
+        self.push(name, file, false);
+        Ok(())
+    }
+
+    /// This file of the image is in a store.
+    pub fn stored(&mut self, name: &str, file: File) -> Result<(), ImageError> {
+        self.check_name(name)?;
+        self.push(name, file, true);
+        Ok(())
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), ImageError> {
         let known = ["data", "state"].contains(&name) || name.starts_with("layer-");
         if !known || name.contains('/') || self.parts.iter().any(|part| part.name == name) {
             return Err(ImageError::damaged(&self.from, format!("it begins a file {name:?}")));
         }
-        let file = if name.starts_with("layer-") { nameless(&self.storage) } else { memory_file("zap-image") };
-        let file = file.map_err(ImageError::io("making a file for", &self.from))?;
-        let hasher = crc32fast::Hasher::new();
-        self.parts.push(Part { name: name.to_owned(), file, length: 0, crc32: Vec::new(), hasher });
         Ok(())
+    }
+
+    fn push(&mut self, name: &str, file: File, stored: bool) {
+        let hasher = crc32fast::Hasher::new();
+        self.parts.push(Part { name: name.to_owned(), file, length: 0, crc32: Vec::new(), hasher, stored });
     }
 
     /// Bytes for the end of a file.
@@ -89,6 +111,7 @@ impl ReceivedImage {
     pub fn complete(mut self, manifest: &[u8]) -> Result<ImageReader, ImageError> {
         let manifest = Manifest::from_bytes(&self.from, manifest)?;
         let mut files = Vec::with_capacity(self.parts.len());
+        let stored = self.parts.iter().any(|part| part.stored);
         for entry in &manifest.files {
             let missing = || ImageError::damaged(&self.from, format!("its file {} is missing", entry.name));
             let index = self.parts.iter().position(|part| part.name == entry.name).ok_or_else(missing)?;
@@ -101,7 +124,7 @@ impl ReceivedImage {
         if let Some(part) = self.parts.first() {
             return Err(ImageError::damaged(&self.from, format!("it has a file {} too many", part.name)));
         }
-        ImageReader::of_files(&self.from, manifest, files)
+        ImageReader::of_files(&self.from, manifest, files, stored)
     }
 }
 

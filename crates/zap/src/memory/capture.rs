@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::kinship;
 use super::layout::{Mapping, Nature, flag};
+use super::left::{self, LeftBehind};
 use super::pages::{self, Frames};
 use super::state::{Backing, MemoryState, MmFields, PageRun, PageSource, VmaState};
 use super::survey::Survey;
@@ -34,10 +35,8 @@ pub struct Captured {
     pagemap: File,
     /// All the pages that the image will have of it.
     stored: Vec<Range<u64>>,
-    /// Those that are still to be read …
+    /// Those that are still to be read.
     unread: Vec<Range<u64>>,
-    /// … and where among them are pages that others map too.
-    elsewhere: Vec<Range<u64>>,
 }
 
 /// Flags that a restart makes again.
@@ -70,23 +69,38 @@ pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: Survey) -> Re
         guards: guards(&survey),
         vmas,
         pages: Vec::new(),
+        left: Vec::new(),
     };
     let wanted = wanted(&state, &survey);
     let copied = PageRun::parts(&survey.unchanged, &wanted);
     // what was copied ahead was not shared then, and so is not now
     let rest = ranges::minus(&wanted, &pages::runs(&copied));
     let looking = || format!("the page frames of process {}", subject.pod);
-    let frames = Frames::read(&survey.pagemap, &rest).capturing("reading", looking())?;
     let shared = request.parent.map(|parent| {
-        frames.shared_with(&parent.pagemap, &ranges::common(&parent.stored, &joined_kept(&parent.state, &state)))
+        let candidates = ranges::common(&parent.stored, &joined_kept(&parent.state, &state));
+        let candidates = ranges::common(&rest, &candidates);
+        Frames::read(&survey.pagemap, &candidates)?.shared_with(&parent.pagemap, &candidates)
     });
     let shared = shared.transpose().capturing("comparing", looking())?.unwrap_or_default();
     let unread = ranges::minus(&rest, &shared);
     let inherited = shared.iter().map(|r| PageRun { start: r.start, end: r.end, source: PageSource::Parent });
     state.pages.extend(copied);
     state.pages.extend(inherited);
-    let (subject, elsewhere) = (subject.clone(), frames.mapped_elsewhere());
-    Ok(Captured { state, subject, pagemap: survey.pagemap, stored: wanted, unread, elsewhere })
+    Ok(Captured { state, subject: subject.clone(), pagemap: survey.pagemap, stored: wanted, unread })
+}
+
+impl Captured {
+    /// Leaves pages behind that are still to be read and may come later, but for those that must be there `at_once` (sorted,
+    /// disjoint).
+    pub fn leave(&mut self, at_once: &[Range<u64>], behind: &mut LeftBehind) -> Result<(), CaptureError> {
+        let later = left::later(&self.state, &self.unread, at_once);
+        if !later.is_empty() {
+            self.unread = ranges::minus(&self.unread, &later);
+            let pagemap = self.pagemap.try_clone().capturing("sharing", "a page map")?;
+            self.state.left = behind.add(&self.subject, pagemap, &later);
+        }
+        Ok(())
+    }
 }
 
 /// Reads the pages that are still to be read, of all processes at once, and completes their states.
@@ -99,7 +113,7 @@ pub fn read_all<'c>(data: &mut DataSink, all: impl IntoIterator<Item = &'c mut C
     let pieces: Vec<_> = all.iter().enumerate().flat_map(pieces_of).collect();
     let read = parallel::map(pieces, |(place, piece)| {
         let captured = &all[place];
-        let bytes = pages::read(&captured.subject, &piece, &captured.elsewhere)?;
+        let bytes = pages::read(&captured.subject, &captured.pagemap, &piece)?;
         Ok((place, piece, bytes))
     });
     for read in read {

@@ -59,6 +59,31 @@ fn guard_bit(pagemap: &File) -> u64 {
     })
 }
 
+/// Whether nothing is at these addresses (sorted, disjoint) of a process.
+pub fn is_empty_at(process: HostPid, pages: impl Iterator<Item = Range<u64>>) -> io::Result<bool> {
+    let pagemap = File::open(process.proc("pagemap"))?;
+    for range in ranges::joined(pages.collect()) {
+        let there = |entry: &u64| entry & (entry::PRESENT | entry::SWAPPED) != 0;
+        let mut found = Vec::new();
+        let any = page::PRESENT | page::SWAPPED;
+        let scan = Scan { start: range.start, end: range.end, any, tell: any, ..Scan::default() };
+        match pagemap::scan(&pagemap, scan, &mut found) {
+            // before Linux 6.7
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
+                let entries = pagemap::entries(&pagemap, range.start, ((range.end - range.start) / PAGE) as usize)?;
+                if entries.iter().any(there) {
+                    return Ok(false);
+                }
+            }
+            other => other?,
+        }
+        if !found.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// The slow way: an entry a page. The page of zeros cannot be told there, so it is copied.
 fn find_by_entries(pagemap: &File, mappings: &[Mapping]) -> io::Result<Vec<Region>> {
     const AT_ONCE: u64 = 64 << 20;
@@ -178,9 +203,10 @@ pub(super) fn store(
     frames: &Frames,
 ) -> Result<Vec<PageRun>, CaptureError> {
     let elsewhere = frames.mapped_elsewhere();
+    let read = |piece: &[Range<u64>]| read_knowing(subject, piece, &elsewhere);
     let mut runs = Vec::with_capacity(wanted.len());
     for piece in pieces(wanted) {
-        append(data, &piece, read(subject, &piece, &elsewhere)?, &mut runs);
+        append(data, &piece, read(&piece)?, &mut runs);
     }
     Ok(runs)
 }
@@ -206,8 +232,15 @@ pub(super) fn pieces(wanted: &[Range<u64>]) -> Vec<Vec<Range<u64>>> {
     pieces
 }
 
-/// The contents of the pages of a piece, one behind the other. `elsewhere`: those that others map too.
-pub(super) fn read(subject: &Subject, piece: &[Range<u64>], elsewhere: &[Range<u64>]) -> Result<Vec<u8>, CaptureError> {
+/// The contents of the pages of a piece, one behind the other. The process is held.
+pub(super) fn read(subject: &Subject, pagemap: &File, piece: &[Range<u64>]) -> Result<Vec<u8>, CaptureError> {
+    let frames =
+        Frames::read(pagemap, piece).capturing("reading", format!("the page frames of process {}", subject.pod))?;
+    read_knowing(subject, piece, &frames.mapped_elsewhere())
+}
+
+/// The same. `elsewhere`: those that others map too.
+fn read_knowing(subject: &Subject, piece: &[Range<u64>], elsewhere: &[Range<u64>]) -> Result<Vec<u8>, CaptureError> {
     let mut reader = Reader { process: subject.host, forced: None };
     let mut buffer = vec![0; total(piece)];
     let object = || format!("process {}", subject.pod);

@@ -105,6 +105,11 @@ pub fn late_batch(state: &MemoryState) -> Vec<MemoryBatch> {
     planner.finish()
 }
 
+/// Adds advice about a range to a batch.
+pub fn over_range(batch: &mut Batch, range: &Range<u64>, advice: i32) {
+    batch.call(libc::SYS_madvise, over(range.clone(), advice), what("advising", range.start));
+}
+
 /// `length` bytes of address space that none of `states` uses, with room around for stacks to grow.
 pub fn free_gap<'a>(states: impl IntoIterator<Item = &'a MemoryState>, length: u64) -> Option<u64> {
     const MARGIN: u64 = 64 << 20;

@@ -15,6 +15,9 @@ pub struct MemoryState {
     pub fields: MmFields,
     /// The contents of private memory, in order of their addresses. What is in no run is as it was mapped.
     pub pages: Vec<PageRun>,
+    /// Pages that a restart leaves out, for they come later: where, in what was left behind or in the image's data.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<PageRun>,
     /// Guard pages (`MADV_GUARD_INSTALL`).
     pub guards: Vec<Range<u64>>,
     /// The vDSO; `None` for a process that unmapped it.
@@ -116,6 +119,14 @@ pub enum PageSource {
 }
 
 impl PageRun {
+    /// The offsets of its contents, if the image has them.
+    pub fn data(&self) -> Option<Range<u64>> {
+        match self.source {
+            PageSource::Data(offset) => Some(offset..offset + (self.end - self.start)),
+            PageSource::Parent => None,
+        }
+    }
+
     /// The part of it that lies in `range`.
     pub fn part(&self, range: &Range<u64>) -> Option<PageRun> {
         let (start, end) = (self.start.max(range.start), self.end.min(range.end));

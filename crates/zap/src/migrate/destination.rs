@@ -1,18 +1,26 @@
 //! The side that takes a pod.
 
+use std::fs::File;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::fetch::{Fetching, FromSource, FromStore, Space, Supply, Whose};
 use super::protocol::{Hello, Message, VERSION};
+use super::strategies;
 use super::wire::Wire;
 use crate::fault;
 use crate::image::{FORMAT, ImageError, ImageReader, ReceivedImage};
+use crate::memory::PageRun;
 use crate::monitor::protocol::Failure;
 use crate::pod::host_config::HostConfig;
+use crate::pod::journal::Undo;
 use crate::pod::network;
-use crate::pod::{LivePod, NetworkMode, PodSpec, Store};
+use crate::pod::{LivePod, NetworkMode, PodError, PodSpec, Store};
+use crate::process::grow::Incomplete;
 use crate::record;
 use crate::restart;
 
@@ -27,9 +35,20 @@ pub struct Options {
     pub cut_before: Option<u64>,
 }
 
+/// A pod that has come.
+pub struct Received {
+    /// It runs.
+    pub pod: LivePod,
+    /// What that took.
+    pub stats: restart::Stats,
+    /// How the rest of its memory comes, where it comes later.
+    pub fetching: Option<Fetching>,
+}
+
 /// Takes a pod that comes over `wire`. On an error nothing is left of it, and the source has been told if it could be. The
 /// caller must be its process's only thread.
-pub fn receive(store: Store, options: &Options, wire: &Wire) -> Result<(LivePod, restart::Stats), Failure> {
+pub fn receive(store: Store, options: &Options, wire: Wire) -> Result<Received, Failure> {
+    let wire = Arc::new(wire);
     fault::arm(options.fault.as_deref());
     wire.greet().map_err(cut)?;
     let hello = match wire.hear().map_err(cut)? {
@@ -42,16 +61,20 @@ pub fn receive(store: Store, options: &Options, wire: &Wire) -> Result<(LivePod,
     }
     wire.send(&Message::Welcome { name: hello.spec.name.clone() }).map_err(cut)?;
     fault::point("receive-welcomed");
-    let received = take_image(&store, wire);
+    let received = take_image(&store, &hello, &wire);
     fault::point("receive-complete");
-    let rebuilt = received.and_then(|reader| rebuild(store, &hello, reader, wire));
-    let (pod, stats) = rebuilt.inspect_err(|failure| {
+    let rebuilt = received.and_then(|reader| rebuild(store, &hello, reader, &wire));
+    let received = rebuilt.inspect_err(|failure| {
         let _ = wire.send(&Message::Failed(failure.clone()));
     })?;
     // The source finds out by itself if it cannot be told.
     let _ = wire.send(&Message::Running);
     fault::point("receive-running");
-    Ok((pod, stats))
+    if let Some(fetching) = &received.fetching {
+        fault::point("receive-fetching");
+        fetching.settle();
+    }
+    Ok(received)
 }
 
 fn cut(error: std::io::Error) -> Failure {
@@ -95,6 +118,12 @@ fn could_live_here(store: &Store, hello: &Hello) -> Result<(), Failure> {
         let config = HostConfig::load(store.state()).map_err(|e| Failure { message: e.to_string(), code: 1 })?;
         network::could_lease(&config, address).map_err(|e| Failure::of(&e, e.exit_code()))?;
     }
+    if strategies::of_name(&hello.strategy).is_none() {
+        return refused(4, format!("it moves memory by {}, which this zap does not know", hello.strategy));
+    }
+    if let Some(path) = hello.store.as_ref().filter(|path| !path.exists()) {
+        return refused(4, format!("it does not see {}: both hosts must see the store", path.display()));
+    }
     match available_memory() {
         Some(free) if free < hello.memory => {
             refused(4, format!("it has {} MiB of memory, and {} are free here", hello.memory >> 20, free >> 20))
@@ -130,13 +159,13 @@ impl From<ImageError> for Arrival {
 }
 
 /// Keeps the parts of the image until all are there.
-fn take_image(store: &Store, wire: &Wire) -> Result<ImageReader, Failure> {
+fn take_image(store: &Store, hello: &Hello, wire: &Wire) -> Result<ImageReader, Failure> {
     let storage = store.storage().to_owned();
     // Without it archives are kept in memory.
     let _ = crate::pod::make_private_directory(&storage);
     let mut image = Some(ReceivedImage::new(Path::new("the image from the source"), &storage));
     let arrived = loop {
-        match take_some(&mut image, wire) {
+        match take_some(&mut image, hello.store.as_deref(), wire) {
             Ok(None) => {}
             Ok(Some(reader)) => break Ok(reader),
             Err(error) => break Err(error),
@@ -150,11 +179,22 @@ fn take_image(store: &Store, wire: &Wire) -> Result<ImageReader, Failure> {
 }
 
 /// Takes one frame; the image, if that completed it.
-fn take_some(image: &mut Option<ReceivedImage>, wire: &Wire) -> Result<Option<ImageReader>, Arrival> {
+fn take_some(
+    image: &mut Option<ReceivedImage>,
+    store: Option<&Path>,
+    wire: &Wire,
+) -> Result<Option<ImageReader>, Arrival> {
     let Some(growing) = image.as_mut() else { return Ok(None) };
     match wire.hear_frame(|part, bytes| growing.append(part, bytes).map_err(Arrival::from))? {
         None => Ok(None),
         Some(Message::Begin { name }) => Ok(growing.begin(&name).map(|()| None)?),
+        Some(Message::Stored { name }) => {
+            let path = store.ok_or_else(|| Arrival::Said(out_of_turn(&Message::Stored { name: name.clone() })))?;
+            let file = File::open(path)?;
+            // Nobody else has a use for it; it is there for as long as it is open here.
+            std::fs::remove_file(path)?;
+            Ok(growing.stored(&name, file).map(|()| None)?)
+        }
         Some(Message::Manifest(manifest)) => Ok(image.take().map(|whole| whole.complete(&manifest)).transpose()?),
         Some(Message::Abandoned(why)) => {
             Err(Arrival::Said(Failure { message: format!("the source thought better of it: {why}"), code: 1 }))
@@ -164,12 +204,7 @@ fn take_some(image: &mut Option<ReceivedImage>, wire: &Wire) -> Result<Option<Im
 }
 
 /// Rebuilds the pod, tells the source, and lets it go once the source has given it up.
-fn rebuild(
-    store: Store,
-    hello: &Hello,
-    reader: ImageReader,
-    wire: &Wire,
-) -> Result<(LivePod, restart::Stats), Failure> {
+fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -> Result<Received, Failure> {
     let options = restart::Options {
         image: reader.path().to_owned(),
         name: Some(hello.spec.name.clone()),
@@ -179,7 +214,11 @@ fn rebuild(
         root: None,
         fault: None,
     };
-    let mut gate = |pod: &LivePod| {
+    let stored = reader.is_stored().then(|| reader.stored_data()).transpose().map_err(|e| Failure::of(&e, 5))?;
+    let mut stored = stored.map(FromStore::new);
+    let mut fetching = None;
+    let mut gate = |pod: &mut LivePod, incomplete: Vec<Incomplete>| {
+        let filling = prepare(pod, incomplete)?;
         let address = pod.network.as_ref().map_or_else(String::new, |n| n.outer().ipv4.to_string());
         let failed = |error: std::io::Error| cut(error).message;
         wire.send(&Message::Ready { address }).map_err(failed)?;
@@ -187,11 +226,58 @@ fn rebuild(
         match wire.hear().map_err(failed)? {
             Message::Go => {
                 fault::point("receive-told");
+                let supply: Box<dyn Supply> = match stored.take() {
+                    Some(store) => Box::new(store),
+                    None => Box::new(FromSource(wire.clone())),
+                };
+                fetching = filling.map(|filling| filling.begin(pod, supply)).transpose().map_err(failed)?;
                 Ok(())
             }
             Message::Abandoned(why) => Err(format!("the source thought better of it: {why}")),
             other => Err(out_of_turn(&other).message),
         }
     };
-    Ok(restart::restart_received(store, reader, &options, &mut gate)?)
+    let restarted = restart::restart_received(store, reader, &options, &mut gate);
+    match restarted {
+        Ok((pod, stats)) => Ok(Received { pod, stats, fetching }),
+        Err(error) => {
+            // Before the source is told: it may not hear both that all has come and that it failed.
+            fetching.iter().for_each(Fetching::abandon);
+            Err(error.into())
+        }
+    }
+}
+
+/// Address spaces that wait to be filled.
+struct Filling {
+    spaces: Vec<Space>,
+    end: u64,
+}
+
+/// From here on the pod must not outlive this monitor without the rest of its memory.
+fn prepare(pod: &mut LivePod, incomplete: Vec<Incomplete>) -> Result<Option<Filling>, String> {
+    if incomplete.is_empty() {
+        return Ok(None);
+    }
+    let failed = |e: PodError| e.to_string();
+    pod.journal.record(Undo::Fetching).map_err(failed)?;
+    for space in &incomplete {
+        pod.control().hoard(&[space.userfault.as_fd()]).map_err(failed)?;
+    }
+    let spaces: Vec<Space> =
+        incomplete.into_iter().map(|space| Space { userfault: space.userfault, left: space.left }).collect();
+    let end = spaces.iter().flat_map(|space| &space.left).filter_map(PageRun::data).map(|range| range.end).max();
+    Ok(Some(Filling { spaces, end: end.unwrap_or(0) }))
+}
+
+impl Filling {
+    fn begin(self, pod: &LivePod, supply: Box<dyn Supply>) -> std::io::Result<Fetching> {
+        let whose = Whose {
+            pod: pod.spec.name.clone(),
+            cgroup: pod.cgroup.clone(),
+            control: pod.control().clone(),
+            console: pod.session().cloned(),
+        };
+        Fetching::begin(self.spaces, supply, self.end, whose)
+    }
 }

@@ -1,45 +1,33 @@
 //! Moving a pod to another host: [`source`] gives it away, [`destination`] takes it, over any two-way byte stream.
 //!
 //! What travels is an image, sent as it is written ([`crate::image::PartSink`]): a migration is a checkpoint whose image is
-//! put together on the other side, and a restart that waits, with everything rebuilt and held, for the word *go*.
+//! put together on the other side, and a restart that waits, with everything rebuilt and held, for the word *go*. What
+//! becomes of memory is a [`strategies::Strategy`]; pages that come later are filled in by [`fetch`].
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Phase;
 
 pub mod destination;
+pub mod fetch;
 pub mod keys;
 pub mod protocol;
 pub mod relay;
 pub mod source;
+mod store;
+pub mod strategies;
 pub mod wire;
 
-/// How memory is moved.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Strategy {
-    /// Hold, send everything, let go over there.
-    StopAndCopy,
-    /// Send what there is while the pod runs, again what it wrote meanwhile, and only the last of it with the pod held.
-    #[default]
-    PreCopy,
-}
-
-impl Strategy {
-    /// What the command line calls it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Strategy::StopAndCopy => "stop-and-copy",
-            Strategy::PreCopy => "pre-copy",
-        }
-    }
-}
-
 /// How a pod is to be moved.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Options {
-    /// How its memory is moved.
-    pub strategy: Strategy,
+    /// How its memory is moved: the name of one of [`strategies::ALL`].
+    pub strategy: String,
+    /// The directory that both hosts see, for strategies that need one.
+    #[serde(default)]
+    pub store: Option<PathBuf>,
     /// What the destination is called, for messages.
     pub to: String,
     /// Carry the contents of the root's files that the pod has open or mapped.
@@ -59,12 +47,18 @@ pub struct Stats {
     pub downtime_us: u64,
     /// From the request until nothing of the pod was left here.
     pub total_us: u64,
-    /// Bytes sent.
+    /// Bytes sent, or written to the store.
     pub bytes: u64,
     /// Times that memory was looked through: the last one with the pod held.
     pub rounds: u64,
     /// How memory was moved.
-    pub strategy: Strategy,
+    pub strategy: String,
+    /// Bytes of memory that the pod left behind here when it ran there …
+    #[serde(default)]
+    pub residual_bytes: u64,
+    /// … and for how long it depended on this host for them.
+    #[serde(default)]
+    pub residual_us: u64,
     /// look-ahead, hold, look, memory, files, write, let-go.
     pub phases: Vec<Phase>,
     /// The address at which it is reached over there; empty if it has none.

@@ -1,7 +1,8 @@
 //! What two hosts say to each other: frames over any two-way byte stream.
 //!
 //! A frame is `kind: u8 · part: u16 · length: u32 · payload`, little-endian. Bytes of the image (kind `D`, with the number of
-//! the part) are covered by the checksums of its manifest; a message (kind `M`, CBOR) carries a CRC-32 of its own behind it.
+//! the part) are covered by the checksums of its manifest; a message (kind `M`, CBOR) carries a CRC-32 of its own behind it,
+//! and so do pages that were left behind (kind `P`, beginning with their offset).
 //!
 //! | source | | destination |
 //! | --- | --- | --- |
@@ -11,6 +12,10 @@
 //! | | ← | `Ready`, or `Failed` and why: the source's copy goes on |
 //! | gives its copy up, durably: `Go` | → | lets it go |
 //! | | ← | `Running` |
+//!
+//! Where pages were left behind, the destination may say `Fetch` from the moment at which it hears `Go`; the source answers
+//! each with pages, in order, until it hears `Complete`, which does not come before `Running`. Where memory went to a store,
+//! `Stored` comes before `Manifest`.
 //!
 //! Until `Ready` whatever happens leaves the pod at the source. Between `Go` and `Running` a cut leaves neither side knowing:
 //! the source's copy stays held until a person decides (`zap migrate --resolve`).
@@ -24,7 +29,7 @@ use crate::monitor::protocol::Failure;
 use crate::pod::PodSpec;
 
 /// The version of this protocol.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What both sides begin with, so that nothing else is taken for a peer.
 pub const GREETING: &[u8; 8] = b"zap/mig1";
@@ -44,6 +49,10 @@ pub struct Hello {
     pub address: Option<std::net::Ipv4Addr>,
     /// Bytes of private memory, roughly: what the destination must have room for.
     pub memory: u64,
+    /// How memory is moved.
+    pub strategy: String,
+    /// The file in a store that both are to see.
+    pub store: Option<std::path::PathBuf>,
 }
 
 /// One message.
@@ -63,6 +72,11 @@ pub enum Message {
         /// Its name.
         name: String,
     },
+    /// From the source: this part of the image is in the store.
+    Stored {
+        /// Its name.
+        name: String,
+    },
     /// From the source: all is there. The manifest covers it.
     Manifest(#[serde(with = "serde_bytes")] Vec<u8>),
     /// From the source: it has thought better of it.
@@ -78,6 +92,15 @@ pub enum Message {
     Go,
     /// From the destination: it runs.
     Running,
+    /// From the destination: pages that were left behind are wanted.
+    Fetch {
+        /// The first.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// From the destination: nothing of what was left behind is wanted any more.
+    Complete,
 }
 
 impl Message {
@@ -94,6 +117,9 @@ impl Message {
             Message::Failed(_) => "failed",
             Message::Go => "go",
             Message::Running => "running",
+            Message::Stored { .. } => "stored",
+            Message::Fetch { .. } => "fetch",
+            Message::Complete => "complete",
         }
     }
 }
@@ -105,11 +131,14 @@ pub enum Frame {
     Message(Message),
     /// Bytes for the end of this part of the image.
     Bytes(u16),
+    /// Pages that were left behind, from this offset on.
+    Pages(u64),
 }
 
 const HEAD: usize = 7;
 const MESSAGE: u8 = b'M';
 const BYTES: u8 = b'D';
+const PAGES: u8 = b'P';
 /// No message is longer: the manifest of a TiB has a million checksums.
 const LONGEST: usize = 64 << 20;
 /// Bytes of the image in one frame at most.
@@ -140,18 +169,33 @@ pub fn write_bytes(mut to: impl Write, part: u16, bytes: &[u8]) -> io::Result<u6
     Ok(frames)
 }
 
+/// Writes pages that were left behind: at most [`PIECE`] bytes.
+pub fn write_pages(mut to: impl Write, offset: u64, pages: &[u8]) -> io::Result<()> {
+    to.write_all(&head(PAGES, 0, 8 + pages.len()))?;
+    to.write_all(&offset.to_le_bytes())?;
+    to.write_all(pages)?;
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&offset.to_le_bytes());
+    hasher.update(pages);
+    to.write_all(&hasher.finalize().to_le_bytes())
+}
+
 fn broken(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
-/// Reads a frame. Bytes of the image are left in `buffer`.
+/// Reads a frame. Bytes of the image, and pages, are left in `buffer`.
 pub fn read_frame(mut from: impl Read, buffer: &mut Vec<u8>) -> io::Result<Frame> {
     let mut found = [0; HEAD];
     from.read_exact(&mut found)?;
     let [kind, a, b, c, d, e, f] = found;
     let length = u32::from_le_bytes([c, d, e, f]) as usize;
-    let most = if kind == BYTES { PIECE } else { LONGEST };
-    if ![MESSAGE, BYTES].contains(&kind) || length > most {
+    let most = match kind {
+        BYTES => PIECE,
+        PAGES => PIECE + 8,
+        _ => LONGEST,
+    };
+    if ![MESSAGE, BYTES, PAGES].contains(&kind) || length > most {
         return Err(broken("the other side said something that is not of this protocol"));
     }
     buffer.clear();
@@ -167,6 +211,12 @@ pub fn read_frame(mut from: impl Read, buffer: &mut Vec<u8>) -> io::Result<Frame
     if crc32fast::hash(buffer) != u32::from_le_bytes(sum) {
         return Err(broken("the checksum of a message is wrong"));
     }
+    if kind == PAGES {
+        let (offset, _) = buffer.split_first_chunk::<8>().ok_or_else(|| broken("pages without an offset came"))?;
+        let offset = u64::from_le_bytes(*offset);
+        buffer.drain(..8);
+        return Ok(Frame::Pages(offset));
+    }
     decode(buffer).map(Frame::Message).map_err(|e| broken(&format!("a message of another version of zap: {e}")))
 }
 
@@ -181,6 +231,7 @@ mod tests {
         let mut wire = Vec::new();
         write_message(&mut wire, &Message::Begin { name: "data".into() }).unwrap();
         assert_eq!(write_bytes(&mut wire, 3, &[7; PIECE + 1]).unwrap(), 2);
+        write_pages(&mut wire, 1 << 40, &[9; 4096]).unwrap();
         write_message(&mut wire, &Message::Go).unwrap();
         let (mut from, mut buffer) = (&wire[..], Vec::new());
         assert!(
@@ -190,6 +241,8 @@ mod tests {
         assert_eq!(buffer.len(), PIECE);
         assert!(matches!(read_frame(&mut from, &mut buffer).unwrap(), Frame::Bytes(3)));
         assert_eq!(buffer, [7]);
+        assert!(matches!(read_frame(&mut from, &mut buffer).unwrap(), Frame::Pages(0x100_0000_0000)));
+        assert_eq!(buffer, [9; 4096]);
         assert!(matches!(read_frame(&mut from, &mut buffer).unwrap(), Frame::Message(Message::Go)));
         assert!(read_frame(&mut from, &mut buffer).is_err());
     }

@@ -1,15 +1,21 @@
 //! The side that gives a pod away.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::protocol::{Hello, Message, VERSION};
+use super::store::{StoreFile, ThroughStore};
+use super::strategies::{self, Strategy};
 use super::wire::{NotSent, Wire};
-use super::{Options, Stats, Strategy};
+use super::{Options, Stats};
 use crate::checkpoint::{self, Afterwards, CheckpointError, Given};
 use crate::fault;
-use crate::image::{Compression, FORMAT, ImageWriter};
+use crate::image::{Compression, FORMAT, ImageWriter, PartSink};
+use crate::memory::LeftBehind;
 use crate::monitor::protocol::Failure;
 use crate::pod::LivePod;
+use crate::pod::journal::Undo;
+use crate::pod::registry::Residual;
 use crate::record;
 
 /// Why a pod was not moved. It goes on running here, but for [`CheckpointError::InDoubt`].
@@ -45,6 +51,14 @@ pub enum MigrateError {
         /// The message.
         said: &'static str,
     },
+    /// The strategy is not known, or lacks something.
+    #[error("pod {pod} goes on here: {what}")]
+    Strategy {
+        /// The pod's name.
+        pod: String,
+        /// What is wrong.
+        what: String,
+    },
     /// It could not be written down, or was not taken.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -56,6 +70,7 @@ impl MigrateError {
         match self {
             MigrateError::Refused { failure, .. } => failure.code,
             MigrateError::Checkpoint(error) => error.exit_code(),
+            MigrateError::Strategy { .. } => 2,
             _ => 1,
         }
     }
@@ -66,8 +81,12 @@ pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>) -> Result<
     fault::arm(options.fault.as_deref());
     let name = pod.spec.name.clone();
     let broken = |source: std::io::Error| MigrateError::Wire { pod: name.clone(), to: options.to.clone(), source };
+    let wrong = |what: String| MigrateError::Strategy { pod: name.clone(), what };
+    let strategy = strategies::of_name(&options.strategy);
+    let strategy = strategy.ok_or_else(|| wrong(format!("there is no strategy {}", options.strategy)))?;
+    let store = store_for(pod, strategy, options)?;
     wire.greet().map_err(broken)?;
-    wire.send(&Message::Hello(Box::new(hello(pod)))).map_err(broken)?;
+    wire.send(&Message::Hello(Box::new(hello(pod, strategy, store.as_deref())))).map_err(broken)?;
     match wire.hear().map_err(broken)? {
         Message::Welcome { .. } => {}
         Message::Refused(failure) => {
@@ -84,14 +103,21 @@ pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>) -> Result<
         compress: Compression::None,
         parent: None,
         carry_files: options.carry_files,
-        stop_and_copy: options.strategy == Strategy::StopAndCopy,
         fault: options.fault.clone(),
     };
     let was_suspended = pod.cgroup.is_frozen();
-    let mut address = String::new();
-    let mut give = |pod: &mut LivePod| hand_over(pod, &wire, was_suspended, &mut address);
-    let writer = ImageWriter::sending(wire.clone()).map_err(CheckpointError::from);
-    let sent = writer.and_then(|writer| checkpoint::send(pod, &how, writer, &mut give)).map_err(|error| {
+    let mut handed = HandedOver { to: options.to.clone(), was_suspended, ..HandedOver::default() };
+    let mut give = |pod: &mut LivePod, left: &LeftBehind| hand_over(pod, &wire, left, &mut handed);
+    let sink: Arc<dyn PartSink> = match &store {
+        Some(file) => Arc::new(ThroughStore { wire: wire.clone(), file: file.clone() }),
+        None => wire.clone(),
+    };
+    let writer = ImageWriter::sending(sink).map_err(CheckpointError::from);
+    let sent = writer.and_then(|writer| checkpoint::send(pod, &how, strategy, writer, &mut give));
+    if let Some(file) = &store {
+        pod.journal.done(&Undo::Store(file.path().to_owned())).map_err(CheckpointError::from)?;
+    }
+    let sent = sent.map_err(|error| {
         // The destination hears why; if it cannot hear any more it finds out by itself.
         let _ = wire.send(&Message::Abandoned(error.to_string()));
         match error {
@@ -102,17 +128,41 @@ pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>) -> Result<
     fault::point("migrate-away");
     Ok(Stats {
         downtime_us: sent.downtime_us,
-        bytes: wire.sent(),
+        bytes: wire.sent() + store.map_or(0, |file| file.written()),
         rounds: sent.rounds,
-        strategy: options.strategy,
+        strategy: options.strategy.clone(),
         phases: sent.phases,
-        address,
+        address: handed.address,
+        residual_bytes: handed.residual_bytes,
+        residual_us: handed.residual_us,
         // The caller knows when nothing of the pod is left.
         ..Stats::default()
     })
 }
 
-fn hello(pod: &LivePod) -> Hello {
+/// The file in the store, where the strategy needs one.
+fn store_for(
+    pod: &mut LivePod,
+    strategy: &dyn Strategy,
+    options: &Options,
+) -> Result<Option<Arc<StoreFile>>, MigrateError> {
+    let name = pod.spec.name.clone();
+    let wrong = |what: String| MigrateError::Strategy { pod: name.clone(), what };
+    let file = match (strategy.needs_store(), &options.store) {
+        (false, None) => return Ok(None),
+        (false, Some(_)) => return Err(wrong(format!("{} has no use for a --store", strategy.name()))),
+        (true, None) => {
+            return Err(wrong(format!("{} needs --store DIR: a directory that both hosts see", strategy.name())));
+        }
+        (true, Some(directory)) => {
+            StoreFile::create(directory, &name).map_err(|e| wrong(format!("--store {}: {e}", directory.display())))?
+        }
+    };
+    pod.journal.record(Undo::Store(file.path().to_owned())).map_err(CheckpointError::from)?;
+    Ok(Some(Arc::new(file)))
+}
+
+fn hello(pod: &LivePod, strategy: &dyn Strategy, store: Option<&StoreFile>) -> Hello {
     let memory = pod.cgroup.pids().unwrap_or_default().into_iter().filter_map(|process| {
         let status = std::fs::read_to_string(process.proc("status")).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
@@ -125,14 +175,29 @@ fn hello(pod: &LivePod) -> Hello {
         spec: pod.spec.clone(),
         address: pod.network.as_ref().map(|network| network.outer().ipv4),
         memory: memory.sum::<u64>() << 10,
+        strategy: strategy.name().to_owned(),
+        store: store.map(|file| file.path().to_owned()),
     }
 }
 
-/// All has been sent and the pod is held: waits until it is rebuilt over there, gives it up here, and has it let go there.
-fn hand_over(pod: &mut LivePod, wire: &Wire, was_suspended: bool, address: &mut String) -> Given {
+/// What came of handing a pod over.
+#[derive(Default)]
+struct HandedOver {
+    to: String,
+    was_suspended: bool,
+    /// The address at which it is reached there.
+    address: String,
+    residual_bytes: u64,
+    residual_us: u64,
+}
+
+/// All has been sent and the pod is held: waits until it is rebuilt over there, gives it up here, has it let go there, and
+/// serves what was left behind.
+fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut HandedOver) -> Given {
     fault::point("migrate-sent");
+    let was_suspended = handed.was_suspended;
     match wire.hear() {
-        Ok(Message::Ready { address: there }) => *address = there,
+        Ok(Message::Ready { address: there }) => handed.address = there,
         Ok(Message::Failed(failure)) => return Given::Kept(format!("it could not be rebuilt there: {failure}")),
         Ok(other) => {
             return Given::Kept(format!("the destination says {}, which is not its turn to say", other.name()));
@@ -152,8 +217,19 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, was_suspended: bool, address: &mut 
     let kept = match wire.send_whole(&Message::Go) {
         Ok(()) => {
             fault::point("migrate-told");
-            match wire.hear() {
-                Ok(Message::Running) => return Given::Away,
+            match hear_and_serve(wire, left) {
+                Ok(Message::Running) => {
+                    let since = Instant::now();
+                    handed.residual_bytes = left.bytes();
+                    let served = serve(pod, wire, left, &handed.to);
+                    handed.residual_us = since.elapsed().as_micros() as u64;
+                    return match served {
+                        Ok(()) => Given::Away(since),
+                        Err(error) => Given::InDoubt(format!(
+                            "it ran there, and the stream failed before all of its memory had come: {error}"
+                        )),
+                    };
+                }
                 // Its copy has ended: that is certain.
                 Ok(Message::Failed(failure)) => format!("it could not be let go there: {failure}"),
                 Ok(other) => return Given::InDoubt(format!("the destination says {}", other.name())),
@@ -166,6 +242,33 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, was_suspended: bool, address: &mut 
     match pod.take_back(was_suspended) {
         Ok(()) => Given::Kept(kept),
         Err(error) => Given::InDoubt(format!("{kept}; and here: {error}")),
+    }
+}
+
+/// Answers whoever fetches pages, until something else is said.
+fn hear_and_serve(wire: &Wire, left: &LeftBehind) -> std::io::Result<Message> {
+    loop {
+        match wire.hear()? {
+            Message::Fetch { offset, length } if offset.checked_add(length).is_some_and(|end| end <= left.bytes()) => {
+                let pages = left.read(&(offset..offset + length)).map_err(std::io::Error::other)?;
+                wire.send_pages(offset, &pages)?;
+            }
+            other => return Ok(other),
+        }
+    }
+}
+
+/// Serves what was left behind until nothing of it is wanted any more.
+fn serve(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, to: &str) -> std::io::Result<()> {
+    if left.bytes() == 0 {
+        return Ok(());
+    }
+    let residual = Residual { to: to.to_owned(), memory: left.bytes() };
+    pod.keep_for(residual).map_err(std::io::Error::other)?;
+    fault::point("migrate-serving");
+    match hear_and_serve(wire, left)? {
+        Message::Complete => Ok(()),
+        other => Err(std::io::Error::other(format!("the destination says {}", other.name()))),
     }
 }
 

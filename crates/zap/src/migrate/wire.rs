@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,6 +20,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// One end of a stream.
 pub struct Wire {
     from: Mutex<Input>,
+    /// A copy of what is read from, to wait for.
+    arrivals: OwnedFd,
     to: Mutex<Output>,
     sent: AtomicU64,
     cancelled: Arc<EventFd>,
@@ -118,6 +120,7 @@ impl Wire {
         let cancelled = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let patient = |file: OwnedFd| Patient { file: file.into(), cancelled: cancelled.clone() };
         Ok(Wire {
+            arrivals: from.try_clone()?,
             from: Mutex::new(Input { file: patient(from), buffer: Vec::new() }),
             to: Mutex::new(Output { file: patient(to), parts: 0, cut_before: None, frames: 0 }),
             sent: AtomicU64::new(0),
@@ -191,7 +194,35 @@ impl Wire {
         match protocol::read_frame(file, buffer)? {
             Frame::Message(message) => Ok(Some(message)),
             Frame::Bytes(part) => take(part, buffer).map(|()| None),
+            Frame::Pages(_) => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, "pages came that nobody asked for").into())
+            }
         }
+    }
+
+    /// Hears pages that were asked for: their offset, and what is in them.
+    pub fn hear_pages(&self) -> io::Result<(u64, Vec<u8>)> {
+        let mut from = lock(&self.from);
+        let Input { file, buffer } = &mut *from;
+        match protocol::read_frame(file, buffer)? {
+            Frame::Pages(offset) => Ok((offset, std::mem::take(buffer))),
+            Frame::Message(Message::Abandoned(why)) => Err(io::Error::other(why)),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "something came where pages were expected")),
+        }
+    }
+
+    /// Sends pages that were asked for.
+    pub fn send_pages(&self, offset: u64, pages: &[u8]) -> io::Result<()> {
+        let mut to = lock(&self.to);
+        to.frame()?;
+        protocol::write_pages(&mut to.file, offset, pages)?;
+        self.sent.fetch_add(pages.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// What is readable when the other side has said something. It must not be read from.
+    pub fn arrivals(&self) -> BorrowedFd<'_> {
+        self.arrivals.as_fd()
     }
 
     /// Bytes sent so far.

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -15,9 +16,11 @@ use super::start::{answer, keep_hashes};
 use crate::checkpoint::Afterwards;
 use crate::files::HashCache;
 use crate::ids::PodPid;
+use crate::migrate::fetch::Fetching;
 use crate::migrate::wire::Wire;
 use crate::pod::console::Ends;
 use crate::pod::control::{Control, exit_code};
+use crate::pod::journal::Undo;
 use crate::pod::registry::PodState;
 use crate::pod::{Cgroup, Command, LivePod, PodError};
 use crate::sys::pidfd::PidFd;
@@ -29,6 +32,8 @@ pub(super) struct Monitor {
     main: PodPid,
     /// How the first command ended, if it had when the pod was taken over.
     status: Option<i32>,
+    /// The thread that waits until all of its memory has come.
+    filling: Option<JoinHandle<()>>,
 }
 
 struct Shared {
@@ -38,6 +43,8 @@ struct Shared {
     console: Option<Session>,
     /// `None` once it has ended or was taken away.
     pod: Mutex<Option<LivePod>>,
+    /// While some of its memory has yet to come.
+    fetching: Mutex<Option<Fetching>>,
     /// Whether it is to be removed rather than remembered.
     progress: Mutex<Progress>,
     changed: Condvar,
@@ -69,12 +76,32 @@ impl Monitor {
             console: pod.session().cloned(),
             progress: Mutex::new(Progress { remove: pod.spec.remove, ..Progress::default() }),
             changed: Condvar::new(),
+            fetching: Mutex::new(None),
             // A pod without a first command has ended as soon as it is looked at.
             pod: Mutex::new(None),
         };
         let main = pod.main.unwrap_or(PodPid(0));
         *lock(&shared.pod) = Some(pod);
-        Monitor { shared: Arc::new(shared), listener, main, status }
+        Monitor { shared: Arc::new(shared), listener, main, status, filling: None }
+    }
+
+    /// Some of the pod's memory has yet to come.
+    pub(super) fn fetching(mut self, fetching: Option<Fetching>) -> Monitor {
+        *lock(&self.shared.fetching) = fetching.clone();
+        let shared = self.shared.clone();
+        self.filling = fetching.map(|fetching| {
+            std::thread::spawn(move || {
+                let is_whole = fetching.wait().is_ok();
+                let mut pod = lock(&shared.pod);
+                let noted = pod.as_mut().filter(|_| is_whole).map(|pod| pod.journal.done(&Undo::Fetching));
+                drop(pod);
+                if let Some(Err(error)) = noted {
+                    tracing::error!("{error}");
+                }
+                *lock(&shared.fetching) = None;
+            })
+        });
+        self
     }
 
     /// Serves until the pod ends, and takes it down.
@@ -88,6 +115,10 @@ impl Monitor {
         let status = self.status.or_else(|| self.shared.control.wait_exit(self.main));
         let code = status.map_or(128 + libc::SIGKILL, exit_code);
         self.shared.finish(End::Exited(code));
+        // The host that it left is to hear that nothing more is needed.
+        if let Some(filling) = self.filling {
+            let _ = filling.join();
+        }
         self.shared.dismiss_clients();
     }
 }
@@ -280,8 +311,17 @@ impl Shared {
         lock(&self.progress).finished.clone().unwrap_or(Ok(()))
     }
 
+    /// The pod, once all of its memory has come.
+    fn whole(&self) -> MutexGuard<'_, Option<LivePod>> {
+        let fetching = lock(&self.fetching).clone();
+        if let Some(fetching) = fetching {
+            let _ = fetching.wait();
+        }
+        lock(&self.pod)
+    }
+
     fn checkpoint(&self, options: &crate::checkpoint::Options) -> Reply {
-        let mut guard = lock(&self.pod);
+        let mut guard = self.whole();
         let pod = guard.as_mut().ok_or_else(|| self.ended())?;
         if pod.is_in_doubt() {
             return Err(self.in_doubt().into());
@@ -315,7 +355,7 @@ impl Shared {
         let broken = |e: std::io::Error| Failure { message: format!("pod {}: the stream: {e}", self.name), code: 1 };
         let [from, to] = super::client::files_behind(socket).map_err(broken)?;
         let wire = Arc::new(Wire::new(from, to).map_err(broken)?.cut_before(options.cut_before));
-        let mut guard = lock(&self.pod);
+        let mut guard = self.whole();
         let pod = guard.as_mut().ok_or_else(|| self.ended())?;
         if pod.is_in_doubt() {
             return Err(self.in_doubt().into());

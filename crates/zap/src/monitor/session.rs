@@ -45,6 +45,7 @@ enum Order {
     Hush(Sender<()>),
     Resume,
     Drain(Sender<()>),
+    Say(String),
     End(End, Sender<()>),
 }
 
@@ -133,6 +134,11 @@ impl Session {
     /// Reads all that is there.
     pub fn drain(&self) {
         self.order_and_wait(Order::Drain);
+    }
+
+    /// Adds a line of zap's to what the pod says on stderr.
+    pub fn say(&self, line: &str) {
+        self.order(Order::Say(line.to_owned()));
     }
 
     /// Reads all that is there, tells the clients how it ended, and ends the thread.
@@ -279,6 +285,7 @@ impl Pump {
                     self.drain();
                     drop(done);
                 }
+                Order::Say(line) => self.spread(Kind::ErrorOutput, line.as_bytes()),
                 Order::End(end, done) => {
                     self.drain();
                     self.say_goodbye(&end);
@@ -304,7 +311,13 @@ impl Pump {
             }
             Ok(length) => length,
         };
-        let bytes = frame::encode(kind, &buffer[..length]);
+        self.spread(kind, &buffer[..length]);
+        true
+    }
+
+    /// Into the log, and to whoever is attached.
+    fn spread(&mut self, kind: Kind, bytes: &[u8]) {
+        let bytes = frame::encode(kind, bytes);
         if let Some(log) = &mut self.plan.log {
             // A full disk must not stop the pod.
             let _ = log.write_all(&bytes);
@@ -312,7 +325,6 @@ impl Pump {
         for client in &mut self.clients {
             client.unsent.extend(&bytes);
         }
-        true
     }
 
     fn drain(&mut self) {

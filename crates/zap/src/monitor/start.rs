@@ -14,7 +14,7 @@ use super::serve::Monitor;
 use super::session::End;
 use crate::files::HashCache;
 use crate::ids::HostPid;
-use crate::migrate::destination;
+use crate::migrate::destination::{self, Received};
 use crate::migrate::wire::Wire;
 use crate::pod::registry::ProcessId;
 use crate::pod::takeover::{Found, take_over};
@@ -66,9 +66,9 @@ fn begin(start: Start, socket: &UnixStream) -> Result<Option<Monitor>, Failure> 
             let broken = |e: std::io::Error| Failure { message: format!("the stream from the source: {e}"), code: 1 };
             let [from, to] = super::client::files_behind(socket).map_err(broken)?;
             let wire = Wire::new(from, to).map_err(broken)?.cut_before(options.cut_before);
-            let (pod, stats) = destination::receive(store, &options, &wire)?;
+            let Received { pod, stats, fetching } = destination::receive(store, &options, wire)?;
             let born = born(&pod, Some(stats));
-            Ok(Some(welcome(pod, socket, &born, Watch::default())))
+            Ok(Some(welcome(pod, socket, &born, Watch::default()).fetching(fetching)))
         }
         Start::TakeOver { store, name } => {
             let claim = store.claim(&name)?;

@@ -94,6 +94,7 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         created,
         state: PodState::Running,
         in_doubt: false,
+        residual: None,
         listener,
         _claim: claim,
     };
@@ -115,6 +116,7 @@ fn unborn(spec: &PodSpec, cgroup: &Cgroup, created: &str) -> Record {
         network: None,
         limits: LimitGroups::default(),
         in_doubt: false,
+        residual: None,
     }
 }
 

@@ -179,6 +179,16 @@ impl Control {
         self.tell(&Order::Drop { slot }, &[])
     }
 
+    /// Has PID 1 keep copies of these files too, until [`Control::drop_hoard`].
+    pub(crate) fn hoard(&self, files: &[BorrowedFd<'_>]) -> Result<(), PodError> {
+        self.tell(&Order::Hoard, files)
+    }
+
+    /// Has PID 1 close all that it was given to hoard.
+    pub(crate) fn drop_hoard(&self) -> Result<(), PodError> {
+        self.tell(&Order::DropHoard, &[])
+    }
+
     /// The end of this process is the pod's.
     pub(crate) fn watch(&self, pid: PodPid) -> Result<(), PodError> {
         self.tell(&Order::Watch { pid: pid.0 }, &[])

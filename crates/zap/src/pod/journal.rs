@@ -20,6 +20,10 @@ pub enum Undo {
     Newcomers,
     /// Its sockets are being read: [`crate::sockets::recover_all`] puts them right.
     Sockets,
+    /// Its memory is still coming from the host that it left: without the rest it is lost, kill it.
+    Fetching,
+    /// Its memory is being written to that file in a store: remove it.
+    Store(PathBuf),
     /// An image of it is being written at that path: [`crate::image::remove_partials`] removes what there is of it.
     Image(PathBuf),
 }

@@ -17,7 +17,7 @@ use crate::pod::journal::Journal;
 use crate::pod::limits::LimitGroups;
 use crate::pod::namespaces::Shim;
 use crate::pod::network::Network;
-use crate::pod::registry::{Claim, PodState, ProcessId, Record};
+use crate::pod::registry::{Claim, PodState, ProcessId, Record, Residual};
 use crate::pod::{Cgroup, PodError, PodSpec, Store, birth, rootfs};
 use crate::sys::pidfd::PidFd;
 use crate::sys::tty::WindowSize;
@@ -76,6 +76,7 @@ pub struct LivePod {
     pub(super) created: String,
     pub(super) state: PodState,
     pub(super) in_doubt: bool,
+    pub(super) residual: Option<Residual>,
     pub(crate) listener: Option<UnixListener>,
     pub(super) _claim: Claim,
 }
@@ -257,11 +258,17 @@ impl LivePod {
 
     /// The pod is this host's again, for certain. Held processes stay held; the caller lets them go.
     pub fn take_back(&mut self, was_suspended: bool) -> Result<(), PodError> {
-        self.in_doubt = false;
+        (self.in_doubt, self.residual) = (false, None);
         if !was_suspended {
             self.state = PodState::Running;
             self.cgroup.thaw()?;
         }
+        self.save()
+    }
+
+    /// It runs at another host, for which something of it is kept here.
+    pub fn keep_for(&mut self, residual: Residual) -> Result<(), PodError> {
+        self.residual = Some(residual);
         self.save()
     }
 
@@ -299,6 +306,7 @@ impl LivePod {
             network: self.network.as_ref().and_then(|n| serde_json::to_value(n).ok()),
             limits: self.limits.clone(),
             in_doubt: living && self.in_doubt,
+            residual: self.residual.clone().filter(|_| living),
         }
     }
 

@@ -70,6 +70,18 @@ pub struct Record {
     /// Whether it was given to another host that may be running it: it stays held until a person decides.
     #[serde(default)]
     pub in_doubt: bool,
+    /// What is kept of it for the host that it has moved to.
+    #[serde(default)]
+    pub residual: Option<Residual>,
+}
+
+/// What a host keeps of a pod that runs elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Residual {
+    /// Where it runs.
+    pub to: String,
+    /// Bytes of its memory that are fetched from here.
+    pub memory: u64,
 }
 
 /// The right to be a pod's monitor: held while it lives, and let go by the kernel when it dies.

@@ -1,6 +1,8 @@
 //! What a new monitor does with a pod whose monitor has died.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::ids::PodPid;
 use crate::pod::console::Ends;
@@ -27,12 +29,26 @@ pub fn take_over(store: Store, name: &str, claim: Claim) -> Result<Found, PodErr
     let record = store.load(name)?;
     match record.init {
         _ if record.state == PodState::Stopped => Ok(Found::Ended),
+        Some(init) if init.lives() && half_of_it_is_lost(&store, name) => {
+            // Its PID 1 ends with it.
+            record.cgroup.kill()?;
+            if let Some(process) = init.handle() {
+                let _ = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::from(10_000u16));
+            }
+            tidy(&store, record)?;
+            Ok(Found::Ended)
+        }
         Some(init) if init.lives() => adopt(store, record, claim),
         _ => {
             tidy(&store, record)?;
             Ok(Found::Ended)
         }
     }
+}
+
+/// Whether the rest of its memory was to come through the monitor that has died.
+fn half_of_it_is_lost(store: &Store, name: &str) -> bool {
+    Journal::at(store.pod_dir(name).join("journal")).pending().contains(&Undo::Fetching)
 }
 
 /// Removes what is left of a pod whose PID 1 has ended.
@@ -101,6 +117,10 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
             crate::image::remove_partials(path);
             journal.done(undo)?;
         }
+        if let Undo::Store(path) = undo {
+            let _ = std::fs::remove_file(path);
+            journal.done(undo)?;
+        }
     }
     if pending.contains(&Undo::Sockets) {
         crate::sockets::recover_all(&record.cgroup.pids()?);
@@ -139,6 +159,7 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         created: record.created,
         state: record.state,
         in_doubt: record.in_doubt,
+        residual: record.residual,
         listener,
         _claim: claim,
     };

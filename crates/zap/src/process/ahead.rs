@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::ids::HostPid;
 use crate::image::DataSink;
 use crate::memory::{self, Ahead, Mapping, ask_for_tracking};
+use crate::migrate::strategies::Strategy;
 use crate::parallel;
 use crate::process::capture::pidfd;
 use crate::process::discover::{self, Found, Population};
@@ -17,9 +18,6 @@ use crate::tracee::{Batch, Held};
 /// Modified memory that copying in the hold takes less for than following: of the whole pod, and of a process.
 const LEFT: u64 = 10 << 20;
 const WORTH_IT: u64 = 256 << 10;
-/// Rounds of copying at most, and what one may leave for the hold.
-const MOST_ROUNDS: usize = 6;
-const LITTLE: u64 = 1 << 20;
 
 /// The layouts of processes with their flags, by PID on the host.
 pub type Layouts = HashMap<HostPid, Vec<Mapping>>;
@@ -51,9 +49,14 @@ impl MemoryAhead {
         MemoryAhead { layouts, ..MemoryAhead::default() }
     }
 
-    /// Follows the big processes of a running pod, and copies their memory until little is left to copy. What cannot be
-    /// followed, for whatever reason, is left to the hold.
-    pub fn look_ahead(layouts: Layouts, population: &Population, data: &mut DataSink) -> MemoryAhead {
+    /// Follows the big processes of a running pod, and copies their memory for as many rounds as `strategy` says. What
+    /// cannot be followed, for whatever reason, is left to the hold.
+    pub fn look_ahead(
+        layouts: Layouts,
+        population: &Population,
+        data: &mut DataSink,
+        strategy: &dyn Strategy,
+    ) -> MemoryAhead {
         let mut ahead = MemoryAhead::layouts(layouts);
         let big = ahead.worth_following(population);
         for found in &big {
@@ -65,15 +68,11 @@ impl MemoryAhead {
                 Err(error) => tracing::info!(process = %found.subject.pod, %error, "memory is not followed"),
             }
         }
-        let mut last = u64::MAX;
-        for _ in 0..MOST_ROUNDS {
-            let written = ahead.round(&big, population, data);
-            ahead.rounds += u64::from(!ahead.followed.is_empty());
-            if written <= LITTLE || written > last / 2 {
-                break;
-            }
-            last = written;
+        let mut written = Vec::new();
+        while !ahead.followed.is_empty() && strategy.another_round(&written) {
+            written.push(ahead.round(&big, population, data));
         }
+        ahead.rounds = written.len() as u64;
         let followed: Vec<HostPid> = ahead.followed.keys().copied().collect();
         let layout = |process| (process, memory::layout_of(process).unwrap_or_default());
         ahead.layouts.extend(parallel::map(followed, layout));

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -62,6 +63,29 @@ pub struct Answers {
     pub news: Vec<PodPid>,
     /// Its descriptors, complete.
     pub descriptors: Vec<DescriptorState>,
+}
+
+impl Answers {
+    /// What a restart, the kernel, or the first instructions of its threads touch.
+    pub fn needed_at_once(&self) -> Vec<Range<u64>> {
+        const RSP: usize = 19;
+        const FS_BASE: usize = 21;
+        /// What a thread is likely to use of its stack, and below it.
+        const STACK: Range<u64> = 0..32 << 10;
+        const RED_ZONE: u64 = 4096;
+        let near = |address: u64, length: u64| address..address.saturating_add(length.max(1));
+        let of_thread = |thread: &ThreadState| {
+            let stack = thread.registers[RSP];
+            [
+                stack.saturating_sub(RED_ZONE)..stack.saturating_add(STACK.end),
+                near(thread.registers[FS_BASE].saturating_sub(4096), 8192),
+                near(thread.rseq.address, 4096),
+                near(thread.clear_tid, 8),
+                near(thread.robust_list.0, thread.robust_list.1),
+            ]
+        };
+        self.threads.iter().flat_map(of_thread).filter(|range| range.start != 0).collect()
+    }
 }
 
 /// What `/proc/PID` has a file for.

@@ -6,6 +6,9 @@
 pub(super) mod births;
 mod ends;
 mod furnish;
+mod incomplete;
+
+pub use incomplete::Incomplete;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
@@ -120,6 +123,8 @@ pub struct Grove<'a> {
     pub(super) apart: HashSet<PodPid>,
     /// Parents, and children that go into a PID namespace which somebody else makes.
     entering: Vec<(PodPid, PodPid)>,
+    /// Address spaces whose pages come later.
+    pub(super) incomplete: Vec<Incomplete>,
     /// Which group a process joins, and what it calls it; who has.
     groups: HashMap<PodPid, (PodPid, i32)>,
     joined: HashSet<PodPid>,
@@ -156,6 +161,7 @@ impl<'a> Grove<'a> {
             first: firsts.filter_map(|node| Some((node.namespace?, node.pid))).collect(),
             apart: plan.nodes.keys().copied().filter(|pid| births::is_apart(plan, *pid)).collect(),
             entering: Vec::new(),
+            incomplete: Vec::new(),
             groups: plan.groups.iter().map(|(pid, group, own)| (*pid, (*group, *own))).collect(),
             joined: HashSet::new(),
         }
@@ -250,6 +256,7 @@ impl<'a> Grove<'a> {
     /// afterwards.
     pub fn furnish(&mut self, pid: PodPid) -> Result<(), GrowError> {
         let state = self.states[&pid];
+        self.leave_out(state)?;
         let early = self.open_early(state)?;
         self.places(state)?;
         self.make_contexts(state)?;

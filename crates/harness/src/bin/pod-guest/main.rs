@@ -16,6 +16,7 @@ mod ipc;
 mod mappings;
 mod memory;
 mod mounts;
+mod moving;
 mod namespaces;
 mod nested;
 mod network;
@@ -68,6 +69,7 @@ const TOPICS: &[&[Kind]] = &[
     wires::KINDS,
     network::KINDS,
     requests::KINDS,
+    moving::KINDS,
 ];
 
 fn main() {

@@ -42,6 +42,10 @@ pub(crate) enum Order {
         /// The first slot.
         slot: i32,
     },
+    /// Keep these descriptors too, whatever their number, until [`Order::DropHoard`].
+    Hoard,
+    /// Close all that was hoarded.
+    DropHoard,
     /// Close the descriptor of that slot.
     Drop {
         /// The slot.

@@ -109,6 +109,8 @@ struct Init {
     expected: HashSet<i32>,
     main: Option<i32>,
     main_status: Option<i32>,
+    /// Kept for the sake of others: whoever waits for a page goes on waiting while somebody has its userfaultfd.
+    hoard: Vec<OwnedFd>,
 }
 
 impl Init {
@@ -133,6 +135,7 @@ impl Init {
             expected: HashSet::new(),
             main: None,
             main_status: None,
+            hoard: Vec::new(),
         })
     }
 
@@ -230,6 +233,8 @@ impl Init {
                     exec::duplicate_to(file.as_raw_fd(), number)?;
                 }
             }
+            Order::Hoard => self.hoard.extend(files),
+            Order::DropHoard => self.hoard.clear(),
             Order::Drop { slot } if (0..KEPT_COUNT).contains(&slot) => exec::duplicate_to(0, KEPT + slot)?,
             Order::Drop { .. } => {}
             Order::Watch { pid } => {

@@ -1,0 +1,119 @@
+//! How long pods are away when they move: every strategy, over memory, how fast it is written to, and links.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Experiment, Session};
+use crate::client::Prober;
+use crate::lab::{PATIENCE, Pair, PodOptions, Way, wait_until};
+use crate::samples::Circumstances;
+use crate::workload::{Apache, Desktop, Mpm, Workload};
+
+pub(super) const EXPERIMENT: Experiment = Experiment {
+    name: "migration",
+    claim: "a pod moves as a unit, its connections go on, nothing stays behind",
+    what: "downtime, total time, bytes and residual dependency: strategy by memory, dirty rate and link; Apache, a desktop",
+    runs: 5,
+    run,
+};
+
+const STRATEGIES: [&str; 4] = ["stop-and-copy", "pre-copy", "copy-on-reference", "flush"];
+/// MiB of memory, MiB of it written a second, megabits a second of the link (0: all that it can).
+const CASES: [(u64, u64, u64); 7] =
+    [(64, 0, 0), (256, 0, 0), (1024, 0, 0), (256, 20, 0), (256, 200, 0), (64, 5, 1000), (64, 5, 100)];
+
+fn run(session: &mut Session) -> Result<()> {
+    let pair = Pair::new()?;
+    let store = pair.first.directory().join("store");
+    std::fs::create_dir(&store)?;
+    let wants = |name: &str, session: &Session| session.wants(name);
+    let (memory, apache) = (wants("memory", session), wants("apache-event", session));
+    let desktop = wants("desktop-classic", session);
+    let cases = usize::from(memory) * CASES.len() + usize::from(apache) + usize::from(desktop);
+    session.expect(u64::from(session.runs) * (cases * STRATEGIES.len()) as u64);
+    for case in CASES.iter().filter(|_| memory) {
+        of_memory(session, &pair, &store, *case).with_context(|| format!("{case:?}"))?;
+    }
+    if apache {
+        of_workload(session, &pair, &store, &Apache { mpm: Mpm::Event })?;
+    }
+    if desktop {
+        of_workload(session, &pair, &store, &Desktop::Classic)?;
+    }
+    Ok(())
+}
+
+fn options<'a>(strategy: &'a str, store: &'a Path) -> Vec<&'a str> {
+    let mut options = vec!["--strategy", strategy, "--stats"];
+    if let ("flush", Some(store)) = (strategy, store.to_str()) {
+        options.extend(["--store", store]);
+    }
+    options
+}
+
+/// A program that does nothing but have memory and write to it.
+fn of_memory(session: &mut Session, pair: &Pair, store: &Path, (mib, rate, link): (u64, u64, u64)) -> Result<()> {
+    pair.shape((link > 0).then_some(link))?;
+    let parameters = format!("memory={mib};dirty={rate};link={link}");
+    let own = std::env::current_exe()?.with_file_name("harness-micro");
+    for run in 0..session.runs {
+        for strategy in session.shuffled(&STRATEGIES) {
+            session.step(&format!("{parameters} {strategy}"));
+            let words = [own.to_string_lossy().into_owned(), "touch".into(), mib.to_string(), rate.to_string()];
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            pair.first.zap(&[&["run", "-d", "-n", "memory", "--"], &words[..]].concat())?;
+            let pod = pair.first.pod("memory")?;
+            wait_until("the memory to be touched", || {
+                ensure!(pod.log().contains("ready"), "it is not");
+                Ok(())
+            })?;
+            let (moved, stats) = pair.migrate(true, "memory", Way::Link, &options(strategy, store))?;
+            moved.remove()?;
+            let of = Circumstances { workload: "memory", parameters: &parameters, arm: strategy, run };
+            record(session, &of, &stats)?;
+        }
+        let of = Circumstances { workload: "memory", parameters: &parameters, arm: "bytes-alone", run };
+        session.record_duration(&of, "total", pair.carry(mib << 20, Way::Link)?)?;
+    }
+    pair.shape(None)
+}
+
+/// A workload with a client that asks without a pause, where it serves pages.
+fn of_workload(session: &mut Session, pair: &Pair, store: &Path, workload: &dyn Workload) -> Result<()> {
+    let pod = pair.first.start_pod(workload, "moved", &PodOptions::default())?;
+    let address = pod.served_at()?;
+    let mut at_first = true;
+    for run in 0..session.runs {
+        for strategy in session.shuffled(&STRATEGIES) {
+            session.step(&format!("{} {strategy}", workload.name()));
+            let serves = workload.name().starts_with("apache");
+            let prober = serves.then(|| Prober::start(pair.first.client(), address, PATIENCE)).transpose()?;
+            let (_, stats) = pair.migrate(at_first, "moved", Way::Link, &options(strategy, store))?;
+            at_first = !at_first;
+            let here = if at_first { &pair.first } else { &pair.second };
+            workload.ready(here, address)?;
+            let of = Circumstances { workload: workload.name(), parameters: "link=0", arm: strategy, run };
+            if let Some(prober) = prober {
+                session.record_duration(&of, "client_gap", prober.finish()?.longest)?;
+            }
+            record(session, &of, &stats)?;
+        }
+    }
+    let here = if at_first { &pair.first } else { &pair.second };
+    here.pod("moved")?.remove()
+}
+
+fn record(session: &mut Session, of: &Circumstances<'_>, stats: &crate::lab::MigrateStats) -> Result<()> {
+    for (metric, value, unit) in [
+        ("downtime", stats.downtime_us, "us"),
+        ("total", stats.total_us, "us"),
+        ("bytes", stats.bytes, "bytes"),
+        ("rounds", stats.rounds, "1"),
+        ("residual", stats.residual_us, "us"),
+        ("residual_bytes", stats.residual_bytes, "bytes"),
+    ] {
+        session.record(of, metric, value as f64, unit)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! Guests that move to another host while they are at it (see `pod-guest`), by every strategy: each checks itself from inside,
+//! at once, while some of its memory may still be on its way.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use harness::client::{Crowd, Prober};
+use harness::lab::{Lab, PATIENCE, Pair, Pod, PodOptions, Way, wait_until, zap_binary};
+use harness::workload::{Apache, Mpm, Workload};
+
+/// The way to a host: at most so many bytes a second, if it is slow.
+fn way(to: &Lab, rate: Option<u64>) -> String {
+    let slow = rate.map_or_else(String::new, |rate| format!("{} {rate} ", env!("CARGO_BIN_EXE_slow-pipe")));
+    format!("{slow}{}", to.way_in())
+}
+
+fn start<'a>(lab: &'a Lab, kind: &str) -> Result<Pod<'a>> {
+    lab.zap(&["run", "-d", "-n", "guest", "--cap-add", "sys_nice", "--", env!("CARGO_BIN_EXE_pod-guest"), kind])?;
+    let pod = lab.pod("guest")?;
+    wait_until("the guest to be ready", || {
+        ensure!(pod.log().contains("ready\n"), "it has printed {:?}", pod.log());
+        Ok(())
+    })?;
+    Ok(pod)
+}
+
+fn state(lab: &Lab) -> Result<Option<String>> {
+    Ok(lab.pods()?.into_iter().find(|pod| pod.name == "guest").map(|pod| pod.state))
+}
+
+/// Lets the guest check itself.
+fn check(lab: &Lab) -> Result<()> {
+    let pod = lab.pod("guest")?;
+    pod.exec(&["touch", "/tmp/go"])?;
+    wait_until("the guest to end", || {
+        ensure!(state(lab)?.as_deref() == Some("stopped"), "it is {:?} and has printed {:?}", state(lab)?, pod.log());
+        Ok(())
+    })?;
+    ensure!(pod.log().ends_with("ok\n"), "it has printed {:?}", pod.log());
+    Ok(())
+}
+
+fn options<'a>(strategy: &'a str, store: &'a Path) -> Vec<&'a str> {
+    let mut options = vec!["--strategy", strategy, "--stats"];
+    if strategy == "flush" {
+        options.extend(["--store", store.to_str().unwrap()]);
+    }
+    options
+}
+
+/// A guest moves, over a way so slow that it goes on long before all has come, and checks itself there.
+fn moves(kind: &str, strategy: &str, rate: Option<u64>) -> Result<()> {
+    let (a, b) = (Lab::new()?, Lab::new()?);
+    start(&a, kind)?;
+    let via = way(&b, rate);
+    let store = a.directory().join("store");
+    std::fs::create_dir(&store)?;
+    let options = options(strategy, &store);
+    std::thread::scope(|scope| {
+        let moving = scope.spawn(|| a.zap(&[&["migrate", "guest", "--via", &via][..], &options].concat()));
+        wait_until("the guest to have moved", || {
+            ensure!(state(&b)?.as_deref() == Some("running") || moving.is_finished(), "it is {:?}", state(&b)?);
+            Ok(())
+        })?;
+        let checked = check(&b);
+        let (stats, _) = moving.join().unwrap().context(kind.to_owned())?;
+        eprintln!("{kind}, {strategy}: {stats}");
+        checked
+    })?;
+    ensure!(a.pods()?.is_empty(), "something is left: {:?}", a.pods()?);
+    ensure!(std::fs::read_dir(&store)?.next().is_none(), "something is left in the store");
+    Ok(())
+}
+
+/// A guest that has left, most of whose memory is still where it was. `zap migrate` runs on; the way is slow.
+fn leave(a: &Lab, b: &Lab, fault: &str) -> Result<Child> {
+    start(a, "moving-threads")?;
+    let via = way(b, SLOW);
+    let words = ["migrate", "guest", "--via", &via, "--strategy", "copy-on-reference"];
+    let mut command = Command::new(zap_binary()?);
+    command.arg("--state").arg(a.state()).args(words).env("ZAP_FAULT", fault).stderr(Stdio::piped());
+    let child = a.host().spawn(&mut command)?;
+    wait_until("the guest to have moved", || {
+        ensure!(!b.pods()?.is_empty(), "it has not");
+        Ok(())
+    })?;
+    Ok(child)
+}
+
+/// What `zap migrate` said in the end, and with what code it ended.
+fn ended(child: Child) -> Result<(Option<i32>, String)> {
+    let output = child.wait_with_output()?;
+    Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+/// Half of its memory is lost: it has been killed there, and says why; here it is as it was when it left.
+fn lost_and_kept(a: &Lab, b: &Lab, says_why: bool) -> Result<()> {
+    wait_until("the guest to be killed", || {
+        ensure!(state(b)?.as_deref() == Some("stopped"), "it is {:?}", state(b)?);
+        Ok(())
+    })?;
+    ensure!(b.try_zap(&["wait", "guest"])?.0.status.code() == Some(137), "it ended with another code");
+    let log = b.pod("guest")?.log_of_errors();
+    ensure!(log.contains("is lost: the rest of its memory") == says_why, "it has printed {log:?}");
+    ensure!(state(a)?.as_deref() == Some("suspended"), "it is {:?}", state(a)?);
+    a.zap(&["migrate", "--resolve", "guest", "keep"])?;
+    check(a)
+}
+
+#[test]
+fn a_source_that_dies_while_it_is_needed_is_a_loss() {
+    let (a, b) = (Lab::new().unwrap(), Lab::new().unwrap());
+    let (code, said) = ended(leave(&a, &b, "migrate-serving").unwrap()).unwrap();
+    assert_eq!(code, Some(1), "{said}");
+    lost_and_kept(&a, &b, true).unwrap();
+}
+
+#[test]
+fn a_destination_that_dies_while_it_fetches_is_a_loss() {
+    let (a, b) = (Lab::new().unwrap(), Lab::new().unwrap());
+    let (code, said) = ended(leave(&a, &b, "receive-fetching").unwrap()).unwrap();
+    assert!(code == Some(1) && said.contains("--resolve guest keep"), "{code:?} {said}");
+    lost_and_kept(&a, &b, false).unwrap();
+}
+
+#[test]
+fn what_is_kept_for_a_pod_is_listed_and_a_checkpoint_waits_for_it() {
+    let (a, b) = (Lab::new().unwrap(), Lab::new().unwrap());
+    let child = leave(&a, &b, "").unwrap();
+    let kept = wait_until("something to be listed", || {
+        let kept: serde_json::Value = serde_json::from_str(&a.zap(&["ls", "--residual", "--json"])?.0)?;
+        ensure!(kept[0]["pod"] == "guest", "{kept}");
+        Ok(kept)
+    });
+    assert!(kept.unwrap()[0]["bytes"].as_u64().unwrap() >= 48 << 20);
+    let image = b.directory().join("image");
+    b.pod("guest").unwrap().checkpoint(&image, &[]).unwrap();
+    assert_eq!(ended(child).unwrap().0, Some(0));
+    b.zap(&["restart", image.to_str().unwrap(), "-d"]).unwrap();
+    check(&b).unwrap();
+    assert_eq!(a.zap(&["ls", "--residual", "--json"]).unwrap().0.trim(), "[]");
+}
+
+#[test]
+fn a_pod_that_ends_while_its_memory_comes_needs_no_more_of_it() {
+    let (a, b) = (Lab::new().unwrap(), Lab::new().unwrap());
+    let child = leave(&a, &b, "").unwrap();
+    b.zap(&["rm", "-f", "guest"]).unwrap();
+    let (code, said) = ended(child).unwrap();
+    assert_eq!((code, a.pods().unwrap().len(), b.pods().unwrap().len()), (Some(0), 0, 0), "{said}");
+}
+
+/// A web server moves under load: every answer is right, no connection is lost.
+fn a_server_moves(strategy: &str, hops: usize) -> Result<()> {
+    let pair = Pair::new()?;
+    let apache = Apache { mpm: Mpm::Event };
+    let pod = pair.first.start_pod(&apache, "web", &PodOptions::default())?;
+    let address = pod.served_at()?;
+    let mut crowd = Crowd::open(pair.first.client(), address, 20, 2, PATIENCE)?;
+    let store = pair.first.directory().join("store");
+    std::fs::create_dir(&store)?;
+    let options = options(strategy, &store);
+    for hop in 0..hops {
+        let prober = Prober::start(pair.first.client(), address, PATIENCE)?;
+        let (pod, stats) = pair.migrate(hop.is_multiple_of(2), "web", Way::Link, &options)?;
+        ensure!(pod.served_at()? == address, "it has another address: {:?}", pod.served_at()?);
+        crowd.use_once().with_context(|| format!("hop {hop}"))?;
+        let gaps = prober.finish().with_context(|| format!("hop {hop}"))?;
+        eprintln!("{strategy}, hop {hop}: longest gap {:?}, {stats:?}", gaps.longest);
+    }
+    crowd.finish()?;
+    let (here, there) = if hops.is_multiple_of(2) { (&pair.first, &pair.second) } else { (&pair.second, &pair.first) };
+    apache.health(here, address)?;
+    ensure!(there.pods()?.is_empty(), "something is left: {:?}", there.pods()?);
+    here.pod("web")?.remove()
+}
+
+#[test]
+fn a_server_moves_under_load_by_every_strategy() {
+    for strategy in ["stop-and-copy", "pre-copy", "copy-on-reference", "flush"] {
+        a_server_moves(strategy, 1).with_context(|| strategy.to_owned()).unwrap();
+    }
+}
+
+#[test]
+fn a_server_hops_ten_times_back_and_forth() {
+    a_server_moves("pre-copy", 10).unwrap();
+}
+
+const SLOW: Option<u64> = Some(30 << 20);
+
+#[test]
+fn memory_is_changed_in_every_way_while_it_comes() {
+    moves("moving-memory", "copy-on-reference", SLOW).unwrap();
+}
+
+#[test]
+fn threads_touch_what_has_not_come() {
+    moves("moving-threads", "copy-on-reference", SLOW).unwrap();
+}
+
+#[test]
+fn memory_comes_from_a_store() {
+    moves("moving-memory", "flush", None).unwrap();
+    moves("moving-threads", "flush", None).unwrap();
+}
+
+#[test]
+fn what_a_guest_has_moves_by_every_strategy() {
+    for kind in ["tree", "copy-on-write", "heap", "big", "protections", "locked", "robust-list", "rseq", "threads"] {
+        for strategy in ["stop-and-copy", "pre-copy", "copy-on-reference", "flush"] {
+            moves(kind, strategy, None).with_context(|| format!("{kind} by {strategy}")).unwrap();
+        }
+    }
+}
