@@ -241,6 +241,8 @@ pub enum Op {
     Limit(u8),
     /// Sets its name.
     Name(u8),
+    /// Sleeps that many milliseconds.
+    Sleep(u8),
     /// Notes everything that it can see of itself.
     Look,
     /// The first process says that it is here, and waits until it is told to go on.

@@ -66,18 +66,30 @@ fn text(line: Option<&str>) -> &str {
 /// A pod that was checkpointed, restarted, suspended, and its copies, see what an undisturbed twin sees.
 #[test]
 fn a_checkpoint_cannot_be_told_from_none() {
-    let lab = Lab::new().unwrap();
+    let (lab, other) = (Lab::new().unwrap(), Lab::new().unwrap());
     check(60, case(), |case: Case| {
         let twin = Guest::start(&lab, "twin", &case.steps);
         case.pauses().for_each(|pause| twin.go(pause));
         let pod = Guest::start(&lab, "pod", &case.steps);
-        let mut copy = None;
+        let (mut copies, mut away) = (Vec::new(), false);
         for (pause, action) in case.pauses().zip(case.actions.iter().cycle()) {
             pod.await_pause(pause);
             match action {
                 Action::Nothing => {}
                 Action::Suspend => pod.suspend_and_resume(),
-                Action::LeaveRunning => copy = Some(pod.checkpoint_and_go_on()),
+                Action::LeaveRunning => copies.push(pod.checkpoint_and_go_on()),
+                Action::LeaveRunningMeanwhile => {
+                    pod.go(pause);
+                    copies.push(pod.checkpoint_and_go_on());
+                }
+                Action::RestartMeanwhile => {
+                    pod.go(pause);
+                    pod.restart();
+                }
+                Action::Migrate(pre_copy) => {
+                    away = !away;
+                    pod.migrate(if away { &other } else { &lab }, *pre_copy);
+                }
                 Action::Restart => pod.restart(),
                 Action::RestartTwice => {
                     pod.restart();
@@ -86,12 +98,16 @@ fn a_checkpoint_cannot_be_told_from_none() {
             }
             pod.go(pause);
         }
-        let expected = twin.end();
-        same("the pod itself", &expected, &pod.end())?;
-        if let Some(image) = copy {
+        let ended = |guest: Guest<'_>| {
+            guest.go(case.last());
+            guest.end()
+        };
+        let expected = ended(twin);
+        same("the pod itself", &expected, &ended(pod))?;
+        for image in copies {
             let copy = Guest::copy(&lab, &image);
             case.pauses().for_each(|pause| copy.go(pause));
-            same("a copy", &expected, &copy.end())?;
+            same("a copy", &expected, &ended(copy))?;
         }
         Ok(())
     });

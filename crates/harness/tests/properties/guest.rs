@@ -1,6 +1,8 @@
 //! A pod that runs a generated program.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use harness::lab::{Lab, wait_until};
@@ -11,6 +13,8 @@ pub(crate) struct Guest<'a> {
     lab: &'a Lab,
     name: String,
     meeting: PathBuf,
+    /// The host that it is on now.
+    home: Cell<&'a Lab>,
 }
 
 fn fresh(lab: &Lab, what: &str) -> PathBuf {
@@ -29,7 +33,7 @@ impl<'a> Guest<'a> {
     }
 
     fn start_with(lab: &'a Lab, name: &str, options: &[&str], steps: &[Step]) -> Guest<'a> {
-        let guest = Guest { lab, name: name.into(), meeting: fresh(lab, "meeting") };
+        let guest = Guest { lab, name: name.into(), meeting: fresh(lab, "meeting"), home: Cell::new(lab) };
         std::fs::create_dir(&guest.meeting).unwrap();
         let bind = guest.bind();
         let steps = serde_json::to_string(steps).unwrap();
@@ -41,10 +45,29 @@ impl<'a> Guest<'a> {
 
     /// Another pod from the image of one.
     pub(crate) fn copy(lab: &'a Lab, image: &Path) -> Guest<'a> {
-        let copy = Guest { lab, name: "copy".into(), meeting: fresh(lab, "meeting") };
+        let copy = Guest { lab, name: "copy".into(), meeting: fresh(lab, "meeting"), home: Cell::new(lab) };
         std::fs::create_dir(&copy.meeting).unwrap();
         lab.zap(&["restart", image.to_str().unwrap(), "-d", "-n", "copy", "--bind", &copy.bind()]).unwrap();
         copy
+    }
+
+    /// Runs a command on its host.
+    fn try_zap(&self, words: &[&str]) -> Output {
+        self.home.get().try_zap(words).unwrap().0
+    }
+
+    fn zap(&self, words: &[&str]) {
+        let done = self.try_zap(words);
+        assert!(done.status.success(), "zap {words:?}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// Moves it to another host.
+    pub(crate) fn migrate(&self, to: &'a Lab, pre_copy: bool) {
+        let (zap, state) = (harness::lab::zap_binary().unwrap(), to.state());
+        let via = format!("{} --state {} receive", zap.display(), state.display());
+        let strategy = if pre_copy { "pre-copy" } else { "stop-and-copy" };
+        self.zap(&["migrate", &self.name, "--via", &via, "--strategy", strategy]);
+        self.home.set(to);
     }
 
     fn bind(&self) -> String {
@@ -61,7 +84,7 @@ impl<'a> Guest<'a> {
             Ok(())
         });
         if let Err(error) = there {
-            let run = |words: &[&str]| format!("{:?}", self.lab.try_zap(words).unwrap().0);
+            let run = |words: &[&str]| format!("{:?}", self.try_zap(words));
             panic!("{}: {error:#}\n{}\n{}", self.name, run(&["ls"]), run(&["logs", &self.name]));
         }
     }
@@ -75,14 +98,14 @@ impl<'a> Guest<'a> {
     }
 
     pub(crate) fn suspend_and_resume(&self) {
-        self.lab.zap(&["suspend", &self.name]).unwrap();
-        self.lab.zap(&["resume", &self.name]).unwrap();
+        self.zap(&["suspend", &self.name]);
+        self.zap(&["resume", &self.name]);
     }
 
     /// A checkpoint that leaves it running; the image.
     pub(crate) fn checkpoint_and_go_on(&self) -> PathBuf {
         let image = fresh(self.lab, "image");
-        self.lab.zap(&["checkpoint", &self.name, "-o", image.to_str().unwrap(), "--leave-running"]).unwrap();
+        self.zap(&["checkpoint", &self.name, "-o", image.to_str().unwrap(), "--leave-running"]);
         image
     }
 
@@ -93,11 +116,11 @@ impl<'a> Guest<'a> {
 
     /// A checkpoint that ends it.
     pub(crate) fn checkpoint(&self) {
-        self.lab.zap(&["checkpoint", &self.name, "-o", self.image().to_str().unwrap()]).unwrap();
+        self.zap(&["checkpoint", &self.name, "-o", self.image().to_str().unwrap()]);
     }
 
     pub(crate) fn restart_from_image(&self) {
-        self.lab.zap(&["restart", self.image().to_str().unwrap(), "-d"]).unwrap();
+        self.zap(&["restart", self.image().to_str().unwrap(), "-d"]);
         std::fs::remove_dir_all(self.image()).unwrap();
     }
 
@@ -123,10 +146,11 @@ impl<'a> Guest<'a> {
 impl Drop for Guest<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{:?}", self.lab.try_zap(&["logs", &self.name]));
+            eprintln!("{:?}", self.try_zap(&["logs", &self.name]));
         }
-        if let Err(error) = self.lab.zap(&["rm", "-f", &self.name]) {
-            eprintln!("{error:#}");
+        let removed = self.try_zap(&["rm", "-f", &self.name]);
+        if !removed.status.success() {
+            eprintln!("{}", String::from_utf8_lossy(&removed.stderr));
         }
         let _ = std::fs::remove_dir_all(&self.meeting);
     }

@@ -11,6 +11,12 @@ pub(crate) enum Action {
     LeaveRunning,
     Restart,
     RestartTwice,
+    /// A checkpoint that leaves it running, while it goes on with its steps.
+    LeaveRunningMeanwhile,
+    /// A checkpoint while it goes on, and a restart.
+    RestartMeanwhile,
+    /// A migration to another host; by pre-copy or not.
+    Migrate(bool),
 }
 
 /// A program, and what is done at its pauses, over and over.
@@ -29,10 +35,16 @@ impl std::fmt::Debug for Case {
 }
 
 impl Case {
-    /// The steps that are pauses.
+    /// The steps that are pauses, but for the last, which is the end.
     pub(crate) fn pauses(&self) -> impl Iterator<Item = usize> {
-        let pause = |(at, step): (usize, &Step)| matches!(step.op, Op::Pause).then_some(at);
+        let last = self.last();
+        let pause = move |(at, step): (usize, &Step)| (matches!(step.op, Op::Pause) && at != last).then_some(at);
         self.steps.iter().enumerate().filter_map(pause)
+    }
+
+    /// The pause at the end: what is checkpointed while it goes on has not ended.
+    pub(crate) fn last(&self) -> usize {
+        self.steps.len() - 1
     }
 }
 
@@ -43,6 +55,9 @@ pub(crate) fn case() -> impl Strategy<Value = Case> {
         3 => Just(Action::LeaveRunning),
         4 => Just(Action::Restart),
         1 => Just(Action::RestartTwice),
+        2 => Just(Action::LeaveRunningMeanwhile),
+        2 => Just(Action::RestartMeanwhile),
+        1 => proptest::bool::ANY.prop_map(Action::Migrate),
     ];
     let part = || proptest::collection::vec(step(), 8..30);
     (proptest::collection::vec(part(), 2..4), proptest::collection::vec(act, 1..4)).prop_map(|(parts, actions)| {
@@ -54,6 +69,7 @@ pub(crate) fn case() -> impl Strategy<Value = Case> {
         }
         // In the end everybody looks at everything.
         steps.extend((0..8).flat_map(|who| [Op::Look, Op::Wait].map(|op| Step { who, op })));
+        steps.push(pause());
         Case { steps, actions }
     })
 }
@@ -114,6 +130,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Group),
         1 => any().prop_map(Op::Limit),
         1 => any().prop_map(Op::Name),
+        2 => (0..6u8).prop_map(Op::Sleep),
         3 => Just(Op::Look),
     ]
 }

@@ -128,8 +128,8 @@ pub fn plan(places: &[Place], init_session: PodPid) -> Result<Plan, TreeError> {
     Ok(planner.plan)
 }
 
-/// The session into which each session leader is born: its parent's, or the one into which its parent was born, where a
-/// child of its own was born before it made its session.
+/// The session into which each session leader is born: its parent's, or that of a child of its own that was born before it
+/// made its session.
 fn births(places: &BTreeMap<PodPid, &Place>, init_session: PodPid) -> BTreeMap<PodPid, PodPid> {
     let mut children: BTreeMap<PodPid, Vec<PodPid>> = BTreeMap::new();
     for place in places.values() {
@@ -152,12 +152,20 @@ fn births(places: &BTreeMap<PodPid, &Place>, init_session: PodPid) -> BTreeMap<P
         let foreign = children.get(pid).into_iter().flatten().filter_map(of_child).find(|session| session != pid);
         wanted.extend(foreign.map(|session| (*pid, session)));
     }
+    let parent_of = |pid: &PodPid| places.get(pid).map(|place| place.parent);
+    let is_below = |pid: PodPid, ancestor: &PodPid| {
+        std::iter::successors(parent_of(&pid), parent_of).take(places.len()).any(|above| above == *ancestor)
+    };
     let mut births = BTreeMap::new();
     for pid in order.iter().filter(|pid| leads(pid)) {
         let parent = places[pid].parent;
         let usual = places.get(&parent).map_or(init_session, |parent| parent.session);
-        let earlier = births.get(&parent).copied().filter(|earlier| wanted.get(pid) == Some(earlier));
-        births.insert(*pid, earlier.unwrap_or(usual));
+        // A session whose leader came from elsewhere was there before; in any other an orphan was born, adopted since.
+        let was_there = |wanted: &&PodPid| {
+            births.get(&parent) == Some(*wanted) || places.contains_key(wanted) && !is_below(**wanted, pid)
+        };
+        let birth = wanted.get(pid).filter(was_there).copied().unwrap_or(usual);
+        births.insert(*pid, birth);
     }
     births
 }
@@ -167,7 +175,11 @@ impl Planner<'_> {
     fn attach(&mut self, pid: PodPid, init_session: PodPid) -> Result<(), TreeError> {
         let place = self.places[&pid];
         let (parent, session) = (place.parent, place.session);
-        if parent == INIT && place.level() > 0 && (session == pid || session == init_session) {
+        let born_at_home = match self.births.get(&pid) {
+            Some(born) => *born == init_session,
+            None => session == init_session,
+        };
+        if parent == INIT && place.level() > 0 && born_at_home {
             return self.fork_by_passer_by(pid);
         }
         if parent != INIT && !self.places.contains_key(&parent) {
@@ -182,7 +194,7 @@ impl Planner<'_> {
             self.node(parent).before.push(pid);
             return Ok(());
         }
-        self.fork_by_phantom(pid, session)
+        self.fork_by_phantom(pid, born)
     }
 
     fn node(&mut self, pid: PodPid) -> &mut Node {
@@ -398,6 +410,14 @@ mod tests {
         let plan = plan(&places, INIT).unwrap();
         assert_eq!(plan.nodes[&PodPid(3)].before, [PodPid(4)]);
         assert_eq!(plan.nodes[&PodPid(3)].after, [PodPid(6)]);
+        assert_eq!(plan.nodes[&PodPid(4)].before, [PodPid(5)]);
+    }
+
+    #[test]
+    fn an_orphan_with_a_session_and_a_child_from_before() {
+        let plan = plan(&[place(2, 1, 2, 2), place(4, 1, 4, 4), place(5, 4, 2, 2)], INIT).unwrap();
+        let helper = plan.nodes[&PodPid(2)].after[0];
+        assert_eq!(plan.nodes[&helper].after, [PodPid(4)]);
         assert_eq!(plan.nodes[&PodPid(4)].before, [PodPid(5)]);
     }
 

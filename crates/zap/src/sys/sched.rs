@@ -15,7 +15,7 @@ pub struct SchedulingAttributes {
     pub policy: u32,
     /// `SCHED_FLAG_…`
     pub flags: u64,
-    /// Nice value, for the policies that have one.
+    /// Nice value, also for policies under which it is without effect.
     pub nice: i32,
     /// Priority, for the real-time policies.
     pub priority: u32,
@@ -37,7 +37,19 @@ pub fn scheduling(tid: HostPid) -> io::Result<SchedulingAttributes> {
     let size = size_of::<SchedulingAttributes>();
     // SAFETY: the kernel fills at most `size` bytes of the struct.
     check(unsafe { libc::syscall(libc::SYS_sched_getattr, tid.0, &raw mut attributes, size, 0) })?;
+    if !attributes.is_fair() {
+        // SAFETY: numbers only. The kernel's own call gives 20 minus the nice value.
+        let seen = check(unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, tid.0) })?;
+        attributes.nice = 20 - seen as i32;
+    }
     Ok(attributes)
+}
+
+impl SchedulingAttributes {
+    /// Whether the nice value is one of the attributes: otherwise the kernel neither tells nor takes it along with them.
+    fn is_fair(&self) -> bool {
+        [libc::SCHED_OTHER, libc::SCHED_BATCH].contains(&(self.policy as i32))
+    }
 }
 
 /// Sets a thread's scheduling attributes.
@@ -45,6 +57,10 @@ pub fn set_scheduling(tid: HostPid, attributes: &SchedulingAttributes) -> io::Re
     let mut attributes = *attributes;
     attributes.size = size_of::<SchedulingAttributes>() as u32;
     attributes.flags &= !0x60; // utilization clamps only where they were asked for
+    if !attributes.is_fair() {
+        // SAFETY: numbers only.
+        check(unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, tid.0, attributes.nice) })?;
+    }
     // SAFETY: the kernel reads `size` bytes of the struct.
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, tid.0, &raw const attributes, 0) }).map(drop)
 }

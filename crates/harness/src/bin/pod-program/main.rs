@@ -98,6 +98,7 @@ impl Process {
                 let (pid, status) = raw::bury();
                 if pid > 0 { format!("{} {status:x}", self.board.name(pid)) } else { pid.to_string() }
             }
+            Op::Sleep(milliseconds) => sleep(Duration::from_millis(u64::from(*milliseconds))),
             Op::Look => self.look(),
             Op::Pause => self.pause(now),
             Op::Map { .. }
@@ -207,6 +208,13 @@ impl Process {
         raw::mask(how, raw::SIGNALS[usize::from(signal) % raw::SIGNALS.len()]);
         String::new()
     }
+}
+
+/// nanosleep(2), which nothing but a signal ends early.
+fn sleep(length: Duration) -> String {
+    let begun = std::time::Instant::now();
+    std::thread::sleep(length);
+    format!("long enough: {}", begun.elapsed() >= length)
 }
 
 fn pattern(seed: usize, bytes: usize) -> Vec<u8> {
