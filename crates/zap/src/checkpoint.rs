@@ -448,7 +448,7 @@ impl Checkpoint<'_> {
 
     /// Ends the pod's processes, which are held: none runs again. Their last packets go nowhere.
     fn end(&mut self, held: HeldPod) -> Result<(), CheckpointError> {
-        self.pod.cgroup.kill()?;
+        self.pod.end_silently()?;
         drop(held);
         self.clock.lap("let-go");
         Ok(())
