@@ -165,6 +165,7 @@ guests! {
     fifo_one_sided fifo_deleted pipe_resized nameless_file path_only directory_half_read linked_elsewhere file_replaced
     behind_a_root many_descriptors
     autogroup_nice seccomp_strict deadline guards sparse sealed locked_on_fault asynchronous_io network_kept
+    mounts_namespace mounts_namespace_copied namespace_of_mounts namespace_of_mounts_pivoted
 }
 
 refused! {
@@ -176,6 +177,7 @@ refused! {
     traced "is traced by another process"
     mqueue_notify "mq_notify"
     mounts_moved "was taken away or moved"
+    namespace_of_mounts_overlay "is of the file system overlay"
     directory_notify "F_NOTIFY"
     urgent "urgent data"
     urgent_read "urgent data"

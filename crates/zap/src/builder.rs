@@ -141,7 +141,7 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Option<OwnedFd>, Rebu
     let namespaces = image.every("namespace").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let mounts: Vec<MountState> = image.every("mount").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     mounts::make(&image, &mounts)?;
-    rebuild.namespaces = namespaces::make(&namespaces)?;
+    rebuild.namespaces = namespaces::make(&image, &namespaces)?;
     ipc::restart(&mut rebuild, &ipc)?;
     files::open_all(&mut rebuild, &states)?;
     files::connect_all(&mut rebuild, &states)?;

@@ -25,7 +25,7 @@ use crate::ipc::{self, IpcState};
 use crate::look::Look;
 use crate::memory::{self, LeftBehind, MappedFiles};
 use crate::migrate::strategies::{PreCopy, Strategy};
-use crate::mounts::{self, MountState};
+use crate::mounts::{self, MountState, Nests};
 use crate::namespaces::{self, NamespaceState};
 use crate::parallel;
 use crate::pod::LivePod;
@@ -217,9 +217,9 @@ impl Checkpoint<'_> {
     fn look_ahead(&mut self, writer: &mut ImageWriter) -> Result<Trees, CheckpointError> {
         let members = self.pod.cgroup.pids()?;
         let population = discover::discover(self.pod.init, &members).map_err(|e| refused(self.pod, e))?;
-        let (layouts, queued) = self.check(&population, writer)?;
+        let (layouts, queued, nests) = self.check(&population, writer)?;
         let pod = &*self.pod;
-        let trees = Trees::look_ahead(pod, writer).map_err(|e| trees_failed(pod, e));
+        let trees = Trees::look_ahead(pod, writer, &nests).map_err(|e| trees_failed(pod, e));
         let memory = match self.was_suspended || !self.strategy.another_round(&[]) {
             true => MemoryAhead::layouts(layouts),
             false => MemoryAhead::look_ahead(layouts, &population, &mut writer.data, self.strategy),
@@ -235,11 +235,17 @@ impl Checkpoint<'_> {
         trees
     }
 
-    /// Refuses what cannot be captured. How the memory of each process looks, and how many bytes wait in queues.
-    fn check(&mut self, population: &Population, writer: &mut ImageWriter) -> Result<(Layouts, u64), CheckpointError> {
+    /// Refuses what cannot be captured. How the memory of each process looks, how many bytes wait in queues, and what is
+    /// mounted in other mount namespaces.
+    fn check(
+        &mut self,
+        population: &Population,
+        writer: &mut ImageWriter,
+    ) -> Result<(Layouts, u64, Nests), CheckpointError> {
         let pod = &*self.pod;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
         look.upper = pod.upper();
+        look.mounts_file = pod.mounts_file();
         look.made = mounts::made(&pod.spec, pod.init, &pod.mounts_file()).map_err(|e| refused(pod, e))?;
         namespaces::check_home(&pod.spec, pod.init).map_err(|e| refused(pod, e))?;
         let hosts = population.live.iter().map(|found| found.subject.host).collect();
@@ -248,7 +254,8 @@ impl Checkpoint<'_> {
         self.listeners = std::mem::take(&mut look.sockets.listeners);
         self.mapped = std::mem::take(&mut look.mapped).into_ahead();
         let queued = look.queued;
-        Ok((population.live.iter().map(|found| found.subject.host).zip(layouts).collect(), queued))
+        let layouts = population.live.iter().map(|found| found.subject.host).zip(layouts).collect();
+        Ok((layouts, queued, std::mem::take(&mut look.nests)))
     }
 
     /// Everybody stands still when this returns, and no packet reaches or leaves the pod.
@@ -352,6 +359,7 @@ impl Checkpoint<'_> {
         let console = pod.console().map_err(|e| unexpected("the console", &e))?;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, console, self.options.carry_files);
         look.upper = pod.upper();
+        look.mounts_file = pod.mounts_file();
         look.made = mounts::made(&pod.spec, pod.init, &pod.mounts_file())?;
         look.mapped = std::mem::take(&mut self.mapped);
         let mut looked = look::processes(&mut look, held, self.memory.clone(), self.statuses.clone())?;
@@ -372,7 +380,7 @@ impl Checkpoint<'_> {
         trees.catch_up(&trees::mapped_for_writing(pod, &look, memory))?;
         let files = look.files.states().cloned().collect();
         let zombies = capture::zombies(&mut look, &held.zombies)?;
-        let namespaces = look.namespaces.states()?;
+        let namespaces = mounts::fill(look.namespaces.states()?, &look, &trees.fresh())?;
         let mounts = mounts::capture(&pod.spec, pod.init, &pod.mounts_file(), &trees.fresh())?;
         let captured = Captured { pod: PodRecord::of(pod)?, processes, zombies, files, ipc, namespaces, mounts, trees };
         self.clock.lap("files");

@@ -4,10 +4,11 @@ use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 
 use crate::error::CaptureError;
-use crate::files::FileTable;
+use crate::files::{Descriptor, FileTable};
 use crate::ids::{HostPid, PodPid};
 use crate::image::DataSink;
 use crate::memory::MappedFiles;
+use crate::mounts::{Home, Nests};
 use crate::pod::PodSpec;
 
 /// A process of the pod as a capture sees it.
@@ -83,6 +84,10 @@ pub struct Look<'a> {
     pub upper: std::path::PathBuf,
     /// Mounts that were made inside the pod, by number.
     pub made: crate::mounts::Made,
+    /// Mount namespaces that were made inside the pod.
+    pub nests: crate::mounts::Nests,
+    /// Where it is written down which mounts the pod was born with.
+    pub mounts_file: std::path::PathBuf,
     /// Whether the image carries the contents of the root's files that are open or mapped.
     pub carry_files: bool,
     /// Bytes that the queues of the files met ahead of the hold had.
@@ -112,10 +117,29 @@ impl<'a> Look<'a> {
             console,
             upper: std::path::PathBuf::new(),
             made: Default::default(),
+            nests: Default::default(),
+            mounts_file: std::path::PathBuf::new(),
             carry_files,
             queued: 0,
             seen: HashSet::new(),
         }
+    }
+
+    /// A path of the pod, as it is reached from the host, from the root of the mount namespace through which a file was
+    /// opened.
+    pub fn path_from_host(&self, descriptor: &Descriptor, path: &[u8]) -> std::path::PathBuf {
+        let nested = self.nests.path(descriptor, path);
+        nested.unwrap_or_else(|| crate::files::from_host(self.init, path))
+    }
+
+    /// Looks what is mounted in the mount namespaces that were met.
+    pub fn look_into_mount_namespaces(&mut self) -> Result<(), CaptureError> {
+        if self.namespaces.mount_namespaces().next().is_some() {
+            let home = Home::look(self.spec, self.init, &self.mounts_file)?;
+            self.nests = Nests::look(&self.namespaces)?;
+            self.nests.add_to(&mut self.made, &home);
+        }
+        Ok(())
     }
 
     /// True the first time that this object is asked about: whoever gets `true` captures the shared part.

@@ -26,6 +26,9 @@ pub struct Rebuild<'a> {
     /// The namespaces that were made inside the pod.
     pub namespaces: Made,
     network: Option<NamespaceId>,
+    mounts: Option<NamespaceId>,
+    /// The pod's own mount namespace, once the builder has left it.
+    home: Option<OwnedFd>,
     files: HashMap<FileId, OwnedFd>,
     objects: HashMap<(&'static str, u64), Box<dyn Any>>,
 }
@@ -40,6 +43,8 @@ impl<'a> Rebuild<'a> {
             console_master: None,
             namespaces: Made::new(),
             network: None,
+            mounts: None,
+            home: None,
             files: HashMap::new(),
             objects: HashMap::new(),
         }
@@ -51,6 +56,7 @@ impl<'a> Rebuild<'a> {
         if network == self.network {
             return Ok(());
         }
+        self.look_from(None)?;
         let entered = match network {
             // PID 1 never leaves it.
             None => File::open("/proc/1/ns/net").and_then(|home| nsfs::enter(home, libc::CLONE_NEWNET)),
@@ -66,6 +72,32 @@ impl<'a> Rebuild<'a> {
     /// The network namespace in which it works (`None`: the pod's own).
     pub fn network(&self) -> Option<NamespaceId> {
         self.network
+    }
+
+    /// Goes into a mount namespace (`None`: the pod's own): paths lead from its root from now on. Says where it was.
+    pub fn look_from(&mut self, mounts: Option<NamespaceId>) -> Result<Option<NamespaceId>, RebuildError> {
+        if mounts == self.mounts {
+            return Ok(mounts);
+        }
+        let home = match self.home.take() {
+            Some(home) => home,
+            None => File::open("/proc/self/ns/mnt").rebuilding("opening", "the pod's mount namespace")?.into(),
+        };
+        let entered = match mounts {
+            None => nsfs::enter(&home, libc::CLONE_NEWNS),
+            Some(id) => {
+                let missing = || RebuildError::Damaged(format!("namespace {} is not in it", id.0));
+                nsfs::enter(self.namespaces.get(&id).ok_or_else(missing)?, libc::CLONE_NEWNS)
+            }
+        };
+        self.home = Some(home);
+        entered.rebuilding("entering", "a mount namespace")?;
+        Ok(std::mem::replace(&mut self.mounts, mounts))
+    }
+
+    /// Whether paths lead from another root than that of the pod's own mount namespace.
+    pub fn is_abroad(&self) -> bool {
+        self.mounts.is_some()
     }
 
     /// Something that two files share (the pipe behind two ends), made by whoever comes first and kept under (kind, key).

@@ -62,6 +62,7 @@ pub use locks::{PosixLock, locked, posix_locks, take_posix_locks};
 pub use pool::{Unsettled, awaken_all, connect_all, open_all, restart_descriptors, settle_all, unsettled};
 pub(crate) use regular::RootFile;
 pub use regular::verify_root;
+pub(crate) use reopen::from_host;
 pub(crate) use table::intern_root_file;
 pub use table::{FileTable, describe, finish, intern, intern_file};
 pub use terminal::{controlling_pty, set_foreground, take_terminal};
@@ -246,12 +247,15 @@ pub struct FileState {
     /// Of a socket: its network namespace, if it is not the pod's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NamespaceId>,
+    /// Of a file that is found by its path: the mount namespace from whose root that leads, if it is not the pod's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mounts: Option<NamespaceId>,
 }
 
 impl FileState {
     /// A file of which nothing but its kind's state is worth mentioning.
     pub fn new(id: FileId, kind: &str, state: Vec<u8>) -> FileState {
-        FileState { id, kind: kind.to_owned(), state, owner: None, locks: Vec::new(), network: None }
+        FileState { id, kind: kind.to_owned(), state, owner: None, locks: Vec::new(), network: None, mounts: None }
     }
 }
 

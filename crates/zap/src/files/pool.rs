@@ -20,9 +20,11 @@ pub fn open_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<(), R
     let late = LateFiles::of(states)?;
     for state in states.iter().filter(|s| !late.contains(s.id)) {
         rebuild.work_in(state.network)?;
+        rebuild.look_from(state.mounts)?;
         let file = kind_named(&state.kind)?.open(rebuild, state.id, &state.state)?;
         rebuild.keep_file(state.id, file);
     }
+    rebuild.look_from(None)?;
     rebuild.work_in(None)
 }
 
@@ -34,10 +36,12 @@ pub fn connect_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<()
             let kind = kind_named(&state.kind)?;
             if kind.refers_to_others() == refers {
                 rebuild.work_in(state.network)?;
+                rebuild.look_from(state.mounts)?;
                 kind.connect(rebuild, state.id, &state.state)?;
             }
         }
     }
+    rebuild.look_from(None)?;
     rebuild.work_in(None)?;
     for state in states.iter().filter(|s| !s.locks.is_empty() && !late.contains(s.id)) {
         locks::connect(rebuild.file(state.id)?, &state.locks).map_err(locks::failed(state.id))?;

@@ -99,7 +99,7 @@ impl FileKind for Proc {
         let named = match process_of(&path) {
             // The path may be that of a later process with the same number.
             Some(_) => unlinked::is_named(look, descriptor, &path),
-            None => reopen::from_host(look.init, &path).exists(),
+            None => look.path_from_host(descriptor, &path).exists(),
         };
         if named {
             return Ok(encode(&ProcState { path, flags, position, dead: false }));

@@ -185,10 +185,14 @@ fn open(rebuild: &mut Rebuild<'_>, state: &RegularState) -> Result<OwnedFd, Rebu
     let path = reopen::as_path(&state.path);
     match &state.source {
         Source::Unlinked(file) => return unlinked::open(rebuild, &state.path, state.flags, file),
-        Source::Carried(identity, contents) if identity::verify(Path::new("/"), state.at_home(), identity).is_err() => {
-            let home = reopen::as_path(state.at_home());
-            let written = std::fs::File::create(home).rebuilding("creating", path.display())?;
-            contents.put(&written, rebuild.image).rebuilding("writing", path.display())?;
+        Source::Carried(identity, contents) => {
+            let place = rebuild.look_from(None)?;
+            if identity::verify(Path::new("/"), state.at_home(), identity).is_err() {
+                let home = reopen::as_path(state.at_home());
+                let written = std::fs::File::create(home).rebuilding("creating", path.display())?;
+                contents.put(&written, rebuild.image).rebuilding("writing", path.display())?;
+            }
+            rebuild.look_from(place)?;
         }
         _ => {}
     }

@@ -7,10 +7,11 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{CaptureError, Context};
-use crate::files::mounts::Mounts;
+use crate::files::mounts::{self, Mounts};
 use crate::files::{Descriptor, FileKind, FileState, RootFile, kind_of, locks, owner};
 use crate::ids::{FileId, HostPid};
 use crate::look::{Look, Subject};
+use crate::namespaces::NamespaceId;
 use crate::sys::{descriptor, file, kcmp};
 
 /// Which open file descriptions have been met, and what was captured of each.
@@ -170,6 +171,20 @@ fn meet(look: &mut Look<'_>, descriptor: Descriptor, key: Key, place: usize) -> 
     Ok(id)
 }
 
+/// The mount namespace from whose root the path of a file leads, if it is not the pod's own.
+fn place(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Option<NamespaceId>, CaptureError> {
+    let nest = look.nests.of(descriptor);
+    if nest.is_none() && !look.nests.is_empty() && mounts::mount_of(look, descriptor)?.is_none() {
+        return Err(
+            descriptor.refuse("is open through a mount that was taken away, so that a restart could not find it")
+        );
+    }
+    Ok(nest)
+}
+
+/// Kinds whose files are opened by the path that they had, from the root of their own mount namespace.
+const BY_PATH: [&str; 6] = ["regular", "directory", "name-only", "fifo", "device", "proc"];
+
 fn capture(
     look: &mut Look<'_>,
     id: FileId,
@@ -180,7 +195,8 @@ fn capture(
     let (owner, locks) = (owner::capture(descriptor, look.depth)?, locks::capture(descriptor)?);
     let is_elsewhere = look.namespaces.has_networks() && descriptor.link.starts_with(b"socket:");
     let network = if is_elsewhere { look.namespaces.of_socket(descriptor)? } else { None };
-    look.files.keep(FileState { owner, locks, network, ..FileState::new(id, kind.name(), state) });
+    let mounts = BY_PATH.contains(&kind.name()).then(|| place(look, descriptor)).transpose()?.flatten();
+    look.files.keep(FileState { owner, locks, network, mounts, ..FileState::new(id, kind.name(), state) });
     Ok(())
 }
 

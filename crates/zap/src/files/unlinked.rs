@@ -15,6 +15,7 @@ use super::{Contents, Descriptor, reopen};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::look::Look;
 use crate::rebuild::Rebuild;
+use crate::sys::capability;
 
 /// A file without its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +54,7 @@ pub enum Body {
 
 /// Whether `path` leads, in the pod, to the file of `descriptor`.
 pub(super) fn is_named(look: &Look<'_>, descriptor: &Descriptor, path: &[u8]) -> bool {
-    let found = std::fs::symlink_metadata(reopen::from_host(look.init, path));
+    let found = std::fs::symlink_metadata(look.path_from_host(descriptor, path));
     found.is_ok_and(|f| f.ino() == descriptor.stat.st_ino && f.dev() == descriptor.stat.st_dev)
 }
 
@@ -94,7 +95,7 @@ fn body(look: &mut Look<'_>, descriptor: &Descriptor, path: &[u8]) -> Result<Bod
 /// Another name of the file, in the directory of `path`.
 fn other_name(look: &Look<'_>, descriptor: &Descriptor, path: &[u8]) -> Option<Vec<u8>> {
     let directory = reopen::as_path(path).parent()?;
-    let entries = std::fs::read_dir(reopen::from_host(look.init, directory.as_os_str().as_bytes())).ok()?;
+    let entries = std::fs::read_dir(look.path_from_host(descriptor, directory.as_os_str().as_bytes())).ok()?;
     let mut names = entries.flatten().map(|e| directory.join(e.file_name()).into_os_string().into_encoded_bytes());
     names.find(|name| is_named(look, descriptor, name))
 }
@@ -111,7 +112,15 @@ pub(super) fn open(
         let Some(body) = &state.body else {
             return Err(RebuildError::Damaged(format!("the contents of {} are not in it", shown())));
         };
-        let file = make(rebuild, reopen::as_path(path), body, flags).rebuilding("making", shown())?;
+        let make = || make(rebuild, reopen::as_path(path), body, flags);
+        let made = match body {
+            // Its file system may be one of a user namespace.
+            Body::Whole { uid, gid, .. } if rebuild.is_abroad() => {
+                capability::making_as((*uid, *gid), make).and_then(|made| made)
+            }
+            _ => make(),
+        };
+        let file = made.rebuilding("making", shown())?;
         let born = flags & libc::O_TMPFILE == libc::O_TMPFILE;
         let born = born.then(|| file.try_clone()).transpose().rebuilding("copying", shown())?;
         rebuild.keep_object("unlinked", state.inode, Made(file));

@@ -46,6 +46,34 @@ fn refuse(entry: &Entry, why: &str) -> CaptureError {
     }
 }
 
+/// The mounts that a pod was born with, and those that were made since in its own mount namespace.
+pub struct Home {
+    pub(super) born: Vec<Entry>,
+    pub(super) made: Vec<Entry>,
+}
+
+impl Home {
+    /// What there is. Where nobody may mount anything it is what the pod was born with.
+    pub fn look(spec: &PodSpec, init: HostPid, born: &Path) -> Result<Home, CaptureError> {
+        if may_mount(spec) && born.exists() {
+            let (born, made) = made_since(spec, init, born)?;
+            return Ok(Home { born, made });
+        }
+        let path = init.proc("mountinfo");
+        let born = parse(&fs::read(&path).capturing("reading", path.display())?);
+        Ok(Home { born, made: Vec::new() })
+    }
+
+    pub(super) fn all(&self) -> impl DoubleEndedIterator<Item = &Entry> {
+        self.born.iter().chain(&self.made)
+    }
+
+    /// The path in the pod of what a mount shows.
+    pub(super) fn path_to(&self, init: HostPid, entry: &Entry) -> Option<Vec<u8>> {
+        self.all().rev().filter(|old| holds(old, entry)).find_map(|old| visible(init, old, entry))
+    }
+}
+
 /// The mounts that were made since, in an order in which they can be made again.
 fn made_since(spec: &PodSpec, init: HostPid, born: &Path) -> Result<(Vec<Entry>, Vec<Entry>), CaptureError> {
     if !may_mount(spec) || !born.exists() {
@@ -65,42 +93,62 @@ fn made_since(spec: &PodSpec, init: HostPid, born: &Path) -> Result<(Vec<Entry>,
     }
     let old: HashMap<u64, &Entry> = born.iter().map(|entry| (entry.id, entry)).collect();
     let made = now.iter().filter(|entry| !old.get(&entry.id).is_some_and(|same| same.is_same(entry)));
-    let mut made: Vec<Entry> = made.cloned().collect();
-    made.sort_by_key(|entry| entry.id);
+    let made = parents_first(made.cloned().collect());
     Ok((born, made))
+}
+
+/// Each mount after the one that it is on; numbers say nothing, the kernel gives them again.
+fn parents_first(mut made: Vec<Entry>) -> Vec<Entry> {
+    let on: HashMap<u64, u64> = made.iter().map(|entry| (entry.id, entry.parent)).collect();
+    made.sort_by_cached_key(|entry| {
+        std::iter::successors(Some(entry.id), |id| on.get(id).copied()).take(on.len() + 1).count()
+    });
+    made
+}
+
+/// Which of some mounts shows most of a file system.
+fn widest(made: &[Entry], device: &[u8]) -> Option<usize> {
+    let mounts = made.iter().enumerate().filter(|(_, entry)| entry.device == device);
+    mounts.min_by_key(|(_, entry)| entry.root.len()).map(|(place, _)| place)
 }
 
 /// The tmpfs mounts that were made, for their contents to be copied.
 pub fn fresh(spec: &PodSpec, init: HostPid, born: &Path) -> Result<Vec<Fresh>, CaptureError> {
     let (born, made) = made_since(spec, init, born)?;
     let mut found: Vec<Fresh> = Vec::new();
-    for entry in made.iter().filter(|entry| entry.kind == "tmpfs") {
+    let widest = |entry: &Entry| widest(&made, &entry.device).map_or_else(|| entry.clone(), |at| made[at].clone());
+    for entry in &made.iter().filter(|entry| entry.kind == "tmpfs").map(widest).collect::<Vec<_>>() {
         let is_known = born.iter().any(|old| old.device == entry.device);
         if is_known || found.iter().any(|fresh| fresh.device == entry.device) {
             continue;
         }
-        let top = view(init, entry)?;
-        let archive = format!("mount-{}", String::from_utf8_lossy(&entry.device).replace(':', "-"));
-        found.push(Fresh { device: entry.device.clone(), archive, top });
+        let namespace = fs::File::open(init.proc("ns/mnt")).capturing("opening", "the pod's mount namespace")?;
+        let top = view(&namespace.into(), entry)?.ok_or_else(|| refuse(entry, COVERED))?;
+        found.push(Fresh { device: entry.device.clone(), archive: archive_of(entry), top });
     }
     Ok(found)
 }
 
-/// A copy of a mount without what is mounted on it.
-fn view(init: HostPid, entry: &Entry) -> Result<OwnedFd, CaptureError> {
-    let namespace = fs::File::open(init.proc("ns/mnt")).capturing("opening", "the pod's mount namespace")?;
+pub(super) const COVERED: &str = "is covered by another mount, which cannot be checkpointed yet";
+
+/// The name of the archive of a tmpfs.
+pub(super) fn archive_of(entry: &Entry) -> String {
+    format!("mount-{}", String::from_utf8_lossy(&entry.device).replace(':', "-"))
+}
+
+/// A copy of a mount without what is mounted on it; `None` if it is covered.
+pub(super) fn view(namespace: &OwnedFd, entry: &Entry) -> Result<Option<OwnedFd>, CaptureError> {
     let (path, id) = (as_path(&entry.point).to_owned(), entry.id);
     let copied = clone::in_thread(|| {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
-        nsfs::enter(&namespace, libc::CLONE_NEWNS)?;
+        nsfs::enter(namespace, libc::CLONE_NEWNS)?;
         let there = file::open_path(&path)?;
         if mount::id_of(&there)? != id {
             return Ok(None);
         }
         mount::copy_mount(&path, false).map(Some)
     });
-    let covered = "is covered by another mount, which cannot be checkpointed yet";
-    copied.capturing("looking at", path.display())?.ok_or_else(|| refuse(entry, covered))
+    copied.capturing("looking at", path.display())
 }
 
 /// The mounts that were made inside a pod, by number: of those that show what the pod was born with, the number of the
@@ -127,11 +175,11 @@ pub fn capture(
     let (born, made) = made_since(spec, init, born)?;
     let mut states: Vec<MountState> = Vec::with_capacity(made.len());
     for (place, entry) in made.iter().enumerate() {
-        let earlier = made[..place].iter().position(|other| other.device == entry.device);
-        let source = match (born.iter().rev().find(|old| holds(old, entry)), earlier) {
+        let whole = widest(&made, &entry.device).filter(|first| *first != place);
+        let source = match (born.iter().rev().find(|old| holds(old, entry)), whole) {
             (Some(old), _) => bind(init, old, entry)?,
             (None, Some(first)) => part(&made[first], first, entry)?,
-            (None, None) => Source::New(file_system(init, entry, fresh)?),
+            (None, None) => Source::New(own_file_system(init, entry, fresh)?),
         };
         let has = |name: &str| entry.propagation.iter().any(|field| field.starts_with(name));
         let is_peer =
@@ -151,18 +199,21 @@ pub fn capture(
 }
 
 /// Whether what a mount shows is in the file system, as far as it is seen, of one that the pod was born with.
-fn holds(old: &Entry, entry: &Entry) -> bool {
+pub(super) fn holds(old: &Entry, entry: &Entry) -> bool {
     old.device == entry.device && below(&entry.root, &old.root).is_some()
 }
 
 fn bind(init: HostPid, old: &Entry, entry: &Entry) -> Result<Source, CaptureError> {
-    let path = join(&old.point, below(&entry.root, &old.root).unwrap_or_default());
+    let gone = "shows what is gone or covered elsewhere, which cannot be checkpointed yet";
+    visible(init, old, entry).map(Source::Bind).ok_or_else(|| refuse(entry, gone))
+}
+
+/// The path in the pod under which `old` shows what `entry` does, unless something else is seen there.
+fn visible(init: HostPid, old: &Entry, entry: &Entry) -> Option<Vec<u8>> {
+    let path = join(&old.point, below(&entry.root, &old.root)?);
     let inside = init.proc("root").join(as_path(path.strip_prefix(b"/").unwrap_or(&path)));
     let there = file::open_path(&inside).ok().and_then(|file| mount::id_of(&file).ok());
-    if there != Some(old.id) {
-        return Err(refuse(entry, "shows what is gone or covered elsewhere, which cannot be checkpointed yet"));
-    }
-    Ok(Source::Bind(path))
+    (there == Some(old.id)).then_some(path)
 }
 
 fn part(first: &Entry, place: usize, entry: &Entry) -> Result<Source, CaptureError> {
@@ -172,36 +223,70 @@ fn part(first: &Entry, place: usize, entry: &Entry) -> Result<Source, CaptureErr
     }
 }
 
-fn file_system(init: HostPid, entry: &Entry, fresh: &[(Vec<u8>, String)]) -> Result<FileSystem, CaptureError> {
-    let contents = fresh.iter().find(|(device, _)| *device == entry.device).map(|(_, archive)| archive.clone());
+fn own_file_system(init: HostPid, entry: &Entry, fresh: &[(Vec<u8>, String)]) -> Result<FileSystem, CaptureError> {
+    let refuse = |why: &str| refuse(entry, why);
     match entry.kind.as_str() {
-        "tmpfs" if contents.is_none() => {
-            return Err(refuse(entry, "was made during the checkpoint; try again"));
-        }
-        "tmpfs" => {}
         "devpts" => {
             let path = init.proc("root").join(as_path(entry.point.strip_prefix(b"/").unwrap_or(&entry.point)));
-            let entries = fs::read_dir(&path).capturing("listing", path.display())?;
-            if entries.flatten().any(|entry| entry.file_name() != "ptmx") {
-                return Err(refuse(entry, "has terminals that are open, which cannot be checkpointed yet"));
-            }
+            check_terminals(&path, entry, &refuse)?;
         }
-        kind if VIEWS.contains(&kind) => {}
-        kind => {
-            let why = format!("is of the file system {kind}, which cannot be checkpointed yet");
-            return Err(refuse(entry, &why));
-        }
+        kind if kind == "tmpfs" || VIEWS.contains(&kind) => {}
+        kind => return Err(refuse(&format!("is of the file system {kind}, which cannot be checkpointed yet"))),
     }
-    Ok(FileSystem {
+    Ok(file_system(entry, contents_of(entry, fresh, &refuse)?))
+}
+
+/// Refuses a file system of terminals that are open.
+pub(super) fn check_terminals(
+    path: &Path,
+    entry: &Entry,
+    refuse: &dyn Fn(&str) -> CaptureError,
+) -> Result<(), CaptureError> {
+    let entries = fs::read_dir(path).capturing("listing", as_path(&entry.point).display())?;
+    match entries.flatten().any(|entry| entry.file_name() != "ptmx") {
+        true => Err(refuse("has terminals that are open, which cannot be checkpointed yet")),
+        false => Ok(()),
+    }
+}
+
+/// The archive of the contents of a file system, if it has any of its own.
+pub(super) fn contents_of(
+    entry: &Entry,
+    fresh: &[(Vec<u8>, String)],
+    refuse: &dyn Fn(&str) -> CaptureError,
+) -> Result<Option<String>, CaptureError> {
+    let contents = fresh.iter().find(|(device, _)| *device == entry.device).map(|(_, archive)| archive.clone());
+    match entry.kind == "tmpfs" && contents.is_none() {
+        true => Err(refuse("was made during the checkpoint; try again")),
+        false => Ok(contents),
+    }
+}
+
+pub(super) fn file_system(entry: &Entry, contents: Option<String>) -> FileSystem {
+    FileSystem {
         kind: entry.kind.clone(),
         device: entry.source.clone(),
         options: entry.file_system_options(),
         contents,
         root: entry.root.clone(),
-    })
+    }
 }
 
 /// The path by which a view is packed.
 pub(crate) fn path_of(view: &OwnedFd) -> std::path::PathBuf {
     format!("/proc/self/fd/{}", view.as_raw_fd()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_come_after_what_they_are_on_whatever_their_numbers() {
+        let text =
+            b"29 30 0:3 / /a/b rw - tmpfs x rw\n30 1 0:2 / /a rw - tmpfs x rw\n31 29 0:2 /d /a/b/c rw - tmpfs x rw\n";
+        let made = parents_first(parse(text));
+        assert_eq!(made.iter().map(|entry| entry.id).collect::<Vec<_>>(), [30, 29, 31]);
+        assert_eq!(widest(&made, b"0:2"), Some(0));
+    }
 }

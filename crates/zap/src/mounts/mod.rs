@@ -1,15 +1,17 @@
 //! Mounts that the processes of a pod have made in its own mount namespace, which takes CAP_SYS_ADMIN: what there is now
-//! beside what there was when the pod was born.
+//! beside what there was when the pod was born. And mount namespaces that were made inside the pod (`nest.rs`).
 
 mod capture;
+mod nest;
 mod restart;
 mod table;
 
 use serde::{Deserialize, Serialize};
 
 pub(crate) use capture::path_of;
-pub use capture::{Fresh, Made, capture, fresh, made, note_birth};
-pub use restart::make;
+pub use capture::{Fresh, Home, Made, capture, fresh, made, note_birth};
+pub use nest::{NestState, NestedMount, NestedSource, Nests, fill};
+pub use restart::{Maker, Sources, make, make_nest};
 pub use table::{Entry, parse};
 pub(crate) use table::{below, join};
 

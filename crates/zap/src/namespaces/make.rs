@@ -7,14 +7,17 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::{Body, Kind, NamespaceId, NamespaceState, links, time, user, uts};
 use crate::error::{Context, RebuildError};
+use crate::image::ImageReader;
+use crate::mounts::{self, Maker, Sources};
 use crate::sys::{capability, clone, exec, namespace, nsfs};
 
 /// Namespaces that have been made, by number.
 pub type Made = HashMap<NamespaceId, OwnedFd>;
 
 /// Makes every namespace. The caller must be its process's only thread.
-pub fn make(states: &[NamespaceState]) -> Result<Made, RebuildError> {
+pub fn make(image: &ImageReader, states: &[NamespaceState]) -> Result<Made, RebuildError> {
     let mut made = Made::new();
+    let (mut sources, mut nests) = (Sources::default(), Vec::new());
     for state in states {
         if let Body::Pid(_) = state.body {
             continue; // the first process in it makes it
@@ -23,11 +26,36 @@ pub fn make(states: &[NamespaceState]) -> Result<Made, RebuildError> {
         let owner = owner(state, &made)?;
         let one = match &state.body {
             Body::User(body) => user::restart(owner, group(state, states), body),
+            Body::Mount(nest) => {
+                let (users, groups) = maps(state.owner, states);
+                let user = |id| user::inside(id, &users);
+                let group = |id| user::inside(id, &groups);
+                let first = |maps: &[&[[u32; 3]]]| user::outside(maps.last()?.first()?[0], maps);
+                let someone = first(&users).zip(first(&groups));
+                let maker = owner.map(|namespace| Maker { namespace, user: &user, group: &group, someone });
+                sources.prepare(image, state.id, nest, maker)?;
+                nests.push((state, nest));
+                continue;
+            }
             body => below(owner, body),
         };
         made.insert(state.id, one.rebuilding("making", what())?);
     }
+    // Once it is attached in one, nothing can be taken from there for another any more.
+    for (state, nest) in nests {
+        let one = mounts::make_nest(state.id, nest, owner(state, &made)?, &sources)?;
+        made.insert(state.id, one);
+    }
     Ok(made)
+}
+
+/// What the user namespaces from the pod's own (excluded) to `innermost` map: users, and groups.
+pub(super) fn maps(innermost: Option<NamespaceId>, states: &[NamespaceState]) -> (Vec<&[[u32; 3]]>, Vec<&[[u32; 3]]>) {
+    let users = line(innermost, states).into_iter().filter_map(|state| match &state.body {
+        Body::User(user) => Some((&user.users[..], &user.groups[..])),
+        _ => None,
+    });
+    users.unzip()
 }
 
 fn owner<'m>(state: &NamespaceState, made: &'m Made) -> Result<Option<&'m OwnedFd>, RebuildError> {
@@ -75,7 +103,7 @@ fn below(owner: Option<&OwnedFd>, body: &Body) -> io::Result<OwnedFd> {
             Body::Network(links) => links::restart(links)?,
             Body::Uts(names) => uts::restart(names)?,
             Body::Time(offsets) => time::restart(offsets)?,
-            Body::User(_) | Body::Pid(_) | Body::Ipc(_) | Body::Cgroup => {}
+            Body::User(_) | Body::Pid(_) | Body::Mount(_) | Body::Ipc(_) | Body::Cgroup => {}
         }
         let name = if body.kind() == Kind::Time { "time_for_children" } else { body.kind().file() };
         let file = File::open(format!("/proc/self/ns/{name}"))?;

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ipc::IpcState;
+use crate::mounts::NestState;
 
 pub use home::check_home;
 pub use links::LinksState;
@@ -156,6 +157,8 @@ pub enum Body {
     User(UserState),
     /// See [`Kind::Pid`].
     Pid(PidState),
+    /// See [`Kind::Mount`].
+    Mount(NestState),
     /// See [`Kind::Network`].
     Network(LinksState),
     /// See [`Kind::Ipc`].
@@ -174,6 +177,7 @@ impl Body {
         match self {
             Body::User(_) => Kind::User,
             Body::Pid(_) => Kind::Pid,
+            Body::Mount(_) => Kind::Mount,
             Body::Network(_) => Kind::Network,
             Body::Ipc(_) => Kind::Ipc,
             Body::Uts(_) => Kind::Uts,

@@ -11,6 +11,7 @@ use crate::error::{CaptureError, Context};
 use crate::files::Descriptor;
 use crate::ids::HostPid;
 use crate::look::Subject;
+use crate::mounts::NestState;
 use crate::pod::{PodSpec, capabilities};
 use crate::process::discover::{PodProc, Zombie};
 use crate::sys::{clone, nsfs};
@@ -136,10 +137,6 @@ impl Sightings {
         if let Some(id) = self.by_inode.get(&inode) {
             return Ok(*id);
         }
-        if kind == Kind::Mount {
-            let object = format!("its {} namespace", kind.name());
-            return Err(subject.refuse(object, "was made inside the pod, which cannot be checkpointed yet"));
-        }
         let owner = nsfs::owner(&file).capturing("asking the owner", object())?;
         let of_owner = crate::sys::file::fstat(&owner).capturing("looking at the owner", object())?.st_ino;
         let at_home = of_owner == self.home(Kind::User)?;
@@ -181,6 +178,12 @@ impl Sightings {
             }
         }
         Ok(())
+    }
+
+    /// The mount namespaces that are not the pod's own, and through whom they were met.
+    pub fn mount_namespaces(&self) -> impl Iterator<Item = (NamespaceId, &OwnedFd, &Subject)> {
+        let numbered = self.met.iter().zip(0..).filter(|(met, _)| met.kind == Kind::Mount);
+        numbered.map(|(met, id)| (NamespaceId(id), &met.file, &met.subject))
     }
 
     /// Whether sockets need to be asked where they are.
@@ -234,7 +237,8 @@ impl Sightings {
             // Its root is where its maker was: in a pod there is but one place.
             Kind::Cgroup => Ok(Body::Cgroup),
             Kind::Pid => Ok(Body::Pid(PidState { parent: met.parent })),
-            Kind::Mount => Err(io::ErrorKind::Unsupported.into()),
+            // What is mounted there is for those who know of contents to say.
+            Kind::Mount => Ok(Body::Mount(NestState::default())),
         };
         body.capturing("looking into", object())
     }

@@ -12,7 +12,7 @@ use crate::image::{ImageError, ImageReader, ImageWriter, LayerWriter};
 use crate::layer::{self, Index, Inodes};
 use crate::look::Look;
 use crate::memory::{Backing, MemoryState, VmaState};
-use crate::mounts::{self, Fresh};
+use crate::mounts::{self, Fresh, Home, Nests};
 use crate::pod::{LivePod, rootfs};
 
 /// The archive of the upper layers.
@@ -54,7 +54,7 @@ pub enum TreesError {
 
 impl Trees {
     /// Copies everything while the pod runs.
-    pub fn look_ahead(pod: &LivePod, writer: &mut ImageWriter) -> Result<Trees, TreesError> {
+    pub fn look_ahead(pod: &LivePod, writer: &mut ImageWriter, nests: &Nests) -> Result<Trees, TreesError> {
         let upper = (UPPER.to_owned(), pod.upper());
         let mounts = rootfs::tmpfs_mounts().iter().map(|mount| (archive_of(mount), inside(pod.init, mount)));
         let mut trees = Vec::new();
@@ -63,7 +63,9 @@ impl Trees {
             let index = layer::pack(&top, &mut archive)?;
             trees.push(Tree { top, archive, index, changes: Vec::new(), fresh: None });
         }
-        for Fresh { device, archive: name, top: view } in mounts::fresh(&pod.spec, pod.init, &pod.mounts_file())? {
+        let home = Home::look(&pod.spec, pod.init, &pod.mounts_file())?;
+        let made = mounts::fresh(&pod.spec, pod.init, &pod.mounts_file())?;
+        for Fresh { device, archive: name, top: view } in made.into_iter().chain(nests.fresh(&home)?) {
             let (top, mut archive) = (mounts::path_of(&view), writer.layer(&name)?);
             let index = layer::pack(&top, &mut archive)?;
             trees.push(Tree { top, archive, index, changes: Vec::new(), fresh: Some((device, name, view)) });
@@ -71,6 +73,7 @@ impl Trees {
         let trees = Trees(trees);
         // What cannot be made again is refused ahead.
         mounts::capture(&pod.spec, pod.init, &pod.mounts_file(), &trees.fresh())?;
+        nests.states(pod.init, &home, &trees.fresh())?;
         Ok(trees)
     }
 
@@ -111,6 +114,8 @@ pub fn mapped_for_writing<'s>(pod: &LivePod, look: &Look<'_>, memory: impl Itera
         memory.flat_map(|memory| memory.vmas.iter().filter(writable).filter_map(shared)).collect();
     let mut inodes = Inodes::new();
     for file in files.into_iter().filter_map(|id| look.files.file(id)) {
+        // Of a mount of the pod's own it may be the file itself.
+        inodes.extend(crate::sys::file::fstat(&**file).map(|found| (found.st_dev, found.st_ino)));
         let Ok(path) = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) else { continue };
         let places = path.ancestors().skip(1).filter_map(|mount| {
             let layer = pod.upper().join(rootfs::layer_name(mount));

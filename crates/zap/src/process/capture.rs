@@ -407,6 +407,7 @@ pub fn check_all(
         look.namespaces.meet(&found.subject).or_else(unless_gone)?;
     }
     look.namespaces.states().map(drop).or_else(unless_gone)?;
+    look.look_into_mount_namespaces()?;
     check_births(look, population.live.iter()).or_else(unless_gone)?;
     sharing::check(look.init, population)?;
     population.live.iter().zip(layouts).try_for_each(|(found, layout)| check(look, found, layout))
@@ -420,6 +421,7 @@ pub fn meet_namespaces<'s>(
     for subject in subjects {
         look.namespaces.meet(subject)?;
     }
+    look.look_into_mount_namespaces()?;
     for namespace in look.namespaces.networks() {
         look.sockets.elsewhere.push(namespace.try_clone().capturing("copying", "a namespace")?);
     }

@@ -3,12 +3,15 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::from_host;
+use crate::look::Look;
 use crate::sys::clone::in_thread;
-use crate::sys::{file, message, socket};
+use crate::sys::{file, message, mount, socket};
 
 /// The name that a unix socket is bound to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +75,18 @@ pub(super) fn capture(fd: BorrowedFd<'_>) -> io::Result<UnixName> {
             there.then_some(BoundFile { path, mode: stat.st_mode & 0o7777, user: stat.st_uid, group: stat.st_gid });
     }
     Ok(name)
+}
+
+/// Whether the file of a name is found under its path in the pod's own mount namespace, or was not bound elsewhere.
+pub(super) fn is_found(look: &Look<'_>, fd: BorrowedFd<'_>, name: &UnixName) -> io::Result<bool> {
+    let Some(bound) = name.file.as_ref().filter(|_| !look.nests.is_empty()) else { return Ok(true) };
+    let itself = message::bound_file(fd)?;
+    if !look.nests.has(mount::id_of(&itself)?) {
+        return Ok(true);
+    }
+    let there = std::fs::symlink_metadata(from_host(look.init, bound.path.as_os_str().as_bytes()));
+    let stat = file::fstat(&itself)?;
+    Ok(there.is_ok_and(|there| (there.dev(), there.ino()) == (stat.st_dev, stat.st_ino)))
 }
 
 /// Binds a socket to its name. The file of a path appears where it was; one that was removed appears nowhere.
@@ -146,13 +161,13 @@ fn in_directory(directory: &Path, bind: impl FnOnce() -> io::Result<()> + Send) 
 /// Runs `bind` where a path leads to an empty file system that nobody else sees, and removes what it made there: so a
 /// socket gets a name whose file is gone, whatever is at that path in the pod.
 pub(super) fn in_nowhere(name: &UnixName, bind: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
-    use nix::mount::{MsFlags, mount};
+    use nix::mount::MsFlags;
     let path = Path::new(std::ffi::OsStr::from_bytes(&name.bytes));
     in_thread(|| {
         let none: Option<&str> = None;
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-        mount(Some("tmpfs"), "/proc", Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
+        nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        nix::mount::mount(Some("tmpfs"), "/proc", Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
         nix::unistd::chroot("/proc")?;
         nix::unistd::chdir("/")?;
         if let Some(parent) = path.parent() {

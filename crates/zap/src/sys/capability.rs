@@ -54,6 +54,20 @@ fn current() -> io::Result<[Sets; 2]> {
     Ok(sets)
 }
 
+/// Runs `work` as a user and a group to whom what it makes belongs, with every capability, as root runs it otherwise: in a
+/// file system of a user namespace those can make nothing who have no name there.
+pub fn making_as<T>((user, group): (u32, u32), work: impl FnOnce() -> T) -> io::Result<T> {
+    let become_one = |user: u32, group: u32| {
+        nix::unistd::setfsgid(group.into());
+        nix::unistd::setfsuid(user.into());
+        raise()
+    };
+    become_one(user, group)?;
+    let done = work();
+    become_one(0, 0)?;
+    Ok(done)
+}
+
 /// Makes every permitted capability effective (they are not, after a change of user that kept them).
 pub fn raise() -> io::Result<()> {
     let sets = current()?.map(|s| Sets { effective: s.permitted, ..s });

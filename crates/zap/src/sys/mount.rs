@@ -15,6 +15,7 @@ const FSCONFIG_CMD_CREATE: u32 = 6;
 const FSMOUNT_CLOEXEC: u32 = 1;
 const OPEN_TREE_CLONE: u32 = 1;
 const MOVE_MOUNT_F_EMPTY_PATH: u32 = 4;
+const MOVE_MOUNT_T_EMPTY_PATH: u32 = 0x40;
 
 /// The mount cannot be written to.
 pub const READ_ONLY: u64 = 1;
@@ -63,6 +64,14 @@ pub fn copy_mount(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })
 }
 
+/// The mount that is at `place` on another one.
+pub fn open_mount(on: impl AsFd, place: &Path) -> io::Result<OwnedFd> {
+    let place = c_path(place)?;
+    let flags = libc::O_CLOEXEC as u32 | libc::AT_EMPTY_PATH as u32;
+    // SAFETY: the kernel reads one C string, which outlives the call.
+    owned(unsafe { libc::syscall(libc::SYS_open_tree, on.as_fd().as_raw_fd(), place.as_ptr(), flags) })
+}
+
 /// Attaches a mount at `target`.
 pub fn attach(mount: impl AsFd, target: &Path) -> io::Result<()> {
     let target = c_path(target)?;
@@ -75,6 +84,23 @@ pub fn attach(mount: impl AsFd, target: &Path) -> io::Result<()> {
             libc::AT_FDCWD,
             target.as_ptr(),
             MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    })
+    .map(drop)
+}
+
+/// Attaches a mount on another one, at `place` there (empty: on its top).
+pub fn attach_on(mount: impl AsFd, on: impl AsFd, place: &Path) -> io::Result<()> {
+    let place = c_path(place)?;
+    // SAFETY: the kernel reads two C strings, which outlive the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            on.as_fd().as_raw_fd(),
+            place.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH | if place.is_empty() { MOVE_MOUNT_T_EMPTY_PATH } else { 0 },
         )
     })
     .map(drop)
@@ -126,6 +152,11 @@ pub fn id_of(file: impl AsFd) -> io::Result<u64> {
 pub fn make_all_private() -> io::Result<()> {
     let attr = MountAttr { set: 0, clear: 0, propagation: libc::MS_PRIVATE, userns: 0 };
     set_attr(libc::AT_FDCWD, c"/", libc::AT_RECURSIVE, &attr)
+}
+
+/// Gives what is mounted at `path` a propagation (`MS_SHARED` …).
+pub fn propagate(path: &Path, propagation: u64) -> io::Result<()> {
+    set_attr(libc::AT_FDCWD, &c_path(path)?, 0, &MountAttr { set: 0, clear: 0, propagation, userns: 0 })
 }
 
 /// Makes the current directory (a mount point) the root, and detaches the old root.

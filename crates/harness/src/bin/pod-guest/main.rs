@@ -19,6 +19,7 @@ mod mounts;
 mod moving;
 mod namespaces;
 mod nested;
+mod nests;
 mod network;
 mod oddities;
 mod openings;
@@ -70,6 +71,7 @@ const TOPICS: &[&[Kind]] = &[
     network::KINDS,
     requests::KINDS,
     moving::KINDS,
+    nests::KINDS,
 ];
 
 fn main() {

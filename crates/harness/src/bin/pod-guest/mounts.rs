@@ -12,19 +12,19 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("mounts-moved", mounts_moved),
 ];
 
-fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, data: &str) -> Checked {
+pub(crate) fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, data: &str) -> Checked {
     let text = |text: &str| CString::new(text).map_err(|e| e.to_string());
     let (source, target, kind, data) = (text(source)?, text(target)?, text(kind)?, text(data)?);
     let made = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) };
     done("mount", made).map(drop)
 }
 
-fn directory(path: &str) -> Checked {
+pub(crate) fn directory(path: &str) -> Checked {
     std::fs::create_dir_all(path).map_err(|e| format!("{path}: {e}"))
 }
 
 /// Every mount, without the numbers that the host gives.
-fn table() -> Result<Vec<String>, String> {
+pub(crate) fn table() -> Result<Vec<String>, String> {
     let text = read("/proc/self/mountinfo")?;
     let line = |line: &str| {
         let (front, back) = line.split_once(" - ")?;
