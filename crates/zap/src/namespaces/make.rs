@@ -49,8 +49,11 @@ pub fn make(image: &ImageReader, states: &[NamespaceState]) -> Result<Made, Rebu
     Ok(made)
 }
 
+/// Maps of user namespaces, from the outermost inwards.
+type Maps<'s> = Vec<&'s [[u32; 3]]>;
+
 /// What the user namespaces from the pod's own (excluded) to `innermost` map: users, and groups.
-pub(super) fn maps(innermost: Option<NamespaceId>, states: &[NamespaceState]) -> (Vec<&[[u32; 3]]>, Vec<&[[u32; 3]]>) {
+pub(super) fn maps(innermost: Option<NamespaceId>, states: &[NamespaceState]) -> (Maps<'_>, Maps<'_>) {
     let users = line(innermost, states).into_iter().filter_map(|state| match &state.body {
         Body::User(user) => Some((&user.users[..], &user.groups[..])),
         _ => None,
