@@ -150,7 +150,7 @@ guests! {
     sandbox thread_filters
     pidfd pidfd_thread pidfd_ended proc_files proc_ended proc_ended_root
     cpu_affinity io_priority timer_slack speculation memory_policy write_or_execute machine_checks time_stamps
-    sealed_memory
+    sealed_memory moving_memory moving_threads
     mqueue mqueue_unlinked mqueue_waiting named_semaphore
     semaphores_threads semaphores_undo semaphores_undo_kinds semaphores_waiting segments_protected
     owner_thread owner_group lease locks_waiting range_locks_waiting
