@@ -388,7 +388,7 @@ impl Checkpoint<'_> {
         match give(self.pod) {
             Given::Away => {
                 let held_for = self.clock.held();
-                self.pod.cgroup.kill()?;
+                self.pod.end_silently()?;
                 drop(cleared);
                 self.clock.lap("let-go");
                 Ok(held_for)
@@ -431,7 +431,7 @@ impl Checkpoint<'_> {
 
     /// Ends the pod's processes, which are held: none runs again. Their last packets go nowhere.
     fn end(&mut self, held: HeldPod) -> Result<(), CheckpointError> {
-        self.pod.cgroup.kill()?;
+        self.pod.end_silently()?;
         drop(held);
         self.clock.lap("let-go");
         Ok(())

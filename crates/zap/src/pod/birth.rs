@@ -86,6 +86,7 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         cgroup,
         main: None,
         network,
+        departing: None,
         journal,
         limits,
         control,

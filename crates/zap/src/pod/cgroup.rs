@@ -73,7 +73,17 @@ impl Cgroup {
 
     /// Kills every process, PID 1 too, and returns when all are gone.
     pub fn kill(&self) -> Result<(), PodError> {
-        self.write("cgroup.kill", "1")?;
+        self.begin_kill()?;
+        self.await_end()
+    }
+
+    /// Kills every process, PID 1 too: none does anything more.
+    pub fn begin_kill(&self) -> Result<(), PodError> {
+        self.write("cgroup.kill", "1")
+    }
+
+    /// Returns when all processes are gone.
+    pub fn await_end(&self) -> Result<(), PodError> {
         self.wait_until("populated 0", "ending")
     }
 

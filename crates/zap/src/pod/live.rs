@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use crate::error::RebuildError;
 use crate::ids::{HostPid, PodPid};
@@ -16,7 +17,7 @@ use crate::pod::init::Command;
 use crate::pod::journal::Journal;
 use crate::pod::limits::LimitGroups;
 use crate::pod::namespaces::Shim;
-use crate::pod::network::Network;
+use crate::pod::network::{Network, NetworkError};
 use crate::pod::registry::{Claim, PodState, ProcessId, Record};
 use crate::pod::{Cgroup, PodError, PodSpec, Store, birth, rootfs};
 use crate::sys::pidfd::PidFd;
@@ -67,6 +68,8 @@ pub struct LivePod {
     pub main: Option<PodPid>,
     /// Its connection, if it has one.
     pub network: Option<Network>,
+    /// Its connection on the way out.
+    pub(super) departing: Option<JoinHandle<Result<(), NetworkError>>>,
     /// What must be undone if this monitor dies.
     pub journal: Journal,
     pub(super) limits: LimitGroups,
@@ -307,6 +310,16 @@ impl LivePod {
         self.cgroup.kill()
     }
 
+    /// Kills every process of a pod that is here no more, PID 1 too, and returns when all are gone. Its packets are blocked,
+    /// so nobody hears of it; its link is removed beside everything else that has to go, for the kernel takes longest over that.
+    pub fn end_silently(&mut self) -> Result<(), PodError> {
+        self.cgroup.begin_kill()?;
+        if let Some(network) = self.network.take() {
+            self.departing = Some(std::thread::spawn(move || network.detach()));
+        }
+        self.cgroup.await_end()
+    }
+
     /// Ends every process and takes everything away but the record and the log, which then say `stopped`.
     pub fn stop(&mut self, exit_code: i32) -> Result<(), PodError> {
         self.take_down()?;
@@ -320,13 +333,22 @@ impl LivePod {
         // PID 1 is a child of ours unless an earlier monitor made it.
         let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(self.init.0), None);
         self.drain_console();
+        let pod = self.spec.name.clone();
         if let Some(network) = self.network.take() {
-            let pod = self.spec.name.clone();
-            network.detach().map_err(|source| PodError::Network { pod, source })?;
+            network.detach().map_err(|source| PodError::Network { pod: pod.clone(), source })?;
         }
         let _ = self.limits.remove();
-        self.cgroup.remove()?;
-        rootfs::remove_layers(&self.store.storage_dir(&self.spec.name))
+        let removed = self.cgroup.remove().and_then(|()| rootfs::remove_layers(&self.store.storage_dir(&pod)));
+        if let Some(departing) = self.departing.take() {
+            let panicked = || NetworkError::Kernel {
+                step: "removing",
+                object: "its link".into(),
+                source: io::ErrorKind::Other.into(),
+            };
+            let gone = departing.join().unwrap_or_else(|_| Err(panicked()));
+            gone.map_err(|source| PodError::Network { pod, source })?;
+        }
+        removed
     }
 
     /// Ends it and removes all of it from the host, its record included. Whoever is attached hears `end`.

@@ -131,6 +131,7 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         cgroup: record.cgroup,
         main: record.main,
         network,
+        departing: None,
         journal,
         limits: record.limits,
         control,

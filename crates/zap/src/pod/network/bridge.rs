@@ -180,6 +180,12 @@ fn remove(config: &HostConfig, links: &[Link], last: Option<&str>) -> Result<(),
     let undo = Undo::from_alias(&bridge.alias).unwrap_or_default();
     way_out::close(config, undo.forward4, undo.forward6, undo.guard)?;
     let mut batch = Batch::default();
+    if let Some(last) = last {
+        // Without its bridge it would lead to the host, and what a dying pod still sends, the ends of its connections, is not
+        // to be heard.
+        links::set_down(&mut batch, last);
+        batch.optional();
+    }
     // A number that is no other bridge's.
     let group = 0x5a00_0000 | bridge.index;
     let [near, _] = keeper(config);

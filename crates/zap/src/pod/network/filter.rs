@@ -177,15 +177,24 @@ impl Ruleset {
     }
 }
 
-/// Removes a table, if it is there.
+/// Removes a table, if it is there. That is asked first: to give up a transaction the kernel waits for all readers of its
+/// tables, many milliseconds.
 pub(super) fn delete_table(family: Family, table: &str) -> Result<(), NetworkError> {
+    let channel = open()?;
+    let mut asked = Attributes::default();
+    asked.put_str(kind::TABLE_NAME, table);
+    let question = [&header(family as u8, 0), asked.bytes()].concat();
+    match channel.ask(SUBSYSTEM << 8 | libc::NFT_MSG_GETTABLE as u16, 0, &question) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+        other => other.map_err(kernel("looking for the packet filter's table", table))?,
+    };
     let mut batch = Batch::default();
     begin(&mut batch);
     request(&mut batch, family, libc::NFT_MSG_DELTABLE, 0, table, |attributes| {
         attributes.put_str(kind::TABLE_NAME, table);
     });
     end(&mut batch);
-    match open()?.run(&batch) {
+    match channel.run(&batch) {
         Err(failed) if failed.source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => Ok(other?),
     }
