@@ -371,7 +371,7 @@ impl Checkpoint<'_> {
         let gone = cleared.and_then(Cleared::let_go);
         self.put_back()?;
         self.clock.lap("let-go");
-        gone.map_err(|e| held_failed(self.pod, e))
+        gone.map(drop).map_err(|e| held_failed(self.pod, e))
     }
 
     /// Gives the pod away, all of whose image has been sent. Returns for how long it ran nowhere, in microseconds.

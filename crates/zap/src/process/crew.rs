@@ -4,11 +4,20 @@
 //! Whatever goes wrong, the end of a tracer lets go of every process that it held, which then walks home by itself.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use crate::error::CaptureError;
+use crate::ids::HostPid;
 use crate::process::hold::HoldError;
+use crate::sys::pidfd::PidFd;
+
+/// How long, in milliseconds, a tracer that has no more jobs may take to end.
+const ENDING: u16 = 1000;
 
 type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
 
@@ -21,6 +30,8 @@ struct Tracer<S> {
     /// `None` once it is to end.
     jobs: Option<Sender<Job<S>>>,
     thread: Option<JoinHandle<()>>,
+    /// A handle on the thread itself, where the kernel has such (6.9).
+    handle: Arc<OnceLock<PidFd>>,
 }
 
 /// Answers of the tracers that are on their way.
@@ -58,12 +69,17 @@ impl<S: Default + 'static> Crew<S> {
 impl<S: Default + 'static> Tracer<S> {
     fn start() -> io::Result<Tracer<S>> {
         let (jobs, todo) = mpsc::channel::<Job<S>>();
+        let handle = Arc::new(OnceLock::new());
+        let own = handle.clone();
         let work = move || {
+            if let Ok(thread) = PidFd::open(HostPid(nix::unistd::gettid().as_raw())) {
+                let _ = own.set(thread);
+            }
             let mut share = S::default();
             todo.into_iter().for_each(|job| job(&mut share));
         };
         let thread = std::thread::Builder::new().name("tracer".to_owned()).spawn(work)?;
-        Ok(Tracer { jobs: Some(jobs), thread: Some(thread) })
+        Ok(Tracer { jobs: Some(jobs), thread: Some(thread), handle })
     }
 
     fn give(&self, job: Job<S>) {
@@ -78,6 +94,10 @@ impl<S> Drop for Crew<S> {
         for tracer in &mut self.tracers {
             // A panic has been told where the answer was missing.
             let _ = tracer.thread.take().map(JoinHandle::join);
+            // It is joined before the kernel lets go of what it held: until then nobody else could hold that.
+            if let Some(handle) = tracer.handle.get() {
+                let _ = poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], PollTimeout::from(ENDING));
+            }
         }
     }
 }

@@ -274,9 +274,10 @@ pub struct Cleared {
 }
 
 impl Cleared {
-    /// Lets everybody go on.
-    pub fn let_go(self) -> Result<(), HoldError> {
-        self.tracers.begin(std::iter::repeat(()), let_go_share).wait().map(drop)
+    /// Lets everybody go on. The tracers, who have nothing left to do, end when they are dropped.
+    pub fn let_go(self) -> Result<Tracers, HoldError> {
+        self.tracers.begin(std::iter::repeat(()), let_go_share).wait()?;
+        Ok(self.tracers)
     }
 }
 
