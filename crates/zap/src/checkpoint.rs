@@ -39,7 +39,7 @@ use crate::process::statuses::Statuses;
 use crate::process::vfork;
 use crate::record::PodRecord;
 use crate::sockets::Listeners;
-use crate::sys::{descriptor, heap};
+use crate::sys::descriptor;
 
 /// Writes a pod down. On an error the pod goes on as it was.
 pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
@@ -162,9 +162,8 @@ fn tell_stages(
     Ok(checkpoint.clock.into_stats(stats))
 }
 
-/// Room for copies that is prepared at most, and what is not worth preparing.
+/// Room for copies that is prepared at most.
 const MOST_ROOM: u64 = 256 << 20;
-const LITTLE_ROOM: usize = 1 << 20;
 
 /// Descriptors that a monitor may have.
 const MOST_FILES: u64 = 1 << 20;
@@ -216,16 +215,29 @@ impl Checkpoint<'_> {
         };
         (self.memory, self.expected) = (Arc::new(memory), population.live.len());
         self.statuses = Arc::new(Statuses::open(&population));
-        let room = (self.memory.unfollowed() + queued).min(MOST_ROOM) as usize;
-        if room > LITTLE_ROOM {
-            heap::warm(room);
-        }
+        self.prepare_room(&queued, writer);
         self.clock.lap("look-ahead");
         trees
     }
 
-    /// Refuses what cannot be captured. How the memory of each process looks, and how many bytes wait in queues.
-    fn check(&mut self, population: &Population, writer: &mut ImageWriter) -> Result<(Layouts, u64), CheckpointError> {
+    /// Has memory in place for what the hold will copy: queues, and pages of each process. Some more than there is now.
+    fn prepare_room(&self, queued: &[u64], writer: &ImageWriter) {
+        let mut room = MOST_ROOM;
+        let mut some = |bytes: u64| {
+            let bytes = (bytes + bytes / 8).min(room);
+            room -= bytes;
+            bytes
+        };
+        queued.iter().for_each(|bytes| writer.data.stock.add(some(*bytes) as usize));
+        self.memory.left().for_each(|bytes| memory::prepare_for(&writer.data.stock, some(bytes)));
+    }
+
+    /// Refuses what cannot be captured. How the memory of each process looks, and how many bytes wait in each queue.
+    fn check(
+        &mut self,
+        population: &Population,
+        writer: &mut ImageWriter,
+    ) -> Result<(Layouts, Vec<u64>), CheckpointError> {
         let pod = &*self.pod;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
         look.upper = pod.upper();
@@ -236,7 +248,7 @@ impl Checkpoint<'_> {
         capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
         self.listeners = std::mem::take(&mut look.sockets.listeners);
         self.mapped = std::mem::take(&mut look.mapped).into_ahead();
-        let queued = look.queued;
+        let queued = std::mem::take(&mut look.queued);
         Ok((population.live.iter().map(|found| found.subject.host).zip(layouts).collect(), queued))
     }
 

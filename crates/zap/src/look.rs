@@ -85,8 +85,8 @@ pub struct Look<'a> {
     pub made: crate::mounts::Made,
     /// Whether the image carries the contents of the root's files that are open or mapped.
     pub carry_files: bool,
-    /// Bytes that the queues of the files met ahead of the hold had.
-    pub queued: u64,
+    /// How many bytes each of the queues had that were met ahead of the hold.
+    pub queued: Vec<u64>,
     /// Objects (a pipe, a pty pair) whose shared part has been captured already: (kind, identity).
     seen: HashSet<(&'static str, u64, u64)>,
 }
@@ -113,7 +113,7 @@ impl<'a> Look<'a> {
             upper: std::path::PathBuf::new(),
             made: Default::default(),
             carry_files,
-            queued: 0,
+            queued: Vec::new(),
             seen: HashSet::new(),
         }
     }

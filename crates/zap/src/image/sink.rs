@@ -4,6 +4,7 @@ use std::io;
 
 use super::DataRef;
 use super::chunk::{ChunkWriter, Written};
+use crate::sys::heap::Stock;
 
 /// Bytes of a page; what [`DataSink::append_pages`] aligns to.
 const PAGE: u64 = 4096;
@@ -15,6 +16,8 @@ pub struct DataSink {
     pending: Vec<Vec<u8>>,
     end: u64,
     out: Option<ChunkWriter>,
+    /// Memory for what is read while the pod is held, and then appended.
+    pub stock: Stock,
 }
 
 impl DataSink {

@@ -97,9 +97,10 @@ pub fn read_all<'c>(data: &mut DataSink, all: impl IntoIterator<Item = &'c mut C
         pieces.map(move |piece| (place, piece)).collect::<Vec<_>>()
     };
     let pieces: Vec<_> = all.iter().enumerate().flat_map(pieces_of).collect();
+    let stock = &data.stock;
     let read = parallel::map(pieces, |(place, piece)| {
         let captured = &all[place];
-        let bytes = pages::read(&captured.subject, &piece, &captured.elsewhere)?;
+        let bytes = pages::read(stock, &captured.subject, &piece, &captured.elsewhere)?;
         Ok((place, piece, bytes))
     });
     for read in read {

@@ -38,9 +38,6 @@ pub struct Ahead {
     _userfault: OwnedFd,
 }
 
-/// Addresses whose pages are read and written out together.
-const PART: u64 = 64 << 20;
-
 /// What a round of copying did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Round {
@@ -113,10 +110,12 @@ impl Ahead {
         let shared = theirs.transpose().capturing("looking at", doing())?.unwrap_or_default();
         let wanted = ranges::minus(&written, &shared);
         let before = data.end();
-        // pages may vanish while they are read: that part is left to the hold
-        for some in wanted.chunk_by(|a, b| a.start / PART == b.start / PART) {
-            if let Ok(runs) = pages::store(data, subject, some, &frames) {
-                self.copied.extend(runs);
+        let elsewhere = frames.mapped_elsewhere();
+        // a piece at a time: memory of ours that is touched for the first time costs more than the copy
+        for piece in pages::pieces(&wanted) {
+            // pages may vanish while they are read: that part is left to the hold
+            if let Ok(bytes) = pages::read(&data.stock, subject, &piece, &elsewhere) {
+                pages::append(data, &piece, bytes, &mut self.copied);
             }
             data.flush().capturing("writing", doing())?;
         }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use crate::ids::HostPid;
@@ -29,7 +30,7 @@ pub type Layouts = HashMap<HostPid, Vec<Mapping>>;
 pub struct MemoryAhead {
     layouts: Layouts,
     followed: HashMap<HostPid, Ahead>,
-    /// How long, in microseconds, a thread was held each time to begin following its process.
+    /// How long, in microseconds, it took to hold a thread of each process that is followed.
     pub holds_us: Vec<u64>,
     /// Times that the memory of those followed was looked through.
     pub rounds: u64,
@@ -56,10 +57,15 @@ impl MemoryAhead {
     pub fn look_ahead(layouts: Layouts, population: &Population, data: &mut DataSink) -> MemoryAhead {
         let mut ahead = MemoryAhead::layouts(layouts);
         let big = ahead.worth_following(population);
-        for found in &big {
-            let begun = Instant::now();
-            let followed = follow(found);
+        let begun = Instant::now();
+        let made = parallel::map(big.clone(), |found| (found, hold_for_userfault(found)));
+        if !made.is_empty() {
             ahead.holds_us.push(begun.elapsed().as_micros() as u64);
+        }
+        let followed = parallel::map(made, |(found, made)| {
+            (found, made.and_then(|made| Ok(Ahead::begin(found.subject.host, made, &[])?)))
+        });
+        for (found, followed) in followed {
             match followed {
                 Ok(followed) => drop(ahead.followed.insert(found.subject.host, followed)),
                 Err(error) => tracing::info!(process = %found.subject.pod, %error, "memory is not followed"),
@@ -80,10 +86,12 @@ impl MemoryAhead {
         ahead
     }
 
-    /// Bytes of modified memory that are left to the hold, at least.
-    pub fn unfollowed(&self) -> u64 {
-        let left = self.layouts.iter().filter(|(process, _)| !self.followed.contains_key(process));
-        left.flat_map(|(_, layout)| layout).map(|mapping| mapping.modified).sum()
+    /// About how many bytes are left to the hold, of each process.
+    pub fn left(&self) -> impl Iterator<Item = u64> {
+        self.layouts.iter().map(|(process, layout)| {
+            let modified = layout.iter().map(|mapping| mapping.modified).sum();
+            if self.followed.contains_key(process) { LITTLE.min(modified) } else { modified }
+        })
     }
 
     /// The biggest processes, all but what is little together.
@@ -131,16 +139,16 @@ fn can_answer(found: &Found) -> bool {
 }
 
 /// Holds the leader of a process for as long as it takes to have it make a userfaultfd.
-fn follow(found: &Found) -> Result<Ahead, HoldError> {
+fn hold_for_userfault(found: &Found) -> Result<OwnedFd, HoldError> {
     let mut threads = vec![hold::seize_one(discover::leader(found))?.wait()?];
     let userfault = make_userfault(found, &mut threads);
     for held in threads {
         held.let_go()?;
     }
-    Ok(Ahead::begin(found.subject.host, userfault?, &[])?)
+    userfault
 }
 
-fn make_userfault(found: &Found, threads: &mut Vec<Held>) -> Result<std::os::fd::OwnedFd, HoldError> {
+fn make_userfault(found: &Found, threads: &mut Vec<Held>) -> Result<OwnedFd, HoldError> {
     let (ground, _) = hold::prepare(found, threads)?;
     let vanished = || crate::error::CaptureError::Vanished(found.subject.pod);
     let leader = threads.first_mut().ok_or_else(vanished)?;

@@ -182,7 +182,8 @@ impl Tcp {
             return Ok(Form::Idle { local: (local.port() != 0).then_some(local) });
         }
         let unread = socket::ioctl_int(fd, libc::FIONREAD).capturing("measuring the queue", descriptor.object())?;
-        let receive = super::tcp_queues::peek(fd, unread as u32).capturing("reading the queue", descriptor.object())?;
+        let receive =
+            super::tcp_queues::peek(look, fd, unread as u32).capturing("reading the queue", descriptor.object())?;
         Ok(Form::Ended { reset: ready & libc::POLLERR != 0, receive: look.data.append(receive) })
     }
 }
@@ -193,7 +194,7 @@ impl FileKind for Tcp {
     }
 
     fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
-        look.queued += super::tcp_queues::queued(descriptor.as_fd());
+        look.queued.extend(super::tcp_queues::queued(descriptor.as_fd()));
         look.sockets.listeners.note(descriptor);
         Ok(())
     }

@@ -104,7 +104,7 @@ impl Connection {
         if has_urgent(fd).capturing("measuring the queue", descriptor.object())? {
             return Err(descriptor.refuse("has urgent data in its queue, which cannot be checkpointed yet"));
         }
-        let raw = Raw::read(fd, reuse).capturing("reading the connection", descriptor.object())?;
+        let raw = Raw::read(look, fd, reuse).capturing("reading the connection", descriptor.object())?;
         let fin_pending = u32::from(phase.fin_pending());
         if raw.send.len() as u32 + fin_pending != raw.unacknowledged || raw.receive.len() as u32 != raw.unread {
             return Err(unexpected(descriptor, "length of a queue"));
@@ -231,7 +231,7 @@ struct Raw {
 }
 
 impl Raw {
-    fn read(fd: BorrowedFd<'_>, reuse: bool) -> std::io::Result<Raw> {
+    fn read(look: &Look<'_>, fd: BorrowedFd<'_>, reuse: bool) -> std::io::Result<Raw> {
         let clamp = socket::get_int(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP)? as u32;
         let timestamp = socket::get_int(fd, libc::IPPROTO_TCP, socket::TCP_TIMESTAMP)? as u32;
         let repair = Repair::enter(fd, reuse)?;
@@ -239,7 +239,7 @@ impl Raw {
         let unread = socket::ioctl_int(fd, libc::FIONREAD)? as u32;
         tcp_repair::select(fd, Queue::Send)?;
         let send_end = tcp_repair::sequence(fd)?;
-        let send = peek(fd, unacknowledged)?;
+        let send = peek(look, fd, unacknowledged)?;
         tcp_repair::select(fd, Queue::Receive)?;
         let raw = Raw {
             send_end,
@@ -248,7 +248,7 @@ impl Raw {
             send,
             receive_end: tcp_repair::sequence(fd)?,
             unread,
-            receive: peek(fd, unread)?,
+            receive: peek(look, fd, unread)?,
             window: tcp_repair::window(fd)?,
             segment: socket::get_int(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG)?,
             timestamp,
@@ -259,18 +259,18 @@ impl Raw {
     }
 }
 
-/// About how many bytes are in both queues, whatever the state.
-pub(super) fn queued(fd: BorrowedFd<'_>) -> u64 {
+/// About how many bytes are in each queue, whatever the state.
+pub(super) fn queued(fd: BorrowedFd<'_>) -> [u64; 2] {
     let ask = |what| socket::ioctl_int(fd, what).map_or(0, |bytes| bytes.max(0) as u64);
-    ask(libc::TIOCOUTQ) + ask(libc::FIONREAD)
+    [ask(libc::TIOCOUTQ), ask(libc::FIONREAD)]
 }
 
 /// Up to `length` bytes of the selected queue, left where they are.
-pub(super) fn peek(fd: BorrowedFd<'_>, length: u32) -> std::io::Result<Vec<u8>> {
+pub(super) fn peek(look: &Look<'_>, fd: BorrowedFd<'_>, length: u32) -> std::io::Result<Vec<u8>> {
     if length == 0 {
         return Ok(Vec::new());
     }
-    let mut bytes = vec![0; length as usize];
+    let mut bytes = look.data.stock.zeros(length as usize);
     let read = super::common::peeking_from_start(fd, || {
         socket::receive(fd, &mut bytes, libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
     });

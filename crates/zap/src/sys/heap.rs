@@ -1,6 +1,12 @@
 //! Memory of our own, in place before it is needed: a page that is touched for the first time costs a microsecond, and a
 //! checkpoint that copies megabytes pays for it while the pod is held.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Buffers that are smaller are not worth preparing.
+const WORTH_IT: usize = 64 << 10;
+
 /// Keeps what a thread frees for what it allocates next, until [`release`].
 pub fn keep_freed() {
     const NEVER: i32 = i32::MAX;
@@ -10,16 +16,45 @@ pub fn keep_freed() {
     }
 }
 
-/// Has the kernel put memory behind the next `bytes` that the calling thread allocates, as huge pages where it can.
-pub fn warm(bytes: usize) {
-    const PAGE: usize = 4096;
-    const MADV_POPULATE_WRITE: i32 = 23;
-    let room = Vec::<u8>::with_capacity(bytes + PAGE);
-    let start = (room.as_ptr() as usize).next_multiple_of(PAGE);
-    let length = (room.as_ptr() as usize + room.capacity()).saturating_sub(start) / PAGE * PAGE;
-    for advice in [libc::MADV_HUGEPAGE, MADV_POPULATE_WRITE] {
-        // SAFETY: whole pages inside an allocation of ours; neither advice changes what is in them.
-        unsafe { libc::madvise(start as *mut libc::c_void, length, advice) };
+/// Buffers of zeros that have memory behind them, by their size. Any thread may take one.
+///
+/// Memory that is merely allocated and freed ahead does not do: allocators keep it by thread, and give large pieces back.
+#[derive(Debug, Default)]
+pub struct Stock(Mutex<BTreeMap<usize, Vec<Vec<u8>>>>);
+
+impl Stock {
+    /// Has the kernel put memory behind a buffer for about so many bytes.
+    pub fn add(&self, bytes: usize) {
+        const PAGE: usize = 4096;
+        const MADV_POPULATE_WRITE: i32 = 23;
+        if bytes < WORTH_IT {
+            return;
+        }
+        let room = vec![0u8; bytes];
+        let start = (room.as_ptr() as usize).next_multiple_of(PAGE);
+        let length = (room.as_ptr() as usize + room.capacity()).saturating_sub(start) / PAGE * PAGE;
+        for advice in [libc::MADV_HUGEPAGE, MADV_POPULATE_WRITE] {
+            // SAFETY: whole pages inside an allocation of ours; neither advice changes what is in them.
+            unsafe { libc::madvise(start as *mut libc::c_void, length, advice) };
+        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(bytes).or_default().push(room);
+    }
+
+    /// So many zeros: of the smallest buffer that has room for them, or newly allocated.
+    pub fn zeros(&self, bytes: usize) -> Vec<u8> {
+        if bytes < WORTH_IT {
+            return vec![0; bytes];
+        }
+        let mut stock = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = stock.range_mut(bytes..).find_map(|(_, buffers)| buffers.pop());
+        drop(stock);
+        match found {
+            Some(mut buffer) => {
+                buffer.truncate(bytes);
+                buffer
+            }
+            None => vec![0; bytes],
+        }
     }
 }
 
@@ -31,10 +66,15 @@ pub fn release() {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
-    fn memory_that_was_warmed_can_be_used() {
-        super::warm(5 << 20);
-        assert_eq!(vec![7u8; 5 << 20].iter().map(|b| u64::from(*b)).sum::<u64>(), 7 * (5 << 20));
-        super::release();
+    fn the_smallest_buffer_with_room_is_taken() {
+        let stock = Stock::default();
+        [3 << 20, 1 << 20].into_iter().for_each(|bytes| stock.add(bytes));
+        let (small, large, fresh) = (stock.zeros(900_000), stock.zeros(900_000), stock.zeros(900_000));
+        assert!(small.capacity() < 2 << 20 && large.capacity() >= 3 << 20 && fresh.capacity() < 1 << 20);
+        assert!([small, large, fresh].iter().all(|buffer| *buffer == vec![0; 900_000]));
+        release();
     }
 }
