@@ -228,8 +228,9 @@ impl Checkpoint<'_> {
             room -= bytes;
             bytes
         };
-        queued.iter().for_each(|bytes| writer.data.stock.add(some(*bytes) as usize));
-        self.memory.left().for_each(|bytes| memory::prepare_for(&writer.data.stock, some(bytes)));
+        let mut sizes: Vec<usize> = queued.iter().map(|bytes| some(*bytes) as usize).collect();
+        sizes.extend(self.memory.left().flat_map(|bytes| memory::buffers_for(some(bytes))));
+        writer.data.stock.add(sizes);
     }
 
     /// Refuses what cannot be captured. How the memory of each process looks, and how many bytes wait in each queue.

@@ -24,7 +24,7 @@ pub use asynchronous::Contexts;
 pub use capture::{Captured, Request, capture, check, read_all};
 pub use layout::Mapping;
 pub use mapped::MappedFiles;
-pub(crate) use pages::prepare_for;
+pub(crate) use pages::buffers_for;
 pub use plan::{MemoryBatch, Target, free_gap, late_batch, rebuild_batches};
 pub use state::{Backing, MemoryState, MmFields, PageRun, PageSource, VdsoState, VmaState};
 pub use survey::{Survey, layout_of, mappings, survey};

@@ -172,10 +172,9 @@ pub(super) fn runs(pages: &[PageRun]) -> Vec<Range<u64>> {
     ranges::joined(pages.iter().map(|r| r.start..r.end).collect())
 }
 
-/// Has memory in place for reading about `bytes` later.
-pub(crate) fn prepare_for(stock: &Stock, bytes: u64) {
-    (0..bytes / PIECE).for_each(|_| stock.add(PIECE as usize));
-    stock.add((bytes % PIECE) as usize);
+/// The sizes of the buffers that reading about `bytes` takes.
+pub(crate) fn buffers_for(bytes: u64) -> impl Iterator<Item = usize> {
+    std::iter::repeat_n(PIECE as usize, (bytes / PIECE) as usize).chain([(bytes % PIECE) as usize])
 }
 
 /// `wanted` in portions that are read in one go.

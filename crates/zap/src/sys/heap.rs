@@ -23,21 +23,20 @@ pub fn keep_freed() {
 pub struct Stock(Mutex<BTreeMap<usize, Vec<Vec<u8>>>>);
 
 impl Stock {
-    /// Has the kernel put memory behind a buffer for about so many bytes.
-    pub fn add(&self, bytes: usize) {
-        const PAGE: usize = 4096;
+    /// Has the kernel put memory behind buffers of these sizes. They are allocated before any is touched, so that they lie
+    /// side by side and huge pages reach across them.
+    pub fn add(&self, sizes: impl IntoIterator<Item = usize>) {
         const MADV_POPULATE_WRITE: i32 = 23;
-        if bytes < WORTH_IT {
-            return;
-        }
-        let room = vec![0u8; bytes];
-        let start = (room.as_ptr() as usize).next_multiple_of(PAGE);
-        let length = (room.as_ptr() as usize + room.capacity()).saturating_sub(start) / PAGE * PAGE;
+        let worth_it = sizes.into_iter().filter(|bytes| *bytes >= WORTH_IT);
+        let mut rooms: Vec<Vec<u8>> = worth_it.map(Vec::with_capacity).collect();
         for advice in [libc::MADV_HUGEPAGE, MADV_POPULATE_WRITE] {
-            // SAFETY: whole pages inside an allocation of ours; neither advice changes what is in them.
-            unsafe { libc::madvise(start as *mut libc::c_void, length, advice) };
+            rooms.iter().for_each(|room| advise(room, advice));
         }
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(bytes).or_default().push(room);
+        let mut stock = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for mut room in rooms.drain(..) {
+            room.resize(room.capacity(), 0);
+            stock.entry(room.len()).or_default().push(room);
+        }
     }
 
     /// So many zeros: of the smallest buffer that has room for them, or newly allocated.
@@ -58,6 +57,15 @@ impl Stock {
     }
 }
 
+/// Advises the kernel about the whole pages of a buffer's room.
+fn advise(room: &Vec<u8>, advice: i32) {
+    const PAGE: usize = 4096;
+    let start = (room.as_ptr() as usize).next_multiple_of(PAGE);
+    let length = (room.as_ptr() as usize + room.capacity()).saturating_sub(start) / PAGE * PAGE;
+    // SAFETY: whole pages inside an allocation of ours; the advice is about memory behind them, not about what is in them.
+    unsafe { libc::madvise(start as *mut libc::c_void, length, advice) };
+}
+
 /// Gives what was freed back to the kernel.
 pub fn release() {
     // SAFETY: a number only.
@@ -71,7 +79,7 @@ mod tests {
     #[test]
     fn the_smallest_buffer_with_room_is_taken() {
         let stock = Stock::default();
-        [3 << 20, 1 << 20].into_iter().for_each(|bytes| stock.add(bytes));
+        stock.add([3 << 20, 1 << 20]);
         let (small, large, fresh) = (stock.zeros(900_000), stock.zeros(900_000), stock.zeros(900_000));
         assert!(small.capacity() < 2 << 20 && large.capacity() >= 3 << 20 && fresh.capacity() < 1 << 20);
         assert!([small, large, fresh].iter().all(|buffer| *buffer == vec![0; 900_000]));
