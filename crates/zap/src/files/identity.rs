@@ -40,7 +40,7 @@ pub fn identity_of(path: &Path) -> io::Result<FileIdentity> {
 
 /// Where a file of the pod's lower root is on the host.
 pub(crate) fn in_root(root: &Path, path: &[u8]) -> PathBuf {
-    root.join(super::reopen::as_path(path.strip_prefix(b"/").unwrap_or(path)))
+    root.join(super::reopen::relative(path))
 }
 
 /// Refuses a file of the root that is not what it was.

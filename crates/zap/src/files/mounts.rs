@@ -173,7 +173,7 @@ fn device(field: &[u8]) -> Option<u64> {
     Some(libc::makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
-pub(crate) use super::reopen::as_path;
+pub(crate) use super::reopen::{as_path, from_host, relative};
 
 fn path_of(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(bytes))

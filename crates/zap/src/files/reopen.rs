@@ -34,8 +34,12 @@ pub(crate) fn as_path(bytes: &[u8]) -> &Path {
     Path::new(OsStr::from_bytes(bytes))
 }
 
+/// A path from a root as one from wherever that root is.
+pub(crate) fn relative(path: &[u8]) -> &Path {
+    as_path(path.strip_prefix(b"/").unwrap_or(path))
+}
+
 /// A path of the pod as it is reached from the host, through the root of one of its processes.
 pub(crate) fn from_host(init: crate::ids::HostPid, path: &[u8]) -> std::path::PathBuf {
-    let inside = path.strip_prefix(b"/").unwrap_or(path);
-    init.proc("root").join(as_path(inside))
+    init.proc("root").join(relative(path))
 }

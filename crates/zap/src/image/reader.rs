@@ -191,7 +191,7 @@ impl ImageReader {
     /// The data, to be read and checked bit by bit.
     pub fn stored_data(&self) -> Result<StoredData, ImageError> {
         let path = self.path.join("data");
-        let stored = self.files.iter().find(|f| f.entry.name == "data").expect("checked when it was opened");
+        let stored = self.file("data").expect("checked when it was opened");
         let file = stored.file.try_clone().map_err(ImageError::io("sharing", &path))?;
         Ok(StoredData { path, file, entry: stored.entry.clone() })
     }

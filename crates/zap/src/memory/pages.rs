@@ -275,7 +275,7 @@ impl Reader {
         let mut rest = buffer;
         let mut fast: Vec<Range<u64>> = Vec::new();
         for range in ranges {
-            let slow = ranges::common(std::slice::from_ref(range), holes_in(elsewhere, range));
+            let slow = ranges::common(std::slice::from_ref(range), elsewhere);
             let mut at = range.start;
             for shared in slow {
                 fast.extend((at < shared.start).then_some(at..shared.start));
@@ -316,11 +316,4 @@ impl Reader {
         file.read_exact_at(now, range.start)?;
         Ok(later)
     }
-}
-
-/// Those of the sorted `holes` that may touch `range`.
-fn holes_in<'h>(holes: &'h [Range<u64>], range: &Range<u64>) -> &'h [Range<u64>] {
-    let first = holes.partition_point(|h| h.end <= range.start);
-    let behind = holes.partition_point(|h| h.start < range.end);
-    &holes[first..behind.max(first)]
 }

@@ -46,7 +46,11 @@ pub(super) fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
 
 /// The parts that lie in both lists (each sorted and disjoint).
 pub(super) fn common(a: &[Range<u64>], b: &[Range<u64>]) -> Vec<Range<u64>> {
-    let (mut i, mut j, mut found) = (0, 0, Vec::new());
+    // From where both have something on: a short list costs no walk over a long one.
+    let first = |of: &[Range<u64>], other: &[Range<u64>]| {
+        of.partition_point(|r| other.first().is_some_and(|o| r.end <= o.start))
+    };
+    let (mut i, mut j, mut found) = (first(a, b), first(b, a), Vec::new());
     while let (Some(x), Some(y)) = (a.get(i), b.get(j)) {
         found.extend(overlap(x, y));
         if x.end <= y.end { i += 1 } else { j += 1 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::table::{Entry, below, join, parse};
 use super::{FileSystem, MountState, Source};
 use crate::error::{CaptureError, Context};
-use crate::files::mounts::as_path;
+use crate::files::mounts::{as_path, from_host};
 use crate::ids::{HostPid, PodPid};
 use crate::pod::{PodSpec, capabilities};
 use crate::sys::{clone, file, mount, nsfs};
@@ -28,8 +28,7 @@ const VIEWS: [&str; 5] = ["proc", "sysfs", "mqueue", "cgroup2", "devpts"];
 
 /// Whether somebody in the pod may mount anything in its own mount namespace.
 fn may_mount(spec: &PodSpec) -> bool {
-    let admin = capabilities::NAMES.iter().position(|name| *name == "SYS_ADMIN");
-    spec.capabilities.iter().any(|number| Some(*number as usize) == admin)
+    capabilities::includes(&spec.capabilities, "SYS_ADMIN")
 }
 
 /// Writes down which mounts a pod is born with.
@@ -129,6 +128,7 @@ pub fn fresh(spec: &PodSpec, init: HostPid, born: &Path) -> Result<Vec<Fresh>, C
     Ok(found)
 }
 
+pub(super) const PEERS: &str = "tells other mounts of what is mounted there, which cannot be checkpointed yet";
 pub(super) const COVERED: &str = "is covered by another mount, which cannot be checkpointed yet";
 
 /// The name of the archive of a tmpfs.
@@ -158,11 +158,13 @@ pub type Made = HashMap<u64, Option<(u64, Vec<u8>)>>;
 /// The mounts that were made.
 pub fn made(spec: &PodSpec, init: HostPid, born: &Path) -> Result<Made, CaptureError> {
     let (born, made) = made_since(spec, init, born)?;
-    let place = |entry: &Entry| {
-        let old = born.iter().rev().find(|old| holds(old, entry))?;
-        Some((old.id, join(&old.point, below(&entry.root, &old.root)?)))
-    };
-    Ok(made.iter().map(|entry| (entry.id, place(entry))).collect())
+    Ok(made.iter().map(|entry| (entry.id, born_place(&born, entry))).collect())
+}
+
+/// Of what the pod was born with: the number of the mount that shows what `entry` does, and the path there.
+pub(super) fn born_place(born: &[Entry], entry: &Entry) -> Option<(u64, Vec<u8>)> {
+    let old = born.iter().rev().find(|old| holds(old, entry))?;
+    Some((old.id, join(&old.point, below(&entry.root, &old.root)?)))
 }
 
 /// The mounts that were made; `fresh` are those whose contents are being copied.
@@ -181,18 +183,15 @@ pub fn capture(
             (None, Some(first)) => part(&made[first], first, entry)?,
             (None, None) => Source::New(own_file_system(init, entry, fresh)?),
         };
-        let has = |name: &str| entry.propagation.iter().any(|field| field.starts_with(name));
-        let is_peer =
-            |other: &Entry| other.id != entry.id && entry.propagation.iter().any(|p| other.propagation.contains(p));
-        if has("master") || has("shared") && born.iter().chain(&made).any(is_peer) {
-            return Err(refuse(entry, "tells other mounts of what is mounted there, which cannot be checkpointed yet"));
+        if entry.has_peers(born.iter().chain(&made)) {
+            return Err(refuse(entry, PEERS));
         }
         states.push(MountState {
             point: entry.point.clone(),
             source,
             attributes: entry.attributes(),
-            shared: has("shared"),
-            unbindable: has("unbindable"),
+            shared: entry.propagates("shared"),
+            unbindable: entry.propagates("unbindable"),
         });
     }
     Ok(states)
@@ -211,8 +210,7 @@ fn bind(init: HostPid, old: &Entry, entry: &Entry) -> Result<Source, CaptureErro
 /// The path in the pod under which `old` shows what `entry` does, unless something else is seen there.
 fn visible(init: HostPid, old: &Entry, entry: &Entry) -> Option<Vec<u8>> {
     let path = join(&old.point, below(&entry.root, &old.root)?);
-    let inside = init.proc("root").join(as_path(path.strip_prefix(b"/").unwrap_or(&path)));
-    let there = file::open_path(&inside).ok().and_then(|file| mount::id_of(&file).ok());
+    let there = file::open_path(&from_host(init, &path)).ok().and_then(|file| mount::id_of(&file).ok());
     (there == Some(old.id)).then_some(path)
 }
 
@@ -226,10 +224,7 @@ fn part(first: &Entry, place: usize, entry: &Entry) -> Result<Source, CaptureErr
 fn own_file_system(init: HostPid, entry: &Entry, fresh: &[(Vec<u8>, String)]) -> Result<FileSystem, CaptureError> {
     let refuse = |why: &str| refuse(entry, why);
     match entry.kind.as_str() {
-        "devpts" => {
-            let path = init.proc("root").join(as_path(entry.point.strip_prefix(b"/").unwrap_or(&entry.point)));
-            check_terminals(&path, entry, &refuse)?;
-        }
+        "devpts" => check_terminals(&from_host(init, &entry.point), entry, &refuse)?,
         kind if kind == "tmpfs" || VIEWS.contains(&kind) => {}
         kind => return Err(refuse(&format!("is of the file system {kind}, which cannot be checkpointed yet"))),
     }

@@ -11,12 +11,12 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
-use super::capture::{Fresh, Home, Made, archive_of, check_terminals, contents_of, file_system, holds, view};
+use super::capture::{Fresh, Home, Made, archive_of, born_place, check_terminals, contents_of, file_system, view};
 use super::table::{Entry, below, join, parse};
 use super::{FileSystem, capture};
 use crate::error::{CaptureError, Context};
 use crate::files::Descriptor;
-use crate::files::mounts::as_path;
+use crate::files::mounts::relative;
 use crate::ids::HostPid;
 use crate::look::{Look, Subject};
 use crate::namespaces::{Body, NamespaceId, NamespaceState, Sightings};
@@ -121,12 +121,8 @@ impl Nests {
 
     /// What the pod was born with of what is shown in them.
     pub fn add_to(&self, made: &mut Made, home: &Home) {
-        let place = |entry: &Entry| {
-            let old = home.born.iter().rev().find(|old| holds(old, entry))?;
-            Some((old.id, join(&old.point, below(&entry.root, &old.root)?)))
-        };
         let entries = self.nests.iter().flat_map(|nest| &nest.entries);
-        made.extend(entries.map(|(entry, _)| (entry.id, place(entry))));
+        made.extend(entries.map(|(entry, _)| (entry.id, born_place(&home.born, entry))));
     }
 
     /// Where a file system that is not the pod's own is shown first, by the place of the namespace and that of the mount:
@@ -178,14 +174,9 @@ impl Nests {
     ) -> Result<NestedMount, CaptureError> {
         let nest = &self.nests[at.0];
         let (entry, on) = &nest.entries[at.1];
-        let has = |name: &str| entry.propagation.iter().any(|field| field.starts_with(name));
-        let everywhere = || home.all().chain(self.nests.iter().flat_map(|nest| nest.entries.iter().map(|(e, _)| e)));
-        let is_peer =
-            |other: &Entry| other.id != entry.id && entry.propagation.iter().any(|p| other.propagation.contains(p));
-        if has("master") || has("shared") && everywhere().any(is_peer) {
-            return Err(
-                nest.refuse(entry, "tells other mounts of what is mounted there, which cannot be checkpointed yet")
-            );
+        let nested = self.nests.iter().flat_map(|nest| nest.entries.iter().map(|(entry, _)| entry));
+        if entry.has_peers(home.all().chain(nested)) {
+            return Err(nest.refuse(entry, capture::PEERS));
         }
         let above = on.map(|on| &nest.entries[on].0.point);
         Ok(NestedMount {
@@ -193,8 +184,8 @@ impl Nests {
             place: above.and_then(|above| below(&entry.point, above)).unwrap_or_default().to_vec(),
             source: self.source(at, init, home, fresh)?,
             attributes: entry.attributes(),
-            shared: has("shared"),
-            unbindable: has("unbindable"),
+            shared: entry.propagates("shared"),
+            unbindable: entry.propagates("unbindable"),
         })
     }
 
@@ -229,7 +220,7 @@ impl Nest {
 
     fn path(&self, path: &[u8]) -> PathBuf {
         let root = format!("/proc/self/fd/{}", self.root.as_raw_fd());
-        Path::new(&root).join(as_path(path.strip_prefix(b"/").unwrap_or(path)))
+        Path::new(&root).join(relative(path))
     }
 
     fn own_file_system(

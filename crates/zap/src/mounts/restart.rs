@@ -13,7 +13,7 @@ use super::capture::path_of;
 use super::table::join;
 use super::{FileSystem, MountState, NestState, NestedMount, NestedSource, Source};
 use crate::error::{Context, RebuildError};
-use crate::files::mounts::as_path;
+use crate::files::mounts::{as_path, relative};
 use crate::image::ImageReader;
 use crate::layer;
 use crate::namespaces::NamespaceId;
@@ -39,26 +39,30 @@ pub fn make(image: &ImageReader, states: &[MountState]) -> Result<(), RebuildErr
         };
         let missing = || RebuildError::Damaged(format!("mount {first} is not in it"));
         let whole = ready.get(*first).and_then(Option::as_ref).ok_or_else(missing)?;
-        let inside = path_of(whole).join(as_path(rest.strip_prefix(b"/").unwrap_or(rest)));
+        let inside = path_of(whole).join(relative(rest));
         let shown = as_path(&state.point).display();
         parts.push(Some(mount::copy_mount(&inside, false).rebuilding("binding", shown)?));
     }
     for ((state, mounted), part) in states.iter().zip(ready).zip(parts) {
         let point = as_path(&state.point);
         let Some(mounted) = mounted.or(part) else { continue };
-        let propagation = match (state.shared, state.unbindable) {
-            (true, _) => libc::MS_SHARED,
-            (_, true) => libc::MS_UNBINDABLE,
-            _ => 0,
-        };
         mount::shape(mounted.as_fd(), state.attributes, 0).rebuilding("setting the options of", point.display())?;
         mount::attach(&mounted, point).rebuilding("mounting", point.display())?;
-        if propagation != 0 {
+        if let Some(propagation) = propagation(state.shared, state.unbindable) {
             mount::shape(mounted.as_fd(), state.attributes, propagation)
                 .rebuilding("setting the propagation of", point.display())?;
         }
     }
     Ok(())
+}
+
+/// How a mount that is not private passes on what is mounted there.
+fn propagation(shared: bool, unbindable: bool) -> Option<u64> {
+    match (shared, unbindable) {
+        (true, _) => Some(libc::MS_SHARED),
+        (_, true) => Some(libc::MS_UNBINDABLE),
+        _ => None,
+    }
 }
 
 /// The user namespace in which a file system is made, and what users and groups are called there, from the pod's names.
@@ -91,7 +95,7 @@ fn new(image: &ImageReader, system: &FileSystem, maker: Option<Maker<'_>>) -> Re
         _ => mount::new_mount(&kind, &options, 0),
     };
     let mounted = mounted.rebuilding("making", &system.kind)?;
-    let root = Path::new(".").join(as_path(system.root.strip_prefix(b"/").unwrap_or(&system.root)));
+    let root = Path::new(".").join(relative(&system.root));
     let top = path_of(&mounted).join(&root);
     if let Some(archive) = &system.contents {
         let mut archive = image.layer(archive).map_err(|e| RebuildError::Damaged(e.to_string()))?;
@@ -166,7 +170,7 @@ impl Sources {
                 NestedSource::New(system) => new(image, system, maker)?,
                 NestedSource::Part(other, first, rest) => {
                     let whole = self.0.get(&(*other, *first)).ok_or_else(|| missing(*first))?;
-                    let inside = path_of(whole).join(as_path(rest.strip_prefix(b"/").unwrap_or(rest)));
+                    let inside = path_of(whole).join(relative(rest));
                     mount::copy_mount(&inside, false).rebuilding("binding", as_path(rest).display())?
                 }
             };
@@ -205,10 +209,8 @@ pub fn make_nest(
             Some(owner) => assemble_for(owner, nest, &mounts)?,
         }
         for (state, path) in nest.mounts.iter().zip(&paths) {
-            match (state.shared, state.unbindable) {
-                (true, _) => mount::propagate(as_path(path), libc::MS_SHARED)?,
-                (_, true) => mount::propagate(as_path(path), libc::MS_UNBINDABLE)?,
-                _ => {}
+            if let Some(propagation) = propagation(state.shared, state.unbindable) {
+                mount::propagate(as_path(path), propagation)?;
             }
         }
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
@@ -227,10 +229,6 @@ fn assemble(nest: &NestState, mounts: &[BorrowedFd<'_>]) -> io::Result<()> {
     }
     nix::unistd::fchdir(mounts[0])?;
     mount::pivot_here()
-}
-
-fn relative(path: &[u8]) -> &Path {
-    as_path(path.strip_prefix(b"/").unwrap_or(path))
 }
 
 /// The same for a namespace of others: of what the pod has itself, nothing that lies on something else of it may be taken

@@ -54,6 +54,18 @@ impl Entry {
         self.options.iter().map(flag).fold(if strict { 0x20 } else { 0 }, |all, one| all | one)
     }
 
+    /// Whether something of that kind is said of its propagation: `shared`, `master`, `unbindable`.
+    pub fn propagates(&self, kind: &str) -> bool {
+        self.propagation.iter().any(|field| field.starts_with(kind))
+    }
+
+    /// Whether one of `others` hears of what is mounted on it, or it hears of what is mounted elsewhere.
+    pub fn has_peers<'e>(&self, mut others: impl Iterator<Item = &'e Entry>) -> bool {
+        let is_peer =
+            |other: &Entry| other.id != self.id && self.propagation.iter().any(|p| other.propagation.contains(p));
+        self.propagates("master") || self.propagates("shared") && others.any(is_peer)
+    }
+
     /// The options of a file system that make it what it is.
     pub fn file_system_options(&self) -> Vec<(String, Option<String>)> {
         let is_own = |option: &&String| !["rw", "ro", "seclabel", "inode64", "relatime"].contains(&option.as_str());

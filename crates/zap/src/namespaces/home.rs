@@ -24,9 +24,7 @@ const RULES: [u32; 3] = [0, 32766, 32767];
 
 /// Refuses a pod that has changed its own network.
 pub fn check_home(spec: &PodSpec, init: HostPid) -> Result<(), CaptureError> {
-    let admin = capabilities::NAMES.iter().position(|name| *name == NET_ADMIN);
-    let is_admin = spec.capabilities.iter().any(|number| Some(*number as usize) == admin);
-    if !is_admin || spec.network == NetworkMode::Host {
+    if !capabilities::includes(&spec.capabilities, NET_ADMIN) || spec.network == NetworkMode::Host {
         return Ok(());
     }
     let namespace = std::fs::File::open(init.proc("ns/net")).capturing("opening", "the pod's network namespace")?;

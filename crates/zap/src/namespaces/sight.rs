@@ -45,11 +45,9 @@ struct Met {
 impl Sightings {
     /// Nothing met, in the pod of `init`.
     pub fn new(spec: &PodSpec, init: HostPid) -> Sightings {
-        let admin = capabilities::NAMES.iter().position(|name| *name == "SYS_ADMIN");
-        let privileged = spec.capabilities.iter().any(|number| Some(*number as usize) == admin);
         Sightings {
             init,
-            privileged,
+            privileged: capabilities::includes(&spec.capabilities, "SYS_ADMIN"),
             home: HashMap::new(),
             by_inode: HashMap::new(),
             met: Vec::new(),

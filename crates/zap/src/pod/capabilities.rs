@@ -79,6 +79,11 @@ pub fn resolve(add: &[String], drop: &[String]) -> Result<Vec<u32>, UnknownCapab
     Ok((0..NAMES.len() as u32).filter(|n| set & (1 << n) != 0).collect())
 }
 
+/// Whether a set of them, by number, has the one of that name (without `CAP_`).
+pub fn includes(set: &[u32], name: &str) -> bool {
+    set.iter().any(|number| NAMES.get(*number as usize) == Some(&name))
+}
+
 /// The name of a capability as programs print it: `CAP_NET_RAW`.
 pub fn name(number: u32) -> String {
     NAMES.get(number as usize).map_or_else(|| format!("CAP_{number}"), |n| format!("CAP_{n}"))

@@ -152,22 +152,24 @@ fn births(places: &BTreeMap<PodPid, &Place>, init_session: PodPid) -> BTreeMap<P
         let foreign = children.get(pid).into_iter().flatten().filter_map(of_child).find(|session| session != pid);
         wanted.extend(foreign.map(|session| (*pid, session)));
     }
-    let parent_of = |pid: &PodPid| places.get(pid).map(|place| place.parent);
-    let is_below = |pid: PodPid, ancestor: &PodPid| {
-        std::iter::successors(parent_of(&pid), parent_of).take(places.len()).any(|above| above == *ancestor)
-    };
     let mut births = BTreeMap::new();
     for pid in order.iter().filter(|pid| leads(pid)) {
         let parent = places[pid].parent;
         let usual = places.get(&parent).map_or(init_session, |parent| parent.session);
         // A session whose leader came from elsewhere was there before; in any other an orphan was born, adopted since.
         let was_there = |wanted: &&PodPid| {
-            births.get(&parent) == Some(*wanted) || places.contains_key(wanted) && !is_below(**wanted, pid)
+            births.get(&parent) == Some(*wanted) || places.contains_key(wanted) && !descends(places, **wanted, *pid)
         };
         let birth = wanted.get(pid).filter(was_there).copied().unwrap_or(usual);
         births.insert(*pid, birth);
     }
     births
+}
+
+/// Whether `process` is a descendant of `ancestor`.
+fn descends(places: &BTreeMap<PodPid, &Place>, process: PodPid, ancestor: PodPid) -> bool {
+    let parent = |pid: &PodPid| places.get(pid).map(|place| place.parent);
+    std::iter::successors(parent(&process), parent).take(places.len()).any(|pid| pid == ancestor)
 }
 
 impl Planner<'_> {
@@ -270,7 +272,7 @@ impl Planner<'_> {
         // Whoever passes is in the PID namespace whose first process is to adopt its child.
         let adopter = if parent == INIT { None } else { inner.namespace };
         if self.places.contains_key(&session) {
-            let is_below = subreaper.is_none_or(|subreaper| self.descends(session, subreaper));
+            let is_below = subreaper.is_none_or(|subreaper| descends(&self.places, session, subreaper));
             if self.inner(session).namespace != adopter || !is_below {
                 return Err(TreeError::Session(pid, session));
             }
@@ -296,12 +298,6 @@ impl Planner<'_> {
         }
         self.node(session).after.push(pid);
         Ok(())
-    }
-
-    /// Whether `process` is a descendant of `ancestor`.
-    fn descends(&self, process: PodPid, ancestor: PodPid) -> bool {
-        let parent = |pid: &PodPid| self.places.get(pid).map(|place| place.parent);
-        std::iter::successors(parent(&process), parent).take(self.places.len()).any(|pid| pid == ancestor)
     }
 
     /// Groups whose leader is gone are made by a phantom with the leader's PID.

@@ -20,12 +20,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use self::remaining::{Remaining, Run};
 pub use self::supply::{FromSource, FromStore, Supply};
-use crate::memory::{PageRun, PageSource};
+use crate::memory::{PAGE, PageRun, PageSource};
 use crate::pod::Cgroup;
 use crate::pod::control::Control;
 use crate::sys::userfault::{self, Event};
 
-const PAGE: u64 = 4096;
 /// What is asked for when somebody waits, and when nobody does.
 const URGENT: u64 = 16 << 10;
 const BLOCK: u64 = 128 << 10;

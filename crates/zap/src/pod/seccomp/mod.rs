@@ -18,10 +18,7 @@ pub struct ProfileError(pub String);
 
 /// The filter of a profile for a pod with these capabilities (by number); `None` for an unconfined one.
 pub fn filter(profile: &Seccomp, capabilities: &[u32]) -> Result<Option<Filter>, ProfileError> {
-    let allowed = |name: &str| {
-        let name = name.strip_prefix("CAP_").unwrap_or(name);
-        capabilities.iter().any(|n| capabilities::NAMES.get(*n as usize) == Some(&name))
-    };
+    let allowed = |name: &str| capabilities::includes(capabilities, name.strip_prefix("CAP_").unwrap_or(name));
     let decisions = match profile {
         Seccomp::Unconfined => return Ok(None),
         Seccomp::Default => standard::decisions(allowed),
