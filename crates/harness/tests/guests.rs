@@ -166,6 +166,8 @@ guests! {
     behind_a_root many_descriptors
     autogroup_nice seccomp_strict deadline guards sparse sealed locked_on_fault asynchronous_io network_kept
     mounts_namespace mounts_namespace_copied namespace_of_mounts namespace_of_mounts_pivoted
+    mounts_proc_of_namespace mounts_proc_of_namespace_nested mounts_proc_of_namespace_covered
+    mounts_proc_of_namespace_users mounts_proc_of_namespace_elsewhere mounts_interfaces_of_namespace queues_of_namespace
 }
 
 refused! {
@@ -178,6 +180,7 @@ refused! {
     mqueue_notify "mq_notify"
     mounts_moved "was taken away or moved"
     namespace_of_mounts_overlay "is of the file system overlay"
+    mounts_proc_of_namespace_outside "shows a namespace made inside the pod"
     directory_notify "F_NOTIFY"
     urgent "urgent data"
     urgent_read "urgent data"

@@ -18,8 +18,8 @@ use crate::files::{self, FileState};
 use crate::ids::{HostPid, PodPid};
 use crate::image::{ImageReader, decode, encode};
 use crate::ipc::{self, IpcState};
-use crate::mounts::{self, MountState};
-use crate::namespaces;
+use crate::mounts::{self, LateMounts, MountState};
+use crate::namespaces::{self, NamespaceId};
 use crate::pod::PodSpec;
 use crate::rebuild::Rebuild;
 use crate::sys::pidfd::PidFd;
@@ -58,15 +58,24 @@ pub enum Answer {
     },
 }
 
+/// What the builder is asked for once the seeds exist.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+enum Request {
+    /// The next process gets these numbers: each in the PID namespace of which this is the first process (0: the pod's).
+    Number(Vec<(PodPid, i32)>),
+    /// What could not be mounted before the first processes of PID namespaces were there: these.
+    Mount(Vec<(NamespaceId, PodPid)>),
+}
+
 /// Runs the builder on its descriptors: a socket to the monitor, the image's, the console's. It ends when the socket does.
 pub fn run(files: Vec<OwnedFd>) -> ! {
     let mut files = files.into_iter();
     let Some(socket) = files.next() else { std::process::exit(1) };
     let answer = match receive(&socket).and_then(|order| build(&order, files.collect())) {
-        Ok(master) => {
+        Ok((master, rest)) => {
             let _ = send(&socket, &Answer::Built, master.as_ref());
             // The pool stays open for the monitor to fetch copies, until it hangs up.
-            number_next(&socket);
+            serve(&socket, rest);
             std::process::exit(0)
         }
         Err(error) => Answer::Failed { message: error.to_string(), exit_code: exit_code(&error) },
@@ -75,19 +84,32 @@ pub fn run(files: Vec<OwnedFd>) -> ! {
     std::process::exit(1)
 }
 
-/// Sees to it, as often as it is asked, that the next process of the pod gets a number: those in user namespaces have no
-/// right to choose one.
-fn number_next(socket: &OwnedFd) {
+/// What is left to be mounted, and the image that it comes from.
+type Rest = Option<(LateMounts, ImageReader)>;
+
+/// Does what it is asked for until the monitor hangs up. Those in user namespaces have no right to choose numbers.
+fn serve(socket: &OwnedFd, mut rest: Rest) {
     let mut last = None;
-    let mut words = [0; 8 * 32];
-    while let Ok(length @ 1..) = nix::unistd::read(socket, &mut words) {
-        if last.is_none() {
-            last = last_pid().ok();
+    let mut bytes = vec![0; 64 << 10];
+    while let Ok(length @ 1..) = nix::unistd::read(socket, &mut bytes) {
+        let result = match decode(&bytes[..length]) {
+            Err(message) => Err(message),
+            Ok(Request::Number(numbers)) => {
+                if last.is_none() {
+                    last = last_pid().ok();
+                }
+                let mut asked = numbers.iter();
+                let put = |file: &File| asked.all(|(first, number)| put(file, first.0, *number).is_ok());
+                if last.as_ref().is_some_and(put) { Ok(()) } else { Err("it could not".to_owned()) }
+            }
+            Ok(Request::Mount(firsts)) => match rest.take() {
+                Some((mounts, image)) => mounts.make(&image, &firsts).map_err(|error| error.to_string()),
+                None => Ok(()),
+            },
+        };
+        if send(socket, &result, None).is_err() {
+            return;
         }
-        let word = |bytes: &[u8]| bytes.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
-        let mut asked = words[..length].chunks(8).map(|pair| (word(pair), word(&pair[4..])));
-        let written = last.as_ref().is_some_and(|file| asked.all(|(first, number)| put(file, first, number).is_ok()));
-        let _ = nix::unistd::write(socket, &[u8::from(written)]);
     }
 }
 
@@ -114,14 +136,20 @@ fn last_pid() -> std::io::Result<File> {
 
 /// Asks the builder to number the next process, in each PID namespace of which this is the first process.
 pub fn ask_numbers(socket: &OwnedFd, numbers: &[(PodPid, i32)]) -> std::io::Result<()> {
-    let words: Vec<u8> =
-        numbers.iter().flat_map(|(first, number)| [first.0, *number]).flat_map(i32::to_ne_bytes).collect();
-    nix::unistd::write(socket, &words)?;
-    let mut answer = [0];
-    match (nix::unistd::read(socket, &mut answer)?, answer) {
-        (1, [1]) => Ok(()),
-        _ => Err(std::io::Error::other("the builder could not")),
-    }
+    ask(socket, &Request::Number(numbers.to_vec()))
+}
+
+/// Asks the builder to mount what needs the first processes of PID namespaces.
+pub fn ask_to_mount(socket: &OwnedFd, firsts: Vec<(NamespaceId, PodPid)>) -> std::io::Result<()> {
+    ask(socket, &Request::Mount(firsts))
+}
+
+fn ask(socket: &OwnedFd, request: &Request) -> std::io::Result<()> {
+    send(socket, request, None)?;
+    let mut bytes = vec![0; 16 << 10];
+    let length = nix::unistd::read(socket, &mut bytes)?;
+    let answer: Result<(), String> = decode(&bytes[..length]).map_err(std::io::Error::other)?;
+    answer.map_err(std::io::Error::other)
 }
 
 fn exit_code(error: &RebuildError) -> u8 {
@@ -132,7 +160,7 @@ fn exit_code(error: &RebuildError) -> u8 {
     }
 }
 
-fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Option<OwnedFd>, RebuildError> {
+fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<(Option<OwnedFd>, Rest), RebuildError> {
     let console = given.split_off(order.image_files);
     let image = ImageReader::receive(given).map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let states: Vec<FileState> = image.every("file").map_err(|e| RebuildError::Damaged(e.to_string()))?;
@@ -141,7 +169,8 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Option<OwnedFd>, Rebu
     let namespaces = image.every("namespace").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let mounts: Vec<MountState> = image.every("mount").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     mounts::make(&image, &mounts)?;
-    rebuild.namespaces = namespaces::make(&image, &namespaces)?;
+    let (made, late) = namespaces::make(&image, &namespaces)?;
+    rebuild.namespaces = made;
     ipc::restart(&mut rebuild, &ipc)?;
     files::open_all(&mut rebuild, &states)?;
     files::connect_all(&mut rebuild, &states)?;
@@ -165,7 +194,7 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Option<OwnedFd>, Rebu
     for pid in &order.seeds {
         spawn_seed(*pid).rebuilding("making", format!("process {pid}"))?;
     }
-    Ok(master)
+    Ok((master, late.map(|late| (late, image))))
 }
 
 /// Clones a seed. A helper thread that has ended keeps its number a moment longer than `/proc` shows it (`release_task`

@@ -136,7 +136,7 @@ impl<'a> Look<'a> {
     pub fn look_into_mount_namespaces(&mut self) -> Result<(), CaptureError> {
         if self.namespaces.mount_namespaces().next().is_some() {
             let home = Home::look(self.spec, self.init, &self.mounts_file)?;
-            self.nests = Nests::look(&self.namespaces)?;
+            self.nests = Nests::look(&self.namespaces, self.init, &home)?;
             self.nests.add_to(&mut self.made, &home);
         }
         Ok(())

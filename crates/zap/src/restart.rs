@@ -22,7 +22,7 @@ use crate::ipc::{self, IpcState};
 use crate::memory::{self, PageRun};
 use crate::monitor::session::End;
 use crate::namespaces::enter::Names;
-use crate::namespaces::{Levels, NamespaceState};
+use crate::namespaces::{Levels, NamespaceId, NamespaceState};
 use crate::pod::journal::Undo;
 use crate::pod::live::Unpack;
 use crate::pod::network::{self, NetworkError};
@@ -355,7 +355,7 @@ impl Image {
         let number = |numbers: &[(PodPid, i32)]| builder.number(numbers);
         std::thread::scope(|scope| {
             let unsettled = scope.spawn(|| self.unsettled(&builder));
-            let mut grove = self.raise(pod, common, &number, clock)?;
+            let mut grove = self.raise(pod, common, (&number, &builder), clock)?;
             let unsettled = unsettled.join().unwrap_or(Err(RestartError::Panicked))?;
             let host_pid = |pid: PodPid| grove.host_of(pid);
             files::settle_all(&unsettled, &host_pid).map_err(|e| self.failed(e))?;
@@ -372,7 +372,7 @@ impl Image {
         &'a self,
         pod: &LivePod,
         common: Common,
-        number: &'a Numberer<'a>,
+        (number, builder): (&'a Numberer<'a>, &Builder),
         clock: &mut Clock,
     ) -> Result<Grove<'a>, RestartError> {
         let late = LateFiles::of(&self.files).map_err(|e| self.failed(e))?;
@@ -385,6 +385,7 @@ impl Image {
             grove.adopt(*seed, host).map_err(|e| self.failed(e))?;
         }
         grove.grow().map_err(|e| self.failed(e))?;
+        builder.mount(grove.firsts()).map_err(|e| self.failed(e))?;
         clock.lap("memory");
         fault::point("restart-memory");
         grove.join_groups().map_err(|e| self.failed(e))?;
@@ -453,7 +454,7 @@ impl Image {
         let highest = self.processes.iter().flat_map(|process| &process.descriptors).map(|d| d.number).max();
         // The builder's own descriptors grow from below while it opens files, of which it has at most as many to spare: the
         // pool begins beyond them.
-        let pool = (highest.unwrap_or(2) + 1).max(2 * self.files.len() as i32 + 128);
+        let pool = (highest.unwrap_or(2) + 1).max(2 * (self.files.len() + self.namespaces.len()) as i32 + 128);
         let depth = discover::depth_of(pod.init).map_err(|_| self.failed(TraceeError::Died(PodPid(1))))?;
         Ok(Common {
             code: start..start + CODE,
@@ -541,6 +542,14 @@ impl Builder {
     /// is the first process (0: the pod's).
     fn number(&self, numbers: &[(PodPid, i32)]) -> Result<(), RebuildError> {
         builder::ask_numbers(&self.socket, numbers).rebuilding("numbering", format!("a task as {numbers:?}"))
+    }
+
+    /// Has it mount what shows the PID namespaces made inside the pod, of which these are the first processes.
+    fn mount(&self, firsts: Vec<(NamespaceId, PodPid)>) -> Result<(), RebuildError> {
+        match firsts.is_empty() {
+            true => Ok(()),
+            false => builder::ask_to_mount(&self.socket, firsts).rebuilding("mounting", "what shows PID namespaces"),
+        }
     }
 
     /// Lets it end, and returns when nothing of the pool is open in it any more.

@@ -20,6 +20,8 @@ pub enum Late {
         flags: i32,
         /// The offset.
         position: u64,
+        /// Whether the path leads there in the holder's own mount namespace alone.
+        nested: bool,
     },
     /// By `pidfd_open(2)`.
     Process {
@@ -82,7 +84,7 @@ impl LateFiles {
     /// A late file that can be opened once every process exists, though not every thread: path, flags, offset.
     fn path_of_process(&self, id: FileId) -> Option<(&[u8], i32, u64)> {
         match self.files.get(&id)? {
-            Late::Path { path, flags, position } if !path.windows(6).any(|part| part == b"/task/") => {
+            Late::Path { path, flags, position, nested: false } if !path.windows(6).any(|part| part == b"/task/") => {
                 Some((path, *flags, *position))
             }
             _ => None,
@@ -136,7 +138,7 @@ impl LateFiles {
 
 fn open(batch: &mut Batch, descriptor: &DescriptorState, late: &Late, seen: &dyn Fn(PodPid) -> i32) {
     let opened = match late {
-        Late::Path { path, flags, position } => open_path(batch, path, *flags, *position),
+        Late::Path { path, flags, position, .. } => open_path(batch, path, *flags, *position),
         Late::Process { pid, flags } => {
             let what = format!("opening a handle on process {pid}");
             batch.call(libc::SYS_pidfd_open, [seen(*pid).into(), (*flags).into()], what)

@@ -31,6 +31,9 @@ pub struct ProcState {
     /// Whether its process has ended: nothing can be done with it any more. Sandboxes make such a directory their root.
     #[serde(default)]
     pub dead: bool,
+    /// Whether it was opened through a proc of a PID namespace made inside the pod, which is mounted when that exists.
+    #[serde(default)]
+    pub nested: bool,
 }
 
 pub(super) struct Proc;
@@ -77,7 +80,9 @@ fn of_the_dead(state: &ProcState) -> io::Result<OwnedFd> {
         let file = open(path.as_c_str(), flags, Mode::empty())?;
         exec::duplicate_to(file.as_raw_fd(), opened.as_raw_fd())
     };
-    match process_of(&state.path).map(|(pid, _)| clone::in_process(pid, &work)) {
+    // What it was called in a PID namespace made inside the pod says nothing here.
+    let number = process_of(&state.path).filter(|_| !state.nested);
+    match number.map(|(pid, _)| clone::in_process(pid, &work)) {
         Some(Err(e)) if e.raw_os_error() != Some(libc::EEXIST) => Err(e),
         Some(Ok(())) => Ok(opened),
         _ => clone::in_child(&work).map(|()| opened),
@@ -96,24 +101,25 @@ impl FileKind for Proc {
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
         let (flags, position) = (descriptor.flags(), descriptor.position());
         let path = descriptor.link.clone();
+        let nested = look.nests.shows_others(descriptor);
         let named = match process_of(&path) {
             // The path may be that of a later process with the same number.
             Some(_) => unlinked::is_named(look, descriptor, &path),
             None => look.path_from_host(descriptor, &path).exists(),
         };
         if named {
-            return Ok(encode(&ProcState { path, flags, position, dead: false }));
+            return Ok(encode(&ProcState { path, flags, position, dead: false, nested }));
         }
         let path = path.strip_suffix(b" (deleted)").unwrap_or(&path).to_vec();
         if process_of(&path).is_none() {
             return Err(descriptor.refuse("is a file of /proc that is gone, so that a restart could not open it"));
         }
-        Ok(encode(&ProcState { path, flags, position, dead: true }))
+        Ok(encode(&ProcState { path, flags, position, dead: true, nested }))
     }
 
     fn late(&self, state: &[u8]) -> Result<Option<Late>, RebuildError> {
-        let ProcState { path, flags, position, dead } = decoded(state)?;
-        Ok((of_process(&path) && !dead).then_some(Late::Path { path, flags, position }))
+        let ProcState { path, flags, position, dead, nested } = decoded(state)?;
+        Ok(((nested || of_process(&path)) && !dead).then_some(Late::Path { path, flags, position, nested }))
     }
 
     fn open(&self, _rebuild: &mut Rebuild<'_>, _id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {

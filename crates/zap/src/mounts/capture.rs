@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::shown::{first_process, kind_shown};
 use super::table::{Entry, below, join, parse};
 use super::{FileSystem, MountState, Source};
 use crate::error::{CaptureError, Context};
@@ -181,7 +183,7 @@ pub fn capture(
         let source = match (born.iter().rev().find(|old| holds(old, entry)), whole) {
             (Some(old), _) => bind(init, old, entry)?,
             (None, Some(first)) => part(&made[first], first, entry)?,
-            (None, None) => Source::New(own_file_system(init, entry, fresh)?),
+            (None, None) => Source::New(own_file_system(init, &born, entry, fresh)?),
         };
         if entry.has_peers(born.iter().chain(&made)) {
             return Err(refuse(entry, PEERS));
@@ -221,9 +223,23 @@ fn part(first: &Entry, place: usize, entry: &Entry) -> Result<Source, CaptureErr
     }
 }
 
-fn own_file_system(init: HostPid, entry: &Entry, fresh: &[(Vec<u8>, String)]) -> Result<FileSystem, CaptureError> {
+fn own_file_system(
+    init: HostPid,
+    born: &[Entry],
+    entry: &Entry,
+    fresh: &[(Vec<u8>, String)],
+) -> Result<FileSystem, CaptureError> {
     let refuse = |why: &str| refuse(entry, why);
+    let inside = "shows a namespace made inside the pod, which cannot be checkpointed yet";
     match entry.kind.as_str() {
+        "proc" => {
+            let home = fs::metadata(init.proc("ns/pid")).capturing("looking at", "the pod's PID namespace")?.ino();
+            if first_process(&from_host(init, &entry.point)).is_some_and(|found| found != home) {
+                return Err(refuse(inside));
+            }
+        }
+        // Of each namespace there is but one, and the pod has its own.
+        kind @ ("sysfs" | "mqueue") if born.iter().any(|old| old.kind == kind) => return Err(refuse(inside)),
         "devpts" => check_terminals(&from_host(init, &entry.point), entry, &refuse)?,
         kind if kind == "tmpfs" || VIEWS.contains(&kind) => {}
         kind => return Err(refuse(&format!("is of the file system {kind}, which cannot be checkpointed yet"))),
@@ -258,12 +274,17 @@ pub(super) fn contents_of(
 }
 
 pub(super) fn file_system(entry: &Entry, contents: Option<String>) -> FileSystem {
+    let mut options = entry.file_system_options();
+    if kind_shown(&entry.kind).is_some() && entry.super_options.iter().any(|option| option == "ro") {
+        options.push(("ro".into(), None));
+    }
     FileSystem {
         kind: entry.kind.clone(),
         device: entry.source.clone(),
-        options: entry.file_system_options(),
+        options,
         contents,
         root: entry.root.clone(),
+        of: None,
     }
 }
 

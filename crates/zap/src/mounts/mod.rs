@@ -1,17 +1,26 @@
 //! Mounts that the processes of a pod have made in its own mount namespace, which takes CAP_SYS_ADMIN: what there is now
 //! beside what there was when the pod was born. And mount namespaces that were made inside the pod (`nest.rs`).
 
+mod assemble;
 mod capture;
+mod late;
 mod nest;
 mod restart;
+mod shown;
 mod table;
 
 use serde::{Deserialize, Serialize};
 
+use crate::namespaces::NamespaceId;
+
+pub(crate) use assemble::{Frame, make_nest};
 pub(crate) use capture::path_of;
 pub use capture::{Fresh, Home, Made, capture, fresh, made, note_birth};
+pub(crate) use late::Late;
+pub use late::LateMounts;
 pub use nest::{NestState, NestedMount, NestedSource, Nests, fill};
-pub use restart::{Maker, Sources, make, make_nest};
+
+pub use restart::{Maker, Sources, make};
 pub use table::{Entry, parse};
 pub(crate) use table::{below, join};
 
@@ -57,4 +66,7 @@ pub struct FileSystem {
     /// The directory of it that is shown.
     #[serde(with = "serde_bytes")]
     pub root: Vec<u8>,
+    /// The namespace, made inside the pod, whose processes, interfaces or queues it shows; `None`: the pod's own, if any.
+    #[serde(default)]
+    pub of: Option<NamespaceId>,
 }

@@ -2,7 +2,7 @@
 //! pod has itself, by its path there, and file systems of its own.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,8 @@ use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
 use super::capture::{Fresh, Home, Made, archive_of, born_place, check_terminals, contents_of, file_system, view};
-use super::table::{Entry, below, join, parse};
+use super::shown::{self, Shown};
+use super::table::{Entry, below, parse};
 use super::{FileSystem, capture};
 use crate::error::{CaptureError, Context};
 use crate::files::Descriptor;
@@ -74,11 +75,13 @@ pub struct Nests {
     nests: Vec<Nest>,
     /// In which of them a mount is.
     of: HashMap<u64, usize>,
+    /// What their file systems show that the pod itself does not have.
+    shown: Shown,
 }
 
 impl Nests {
-    /// Reads the tables of those that were met.
-    pub fn look(met: &Sightings) -> Result<Nests, CaptureError> {
+    /// Reads the tables of those that were met in the pod of `init`.
+    pub fn look(met: &Sightings, init: HostPid, home: &Home) -> Result<Nests, CaptureError> {
         let mut found = Nests::default();
         for (id, namespace, subject) in met.mount_namespaces() {
             let object = || format!("the mount namespace of {}", subject.object());
@@ -88,7 +91,31 @@ impl Nests {
             found.of.extend(entries.iter().map(|(entry, _)| (entry.id, found.nests.len())));
             found.nests.push(Nest { id, subject: subject.clone(), namespace, root, entries });
         }
+        found.look_what_is_shown(met, init, home)?;
         Ok(found)
+    }
+
+    fn look_what_is_shown(&mut self, met: &Sightings, init: HostPid, home: &Home) -> Result<(), CaptureError> {
+        let shows = |entry: &&Entry| {
+            shown::kind_shown(&entry.kind).is_some() && !home.all().any(|old| old.device == entry.device)
+        };
+        for nest in &self.nests {
+            for (entry, _) in nest.entries.iter().filter(|(entry, _)| shows(&entry)) {
+                shown::note_proc(&mut self.shown, entry, &nest.path(&entry.point), (met, init))?;
+            }
+        }
+        let entries = self.nests.iter().flat_map(|nest| nest.entries.iter().map(|(entry, _)| entry)).filter(shows);
+        shown::note_views(&mut self.shown, entries, met)
+    }
+
+    /// Whether a file was opened through a proc that shows a PID namespace made inside the pod.
+    pub fn shows_others(&self, descriptor: &Descriptor) -> bool {
+        let device = || {
+            let nest = self.nest_of(descriptor)?;
+            let id: u64 = descriptor.field("mnt_id:")?.parse().ok()?;
+            nest.entries.iter().find(|(entry, _)| entry.id == id).map(|(entry, _)| &entry.device)
+        };
+        !self.shown.is_empty() && device().is_some_and(|device| matches!(self.shown.get(device), Some(Some(_))))
     }
 
     /// Whether there are none.
@@ -208,7 +235,7 @@ impl Nests {
             let rest = below(&entry.root, &whole.root).ok_or_else(|| nest.refuse(entry, other))?;
             return Ok(NestedSource::Part(id, most, rest.to_vec()));
         }
-        nest.own_file_system(init, entry, fresh).map(NestedSource::New)
+        nest.own_file_system(entry, fresh, &self.shown).map(NestedSource::New)
     }
 }
 
@@ -225,29 +252,25 @@ impl Nest {
 
     fn own_file_system(
         &self,
-        init: HostPid,
         entry: &Entry,
         fresh: &[(Vec<u8>, String)],
+        shown: &Shown,
     ) -> Result<FileSystem, CaptureError> {
         let refuse = |why: &str| self.refuse(entry, why);
         match entry.kind.as_str() {
             "tmpfs" | "cgroup2" => {}
             "devpts" => check_terminals(&self.path(&entry.point), entry, &refuse)?,
-            "proc" => {
-                let first = fs::metadata(self.path(&join(&entry.point, b"/1/ns/pid")));
-                let home = fs::metadata(init.proc("ns/pid")).capturing("looking at", "the pod's PID namespace")?;
-                use std::os::unix::fs::MetadataExt;
-                if first.map_or(0, |found| found.ino()) != home.ino() {
-                    return Err(refuse("shows a PID namespace made inside the pod, which cannot be checkpointed yet"));
-                }
-            }
-            "sysfs" | "mqueue" => {
-                return Err(refuse("is of a namespace made inside the pod, which cannot be checkpointed yet"));
+            kind if shown::kind_shown(kind).is_some_and(|_| shown.contains_key(&entry.device)) => {}
+            kind if shown::kind_shown(kind).is_some() => {
+                return Err(refuse(
+                    "is of a namespace made inside the pod which could not be found: it is covered, or \
+                    nobody lives there; this cannot be checkpointed yet",
+                ));
             }
             kind => return Err(refuse(&format!("is of the file system {kind}, which cannot be checkpointed yet"))),
         }
         let contents = contents_of(entry, fresh, &refuse)?;
-        Ok(file_system(entry, contents))
+        Ok(FileSystem { of: shown.get(&entry.device).copied().flatten(), ..file_system(entry, contents) })
     }
 }
 

@@ -8,45 +8,48 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use super::{Body, Kind, NamespaceId, NamespaceState, links, time, user, uts};
 use crate::error::{Context, RebuildError};
 use crate::image::ImageReader;
-use crate::mounts::{self, Maker, Sources};
+use crate::mounts::{self, Frame, Late, LateMounts, Maker, Sources};
 use crate::sys::{capability, clone, exec, namespace, nsfs};
 
 /// Namespaces that have been made, by number.
 pub type Made = HashMap<NamespaceId, OwnedFd>;
 
-/// Makes every namespace. The caller must be its process's only thread.
-pub fn make(image: &ImageReader, states: &[NamespaceState]) -> Result<Made, RebuildError> {
+/// Makes every namespace, and says what is to be mounted in them when the processes are there. The caller must be its
+/// process's only thread.
+pub fn make(image: &ImageReader, states: &[NamespaceState]) -> Result<(Made, Option<LateMounts>), RebuildError> {
     let mut made = Made::new();
-    let (mut sources, mut nests) = (Sources::default(), Vec::new());
     for state in states {
-        if let Body::Pid(_) = state.body {
-            continue; // the first process in it makes it
-        }
         let what = || format!("a {} namespace", state.body.kind().name());
         let owner = owner(state, &made)?;
         let one = match &state.body {
+            // The first process in it makes it; and what is mounted may show any other namespace.
+            Body::Pid(_) | Body::Mount(_) => continue,
             Body::User(body) => user::restart(owner, group(state, states), body),
-            Body::Mount(nest) => {
-                let (users, groups) = maps(state.owner, states);
-                let user = |id| user::inside(id, &users);
-                let group = |id| user::inside(id, &groups);
-                let first = |maps: &[&[[u32; 3]]]| user::outside(maps.last()?.first()?[0], maps);
-                let someone = first(&users).zip(first(&groups));
-                let maker = owner.map(|namespace| Maker { namespace, user: &user, group: &group, someone });
-                sources.prepare(image, state.id, nest, maker)?;
-                nests.push((state, nest));
-                continue;
-            }
             body => below(owner, body),
         };
         made.insert(state.id, one.rebuilding("making", what())?);
     }
+    let nests = || {
+        states.iter().filter_map(|state| if let Body::Mount(nest) = &state.body { Some((state, nest)) } else { None })
+    };
+    let (mut sources, late) = (Sources::default(), Late::of(states));
+    for (state, nest) in nests() {
+        let (users, groups) = maps(state.owner, states);
+        let user = |id| user::inside(id, &users);
+        let group = |id| user::inside(id, &groups);
+        let first = |maps: &[&[[u32; 3]]]| user::outside(maps.last()?.first()?[0], maps);
+        let someone = first(&users).zip(first(&groups));
+        let maker = owner(state, &made)?.map(|namespace| Maker { namespace, user: &user, group: &group, someone });
+        sources.prepare(image, state.id, nest, (maker, &late, &made))?;
+    }
     // Once it is attached in one, nothing can be taken from there for another any more.
-    for (state, nest) in nests {
-        let one = mounts::make_nest(state.id, nest, owner(state, &made)?, &sources)?;
+    for (state, nest) in nests() {
+        let one =
+            mounts::make_nest(state.id, &Frame::of(states, state, nest, owner(state, &made)?), (&sources, &late))?;
         made.insert(state.id, one);
     }
-    Ok(made)
+    let late = LateMounts::of(states, late, sources, &made).rebuilding("keeping", "mounts for later")?;
+    Ok((made, late))
 }
 
 /// Maps of user namespaces, from the outermost inwards.

@@ -184,6 +184,17 @@ impl Sightings {
         numbered.map(|(met, id)| (NamespaceId(id), &met.file, &met.subject))
     }
 
+    /// The namespaces of a kind that were met.
+    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (NamespaceId, &OwnedFd)> {
+        let numbered = self.met.iter().zip(0..).filter(move |(met, _)| met.kind == kind);
+        numbered.map(|(met, id)| (NamespaceId(id), &met.file))
+    }
+
+    /// The namespace with that inode, if it was met.
+    pub fn of_inode(&self, inode: u64) -> Option<NamespaceId> {
+        self.by_inode.get(&inode).copied()
+    }
+
     /// Whether sockets need to be asked where they are.
     pub fn has_networks(&self) -> bool {
         self.met.iter().any(|met| met.kind == Kind::Network)

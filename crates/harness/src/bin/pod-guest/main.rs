@@ -28,6 +28,7 @@ mod portrait;
 mod registers;
 mod requests;
 mod sessions;
+mod shown;
 mod signals;
 mod sleeps;
 mod sockets;
@@ -72,6 +73,7 @@ const TOPICS: &[&[Kind]] = &[
     requests::KINDS,
     moving::KINDS,
     nests::KINDS,
+    shown::KINDS,
 ];
 
 fn main() {

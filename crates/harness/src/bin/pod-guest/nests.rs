@@ -16,16 +16,19 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("namespace-of-mounts-overlay", namespace_of_mounts_overlay),
 ];
 
-fn text(error: std::io::Error) -> String {
+pub(crate) fn text(error: std::io::Error) -> String {
     error.to_string()
 }
 
-fn private() -> Checked {
+pub(crate) fn private() -> Checked {
     mount("", "/", "", libc::MS_REC | libc::MS_PRIVATE, "")
 }
 
 /// A child elsewhere, which checks there that the mounts are what they were.
-fn elsewhere<T>(go_there: impl FnOnce() -> Result<T, String>, afterwards: impl FnOnce(T) -> Checked) -> Checked {
+pub(crate) fn elsewhere<T>(
+    go_there: impl FnOnce() -> Result<T, String>,
+    afterwards: impl FnOnce(T) -> Checked,
+) -> Checked {
     let set_up = Gate::new()?;
     let child = fork(|| {
         let things = go_there()?;
@@ -44,7 +47,7 @@ fn elsewhere<T>(go_there: impl FnOnce() -> Result<T, String>, afterwards: impl F
 }
 
 /// The order in which mounts are listed says nothing.
-fn same(before: &[String], now: &[String]) -> Checked {
+pub(crate) fn same(before: &[String], now: &[String]) -> Checked {
     let differ = |a: &[String], b: &[String]| a.iter().filter(|line| !b.contains(line)).cloned().collect::<Vec<_>>();
     let (gone, new) = (differ(before, now), differ(now, before));
     check(gone.is_empty() && new.is_empty(), format!("mounts are gone: {gone:?}; and new: {new:?}"))?;

@@ -77,6 +77,11 @@ impl Grove<'_> {
         Ok(Numbering { chosen, asked })
     }
 
+    /// The first processes of all PID namespaces made inside the pod.
+    pub fn firsts(&self) -> Vec<(NamespaceId, PodPid)> {
+        self.first.iter().map(|(namespace, first)| (*namespace, *first)).collect()
+    }
+
     /// The first process of a PID namespace.
     pub(super) fn first_of(&self, namespace: NamespaceId) -> Result<PodPid, RebuildError> {
         let missing = || RebuildError::Damaged(format!("the first process of namespace {} is not in it", namespace.0));
