@@ -22,7 +22,7 @@ use crate::namespaces::{Levels, NamespaceId};
 use crate::process::credentials::CredentialsState;
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::tree::Plan;
-use crate::process::{filters, limits, timers};
+use crate::process::{filters, limits, signals, timers};
 use crate::sys::ptrace;
 use crate::tracee::{Batch, Ground, Held, ThreadName, TraceeError, seize};
 
@@ -44,9 +44,6 @@ pub struct Common {
     /// How many seccomp filters all processes have in common.
     pub filters: usize,
 }
-
-/// The signal that ends batches in a restart: the seeds handle none.
-pub const MARKER: i32 = libc::SIGURG;
 
 impl Common {
     /// The number of a file in the pool.
@@ -199,7 +196,12 @@ impl<'a> Grove<'a> {
 
     pub(super) fn ground(&self, host: HostPid, pid: PodPid) -> Result<Ground, TraceeError> {
         let (code, scratch) = (self.common.code.start, self.common.scratch.clone());
-        Ground::brought((host, pid), code, scratch, SEAT, MARKER)
+        let queued = self
+            .states
+            .get(&pid)
+            .into_iter()
+            .flat_map(|state| state.pending.iter().chain(state.threads.iter().flat_map(|thread| &thread.pending)));
+        Ground::brought((host, pid), code, scratch, SEAT, signals::marker_beside(queued))
     }
 
     fn run(&mut self, pid: PodPid, batch: &Batch) -> Result<crate::tracee::Results, TraceeError> {

@@ -8,6 +8,7 @@ use crate::memory::{self, Mapping};
 use crate::process::capture::without_vdso;
 use crate::process::crew::{Crew, Pending};
 use crate::process::discover::{self, Found, PodProc, Zombie};
+use crate::process::signals;
 use crate::process::threads::ThreadState;
 use crate::sys::ptrace;
 use crate::tracee::{Ground, Held, Seized, Site, TraceeError, seize};
@@ -215,11 +216,12 @@ pub fn gap(layout: &[Mapping], size: u64) -> Option<Range<u64>> {
     (start + size <= TOP).then_some(start..start + size)
 }
 
-/// A signal that ends batches: ignored by default, and neither handled nor pending in this process.
+/// A signal that ends batches: not pending in this process. Should zap die before it is taken, it is best one that is
+/// ignored; a program that handles every signal (as those in Go do) gets one that means little to it.
 fn marker(found: &Found) -> Option<i32> {
-    let busy = found.status.mask("SigCgt") | found.status.mask("ShdPnd") | found.status.mask("SigPnd");
-    let candidates = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
-    candidates.into_iter().find(|signal| busy & (1 << (signal - 1)) == 0)
+    let pending = found.status.mask("ShdPnd") | found.status.mask("SigPnd");
+    let ignored = signals::ignored_marker(pending | found.status.mask("SigCgt"));
+    ignored.or_else(|| signals::marker(pending))
 }
 
 impl HeldPod {

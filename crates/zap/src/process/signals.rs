@@ -49,6 +49,27 @@ impl QueuedSignal {
     }
 }
 
+/// Signals that programs ignore unless they say otherwise, and that have no other effect.
+const MARKERS: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
+
+/// A signal that can end a batch, of those that are ignored by default and not in `busy` (bit 0 is signal 1).
+pub fn ignored_marker(busy: u64) -> Option<i32> {
+    MARKERS.into_iter().find(|signal| busy & (1 << (signal - 1)) == 0)
+}
+
+/// A signal that can end a batch where those are `pending`, which would end it too soon.
+pub fn marker(pending: u64) -> Option<i32> {
+    const FIRST_REAL_TIME: i32 = 32;
+    let real_time = || (FIRST_REAL_TIME..=SIGNALS).find(|signal| pending & (1 << (signal - 1)) == 0);
+    ignored_marker(pending).or_else(real_time)
+}
+
+/// A signal that can end batches in a restart, where these are to be pending afterwards.
+pub fn marker_beside<'q>(queued: impl Iterator<Item = &'q QueuedSignal>) -> i32 {
+    let bit = |signal: &QueuedSignal| 1u64.checked_shl((signal.number() - 1) as u32).unwrap_or(0);
+    marker(queued.fold(0, |all, signal| all | bit(signal))).unwrap_or(MARKERS[0])
+}
+
 fn settable() -> impl Iterator<Item = i32> {
     (1..=SIGNALS).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal))
 }

@@ -10,6 +10,8 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("pending", pending),
     ("pending-thread", pending_thread),
     ("pending-kinds", pending_kinds),
+    ("pending-all", pending_all),
+    ("all-handled", all_handled),
     ("alternate-stack", alternate_stack),
     ("in-handler", in_handler),
     ("autodisarm", autodisarm),
@@ -197,6 +199,44 @@ fn pending_thread() -> Checked {
     thread.join().map_err(|_| "a thread panicked")?
 }
 
+/// Every signal that can be blocked waits, to the process and to a thread.
+fn pending_all() -> Checked {
+    let all: Vec<i32> = (1..=64).filter(|s| ![libc::SIGKILL, libc::SIGSTOP, 32, 33].contains(s)).collect();
+    // A stop takes back what continues, and the other way round.
+    let all: Vec<i32> =
+        all.into_iter().filter(|s| ![libc::SIGCONT, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(s)).collect();
+    block(&all);
+    let send = |set_up: Gate| -> Checked {
+        let (process, thread) = unsafe { (libc::getpid() as u64, libc::gettid() as u64) };
+        for signal in &all {
+            call("tgkill", libc::SYS_tgkill, [process, thread, *signal as u64])?;
+        }
+        set_up.open()
+    };
+    let own = bits(&all);
+    let set_up = Gate::new()?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            send(set_up)?;
+            await_go();
+            equal("what a thread has pending", blocked_pending() & own, own)?;
+            all.iter().try_for_each(|signal| {
+                equal("a thread's signal", take(&[*signal]).map(|t| (t.0, t.1)), Some((*signal, -6)))
+            })
+        });
+        for signal in &all {
+            done("kill", unsafe { libc::kill(libc::getpid(), *signal) })?;
+        }
+        set_up.pass(1)?;
+        hold()?;
+        thread.join().map_err(|_| "a thread panicked")??;
+        equal("what is pending", blocked_pending() & own, own)?;
+        all.iter().try_for_each(|signal| {
+            equal("a signal", take(&[*signal]).map(|t| (t.0, t.1)), Some((*signal, libc::SI_USER)))
+        })
+    })
+}
+
 /// Signals that the kernel itself queues: a timer's, a child's stop, one to the leader alone.
 fn pending_kinds() -> Checked {
     let signals = [libc::SIGALRM, libc::SIGCHLD, libc::SIGUSR2, libc::SIGPIPE];
@@ -220,6 +260,23 @@ fn pending_kinds() -> Checked {
     equal("a broken pipe", take(&[libc::SIGPIPE]).map(|t| t.0), Some(libc::SIGPIPE))?;
     unsafe { libc::kill(child, libc::SIGCONT) };
     reap(child)
+}
+
+/// A program that handles every signal, as those in Go do.
+fn all_handled() -> Checked {
+    static SEEN: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    extern "C" fn seen(signal: i32) {
+        SEEN.fetch_or(1 << (signal - 1), std::sync::atomic::Ordering::Relaxed);
+    }
+    for signal in (1..=64).filter(|s| ![libc::SIGKILL, libc::SIGSTOP, 32, 33].contains(s)) {
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = seen as extern "C" fn(i32) as usize;
+        done("sigaction", unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) })?;
+    }
+    hold()?;
+    equal("signals that came", SEEN.load(std::sync::atomic::Ordering::Relaxed), 0)?;
+    done("kill", unsafe { libc::kill(libc::getpid(), libc::SIGURG) })?;
+    equal("signals that came", SEEN.load(std::sync::atomic::Ordering::Relaxed), bits(&[libc::SIGURG]))
 }
 
 fn blocked_pending() -> u64 {

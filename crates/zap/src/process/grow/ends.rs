@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::ids::PodPid;
-use crate::process::grow::{Grove, GrowError, Grown, MARKER, PATIENTLY};
+use crate::process::grow::{Grove, GrowError, Grown, PATIENTLY};
 use crate::process::tree::Role;
 use crate::process::{finish, signals};
 use crate::sys::pidfd::PidFd;
@@ -103,7 +103,7 @@ fn await_end(grown: &Grown) -> Result<(), GrowError> {
     loop {
         match ptrace::wait(name.host).map_err(TraceeError::kernel("ending", name.pod))? {
             Stop::Ended(_) => return Ok(()),
-            Stop::Signal(marker) if marker == MARKER => return Err(TraceeError::Died(name.pod).into()),
+            Stop::Signal(signal) if signal == grown.ground.marker() => return Err(TraceeError::Died(name.pod).into()),
             Stop::Signal(signal) => ptrace::cont(name.host, signal),
             Stop::Event(_) | Stop::Other(_) => ptrace::cont(name.host, 0),
         }
