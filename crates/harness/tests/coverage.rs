@@ -33,7 +33,7 @@ const FILES: &[(&str, &[&str])] = &[
     ("eventfd", &["eventfd"]),
     ("epoll", &["epoll", "waiting-calls"]),
     ("timerfd", &["timerfd"]),
-    ("signalfd", &["signalfd"]),
+    ("signalfd", &["signalfd", "signal-files"]),
     ("pty", &["pty", "console_that_is_a_terminal"]),
     ("unix", &["unix-names", "rights-cycle"]),
     ("pidfd", &["pidfd", "pidfd-thread", "pidfd-ended"]),

@@ -85,8 +85,9 @@ impl FileKind for Epoll {
     fn connect(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<(), RebuildError> {
         let state: EpollState = decoded(state)?;
         let epoll = rebuild.file(id)?;
-        // What is not open yet is opened late, and added then.
-        let present = state.watches.iter().filter(|w| rebuild.file(w.file).is_ok());
+        // What is not open yet is opened late, and added then; signalfds are added by those whose signals they tell of.
+        let is_ready = |w: &&WatchState| rebuild.file(w.file).is_ok_and(|file| !super::signalfd::is_one(file));
+        let present = state.watches.iter().filter(is_ready);
         let (fired, waiting): (Vec<_>, Vec<_>) = present.partition(|w| has_fired(w));
         let watch = |w: &&WatchState, events| -> Result<Watch<'_>, RebuildError> {
             Ok(Watch { file: rebuild.file(w.file)?, number: w.number, events, data: w.data })

@@ -1,5 +1,6 @@
 //! Files that can be opened only when every process exists: each holder opens its own. (Holders that shared one
-//! description no longer share it: of these files that is only the offset.)
+//! description no longer share it: of these files that is only the offset.) And what an epoll watches of them; likewise of
+//! signalfds, which tell an epoll of the signals of whoever added them there (`signalfd_poll` of the kernel).
 
 use std::collections::{HashMap, HashSet};
 
@@ -38,8 +39,8 @@ pub struct LateFiles {
     files: HashMap<FileId, Late>,
     /// Directories of processes that have ended, by path: only who was there while the process lived is there.
     nowhere: HashMap<FileId, Vec<u8>>,
-    watches: Vec<(FileId, WatchState)>,
-    added: HashSet<usize>,
+    /// What epolls watch, by the file that is watched, until a holder of both adds it.
+    watches: HashMap<FileId, Vec<(FileId, WatchState)>>,
 }
 
 impl LateFiles {
@@ -51,13 +52,16 @@ impl LateFiles {
             found.files.extend(late.map(|l| (state.id, l)));
             found.nowhere.extend(super::proc::nowhere(state)?.map(|path| (state.id, path)));
         }
-        if found.files.is_empty() {
+        let signals: HashSet<FileId> = states.iter().filter(|s| s.kind == "signalfd").map(|s| s.id).collect();
+        if found.files.is_empty() && signals.is_empty() {
             return Ok(found);
         }
         for state in states.iter().filter(|s| s.kind == "epoll") {
             let epoll: EpollState = decoded(&state.state)?;
-            let late = epoll.watches.into_iter().filter(|w| found.files.contains_key(&w.file));
-            found.watches.extend(late.map(|w| (state.id, w)));
+            let is_late = |w: &WatchState| found.files.contains_key(&w.file) || signals.contains(&w.file);
+            for watch in epoll.watches.into_iter().filter(is_late) {
+                found.watches.entry(watch.file).or_default().push((state.id, watch));
+            }
         }
         Ok(found)
     }
@@ -124,13 +128,17 @@ impl LateFiles {
                 open(&mut batch, descriptor, late, seen);
             }
         }
-        for (place, (epoll, watch)) in self.watches.iter().enumerate() {
+        for descriptor in descriptors {
+            let Some(watches) = self.watches.get_mut(&descriptor.file) else { continue };
             let here = |id| descriptors.iter().find(|d| d.file == id).map(|d| d.number);
-            let same = descriptors.iter().any(|d| d.number == watch.number && d.file == watch.file);
-            if let (Some(epoll), true, true) = (here(*epoll), same, !self.added.contains(&place)) {
-                self.added.insert(place);
-                add(&mut batch, epoll, watch);
-            }
+            let is_own = |watch: &WatchState| watch.number == descriptor.number;
+            watches.retain(|(epoll, watch)| match here(*epoll).filter(|_| is_own(watch)) {
+                Some(epoll) => {
+                    add(&mut batch, epoll, watch);
+                    false
+                }
+                None => true,
+            });
         }
         (!batch.is_empty()).then_some(batch)
     }

@@ -1,6 +1,7 @@
 //! Files that read signals. The signals themselves are the queues of the process that reads.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,13 +24,21 @@ pub struct SignalfdState {
 
 pub(super) struct Signalfd;
 
+const LINK: &[u8] = b"anon_inode:[signalfd]";
+
+/// Whether a file of ours is one.
+pub(super) fn is_one(file: impl AsRawFd) -> bool {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    link.is_ok_and(|link| link.as_os_str().as_bytes() == LINK)
+}
+
 impl FileKind for Signalfd {
     fn name(&self) -> &'static str {
         "signalfd"
     }
 
     fn recognizes(&self, descriptor: &Descriptor) -> bool {
-        descriptor.link == b"anon_inode:[signalfd]"
+        descriptor.link == LINK
     }
 
     fn capture(&self, _look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {

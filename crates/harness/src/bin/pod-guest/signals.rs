@@ -12,6 +12,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("pending-kinds", pending_kinds),
     ("pending-all", pending_all),
     ("all-handled", all_handled),
+    ("signal-files", signal_files),
     ("alternate-stack", alternate_stack),
     ("in-handler", in_handler),
     ("autodisarm", autodisarm),
@@ -277,6 +278,51 @@ fn all_handled() -> Checked {
     equal("signals that came", SEEN.load(std::sync::atomic::Ordering::Relaxed), 0)?;
     done("kill", unsafe { libc::kill(libc::getpid(), libc::SIGURG) })?;
     equal("signals that came", SEEN.load(std::sync::atomic::Ordering::Relaxed), bits(&[libc::SIGURG]))
+}
+
+/// Threads of two processes wait at an epoll for a file that reads signals: each is told of those of its own process.
+fn signal_files() -> Checked {
+    let set_up = Gate::new()?;
+    let child = fork(|| {
+        wait_for_signals(|_| {
+            set_up.open()?;
+            await_go();
+            Ok(())
+        })
+    })?;
+    set_up.pass(1)?;
+    wait_for_signals(|waiting| {
+        until_asleep(waiting)?;
+        hold()
+    })?;
+    reap(child)
+}
+
+fn wait_for_signals(meanwhile: impl FnOnce(i32) -> Checked) -> Checked {
+    block(&[libc::SIGUSR1, libc::SIGURG]);
+    let set = bits(&[libc::SIGUSR1, libc::SIGURG]);
+    let flags = (libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) as u64;
+    let file = call("signalfd4", libc::SYS_signalfd4, [-1i64 as u64, &raw const set as u64, 8, flags])? as i32;
+    let epoll = done("epoll_create1", unsafe { libc::epoll_create1(0) })? as i32;
+    let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 17 };
+    done("epoll_ctl", unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, file, &raw mut event) })?;
+    let number = std::sync::atomic::AtomicI32::new(0);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| -> Checked {
+            number.store(unsafe { libc::gettid() }, std::sync::atomic::Ordering::Relaxed);
+            let mut event = libc::epoll_event { events: 0, u64: 0 };
+            let ready = done("epoll_wait", unsafe { libc::epoll_wait(epoll, &raw mut event, 1, 20_000) })?;
+            equal("what an epoll tells", (ready, { event.u64 }), (1, 17))?;
+            let mut info = [0u8; 128];
+            let length = unsafe { libc::read(file, info.as_mut_ptr().cast(), info.len()) };
+            equal("what there is to read", length, 128)?;
+            equal("the signal", i32::from(info[0]), libc::SIGURG)
+        });
+        until("a thread to begin", || number.load(std::sync::atomic::Ordering::Relaxed) != 0)?;
+        meanwhile(number.load(std::sync::atomic::Ordering::Relaxed))?;
+        done("kill", unsafe { libc::kill(libc::getpid(), libc::SIGURG) })?;
+        thread.join().map_err(|_| "a thread panicked")?
+    })
 }
 
 fn blocked_pending() -> u64 {
