@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::samples::{Sample, values};
+use crate::samples::Sample;
 use crate::stats::{hodges_lehmann, median, permutation_test};
 
 /// Changes smaller than this are not told from the machine's own ups and downs.
@@ -32,22 +32,32 @@ pub struct Regression {
 
 /// Everything in `now` that is worse than in `baseline`.
 pub fn regressions(baseline: &[Sample], now: &[Sample]) -> Vec<Regression> {
-    type Key<'a> = (&'a str, &'a str, &'a str, &'a str);
-    let key = |s: &'_ Sample| -> (String, String, String, String) {
-        (s.experiment.clone(), s.workload.clone(), s.arm.clone(), s.metric.clone())
-    };
-    let keys: BTreeSet<_> = baseline.iter().filter(|s| s.arm != "native").map(key).collect();
-    let compare = |(experiment, workload, arm, metric): Key<'_>| {
+    let references = ["native", "memcpy", "write", "bytes-alone"];
+    let keys: BTreeSet<_> = baseline.iter().filter(|s| !references.contains(&&*s.arm)).map(key).collect();
+    let compare = |key: &Key<'_>| {
+        let [experiment, workload, parameters, arm, metric] = *key;
         let sign = direction(metric)?;
-        let before = values(baseline, experiment, workload, arm, metric);
-        let after = values(now, experiment, workload, arm, metric);
+        let values = |samples| values(samples, key);
+        let (before, after) = (values(baseline), values(now));
         let worse_by = sign * hodges_lehmann(&before, &after)? / median(&before).filter(|m| *m > 0.0)?;
         let p = permutation_test(&before, &after, ROUNDS, &mut StdRng::seed_from_u64(1))?;
-        let what = format!("{workload}, {arm}: {metric}");
+        let sized = if parameters.is_empty() { String::new() } else { format!(" ({parameters})") };
+        let what = format!("{workload}{sized}, {arm}: {metric}");
         let counts = worse_by > NOISE_FLOOR && p < SIGNIFICANT;
         counts.then(|| Regression { experiment: experiment.into(), what, worse_by, p })
     };
-    keys.iter().filter_map(|(e, w, a, m)| compare((e, w, a, m))).collect()
+    keys.iter().filter_map(compare).collect()
+}
+
+/// Experiment, workload, parameters, arm, metric: what values must share to be compared.
+type Key<'a> = [&'a str; 5];
+
+fn key(sample: &Sample) -> Key<'_> {
+    [&sample.experiment, &sample.workload, &sample.parameters, &sample.arm, &sample.metric]
+}
+
+fn values(samples: &[Sample], wanted: &Key<'_>) -> Vec<f64> {
+    samples.iter().filter(|sample| key(sample) == *wanted).map(|sample| sample.value).collect()
 }
 
 /// 1 if more of a metric is worse, −1 if less is; `None` for what is no measure of speed or size.
@@ -55,7 +65,7 @@ fn direction(metric: &str) -> Option<f64> {
     match metric {
         "requests_per_second" => Some(-1.0),
         "downtime" | "whole" | "first_answer" | "image_bytes" | "latency_p50" | "latency_p99" | "client_gap"
-        | "getpid" | "read" | "fork_exit" | "fork_exec" => Some(1.0),
+        | "getpid" | "read" | "fork_exit" | "fork_exec" | "removal" => Some(1.0),
         _ => None,
     }
 }

@@ -66,8 +66,8 @@ pub struct Stats {
     pub phases: Vec<Phase>,
     /// The name that the pod got.
     pub name: String,
-    /// The address at which it is reached; empty if it has none.
-    pub address: String,
+    /// The address at which it is reached, if it has one.
+    pub address: Option<String>,
 }
 
 /// Why an image was not restarted. Nothing is left of the attempt.
@@ -201,7 +201,7 @@ fn restart_image(
         }
     })?;
     fault::point("restart-done");
-    let address = pod.network.as_ref().map_or(String::new(), |network| network.outer().ipv4.to_string());
+    let address = pod.network.as_ref().map(|network| network.outer().ipv4.to_string());
     let name = pod.spec.name.clone();
     let (phases, total_us) = clock.finish();
     Ok((pod, Stats { total_us, phases, name, address }))

@@ -1,7 +1,5 @@
 //! What single operations cost. For each name of an operation that comes as a line on stdin, a batch of it is done and a
 //! line says how many nanoseconds one took: so that who asks can have several of these take turns. No arguments.
-//!
-//! `harness-micro touch MIB RATE` has that much memory, and writes to so many MiB of it a second, for ever.
 
 use std::fs::File;
 use std::io::{BufRead, Read, Write};
@@ -13,11 +11,6 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 fn main() -> Result<()> {
-    if let [_, "touch", mib, rate] =
-        std::env::args().collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>()[..]
-    {
-        return touch(mib.parse()?, rate.parse()?);
-    }
     stay_on_one_cpu()?;
     let mut zero = File::open("/dev/zero")?;
     for operation in std::io::stdin().lock().lines() {
@@ -38,28 +31,6 @@ fn main() -> Result<()> {
         std::io::stdout().flush()?;
     }
     Ok(())
-}
-
-/// Has memory, all of it touched, and goes on writing to it.
-fn touch(mib: usize, rate: f64) -> Result<()> {
-    const PAGE: usize = 4096;
-    let mut memory: Vec<u8> = (0..mib << 20).map(|at| (at / PAGE) as u8).collect();
-    println!("ready");
-    std::io::stdout().flush()?;
-    let (begun, mut touched, mut page) = (Instant::now(), 0f64, 0);
-    loop {
-        std::thread::sleep(std::time::Duration::from_millis(10));
-        let due = begun.elapsed().as_secs_f64() * rate * (1 << 20) as f64 / PAGE as f64;
-        // What a pause has left undone stays undone.
-        touched = touched.max(due - rate * 64.0);
-        while touched < due {
-            page = (page + 7919) % (memory.len() / PAGE).max(1);
-            if let Some(byte) = memory.get_mut(page * PAGE) {
-                *byte = byte.wrapping_add(1);
-            }
-            touched += 1.0;
-        }
-    }
 }
 
 /// A move from one CPU to another in the middle of a batch would be most of what is measured.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use crate::experiment::{self, Settings};
+use crate::experiment::{self, Extent, Settings};
 use crate::gate::{Regression, regressions};
 use crate::lab;
 use crate::samples::{Sample, read_all};
@@ -67,7 +67,9 @@ fn look(baseline: &[Sample], runs: Option<u32>) -> Result<Vec<Regression>> {
 }
 
 fn measure(name: &str, runs: Option<u32>, out: &Path) -> Result<()> {
-    let settings = Settings { out: out.into(), runs, workloads: Vec::new(), seed: rand::random(), progress: false };
+    let extent = Extent::Ordinary;
+    let settings =
+        Settings { out: out.into(), runs, workloads: Vec::new(), extent, seed: rand::random(), progress: false };
     eprintln!("measuring {name}, seed {}", settings.seed);
     experiment::find(name)?.run(&settings)
 }

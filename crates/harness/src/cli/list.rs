@@ -11,6 +11,7 @@ pub(super) fn run() -> Result<ExitCode> {
     let mut text = String::from("Experiments\n");
     for experiment in experiment::ALL {
         text += &format!("  {}: {}\n    {}\n", experiment.name, experiment.claim, experiment.what);
+        text += &format!("    cases: {}\n", (experiment.cases)().join(", "));
     }
     text += "Workloads\n";
     for workload in workload::all() {

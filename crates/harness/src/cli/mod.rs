@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::experiment::Settings;
+use crate::experiment::{Extent, Settings};
 
 /// Measures zap, and shows what of the paper is reproduced.
 #[derive(Debug, Parser)]
@@ -49,6 +49,9 @@ struct Common {
     /// Repetitions [default: each experiment's own]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     runs: Option<u32>,
+    /// The largest sizes too, and more repetitions: takes hours
+    #[arg(long)]
+    full: bool,
     /// Where results go
     #[arg(long, value_name = "DIR", default_value = "results/latest")]
     out: PathBuf,
@@ -63,7 +66,8 @@ impl Common {
         eprintln!("seed {seed}");
         let quiet = ["NO_COLOR", "CI"].iter().any(|name| std::env::var_os(name).is_some());
         let progress = std::io::stderr().is_terminal() && !quiet;
-        Settings { out: self.out.clone(), runs: self.runs, workloads: Vec::new(), seed, progress }
+        let extent = if self.full { Extent::Full } else { Extent::Ordinary };
+        Settings { out: self.out.clone(), runs: self.runs, workloads: Vec::new(), extent, seed, progress }
     }
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::Common;
 use crate::experiment::Settings;
-use crate::{experiment, lab, workload};
+use crate::{experiment, lab};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -17,8 +17,8 @@ pub(super) struct Arguments {
     /// Another system to measure beside zap, as NAME=PATH
     #[arg(long, value_name = "NAME=PATH")]
     peer: Vec<String>,
-    /// Only this workload, where an experiment has several (see harness list)
-    #[arg(long = "workload", value_name = "NAME")]
+    /// Only this case, where an experiment has several (see harness list)
+    #[arg(long = "workload", alias = "case", value_name = "NAME")]
     workloads: Vec<String>,
     #[command(flatten)]
     common: Common,
@@ -30,8 +30,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let experiments: Vec<_> = arguments.experiments.iter().map(|name| experiment::find(name)).collect::<Result<_>>()?;
     lab::clean_up_on_interrupt()?;
-    if let Some(unknown) = arguments.workloads.iter().find(|name| !workload::all().iter().any(|w| w.name() == **name)) {
-        bail!("there is no workload {unknown} (see harness list)");
+    let cases: Vec<_> = experiments.iter().flat_map(|experiment| (experiment.cases)()).collect();
+    if let Some(unknown) = arguments.workloads.iter().find(|name| !cases.contains(&name.as_str())) {
+        bail!("there is no case {unknown}; there are {}", cases.join(", "));
     }
     let settings = Settings { workloads: arguments.workloads.clone(), ..arguments.common.settings() };
     for experiment in experiments {

@@ -15,7 +15,8 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     name: "checkpoint-restart",
     claim: "sub-second checkpoint and restart latencies",
     what: "downtime, stages, whole-command times and image sizes: a pod that sleeps, Apache with each MPM, desktops",
-    runs: 15,
+    cases: || workload::all().iter().map(|workload| workload.name()).collect(),
+    runs: (15, 30),
     run,
 };
 

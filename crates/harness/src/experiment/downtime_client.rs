@@ -12,7 +12,8 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     name: "downtime-client",
     claim: "a peer notices a pause, nothing else",
     what: "the longest time that a client goes without an answer across a checkpoint, and the downtime that the pod reports",
-    runs: 20,
+    cases: || vec!["apache-event"],
+    runs: (20, 50),
     run,
 };
 

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use super::{Experiment, Session};
+use super::{Experiment, Session, load};
 use crate::client::Prober;
-use crate::lab::{PATIENCE, Pair, PodOptions, Way, wait_until};
+use crate::lab::{PATIENCE, Pair, PodOptions, Way};
 use crate::samples::Circumstances;
 use crate::workload::{Apache, Desktop, Mpm, Workload};
 
@@ -14,7 +14,8 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     name: "migration",
     claim: "a pod moves as a unit, its connections go on, nothing stays behind",
     what: "downtime, total time, bytes and residual dependency: strategy by memory, dirty rate and link; Apache, a desktop",
-    runs: 5,
+    cases: || vec!["memory", "apache-event", "desktop-classic"],
+    runs: (2, 10),
     run,
 };
 
@@ -56,18 +57,10 @@ fn options<'a>(strategy: &'a str, store: &'a Path) -> Vec<&'a str> {
 fn of_memory(session: &mut Session, pair: &Pair, store: &Path, (mib, rate, link): (u64, u64, u64)) -> Result<()> {
     pair.shape((link > 0).then_some(link))?;
     let parameters = format!("memory={mib};dirty={rate};link={link}");
-    let own = std::env::current_exe()?.with_file_name("harness-micro");
     for run in 0..session.runs {
         for strategy in session.shuffled(&STRATEGIES) {
             session.step(&format!("{parameters} {strategy}"));
-            let words = [own.to_string_lossy().into_owned(), "touch".into(), mib.to_string(), rate.to_string()];
-            let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            pair.first.zap(&[&["run", "-d", "-n", "memory", "--"], &words[..]].concat())?;
-            let pod = pair.first.pod("memory")?;
-            wait_until("the memory to be touched", || {
-                ensure!(pod.log().contains("ready"), "it is not");
-                Ok(())
-            })?;
+            load::start(&pair.first, "memory", &[], &["memory", &mib.to_string(), &rate.to_string()])?;
             let (moved, stats) = pair.migrate(true, "memory", Way::Link, &options(strategy, store))?;
             moved.remove()?;
             let of = Circumstances { workload: "memory", parameters: &parameters, arm: strategy, run };

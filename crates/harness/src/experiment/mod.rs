@@ -1,12 +1,16 @@
 //! Experiments: each measures one thing that the paper claims, and writes raw samples.
 
 mod checkpoint_restart;
+mod density;
 mod downtime_client;
+mod frequency;
+mod load;
 mod migration;
 mod overhead_apache;
 mod overhead_desktop;
 mod overhead_micro;
 mod peers;
+pub mod scaling;
 
 use std::path::{Path, PathBuf};
 
@@ -28,8 +32,11 @@ pub struct Experiment {
     pub claim: &'static str,
     /// What it does, in a line.
     pub what: &'static str,
-    /// Repetitions unless asked for otherwise: enough for intervals that answer the claim.
-    pub runs: u32,
+    /// What it can be restricted to.
+    pub cases: fn() -> Vec<&'static str>,
+    /// Repetitions unless asked for otherwise, of the ordinary extent and of the full one: all experiments together take
+    /// less than half an hour with the first, and have narrow intervals with the second.
+    pub runs: (u32, u32),
     run: fn(&mut Session) -> Result<()>,
 }
 
@@ -41,6 +48,9 @@ pub const ALL: &[Experiment] = &[
     checkpoint_restart::EXPERIMENT,
     downtime_client::EXPERIMENT,
     migration::EXPERIMENT,
+    scaling::EXPERIMENT,
+    density::EXPERIMENT,
+    frequency::EXPERIMENT,
 ];
 
 /// The experiment called `name`.
@@ -54,6 +64,18 @@ pub fn find(name: &str) -> Result<&'static Experiment> {
     }
 }
 
+/// How much of an experiment to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Extent {
+    /// The smallest sizes, once: whether it works at all.
+    Fast,
+    /// What answers the claim.
+    #[default]
+    Ordinary,
+    /// The largest sizes too.
+    Full,
+}
+
 /// How to run experiments.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -61,8 +83,10 @@ pub struct Settings {
     pub out: PathBuf,
     /// Repetitions; each experiment's own number if absent.
     pub runs: Option<u32>,
-    /// Only these workloads, where an experiment has several; all of them if empty.
+    /// Only these of its cases, where an experiment has several; all of them if empty.
     pub workloads: Vec<String>,
+    /// How much of it.
+    pub extent: Extent,
     /// Seed of everything that is drawn.
     pub seed: u64,
     /// Whether to show progress: on a terminal that is read by a person.
@@ -73,7 +97,12 @@ impl Experiment {
     /// Runs it and writes its samples, and the facts of the host beside them.
     pub fn run(&self, settings: &Settings) -> Result<()> {
         HostFacts::gather().write(&settings.out)?;
-        let runs = settings.runs.unwrap_or(self.runs);
+        let own = match settings.extent {
+            Extent::Fast => 1,
+            Extent::Ordinary => self.runs.0,
+            Extent::Full => self.runs.1,
+        };
+        let runs = settings.runs.unwrap_or(own);
         let bar = if settings.progress { ProgressBar::new(0) } else { ProgressBar::hidden() };
         bar.set_style(
             ProgressStyle::with_template("{prefix:20} {bar:30} {pos}/{len} {elapsed} {msg}")
@@ -82,7 +111,7 @@ impl Experiment {
         bar.set_prefix(self.name);
         let recorder = Recorder::create(&settings.out, self.name, settings.seed)?;
         let (workloads, rng) = (settings.workloads.clone(), StdRng::seed_from_u64(settings.seed));
-        let mut session = Session { runs, workloads, recorder, rng, bar };
+        let mut session = Session { runs, extent: settings.extent, workloads, recorder, rng, bar };
         let result = (self.run)(&mut session);
         session.bar.finish_and_clear();
         result
@@ -94,6 +123,8 @@ impl Experiment {
 pub struct Session {
     /// Repetitions.
     pub runs: u32,
+    /// How much of it.
+    extent: Extent,
     workloads: Vec<String>,
     recorder: Recorder,
     rng: StdRng,

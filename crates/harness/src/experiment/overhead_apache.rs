@@ -15,7 +15,8 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     name: "overhead-apache",
     claim: "low overhead",
     what: "requests a second and latency of Apache (event) in a pod and natively, in turns",
-    runs: 100,
+    cases: || vec!["apache-event"],
+    runs: (60, 200),
     run,
 };
 

@@ -15,7 +15,8 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     name: "overhead-desktop",
     claim: "low overhead",
     what: "x11perf (geometric mean) and the time from a key to the screen, in a pod and natively, in turns",
-    runs: 10,
+    cases: || vec!["desktop-classic"],
+    runs: (3, 20),
     run,
 };
 

@@ -16,7 +16,8 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     name: "overhead-micro",
     claim: "low overhead",
     what: "getpid, a read of one byte, fork+exit, fork+exec: natively, in a pod, without a seccomp profile, with an empty one",
-    runs: 25,
+    cases: || vec!["micro"],
+    runs: (25, 50),
     run,
 };
 

@@ -18,3 +18,14 @@ pub fn fork_and_exit() -> io::Result<()> {
         }
     }
 }
+
+/// Forks a child that sleeps until a signal ends it.
+pub fn fork_and_sleep() -> io::Result<()> {
+    // SAFETY: the child calls `pause`, which is async-signal-safe, and nothing else.
+    if let ForkResult::Child = unsafe { fork() }? {
+        loop {
+            nix::unistd::pause();
+        }
+    }
+    Ok(())
+}

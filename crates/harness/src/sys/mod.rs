@@ -2,6 +2,8 @@
 
 mod fork;
 mod interrupt;
+mod mappings;
 
-pub use fork::fork_and_exit;
+pub use fork::{fork_and_exit, fork_and_sleep};
 pub use interrupt::interrupts;
+pub use mappings::map_apart;

@@ -1,6 +1,7 @@
 //! Bulk bytes on their way into an image.
 
 use std::io;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, channel, sync_channel};
 
 use super::DataRef;
 use super::chunk::{ChunkWriter, Written};
@@ -54,6 +55,30 @@ impl DataSink {
         Ok(())
     }
 
+    /// Has `feed` append pages that are written while it prepares the next ones. What is pending is written first.
+    pub fn stream<R>(&mut self, feed: impl FnOnce(&mut Feed<'_>) -> R) -> io::Result<R> {
+        self.append_pages(Vec::new());
+        self.flush()?;
+        let Some(out) = &mut self.out else { return Ok(feed(&mut Feed::Kept(self))) };
+        std::thread::scope(|scope| {
+            let (full, to_write) = sync_channel::<Vec<u8>>(1);
+            let (written, free) = channel();
+            let writer = scope.spawn(move || {
+                for bytes in to_write {
+                    out.append(&bytes)?;
+                    // Nobody may need another one.
+                    let _ = written.send(bytes);
+                }
+                Ok(())
+            });
+            let mut way = Feed::Written { end: self.end, full, free, made: 0 };
+            let result = feed(&mut way);
+            self.end = way.end();
+            drop(way);
+            writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map(|()| result)
+        })
+    }
+
     pub(super) fn finish(mut self) -> io::Result<Option<Written>> {
         self.flush()?;
         self.out.take().map(ChunkWriter::finish).transpose()
@@ -62,5 +87,90 @@ impl DataSink {
     /// Everything that is pending, in one piece.
     pub(super) fn into_pending(self) -> Vec<u8> {
         self.pending.concat()
+    }
+}
+
+/// Where pages are appended one buffer after another.
+pub enum Feed<'a> {
+    /// To a sink of no image, which keeps them.
+    Kept(&'a mut DataSink),
+    /// To a thread that writes them.
+    Written {
+        /// Where the next byte goes.
+        end: u64,
+        /// Buffers to write.
+        full: SyncSender<Vec<u8>>,
+        /// Buffers that were written.
+        free: Receiver<Vec<u8>>,
+        /// How many there are.
+        made: usize,
+    },
+}
+
+/// One that is filled, one that waits, one that is written.
+const BUFFERS: usize = 3;
+
+impl Feed<'_> {
+    /// Room for so many bytes, with anything in it: memory that was touched before where there is any.
+    pub fn buffer(&mut self, length: usize) -> Vec<u8> {
+        let mut buffer = match self {
+            Feed::Kept(_) => Vec::new(),
+            Feed::Written { free, made, .. } => match free.try_recv() {
+                Ok(buffer) => buffer,
+                // The writer has gone, and says why.
+                Err(TryRecvError::Disconnected) => Vec::new(),
+                Err(TryRecvError::Empty) if *made < BUFFERS => {
+                    *made += 1;
+                    Vec::new()
+                }
+                Err(TryRecvError::Empty) => free.recv().unwrap_or_default(),
+            },
+        };
+        buffer.resize(length, 0);
+        buffer
+    }
+
+    /// Appends whole pages.
+    pub fn append(&mut self, pages: Vec<u8>) -> DataRef {
+        match self {
+            Feed::Kept(sink) => sink.append_pages(pages),
+            Feed::Written { end, full, .. } => {
+                let here = DataRef { offset: *end, length: pages.len() as u64 };
+                *end += here.length;
+                // If the writer has gone, it says why.
+                let _ = full.send(pages);
+                here
+            }
+        }
+    }
+
+    fn end(&self) -> u64 {
+        match self {
+            Feed::Kept(sink) => sink.end,
+            Feed::Written { end, .. } => *end,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sink_of_no_image_keeps_what_is_streamed() {
+        let mut sink = DataSink::default();
+        sink.append(b"odd".to_vec());
+        let places = sink
+            .stream(|feed| {
+                [1u8, 2].map(|byte| {
+                    let mut buffer = feed.buffer(PAGE as usize);
+                    buffer.fill(byte);
+                    feed.append(buffer).offset
+                })
+            })
+            .unwrap();
+        assert_eq!((places, sink.end()), ([PAGE, 2 * PAGE], 3 * PAGE));
+        let all = sink.into_pending();
+        assert_eq!((all[PAGE as usize], all[2 * PAGE as usize]), (1, 2));
     }
 }

@@ -195,19 +195,28 @@ pub(super) fn runs(pages: &[PageRun]) -> Vec<Range<u64>> {
     ranges::joined(pages.iter().map(|r| r.start..r.end).collect())
 }
 
-/// Copies the pages at `wanted` (sorted, disjoint; `frames` knows them) into the image's data.
+/// Copies the pages at `wanted` (sorted, disjoint; `frames` knows them) of a running process into the image's data, and
+/// gives those that were there.
 pub(super) fn store(
     data: &mut DataSink,
     subject: &Subject,
     wanted: &[Range<u64>],
     frames: &Frames,
-) -> Result<Vec<PageRun>, CaptureError> {
+) -> io::Result<Vec<PageRun>> {
     let elsewhere = frames.mapped_elsewhere();
-    let read = |piece: &[Range<u64>]| read_knowing(subject, piece, &elsewhere);
+    let mut reader = Reader { process: subject.host, forced: None };
     let mut runs = Vec::with_capacity(wanted.len());
-    for piece in pieces(wanted) {
-        append(data, &piece, read(&piece)?, &mut runs);
-    }
+    data.stream(|feed| {
+        for piece in pieces(wanted) {
+            let mut buffer = feed.buffer(total(&piece));
+            // Some may vanish meanwhile: the piece is in the image for nothing then.
+            let read = reader.read(&piece, &elsewhere, &mut buffer);
+            let offset = feed.append(buffer).offset;
+            if read.is_ok() {
+                note(&piece, offset, &mut runs);
+            }
+        }
+    })?;
     Ok(runs)
 }
 
@@ -250,7 +259,11 @@ fn read_knowing(subject: &Subject, piece: &[Range<u64>], elsewhere: &[Range<u64>
 
 /// Puts the contents of a piece into the image's data.
 pub(super) fn append(data: &mut DataSink, piece: &[Range<u64>], bytes: Vec<u8>, runs: &mut Vec<PageRun>) {
-    let mut offset = data.append_pages(bytes).offset;
+    note(piece, data.append_pages(bytes).offset, runs);
+}
+
+/// Notes that a piece is at `offset` of the image's data.
+fn note(piece: &[Range<u64>], mut offset: u64, runs: &mut Vec<PageRun>) {
     for range in piece {
         runs.push(PageRun { start: range.start, end: range.end, source: PageSource::Data(offset) });
         offset += range.end - range.start;

@@ -38,9 +38,6 @@ pub struct Ahead {
     _userfault: OwnedFd,
 }
 
-/// Addresses whose pages are read and written out together.
-const PART: u64 = 64 << 20;
-
 /// What a round of copying did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Round {
@@ -113,13 +110,8 @@ impl Ahead {
         let shared = theirs.transpose().capturing("looking at", doing())?.unwrap_or_default();
         let wanted = ranges::minus(&written, &shared);
         let before = data.end();
-        // pages may vanish while they are read: that part is left to the hold
-        for some in wanted.chunk_by(|a, b| a.start / PART == b.start / PART) {
-            if let Ok(runs) = pages::store(data, subject, some, &frames) {
-                self.copied.extend(runs);
-            }
-            data.flush().capturing("writing", doing())?;
-        }
+        // pages may vanish while they are read: they are left to the hold
+        self.copied.extend(pages::store(data, subject, &wanted, &frames).capturing("writing", doing())?);
         self.copied.sort_by_key(|r| r.start);
         Ok(Round { written: pages::total(&written) as u64, copied: data.end() - before })
     }
