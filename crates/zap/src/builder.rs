@@ -1,6 +1,7 @@
 //! The builder: a short-lived process inside a new pod, forked by its PID 1, that opens every file of the image, makes its
 //! IPC objects, and clones the seeds out of which the tree grows.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
@@ -15,11 +16,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, RebuildError};
 use crate::files::{self, FileState};
-use crate::ids::{HostPid, PodPid};
+use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::{ImageReader, decode, encode};
 use crate::ipc::{self, IpcState};
 use crate::mounts::{self, LateMounts, MountState};
-use crate::namespaces::{self, NamespaceId};
+use crate::namespaces::{self, Made, NamespaceId};
 use crate::pod::PodSpec;
 use crate::rebuild::Rebuild;
 use crate::sys::pidfd::PidFd;
@@ -32,10 +33,6 @@ pub struct Order {
     pub spec: PodSpec,
     /// How many of the descriptors that it is given are the image's; console pipes follow.
     pub image_files: usize,
-    /// The first descriptor of the pool.
-    pub pool: i32,
-    /// How many files the image has: the data comes behind them, then the namespaces.
-    pub files: u32,
     /// Where the stub goes in every seed.
     pub code: Range<u64>,
     /// Where batches go in every seed.
@@ -47,8 +44,15 @@ pub struct Order {
 /// What the builder answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Answer {
+    /// Where some of the files are.
+    Opened(Vec<(FileId, i32)>),
     /// All files are open, the seeds exist. A console pty's master comes along.
-    Built,
+    Built {
+        /// The descriptor of the image's data.
+        data: i32,
+        /// Those of the namespaces.
+        namespaces: Vec<(NamespaceId, i32)>,
+    },
     /// It failed.
     Failed {
         /// The sentence.
@@ -72,16 +76,39 @@ pub fn run(files: Vec<OwnedFd>) -> ! {
     let mut files = files.into_iter();
     let Some(socket) = files.next() else { std::process::exit(1) };
     let answer = match receive(&socket).and_then(|order| build(&order, files.collect())) {
-        Ok((master, rest)) => {
-            let _ = send(&socket, &Answer::Built, master.as_ref());
+        Ok(built) => {
+            let _ = built.tell(&socket);
             // The pool stays open for the monitor to fetch copies, until it hangs up.
-            serve(&socket, rest);
+            serve(&socket, built.late);
             std::process::exit(0)
         }
         Err(error) => Answer::Failed { message: error.to_string(), exit_code: exit_code(&error) },
     };
     let _ = send(&socket, &answer, None);
     std::process::exit(1)
+}
+
+/// What the builder has made. All of it stays open: the seeds have the same numbers.
+struct Built {
+    files: HashMap<FileId, OwnedFd>,
+    namespaces: Made,
+    /// The image's data.
+    data: OwnedFd,
+    console_master: Option<OwnedFd>,
+    late: Rest,
+}
+
+impl Built {
+    /// Says where everything is, files in portions of which each fits into a message.
+    fn tell(&self, socket: &OwnedFd) -> std::io::Result<()> {
+        const PORTION: usize = 2048;
+        let files: Vec<_> = self.files.iter().map(|(id, file)| (*id, file.as_raw_fd())).collect();
+        for some in files.chunks(PORTION) {
+            send(socket, &Answer::Opened(some.to_vec()), None)?;
+        }
+        let namespaces = self.namespaces.iter().map(|(id, file)| (*id, file.as_raw_fd())).collect();
+        send(socket, &Answer::Built { data: self.data.as_raw_fd(), namespaces }, self.console_master.as_ref())
+    }
 }
 
 /// What is left to be mounted, and the image that it comes from.
@@ -160,7 +187,7 @@ fn exit_code(error: &RebuildError) -> u8 {
     }
 }
 
-fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<(Option<OwnedFd>, Rest), RebuildError> {
+fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Built, RebuildError> {
     let console = given.split_off(order.image_files);
     let image = ImageReader::receive(given).map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let states: Vec<FileState> = image.every("file").map_err(|e| RebuildError::Damaged(e.to_string()))?;
@@ -174,27 +201,17 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<(Option<OwnedFd>, Res
     ipc::restart(&mut rebuild, &ipc)?;
     files::open_all(&mut rebuild, &states)?;
     files::connect_all(&mut rebuild, &states)?;
-    let master = rebuild.console_master.take();
-    rebuild.console.clear();
-    let made = rebuild.take_namespaces();
-    let pool = rebuild.into_files();
-    for (id, file) in &pool {
-        place(file.as_raw_fd(), order.pool + id.0 as i32)?;
-    }
-    drop(pool);
+    let console_master = rebuild.console_master.take();
+    let namespaces = rebuild.take_namespaces();
+    let files = rebuild.into_files();
     let data = image.data_file().map_err(|e| RebuildError::Damaged(e.to_string()))?;
-    let last = order.pool + order.files as i32;
-    place(data.as_raw_fd(), last)?;
-    for (id, namespace) in &made {
-        place(namespace.as_raw_fd(), last + 1 + id.0 as i32)?;
-    }
-    drop(made);
+    let data = data.try_clone_to_owned().rebuilding("copying", "the descriptor of the image")?;
     seed::prepare(&order.code, &order.scratch, &crate::tracee::stub_code())
         .rebuilding("preparing", "the ground of the seeds")?;
     for pid in &order.seeds {
         spawn_seed(*pid).rebuilding("making", format!("process {pid}"))?;
     }
-    Ok((master, late.map(|late| (late, image))))
+    Ok(Built { files, namespaces, data, console_master, late: late.map(|late| (late, image)) })
 }
 
 /// Clones a seed. A helper thread that has ended keeps its number a moment longer than `/proc` shows it (`release_task`
@@ -207,11 +224,6 @@ fn spawn_seed(pid: PodPid) -> std::io::Result<()> {
             other => return other,
         }
     }
-}
-
-/// Gives a file its number in the pool.
-fn place(file: RawFd, number: i32) -> Result<(), RebuildError> {
-    seed::duplicate(file, number).rebuilding("numbering a file", format!("descriptor {number}; raise `ulimit -n`"))
 }
 
 /// Sends a message, and a descriptor with it.

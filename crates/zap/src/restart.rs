@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::ScopedJoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -29,7 +30,7 @@ use crate::pod::network::{self, NetworkError};
 use crate::pod::trees;
 use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Shim, Store};
 use crate::process::discover;
-use crate::process::grow::{Common, Grove, GrowError, Incomplete, Numberer, Surroundings};
+use crate::process::grow::{Common, Grove, GrowError, Incomplete, Numberer, Pool, Surroundings};
 use crate::process::state::{self, EndedState, Place, ProcessState};
 use crate::process::tree::{self, Plan};
 use crate::record::{self, PodRecord};
@@ -439,8 +440,9 @@ impl Image {
     /// The contents of the tmpfs mounts, and every file, open in the builder.
     fn open_files(&self, pod: &mut LivePod) -> Result<(Common, Builder), RestartError> {
         trees::unpack_tmpfs(&self.reader, pod.init).map_err(|e| self.failed(e))?;
-        let common = self.common(pod)?;
+        let mut common = self.common(pod)?;
         let builder = self.build(pod, &common)?;
+        common.pool = builder.pool.clone();
         Ok((common, builder))
     }
 
@@ -451,25 +453,14 @@ impl Image {
         let place = memory::free_gap(self.processes.iter().map(|process| &process.memory), CODE + SCRATCH);
         let start =
             place.ok_or_else(|| self.failed(RebuildError::Lacks("free address space for zap's scratch".into())))?;
-        let highest = self.processes.iter().flat_map(|process| &process.descriptors).map(|d| d.number).max();
-        // The builder's own descriptors grow from below while it opens files, of which it has at most as many to spare: the
-        // pool begins beyond them.
-        let pool = (highest.unwrap_or(2) + 1).max(2 * (self.files.len() + self.namespaces.len()) as i32 + 128);
         let depth = discover::depth_of(pod.init).map_err(|_| self.failed(TraceeError::Died(PodPid(1))))?;
         Ok(Common {
             code: start..start + CODE,
             scratch: start + CODE..start + CODE + SCRATCH,
-            pool,
-            data: pool + self.next_file() as i32,
-            last: pool + self.next_file() as i32 + self.namespaces.len() as i32,
+            pool: Arc::default(),
             depth,
             filters: common_filters(&self.processes),
         })
-    }
-
-    /// One more than the highest number of a file.
-    fn next_file(&self) -> u32 {
-        self.files.iter().map(|file| file.id.0 + 1).max().unwrap_or(0)
     }
 
     /// Has the builder open every file and clone the seeds.
@@ -479,8 +470,6 @@ impl Image {
         let order = Order {
             spec: self.pod.spec.clone(),
             image_files: image.len(),
-            pool: common.pool,
-            files: self.next_file(),
             code: common.code.clone(),
             scratch: common.scratch.clone(),
             seeds: self.plan.seeds.clone(),
@@ -491,21 +480,33 @@ impl Image {
             .map_err(|e| self.failed(e))?;
         let files = std::iter::once(theirs).chain(image).chain(console).collect();
         let host = pod.build(self.free_pid(), files)?;
-        // The seeds inherit it; each process gets its own limits back.
+        // The seeds inherit it; each process gets its own limits back. While files are opened there are at most as many to
+        // spare.
+        let highest = self.processes.iter().flat_map(|process| &process.descriptors).map(|d| d.number).max();
+        let most = (2 * self.files.len() as u64).max(highest.unwrap_or(0) as u64) + 1024;
         for process in [0, host.0] {
-            if let Err(error) = descriptor::allow(process, common.last as u64 + 1024) {
+            if let Err(error) = descriptor::allow(process, most) {
                 tracing::info!(%error, "the limit of open files stays as it is");
             }
         }
         builder::send(&ours, &order, None).rebuilding("writing to", "the builder").map_err(|e| self.failed(e))?;
-        let (answer, master) = builder::receive_answer(&ours).map_err(|e| self.failed(e))?;
-        if let Answer::Failed { message, exit_code } = answer {
-            return Err(RestartError::Builder { pod: self.pod.spec.name.clone(), message, exit_code });
-        }
+        let mut pool = Pool::default();
+        let master = loop {
+            match builder::receive_answer(&ours).map_err(|e| self.failed(e))? {
+                (Answer::Opened(files), _) => pool.files.extend(files),
+                (Answer::Built { data, namespaces }, master) => {
+                    (pool.data, pool.namespaces) = (data, namespaces.into_iter().collect());
+                    break master;
+                }
+                (Answer::Failed { message, exit_code }, _) => {
+                    return Err(RestartError::Builder { pod: self.pod.spec.name.clone(), message, exit_code });
+                }
+            }
+        };
         if let Some(master) = master {
             pod.adopt_console_master(master)?;
         }
-        Ok(Builder { socket: ours, host, pool: common.pool })
+        Ok(Builder { socket: ours, host, pool: Arc::new(pool) })
     }
 
     /// A PID that nobody of the image has, for the builder.
@@ -521,7 +522,7 @@ impl Image {
     /// The files for which there is something to do once every process exists; what takes long is done.
     fn unsettled(&self, builder: &Builder) -> Result<Vec<Unsettled<'_>>, RestartError> {
         let pidfd = PidFd::open(builder.host).rebuilding("opening", "the builder").map_err(|e| self.failed(e))?;
-        let fetch = |file: FileId| pidfd.get(builder.pool + file.0 as i32);
+        let fetch = |file: FileId| pidfd.get(builder.pool.files.get(&file).copied().unwrap_or(-1));
         files::unsettled(&self.files, &fetch).map_err(|e| self.failed(e))
     }
 }
@@ -534,7 +535,7 @@ fn network_failed(pod: &LivePod, source: NetworkError) -> PodError {
 struct Builder {
     socket: OwnedFd,
     host: HostPid,
-    pool: i32,
+    pool: Arc<Pool>,
 }
 
 impl Builder {

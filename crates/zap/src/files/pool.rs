@@ -1,7 +1,7 @@
-//! The files of an image made again: all opened by the builder, kept in a pool of high descriptor numbers, and taken
-//! from there by each process.
+//! The files of an image made again: all opened by the builder, and taken from its pool of descriptors, which every seed
+//! has, by each process.
 
-use std::ops::RangeInclusive;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::{DescriptorState, FileKind, FileState, LateFiles, kind, locks, owner};
@@ -104,39 +104,99 @@ pub fn awaken_all(all: Vec<Unsettled<'_>>) -> Result<(), RebuildError> {
 /// Descriptors that one batch takes care of at most.
 const MANY: usize = 512;
 
-/// The calls by which one process takes its descriptors from the pool and closes the rest of it. Everything that it has
-/// below the pool is closed first: a seed brings nothing of its own along. Files that are not in the pool (`None`) are
-/// left out: they are opened late.
-///
-/// # Errors
-///
-/// A number inside the pool, which the builder must have put higher than every number of the image.
+/// The calls by which one process takes its descriptors from the pool and closes whatever else it has. Files that are not
+/// in the pool (`None`) are left out: they are opened late. `free` is a number above all of the pool.
 pub fn restart_descriptors(
     descriptors: &[DescriptorState],
     pool: &dyn Fn(FileId) -> Option<i32>,
-    range: RangeInclusive<i32>,
+    free: i32,
 ) -> Result<Vec<Batch>, RebuildError> {
-    let (mut batches, mut batch) = (Vec::new(), Batch::new());
-    if *range.start() > 0 {
-        let close = [0.into(), (range.start() - 1).into(), 0.into()];
-        batch.call(libc::SYS_close_range, close, "closing the descriptors of the seed");
-    }
+    let mut wanted = BTreeMap::new();
     for descriptor in descriptors {
-        if descriptor.number < 0 || descriptor.number >= *range.start() {
-            return Err(RebuildError::Damaged(format!("descriptor {} is inside the pool", descriptor.number)));
+        if descriptor.number < 0 {
+            return Err(RebuildError::Damaged(format!("descriptor {} is none", descriptor.number)));
         }
-        let flags = if descriptor.close_on_exec { libc::O_CLOEXEC } else { 0 };
-        let Some(source) = pool(descriptor.file) else { continue };
-        let what = format!("giving descriptor {} ({})", descriptor.number, descriptor.file);
-        batch.call(libc::SYS_dup3, [source.into(), descriptor.number.into(), flags.into()], what);
+        if let Some(source) = pool(descriptor.file) {
+            wanted.insert(descriptor.number, (source, descriptor));
+        }
+    }
+    let (mut batches, mut batch) = (Vec::new(), Batch::new());
+    let mut give = |from: i32, to: i32, flags: i32, what: String| {
+        batch.call(libc::SYS_dup3, [from.into(), to.into(), flags.into()], what);
         if batch.len() >= MANY {
             batches.push(std::mem::take(&mut batch));
         }
+    };
+    for step in moves(wanted.iter().map(|(number, (source, _))| (*number, *source))) {
+        match step {
+            Move::Aside(number) => give(number, free, 0, format!("moving descriptor {number}")),
+            Move::Give { from, to } => {
+                let Some((_, descriptor)) = wanted.get(&to) else { continue };
+                let flags = if descriptor.close_on_exec { libc::O_CLOEXEC } else { 0 };
+                give(from.unwrap_or(free), to, flags, format!("giving descriptor {to} ({})", descriptor.file));
+            }
+        }
     }
-    let close = [(*range.start()).into(), (*range.end()).into(), 0.into()];
-    batch.call(libc::SYS_close_range, close, "closing the pool");
+    for (number, (_, descriptor)) in wanted.iter().filter(|(number, (source, _))| *number == source) {
+        let flags = if descriptor.close_on_exec { libc::FD_CLOEXEC } else { 0 };
+        let what = format!("keeping descriptor {number} ({})", descriptor.file);
+        batch.call(libc::SYS_fcntl, [(*number).into(), libc::F_SETFD.into(), flags.into()], what);
+    }
+    let mut next = 0;
+    for number in wanted.keys() {
+        close(&mut batch, next, *number - 1);
+        next = *number + 1;
+    }
+    close(&mut batch, next, i32::MAX);
     batches.push(batch);
     Ok(batches)
+}
+
+fn close(batch: &mut Batch, first: i32, last: i32) {
+    if first <= last {
+        batch.call(libc::SYS_close_range, [first.into(), last.into(), 0.into()], "closing what is of the seed");
+    }
+}
+
+/// A step of moving descriptors that may lie in each other's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Move {
+    /// What is at a number is put aside.
+    Aside(i32),
+    /// A number is given what is at another one, or what was put aside last (`None`).
+    Give { from: Option<i32>, to: i32 },
+}
+
+/// The steps that bring to each number what is at another one (number, where it is) now: nothing is overwritten that is
+/// needed later. What is in its place already takes none.
+fn moves(wanted: impl Iterator<Item = (i32, i32)>) -> Vec<Move> {
+    let mut left: BTreeMap<i32, i32> = wanted.filter(|(number, source)| number != source).collect();
+    let mut readers: HashMap<i32, usize> = HashMap::new();
+    left.values().for_each(|source| *readers.entry(*source).or_default() += 1);
+    let is_free = |number: &i32, readers: &HashMap<i32, usize>| readers.get(number).is_none_or(|count| *count == 0);
+    let mut ready: Vec<i32> = left.keys().copied().filter(|number| is_free(number, &readers)).collect();
+    let mut steps = Vec::with_capacity(left.len());
+    loop {
+        while let Some(to) = ready.pop() {
+            let Some(from) = left.remove(&to) else { continue };
+            steps.push(Move::Give { from: Some(from), to });
+            readers.entry(from).and_modify(|count| *count -= 1);
+            if is_free(&from, &readers) && left.contains_key(&from) {
+                ready.push(from);
+            }
+        }
+        // What is left goes round in circles, in each of which everything has one place to go to.
+        let Some((first, mut from)) = left.pop_first() else { return steps };
+        steps.push(Move::Aside(first));
+        let mut to = first;
+        while from != first {
+            steps.push(Move::Give { from: Some(from), to });
+            to = from;
+            let Some(next) = left.remove(&to) else { break };
+            from = next;
+        }
+        steps.push(Move::Give { from: None, to });
+    }
 }
 
 #[cfg(test)]
@@ -148,21 +208,48 @@ mod tests {
     }
 
     #[test]
-    fn takes_from_the_pool_and_closes_it() {
+    fn takes_from_the_pool_and_closes_the_rest() {
         let list = [descriptor(0, 0), descriptor(7, 1)];
-        let batch = restart_descriptors(&list, &|id| Some(1000 + id.0 as i32), 1000..=1001).unwrap();
+        let batch = restart_descriptors(&list, &|id| Some(1000 + id.0 as i32), 1002).unwrap();
+        // Two are given; what lies between them and behind them is closed.
         assert_eq!(batch.iter().map(Batch::len).collect::<Vec<_>>(), [4]);
     }
 
     #[test]
     fn many_are_taken_in_pieces() {
         let list: Vec<_> = (0..1300).map(|number| descriptor(number, 0)).collect();
-        let batches = restart_descriptors(&list, &|_| Some(2000), 2000..=2000).unwrap();
-        assert_eq!(batches.iter().map(Batch::len).collect::<Vec<_>>(), [MANY, MANY, 1302 - 2 * MANY]);
+        let batches = restart_descriptors(&list, &|_| Some(2000), 2001).unwrap();
+        assert_eq!(batches.iter().map(Batch::len).collect::<Vec<_>>(), [MANY, MANY, 1301 - 2 * MANY]);
     }
 
     #[test]
-    fn refuses_a_number_inside_the_pool() {
-        assert!(restart_descriptors(&[descriptor(1000, 0)], &|_| Some(1000), 1000..=1001).is_err());
+    fn what_is_in_its_place_stays_there() {
+        let list = [descriptor(7, 0), descriptor(8, 1)];
+        let batch = restart_descriptors(&list, &|id| Some(7 + id.0 as i32), 9).unwrap();
+        // Two flags; what lies below and above is closed.
+        assert_eq!(batch.iter().map(Batch::len).collect::<Vec<_>>(), [4]);
+    }
+
+    proptest::proptest! {
+        /// Whatever is where, each number gets what was wanted for it, in one step each and one more a circle.
+        #[test]
+        fn everything_arrives(wanted in proptest::collection::btree_map(0..12i32, 0..12i32, 0..12)) {
+            let mut at: HashMap<i32, i32> = (0..12).map(|number| (number, number)).collect();
+            let mut aside = None;
+            let steps = moves(wanted.iter().map(|(number, source)| (*number, *source)));
+            for step in &steps {
+                match step {
+                    Move::Aside(number) => aside = at.get(number).copied(),
+                    Move::Give { from, to } => {
+                        let what = from.map_or(aside, |from| at.get(&from).copied()).unwrap();
+                        at.insert(*to, what);
+                    }
+                }
+            }
+            for (number, source) in &wanted {
+                proptest::prop_assert_eq!(at[number], *source, "{:?}", steps);
+            }
+            proptest::prop_assert!(steps.len() <= wanted.len() + wanted.len() / 2);
+        }
     }
 }

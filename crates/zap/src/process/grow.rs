@@ -12,6 +12,7 @@ pub use incomplete::Incomplete;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::{Context, RebuildError};
 use crate::files::{self, LateFiles};
@@ -33,12 +34,8 @@ pub struct Common {
     pub code: Range<u64>,
     /// Where batches go in every seed.
     pub scratch: Range<u64>,
-    /// The first descriptor of the pool.
-    pub pool: i32,
-    /// The descriptor of the image's data, behind which come those of the namespaces.
-    pub data: i32,
-    /// The last descriptor of the pool.
-    pub last: i32,
+    /// The descriptors that every seed has.
+    pub pool: Arc<Pool>,
     /// How many PID namespaces lie around the pod's.
     pub depth: usize,
     /// How many seccomp filters all processes have in common.
@@ -46,14 +43,32 @@ pub struct Common {
 }
 
 impl Common {
-    /// The number of a file in the pool.
+    /// The number of a file in the pool; −1 if it is not there.
     pub fn number(&self, file: FileId) -> i32 {
-        self.pool + file.0 as i32
+        self.pool.files.get(&file).copied().unwrap_or(-1)
     }
 
-    /// The number of a namespace in the pool.
+    /// The number of a namespace in the pool; −1 if it is not there.
     fn namespace(&self, namespace: NamespaceId) -> i32 {
-        self.data + 1 + namespace.0 as i32
+        self.pool.namespaces.get(&namespace).copied().unwrap_or(-1)
+    }
+}
+
+/// The descriptors that the builder has opened, and every seed has.
+#[derive(Clone, Debug, Default)]
+pub struct Pool {
+    /// Of the files of the image.
+    pub files: HashMap<FileId, i32>,
+    /// Of the namespaces made inside the pod.
+    pub namespaces: HashMap<NamespaceId, i32>,
+    /// Of the image's data.
+    pub data: i32,
+}
+
+impl Pool {
+    /// The first number above all of them.
+    pub fn end(&self) -> i32 {
+        self.files.values().chain(self.namespaces.values()).fold(self.data, |last, number| last.max(*number)) + 1
     }
 }
 
@@ -102,6 +117,8 @@ struct Abroad {
 pub struct Grove<'a> {
     /// What all have in common.
     pub common: Common,
+    /// The first descriptor above the pool.
+    pub(super) free: i32,
     pub(super) plan: &'a Plan,
     pub(super) states: BTreeMap<PodPid, &'a ProcessState>,
     /// The live children of each.
@@ -146,6 +163,7 @@ impl<'a> Grove<'a> {
         let ended = ended.iter().map(|ended| (ended.place.pid, ended)).collect();
         let firsts = plan.nodes.values().filter(|node| node.is_first());
         Grove {
+            free: common.pool.end(),
             common,
             plan,
             states,
@@ -264,9 +282,9 @@ impl<'a> Grove<'a> {
         self.make_contexts(state)?;
         let in_pool = |file| (!self.around.late.contains(file)).then(|| self.common.number(file));
         let pool = |file| early.get(&file).copied().or_else(|| in_pool(file));
-        let range = self.common.pool..=self.common.last + early.len() as i32;
+        let free = self.free + early.len() as i32;
         // Who shares its table gets its descriptors with its parent, after it: the pool goes then.
-        let own = (!state.sharing.files).then(|| files::restart_descriptors(&state.descriptors, &pool, range));
+        let own = (!state.sharing.files).then(|| files::restart_descriptors(&state.descriptors, &pool, free));
         let late = memory::late_batch(&state.memory).into_iter().map(|memory| memory.batch);
         let parts = own.transpose()?.into_iter().flatten().chain(late).chain([self.attributes(state)]);
         self.run_together(pid, parts)?;
@@ -287,7 +305,7 @@ impl<'a> Grove<'a> {
         if contexts.is_empty() {
             return Ok(());
         }
-        let (pid, data) = (state.place.pid, self.common.data);
+        let (pid, data) = (state.place.pid, self.common.pool.data);
         let mut batch = Batch::new();
         let mut made = contexts.make(&mut batch);
         let results = self.run(pid, &batch)?;

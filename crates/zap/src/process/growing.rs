@@ -133,7 +133,7 @@ impl Grove<'_> {
             inherited,
             keep: self.common.code.start..self.common.scratch.end,
             pool: &|file| self.common.number(file),
-            data: self.common.data,
+            data: self.common.pool.data,
         };
         Ok(memory::rebuild_batches(&target)?)
     }

@@ -67,7 +67,7 @@ impl Grove<'_> {
         }
         let mut batch = Batch::new();
         for descriptor in &state.descriptors {
-            let number = self.common.last + 1 + opened.len() as i32;
+            let number = self.free + opened.len() as i32;
             if !opened.contains_key(&descriptor.file)
                 && self.around.late.open_early(descriptor.file, number, &mut batch)
             {
