@@ -1,7 +1,7 @@
 //! The files of an image made again: all opened by the builder, and taken from its pool of descriptors, which every seed
 //! has, by each process.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::{DescriptorState, FileKind, FileState, LateFiles, kind, locks, owner};
@@ -105,11 +105,10 @@ pub fn awaken_all(all: Vec<Unsettled<'_>>) -> Result<(), RebuildError> {
 const MANY: usize = 512;
 
 /// The calls by which one process takes its descriptors from the pool and closes whatever else it has. Files that are not
-/// in the pool (`None`) are left out: they are opened late. `free` is a number above all of the pool.
+/// in the pool (`None`) are left out: they are opened late.
 pub fn restart_descriptors(
     descriptors: &[DescriptorState],
     pool: &dyn Fn(FileId) -> Option<i32>,
-    free: i32,
 ) -> Result<Vec<Batch>, RebuildError> {
     let mut wanted = BTreeMap::new();
     for descriptor in descriptors {
@@ -120,6 +119,7 @@ pub fn restart_descriptors(
             wanted.insert(descriptor.number, (source, descriptor));
         }
     }
+    let aside = unused(wanted.iter().flat_map(|(number, (source, _))| [*number, *source]));
     let (mut batches, mut batch) = (Vec::new(), Batch::new());
     let mut give = |from: i32, to: i32, flags: i32, what: String| {
         batch.call(libc::SYS_dup3, [from.into(), to.into(), flags.into()], what);
@@ -129,11 +129,11 @@ pub fn restart_descriptors(
     };
     for step in moves(wanted.iter().map(|(number, (source, _))| (*number, *source))) {
         match step {
-            Move::Aside(number) => give(number, free, 0, format!("moving descriptor {number}")),
+            Move::Aside(number) => give(number, aside, 0, format!("moving descriptor {number}")),
             Move::Give { from, to } => {
                 let Some((_, descriptor)) = wanted.get(&to) else { continue };
                 let flags = if descriptor.close_on_exec { libc::O_CLOEXEC } else { 0 };
-                give(from.unwrap_or(free), to, flags, format!("giving descriptor {to} ({})", descriptor.file));
+                give(from.unwrap_or(aside), to, flags, format!("giving descriptor {to} ({})", descriptor.file));
             }
         }
     }
@@ -150,6 +150,12 @@ pub fn restart_descriptors(
     close(&mut batch, next, i32::MAX);
     batches.push(batch);
     Ok(batches)
+}
+
+/// The lowest number that is not among `numbers`.
+fn unused(numbers: impl Iterator<Item = i32>) -> i32 {
+    let used: HashSet<i32> = numbers.collect();
+    (0..).find(|number| !used.contains(number)).unwrap_or(i32::MAX)
 }
 
 fn close(batch: &mut Batch, first: i32, last: i32) {
@@ -210,7 +216,7 @@ mod tests {
     #[test]
     fn takes_from_the_pool_and_closes_the_rest() {
         let list = [descriptor(0, 0), descriptor(7, 1)];
-        let batch = restart_descriptors(&list, &|id| Some(1000 + id.0 as i32), 1002).unwrap();
+        let batch = restart_descriptors(&list, &|id| Some(1000 + id.0 as i32)).unwrap();
         // Two are given; what lies between them and behind them is closed.
         assert_eq!(batch.iter().map(Batch::len).collect::<Vec<_>>(), [4]);
     }
@@ -218,16 +224,22 @@ mod tests {
     #[test]
     fn many_are_taken_in_pieces() {
         let list: Vec<_> = (0..1300).map(|number| descriptor(number, 0)).collect();
-        let batches = restart_descriptors(&list, &|_| Some(2000), 2001).unwrap();
+        let batches = restart_descriptors(&list, &|_| Some(2000)).unwrap();
         assert_eq!(batches.iter().map(Batch::len).collect::<Vec<_>>(), [MANY, MANY, 1301 - 2 * MANY]);
     }
 
     #[test]
     fn what_is_in_its_place_stays_there() {
         let list = [descriptor(7, 0), descriptor(8, 1)];
-        let batch = restart_descriptors(&list, &|id| Some(7 + id.0 as i32), 9).unwrap();
+        let batch = restart_descriptors(&list, &|id| Some(7 + id.0 as i32)).unwrap();
         // Two flags; what lies below and above is closed.
         assert_eq!(batch.iter().map(Batch::len).collect::<Vec<_>>(), [4]);
+    }
+
+    #[test]
+    fn what_is_put_aside_is_in_nobodys_way() {
+        assert_eq!(unused([2, 3, 3, 2, 4, 0].into_iter()), 1);
+        assert_eq!(unused([].into_iter()), 0);
     }
 
     proptest::proptest! {

@@ -282,9 +282,8 @@ impl<'a> Grove<'a> {
         self.make_contexts(state)?;
         let in_pool = |file| (!self.around.late.contains(file)).then(|| self.common.number(file));
         let pool = |file| early.get(&file).copied().or_else(|| in_pool(file));
-        let free = self.free + early.len() as i32;
         // Who shares its table gets its descriptors with its parent, after it: the pool goes then.
-        let own = (!state.sharing.files).then(|| files::restart_descriptors(&state.descriptors, &pool, free));
+        let own = (!state.sharing.files).then(|| files::restart_descriptors(&state.descriptors, &pool));
         let late = memory::late_batch(&state.memory).into_iter().map(|memory| memory.batch);
         let parts = own.transpose()?.into_iter().flatten().chain(late).chain([self.attributes(state)]);
         self.run_together(pid, parts)?;
