@@ -137,7 +137,8 @@ guests! {
     groups daemon daemon_family background_job session_late
     threads thread_ids rseq robust_list robust_death joining thread_credentials
     general_registers vector_registers x87 segments
-    actions action_works pending pending_thread pending_kinds pending_all all_handled signal_files alternate_stack in_handler autodisarm sigsuspend
+    actions action_works pending pending_thread pending_kinds terminal_full terminal_typed_full terminal_stopped
+    pending_all all_handled signal_files alternate_stack in_handler autodisarm sigsuspend
     interval_timers interval_ticks posix_timers posix_ticks absolute_timer thread_timer clocks clock_watchers
     credentials capabilities no_new_privileges securebits limits names umask cwd cwd_deleted chroot scheduling oom_score
     undumpable personality

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
@@ -35,22 +36,17 @@ pub(super) fn look(master: impl AsFd, slave: &OwnedFd) -> io::Result<Waiting> {
     // Asking whether it is ready makes the kernel deliver what is on its way.
     let to_print = ready(&master, PollFlags::POLLIN)? && descriptor::unread(&master)? > 0;
     let to_type = ready(slave, PollFlags::POLLIN)? && descriptor::unread(slave)? > 0;
-    let writable = ready(slave, PollFlags::POLLOUT)?;
     if !to_print && !to_type {
-        return Ok(Waiting { stopped: !writable, ..Waiting::default() });
+        return Ok(Waiting { stopped: !ready(slave, PollFlags::POLLOUT)?, ..Waiting::default() });
     }
     let settings = terminal::settings(&master)?;
     let packets = terminal::ask(&master, Ask::Packets)? != 0;
     // A change of settings is a packet, too, if anybody counts.
     terminal::set_packets(&master, false)?;
-    let taken = take_and_put_back(&master, slave, &settings, to_print && writable, to_type);
+    let taken = take_and_put_back(&master, slave, &settings, to_print, to_type);
     terminal::set_settings(&master, &settings)?;
     terminal::set_packets(&master, packets)?;
-    let waiting = taken?;
-    if to_print && !writable {
-        return Err(io::Error::other("its output is stopped (^S), and some of it has not been read"));
-    }
-    Ok(waiting)
+    taken
 }
 
 fn take_and_put_back(
@@ -63,7 +59,17 @@ fn take_and_put_back(
     let mut waiting = Waiting::default();
     if print {
         waiting.printed = drain(&master)?;
+    }
+    // With nothing in the way, what cannot be written to is stopped.
+    waiting.stopped = !ready(slave, PollFlags::POLLOUT)?;
+    if print {
+        if waiting.stopped {
+            go_on(&master, slave, settings)?;
+        }
         put_printed(&master, slave, settings, &waiting.printed)?;
+        if waiting.stopped {
+            stop(&master, slave, settings)?;
+        }
     }
     if typed {
         terminal::set_settings(&master, &Termios { local: settings.local & !libc::ICANON, ..*settings })?;
@@ -73,16 +79,32 @@ fn take_and_put_back(
     Ok(waiting)
 }
 
+/// Stops output, as ^S does it where that means something.
+fn stop(master: impl AsFd, slave: &OwnedFd, settings: &Termios) -> io::Result<()> {
+    match settings.input & libc::IXON {
+        0 => terminal::set_stopped(slave, true),
+        _ => put(master, &settings.characters[libc::VSTOP..=libc::VSTOP]),
+    }
+}
+
+/// Lets output go on, whatever stopped it.
+fn go_on(master: impl AsFd, slave: &OwnedFd, settings: &Termios) -> io::Result<()> {
+    terminal::set_stopped(slave, false)?;
+    if settings.input & libc::IXON != 0 {
+        put(master, &settings.characters[libc::VSTART..=libc::VSTART])?;
+    }
+    match ready_within(slave, PollFlags::POLLOUT, 100u8.into())? {
+        true => Ok(()),
+        false => Err(io::Error::other("its output is stopped, and some of it has not been read")),
+    }
+}
+
 /// Fills a pty, whose settings are left as `settings` says.
 pub(super) fn restore(master: impl AsFd, slave: &OwnedFd, settings: &Termios, waiting: &Waiting) -> io::Result<()> {
     put_printed(&master, slave, settings, &waiting.printed)?;
     put_typed(&master, settings, &waiting.typed)?;
     terminal::set_settings(&master, settings)?;
-    match waiting.stopped {
-        true if settings.input & libc::IXON != 0 => put(master, &settings.characters[libc::VSTOP..=libc::VSTOP]),
-        true => terminal::set_stopped(slave, true),
-        false => Ok(()),
-    }
+    if waiting.stopped { stop(master, slave, settings) } else { Ok(()) }
 }
 
 /// Prints bytes as they are. The settings are changed.
@@ -114,10 +136,34 @@ fn put_typed(master: impl AsFd, settings: &Termios, bytes: &[u8]) -> io::Result<
     put(master, &bytes)
 }
 
-fn put(to: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
+/// Of all sizes, as much as with this one fits into a pty with no other: what was in it can always be put back.
+const PIECE: usize = 1023;
+/// How long the kernel's worker may take to make room by moving bytes to the reader's own buffer.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Writes bytes into a pty, whoever's flags it has.
+fn put(to: impl AsFd, bytes: &[u8]) -> io::Result<()> {
+    let flags = descriptor::flags(&to)?;
+    if flags & libc::O_NONBLOCK != 0 {
+        return put_in_pieces(to, bytes);
+    }
+    descriptor::set_flags(&to, flags | libc::O_NONBLOCK)?;
+    let written = put_in_pieces(&to, bytes);
+    descriptor::set_flags(&to, flags)?;
+    written
+}
+
+fn put_in_pieces(to: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    let mut deadline = Instant::now() + PATIENCE;
     while !bytes.is_empty() {
-        let written = write(&to, bytes)?;
-        bytes = &bytes[written..];
+        match write(&to, &bytes[..bytes.len().min(PIECE)]) {
+            Ok(written) => {
+                bytes = &bytes[written..];
+                deadline = Instant::now() + PATIENCE;
+            }
+            Err(nix::errno::Errno::EAGAIN) if Instant::now() < deadline => std::thread::yield_now(),
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(())
 }
@@ -135,7 +181,11 @@ fn drain(from: impl AsFd) -> io::Result<Vec<u8>> {
 }
 
 fn ready(file: impl AsFd, events: PollFlags) -> io::Result<bool> {
+    ready_within(file, events, PollTimeout::ZERO)
+}
+
+fn ready_within(file: impl AsFd, events: PollFlags, patience: PollTimeout) -> io::Result<bool> {
     let mut polled = [PollFd::new(file.as_fd(), events)];
-    poll(&mut polled, PollTimeout::ZERO)?;
+    poll(&mut polled, patience)?;
     Ok(polled[0].revents().is_some_and(|got| got.intersects(events)))
 }

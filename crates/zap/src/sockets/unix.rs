@@ -152,7 +152,7 @@ impl FileKind for Unix {
         let (form, shared_name, shutdown) = Self::form(look, descriptor)?;
         options.shutdown = shutdown;
         let listens = matches!(form, UnixForm::Listening { .. });
-        let name = unix_name::capture(fd).capturing("asking the name of", descriptor.object())?;
+        let name = unix_name::capture(look, fd).capturing("asking the name of", descriptor.object())?;
         if !unix_name::is_found(look, fd, &name).capturing("looking for the name of", descriptor.object())? {
             let why = "is bound to a path that only a mount namespace made inside the pod has";
             return Err(descriptor.refuse(format!("{why}, which cannot be checkpointed yet")));

@@ -1,9 +1,10 @@
 //! Names of unix sockets: paths, absolute or relative to a directory of long ago, whose file may be gone; abstract names.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -63,18 +64,35 @@ pub(super) fn plain(address: &[u8]) -> Vec<u8> {
 }
 
 /// The name of a socket.
-pub(super) fn capture(fd: BorrowedFd<'_>) -> io::Result<UnixName> {
+pub(super) fn capture(look: &Look<'_>, fd: BorrowedFd<'_>) -> io::Result<UnixName> {
     let mut name = UnixName { bytes: plain(&socket::local_name(fd)?), file: None };
     if name.is_path()
         && let Ok(bound) = message::bound_file(fd)
     {
         let path = std::fs::read_link(format!("/proc/self/fd/{}", bound.as_raw_fd()))?;
         let stat = file::fstat(&bound)?;
-        let there = stat.st_nlink > 0 && !path.as_os_str().as_bytes().ends_with(b" (deleted)");
-        name.file =
-            there.then_some(BoundFile { path, mode: stat.st_mode & 0o7777, user: stat.st_uid, group: stat.st_gid });
+        let path = match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+            None => Some(path.clone()).filter(|_| stat.st_nlink > 0),
+            Some(lost) => {
+                (stat.st_nlink > 0).then(|| other_name(look, Path::new(OsStr::from_bytes(lost)), &stat)).flatten()
+            }
+        };
+        let (mode, user, group) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
+        name.file = path.map(|path| BoundFile { path, mode, user, group });
     }
     Ok(name)
+}
+
+/// Another name, in the same directory, of a file that has lost the one by which it was bound: servers link it to where it
+/// is to appear when they listen.
+fn other_name(look: &Look<'_>, lost: &Path, stat: &libc::stat) -> Option<PathBuf> {
+    let directory = lost.parent()?;
+    let entries = std::fs::read_dir(from_host(look.init, directory.as_os_str().as_bytes())).ok()?;
+    let is_it = |entry: &std::fs::DirEntry| {
+        entry.file_type().is_ok_and(|kind| kind.is_socket())
+            && entry.path().symlink_metadata().is_ok_and(|it| (it.dev(), it.ino()) == (stat.st_dev, stat.st_ino))
+    };
+    entries.flatten().find(is_it).map(|entry| directory.join(entry.file_name()))
 }
 
 /// Whether the file of a name is found under its path in the pod's own mount namespace, or was not bound elsewhere.
@@ -102,7 +120,7 @@ pub(super) fn bind(fd: BorrowedFd<'_>, name: &UnixName) -> io::Result<()> {
 
 /// The directory in which binding to `name` makes `path`; `None` if no directory does (the file was renamed).
 fn directory_of(name: &UnixName, path: &Path) -> Option<PathBuf> {
-    let given = Path::new(std::ffi::OsStr::from_bytes(&name.bytes));
+    let given = Path::new(OsStr::from_bytes(&name.bytes));
     let parent = given.file_name().filter(|n| path.file_name() == Some(n)).and(path.parent())?;
     if given.is_absolute() {
         // The same file by another path (a link on the way) is as good.
@@ -110,13 +128,13 @@ fn directory_of(name: &UnixName, path: &Path) -> Option<PathBuf> {
     }
     let above = given.parent()?;
     let base = parent.as_os_str().as_bytes().strip_suffix(above.as_os_str().as_bytes())?;
-    Some(PathBuf::from(std::ffi::OsStr::from_bytes(base)))
+    Some(PathBuf::from(OsStr::from_bytes(base)))
 }
 
 /// Binds a socket whose file was renamed afterwards: in a directory that is the root meanwhile, from which the file is moved
 /// to where it is. Whether that could be done.
 fn bind_moved(fd: BorrowedFd<'_>, name: &UnixName, bound: &BoundFile) -> io::Result<bool> {
-    let given = Path::new(std::ffi::OsStr::from_bytes(&name.bytes));
+    let given = Path::new(OsStr::from_bytes(&name.bytes));
     let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
     let (true, Some(home)) = (given.components().all(plain), bound.path.parent()) else { return Ok(false) };
     let nest = home.join(format!(".zap-{}-{}", std::process::id(), fd.as_raw_fd()));
@@ -162,7 +180,7 @@ fn in_directory(directory: &Path, bind: impl FnOnce() -> io::Result<()> + Send) 
 /// socket gets a name whose file is gone, whatever is at that path in the pod.
 pub(super) fn in_nowhere(name: &UnixName, bind: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
     use nix::mount::MsFlags;
-    let path = Path::new(std::ffi::OsStr::from_bytes(&name.bytes));
+    let path = Path::new(OsStr::from_bytes(&name.bytes));
     in_thread(|| {
         let none: Option<&str> = None;
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;

@@ -34,6 +34,7 @@ mod sleeps;
 mod sockets;
 mod stage;
 mod survivor;
+mod terminals;
 mod threads;
 mod timers;
 mod watches;
@@ -45,6 +46,7 @@ use stage::Kind;
 const TOPICS: &[&[Kind]] = &[
     family::KINDS,
     sessions::KINDS,
+    terminals::KINDS,
     threads::KINDS,
     registers::KINDS,
     signals::KINDS,

@@ -367,16 +367,23 @@ fn unix_names() -> Checked {
     let replacing = said(UnixListener::bind("/tmp/replaced"))?;
     let moved = said(UnixListener::bind("/tmp/moved"))?;
     said(std::fs::rename("/tmp/moved", "/tmp/elsewhere"))?;
+    let linked = said(UnixListener::bind("/tmp/first"))?;
+    said(std::fs::hard_link("/tmp/first", "/tmp/second"))?;
+    said(std::fs::remove_file("/tmp/first"))?;
     let names = || {
-        let all = [&relative, &removed, &replaced, &replacing, &moved].map(|l| format!("{:?}", l.local_addr()));
+        let all =
+            [&relative, &removed, &replaced, &replacing, &moved, &linked].map(|l| format!("{:?}", l.local_addr()));
         (all, format!("{:?}", to_removed.peer_addr()))
     };
     let before = names();
     hold()?;
     equal("names", names(), before)?;
-    for (path, listener) in
-        [("/tmp/far/away/relative", &relative), ("/tmp/replaced", &replacing), ("/tmp/elsewhere", &moved)]
-    {
+    for (path, listener) in [
+        ("/tmp/far/away/relative", &relative),
+        ("/tmp/replaced", &replacing),
+        ("/tmp/elsewhere", &moved),
+        ("/tmp/second", &linked),
+    ] {
         let connected = UnixStream::connect(path).map_err(|e| format!("{path}: {e}"))?;
         said(listener.set_nonblocking(true))?;
         listener.accept().map_err(|e| format!("{path}: {e}"))?;
