@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use super::frame::{self, Kind};
 use super::protocol::{Answer, Failure, Request, Start};
 use crate::pod::registry::{PodState, ProcessId};
-use crate::pod::{PodError, Store};
+use crate::pod::{PodError, Store, cgroup};
 use crate::sys::pidfd::PidFd;
 use crate::sys::{channel, namespace};
 
@@ -32,31 +32,63 @@ pub fn launch<T: DeserializeOwned>(start: &Start) -> Result<(T, UnixStream), Fai
 }
 
 fn spawn_monitor(socket: OwnedFd) -> io::Result<()> {
-    let program = CString::new(program()?.as_os_str().as_bytes())?;
+    let program = program()?;
     let args = [CString::new("zap")?, CString::new(super::ARGUMENT)?];
     let wanted = |key: &str| key.starts_with("ZAP_") || key.starts_with("RUST_") || key == "PATH";
     let environment: Vec<CString> = std::env::vars()
         .filter(|(key, _)| wanted(key))
         .filter_map(|(key, value)| CString::new(format!("{key}={value}")).ok())
         .collect();
-    namespace::spawn_apart(&program, &args, &environment, &socket)
+    match program {
+        Program::Own if is_as_new() => namespace::fork_apart(&args, &environment, &socket, || {
+            super::main();
+        }),
+        program => {
+            let path = CString::new(program.path().as_os_str().as_bytes())?;
+            namespace::spawn_apart(&path, &args, &environment, &socket)
+        }
+    }
+}
+
+/// Whether a copy of this process would be as good a monitor as one that is started: starting a program costs milliseconds.
+fn is_as_new() -> bool {
+    let is_alone = || std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
+    !tracing::dispatcher::has_been_set() && cgroup::is_unknown_or_mounted() && is_alone()
+}
+
+/// What runs as a monitor.
+enum Program {
+    /// This program.
+    Own,
+    /// Another.
+    At(PathBuf),
+}
+
+impl Program {
+    fn path(&self) -> &Path {
+        match self {
+            // A program that was replaced since it was started is still there under this name.
+            Program::Own => Path::new("/proc/self/exe"),
+            Program::At(path) => path,
+        }
+    }
 }
 
 /// The `zap` to run as a monitor: `ZAP_PROGRAM`, or this program if it is zap, or the `zap` near it (for programs that
 /// use the library), or the one in `PATH`.
-fn program() -> io::Result<PathBuf> {
+fn program() -> io::Result<Program> {
     if let Some(path) = std::env::var_os("ZAP_PROGRAM") {
-        return Ok(path.into());
+        return Ok(Program::At(path.into()));
     }
     let own = std::fs::read_link("/proc/self/exe")?;
-    // A program that was replaced since it was started is still there under this name.
     if own.file_name().is_some_and(|n| n == "zap" || n.as_bytes().starts_with(b"zap (deleted)")) {
-        return Ok("/proc/self/exe".into());
+        return Ok(Program::Own);
     }
     let near = own.ancestors().skip(1).take(3).map(|dir| dir.join("zap"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     near.chain(std::env::split_paths(&path).map(|dir| dir.join("zap")))
         .find(|p| p.is_file())
+        .map(Program::At)
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no zap program found; set ZAP_PROGRAM"))
 }
 

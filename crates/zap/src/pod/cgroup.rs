@@ -147,10 +147,11 @@ fn group_of(store: &Store) -> String {
     format!("zap-{}", &hash.to_hex()[..12])
 }
 
+static FOUND: OnceLock<PathBuf> = OnceLock::new();
+
 /// Where this process finds the cgroup v2 hierarchy. Where none is mounted (`ip netns exec` hides the host's), a mount of
 /// our own, attached nowhere, that lasts as long as the process.
 pub(crate) fn hierarchy() -> Result<&'static Path, PodError> {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
     if let Some(found) = FOUND.get() {
         return Ok(found);
     }
@@ -166,6 +167,11 @@ pub(crate) fn hierarchy() -> Result<&'static Path, PodError> {
         }
     };
     Ok(FOUND.get_or_init(|| found))
+}
+
+/// Whether what this process knows of the hierarchy holds in a copy of it that has none of its descriptors.
+pub(crate) fn is_unknown_or_mounted() -> bool {
+    FOUND.get().is_none_or(|path| !path.starts_with("/proc"))
 }
 
 impl TryFrom<PathBuf> for Cgroup {

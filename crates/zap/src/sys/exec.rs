@@ -1,6 +1,8 @@
 //! What a process does between fork and exec.
 
+use std::ffi::CString;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use super::check;
@@ -51,17 +53,54 @@ pub fn new_session_keyring() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0usize) }).map(drop)
 }
 
-/// Overwrites the calling process's command line (what `/proc/PID/cmdline` shows), as far as it fits.
-///
-/// `start` and `end` are from the process's own `/proc/self/stat`: the area that the kernel filled at exec.
-pub fn rename_command_line(start: usize, end: usize, name: &[u8]) {
-    if start == 0 || end <= start {
+/// A pipe that was closed is an error of the write, not the end of the process: as Rust has it from the start.
+pub fn ignore_closed_pipes() {
+    // SAFETY: SIG_IGN runs no code of ours.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Makes the calling process look as if it had been started with these arguments and this environment, to itself too.
+/// Only for a single-threaded caller that has taken what it needs of its own.
+pub fn disguise(args: &[CString], env: &[CString]) -> io::Result<()> {
+    // SAFETY: the caller has no other thread that could be reading the environment.
+    check(unsafe { libc::clearenv() }.into())?;
+    for entry in env {
+        let bytes = entry.to_bytes();
+        let split = bytes.iter().position(|b| *b == b'=').unwrap_or(bytes.len());
+        let (key, value) = (CString::new(&bytes[..split])?, CString::new(&bytes[(split + 1).min(bytes.len())..])?);
+        // SAFETY: two strings that end with a zero, which are copied; nobody else uses the environment, as above.
+        check(unsafe { libc::setenv(key.as_ptr(), value.as_ptr(), 1) }.into())?;
+    }
+    let joined = |strings: &[CString]| strings.iter().flat_map(|s| s.to_bytes_with_nul()).copied().collect::<Vec<u8>>();
+    let [args_start, args_end, env_start, env_end] = initial_strings();
+    overwrite(args_start..args_end, &joined(args));
+    overwrite(env_start..env_end, &joined(env));
+    Ok(())
+}
+
+/// Has `/proc/PID/cmdline` show another command line, as far as it fits.
+pub fn rename_command_line(name: &[u8]) {
+    let [start, end, ..] = initial_strings();
+    overwrite(start..end, name);
+}
+
+/// Where the strings of the arguments and of the environment begin and end (fields 48 to 51 of proc_pid_stat(5)): the areas
+/// that the kernel filled at exec. Zeros if they cannot be told.
+fn initial_strings() -> [usize; 4] {
+    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else { return [0; 4] };
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or("").split(' ').collect();
+    [48, 49, 50, 51].map(|field| fields.get(field - 3).and_then(|f| f.trim_end().parse().ok()).unwrap_or(0))
+}
+
+/// Fills an area of [`initial_strings`] with other strings.
+fn overwrite(area: Range<usize>, strings: &[u8]) {
+    if area.start == 0 || area.end <= area.start {
         return;
     }
-    // SAFETY: the kernel says that the strings of argv are there: memory of ours, on the initial stack, writable. Nobody
-    // keeps references into it: std copies arguments when they are asked for, and PID 1 asks for none.
-    let area = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, end - start) };
+    // SAFETY: the kernel says that strings of ours are there: memory on the initial stack, writable. Nobody keeps references
+    // into it: std copies arguments and variables when they are asked for, and who is asked here asks for neither of the old.
+    let area = unsafe { std::slice::from_raw_parts_mut(area.start as *mut u8, area.end - area.start) };
     area.fill(0);
-    let fits = name.len().min(area.len() - 1);
-    area[..fits].copy_from_slice(&name[..fits]);
+    let fits = strings.len().min(area.len() - 1);
+    area[..fits].copy_from_slice(&strings[..fits]);
 }

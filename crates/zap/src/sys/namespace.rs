@@ -1,5 +1,6 @@
 //! Making processes in new namespaces: `fork`, `clone3`, `unshare`.
 
+use std::convert::Infallible;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -82,11 +83,27 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Runs a program in a process of its own that is nobody's child: a new session, the default signals, `socket` as
-/// descriptor 3, the null device as 0, 1 and 2, and nothing else open. For a single-threaded caller.
+/// Runs a program in a process of its own that is nobody's child, as [`apart`] makes it.
 pub fn spawn_apart(program: &CString, args: &[CString], env: &[CString], socket: &OwnedFd) -> io::Result<()> {
+    apart(socket, || Ok(nix::unistd::execve(program, args, env)?))
+}
+
+/// Does `work` in a copy of this process that is nobody's child, as [`apart`] makes it. It looks as if it had been started
+/// with these arguments and this environment, and ends with the work.
+pub fn fork_apart(args: &[CString], env: &[CString], socket: &OwnedFd, work: impl FnOnce()) -> io::Result<()> {
+    apart(socket, || {
+        super::exec::ignore_closed_pipes();
+        super::exec::disguise(args, env)?;
+        work();
+        exit_now(0)
+    })
+}
+
+/// Makes a process that is nobody's child, in a new session, with the default signals, `socket` as descriptor 3, the null
+/// device as 0, 1 and 2, and nothing else open, and has it go on with `then`. For a single-threaded caller.
+fn apart(socket: &OwnedFd, then: impl FnOnce() -> io::Result<Infallible>) -> io::Result<()> {
     let Side::Parent(child) = fork()? else {
-        exit_now(match start_apart(program, args, env, socket) {
+        exit_now(match start_apart(socket).and_then(|()| then()) {
             Ok(never) => match never {},
             Err(e) => e.raw_os_error().unwrap_or(libc::EINVAL),
         })
@@ -98,26 +115,21 @@ pub fn spawn_apart(program: &CString, args: &[CString], env: &[CString], socket:
     }
 }
 
-fn start_apart(
-    program: &CString,
-    args: &[CString],
-    env: &[CString],
-    socket: &OwnedFd,
-) -> io::Result<std::convert::Infallible> {
+fn start_apart(socket: &OwnedFd) -> io::Result<()> {
     nix::unistd::setsid()?;
     if let Side::Parent(_) = fork()? {
         exit_now(0);
     }
     super::exec::reset_signals()?;
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
     let socket = nix::fcntl::fcntl(socket, nix::fcntl::FcntlArg::F_DUPFD(10))?;
-    let null = nix::fcntl::fcntl(&null, nix::fcntl::FcntlArg::F_DUPFD(10))?;
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null");
+    // Closed here: nobody may own what is closed below.
+    let null = null.and_then(|null| Ok(nix::fcntl::fcntl(null, nix::fcntl::FcntlArg::F_DUPFD(10))?))?;
     for to in 0..3 {
         super::exec::duplicate_to(null, to)?;
     }
     super::exec::duplicate_to(socket, 3)?;
-    super::exec::close_from(4)?;
-    Ok(nix::unistd::execve(program, args, env)?)
+    super::exec::close_from(4)
 }
 
 /// Switches the loopback interface of the caller's network namespace on.

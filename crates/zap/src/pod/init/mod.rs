@@ -85,10 +85,7 @@ fn prepare(setup: &Setup<'_>) -> Result<(), (String, io::Error)> {
 /// The command line shows the monitor's, which is none of the pod's business.
 fn hide_command_line() {
     let _ = nix::sys::prctl::set_name(c"zap-init");
-    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else { return };
-    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or("").split(' ').collect();
-    let number = |field: usize| fields.get(field - 3).and_then(|f| f.parse().ok()).unwrap_or(0);
-    exec::rename_command_line(number(48), number(49), b"zap-init");
+    exec::rename_command_line(b"zap-init");
 }
 
 /// Puts the two ends of the control socket at their agreed numbers and closes all else but stdio (the null device).
