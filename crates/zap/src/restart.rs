@@ -358,13 +358,14 @@ impl Image {
             let unsettled = scope.spawn(|| self.unsettled(&builder));
             let mut grove = self.raise(pod, common, (&number, &builder), clock)?;
             let unsettled = unsettled.join().unwrap_or(Err(RestartError::Panicked))?;
+            let dismissed = builder.dismiss();
             let host_pid = |pid: PodPid| grove.host_of(pid);
             files::settle_all(&unsettled, &host_pid).map_err(|e| self.failed(e))?;
             ipc::remove_marked(pod.init, &self.ipc).map_err(|e| self.failed(e))?;
             // Should this monitor die before it is told to go on, the pod dies with it.
             let incomplete = grove.take_incomplete().map_err(|e| self.failed(e))?;
             gate(pod, incomplete).map_err(|why| RestartError::NotGiven { pod: self.pod.spec.name.clone(), why })?;
-            self.let_go(pod, grove, unsettled, &builder, clock)
+            self.let_go(pod, grove, unsettled, dismissed, clock)
         })
     }
 
@@ -391,14 +392,9 @@ impl Image {
         fault::point("restart-memory");
         grove.join_groups().map_err(|e| self.failed(e))?;
         grove.end_the_ended().map_err(|e| self.failed(e))?;
-        for pid in grove.order_of_furnishing() {
-            grove.furnish(pid).map_err(|e| self.failed(e))?;
-        }
+        grove.furnish().map_err(|e| self.failed(e))?;
         grove.number_on().map_err(|e| self.failed(e))?;
-        let mut buffer = Vec::new();
-        for pid in grove.order_of_finish() {
-            grove.finish(pid, &mut buffer).map_err(|e| self.failed(e))?;
-        }
+        grove.finish().map_err(|e| self.failed(e))?;
         clock.lap("tree");
         fault::point("restart-tree");
         Ok(grove)
@@ -410,7 +406,7 @@ impl Image {
         pod: &mut LivePod,
         mut grove: Grove<'_>,
         unsettled: Vec<Unsettled<'_>>,
-        builder: &Builder,
+        builder: Dismissed,
         clock: &mut Clock,
     ) -> Result<(), RestartError> {
         grove.come_of_age().map_err(|e| self.failed(e))?;
@@ -427,7 +423,7 @@ impl Image {
         pod.journal.done(&Undo::Unblock)?;
         // Connections go on, now that packets come through.
         files::awaken_all(unsettled).map_err(|e| self.failed(e))?;
-        builder.dismiss();
+        builder.await_end();
         clock.lap("network");
         grove.let_go().map_err(|e| self.failed(e))?;
         if let Some(network) = &pod.network {
@@ -553,11 +549,22 @@ impl Builder {
         }
     }
 
-    /// Lets it end, and returns when nothing of the pool is open in it any more.
-    fn dismiss(&self) {
+    /// Lets it end: nothing more is asked of it.
+    fn dismiss(&self) -> Dismissed {
+        let process = PidFd::open(self.host).ok();
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
-        if let Ok(pidfd) = PidFd::open(self.host) {
-            let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        Dismissed(process)
+    }
+}
+
+/// A builder on its way out.
+struct Dismissed(Option<PidFd>);
+
+impl Dismissed {
+    /// Returns when nothing of the pool is open in it any more.
+    fn await_end(self) {
+        if let Some(process) = self.0 {
+            let mut ended = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
             let _ = poll(&mut ended, PollTimeout::from(5_000u16));
         }
     }

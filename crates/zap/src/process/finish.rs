@@ -113,27 +113,25 @@ fn await_stop(child: &ProcessState, level: usize, batch: &mut Batch) {
     }
 }
 
-/// The last batch of a process, in its leader: what the restart itself caused goes, what was pending comes, timers run.
+/// The last batch of a process, in its leader, which calls itself `own`: what the restart itself caused goes, what was pending comes, timers run.
 pub fn last_batch<'a>(
     state: &ProcessState,
     children: impl Iterator<Item = &'a ProcessState>,
-    leader: &mut Held,
-    ground: &Ground,
-) -> Result<(), GrowError> {
+    own: (i32, i32),
+) -> Batch {
     let mut batch = Batch::new();
     children.for_each(|child| await_stop(child, state.place.level(), &mut batch));
     signals::drain(&mut batch);
     if let Some(thread) = state.threads.first() {
-        signals::requeue(&thread.pending, leader.name.own, false, &mut batch);
+        signals::requeue(&thread.pending, own, false, &mut batch);
     }
-    signals::requeue(&state.pending, leader.name.own, true, &mut batch);
+    signals::requeue(&state.pending, own, true, &mut batch);
     let dumpable = i32::from(state.dumpable == 1);
     batch.call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), dumpable.into()], "setting the dumpable flag");
     controls::restrict_process(&state.controls, &mut batch);
     timers::arm(&state.timers, &mut batch);
     if let Some(signal) = state.stopped {
-        batch.call(libc::SYS_kill, [leader.name.own.0.into(), signal.into()], "stopping it again");
+        batch.call(libc::SYS_kill, [own.0.into(), signal.into()], "stopping it again");
     }
-    leader.run(ground, 0, &batch)?;
-    Ok(())
+    batch
 }

@@ -4,7 +4,9 @@
 //! Children are attached by the kernel (`CLONE_PTRACE`) and stop before their first instruction.
 
 pub(super) mod births;
+mod broods;
 mod ends;
+mod finishing;
 mod furnish;
 mod incomplete;
 
@@ -14,16 +16,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::error::{Context, RebuildError};
+use crate::error::RebuildError;
 use crate::files::{self, LateFiles};
 use crate::ids::{FileId, HostPid, PodPid};
-use crate::memory;
 use crate::namespaces::enter::Names;
 use crate::namespaces::{Levels, NamespaceId};
 use crate::process::credentials::CredentialsState;
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::tree::Plan;
-use crate::process::{filters, limits, signals, timers};
+use crate::process::{filters, signals};
 use crate::sys::ptrace;
 use crate::tracee::{Batch, Ground, Held, ThreadName, TraceeError, seize};
 
@@ -265,120 +266,6 @@ impl<'a> Grove<'a> {
         Ok(self.run(pid, &batch).map(drop)?)
     }
 
-    /// Who shares its descriptor table comes before whoever gets the descriptors.
-    pub fn order_of_furnishing(&self) -> Vec<PodPid> {
-        let (sharing, others): (Vec<&ProcessState>, Vec<_>) =
-            self.states.values().partition(|state| state.sharing.files);
-        sharing.into_iter().chain(others).map(|state| state.place.pid).collect()
-    }
-
-    /// Gives a live process its directories, descriptors, signal actions and threads. Nothing of the pool is open in it
-    /// afterwards.
-    pub fn furnish(&mut self, pid: PodPid) -> Result<(), GrowError> {
-        let state = self.states[&pid];
-        self.leave_out(state)?;
-        let early = self.open_early(state)?;
-        self.places(state)?;
-        self.make_contexts(state)?;
-        let in_pool = |file| (!self.around.late.contains(file)).then(|| self.common.number(file));
-        let pool = |file| early.get(&file).copied().or_else(|| in_pool(file));
-        // Who shares its table gets its descriptors with its parent, after it: the pool goes then.
-        let own = (!state.sharing.files).then(|| files::restart_descriptors(&state.descriptors, &pool));
-        let late = memory::late_batch(&state.memory).into_iter().map(|memory| memory.batch);
-        let parts = own.transpose()?.into_iter().flatten().chain(late).chain([self.attributes(state)]);
-        self.run_together(pid, parts)?;
-        self.clone_threads(state)?;
-        self.prepare_births(state)?;
-        // A timer may notify any thread.
-        let mut batch = Batch::new();
-        timers::create(&state.timers, &mut batch);
-        match batch.is_empty() {
-            true => Ok(()),
-            false => Ok(self.run(pid, &batch).map(drop)?),
-        }
-    }
-
-    /// Its contexts of asynchronous I/O. The pool is open still.
-    fn make_contexts(&mut self, state: &ProcessState) -> Result<(), GrowError> {
-        let contexts = memory::Contexts::of(&state.memory);
-        if contexts.is_empty() {
-            return Ok(());
-        }
-        let (pid, data) = (state.place.pid, self.common.pool.data);
-        let mut batch = Batch::new();
-        let mut made = contexts.make(&mut batch);
-        let results = self.run(pid, &batch)?;
-        let mut batch = Batch::new();
-        contexts.move_and_fill(&mut made, &results, data, &mut batch);
-        let results = self.run(pid, &batch)?;
-        let object = || format!("the asynchronous I/O of process {pid}");
-        Ok(contexts.complete(&made, &results, self.host(pid)?).rebuilding("filling", object())?)
-    }
-
-    /// Runs batches one after the other, in as few goes as there is room for.
-    fn run_together(&mut self, pid: PodPid, parts: impl IntoIterator<Item = Batch>) -> Result<(), TraceeError> {
-        let room = (self.common.scratch.end - self.common.scratch.start) as usize;
-        let mut whole = Batch::new();
-        for part in parts {
-            if whole.size() + part.size() > room {
-                self.run(pid, &std::mem::take(&mut whole))?;
-            }
-            whole.append(part);
-        }
-        self.run(pid, &whole).map(drop)
-    }
-
-    /// The last of a live process, once everybody is furnished: files that name other processes, locks, limits,
-    /// credentials, registers, signals, timers. It is then held where it was when it was captured.
-    pub fn finish(&mut self, pid: PodPid, buffer: &mut Vec<u8>) -> Result<(), GrowError> {
-        let state = self.states[&pid];
-        let mut numbers = HashMap::new();
-        for pid in self.around.late.processes(&state.descriptors) {
-            numbers.insert(pid, self.seen_from(state.place.inner.namespace, pid));
-        }
-        let seen = |pid: PodPid| numbers.get(&pid).copied().unwrap_or(pid.0);
-        let late = &mut self.around.late;
-        let directory = (!state.sharing.directories).then(|| late.change_to(state.cwd)).flatten();
-        let early = state.root.is_some();
-        let opened = (!state.sharing.files).then(|| late.open_in(&state.descriptors, &seen, early)).flatten();
-        for batch in directory.into_iter().chain(opened) {
-            self.run(pid, &batch)?;
-        }
-        let mut batch = Batch::new();
-        files::take_posix_locks(&mut batch, &state.locks);
-        limits::restart(&state.limits, &mut batch);
-        self.run(pid, &batch)?;
-        super::finish::from_outside(state, self.host(pid)?)?;
-        let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };
-        super::finish::threads(state, grown, self.around.names, buffer)?;
-        self.clear(pid, state)?;
-        if state.stopped.is_some() {
-            self.let_stop(pid)?;
-        }
-        Ok(())
-    }
-
-    /// Stopped processes first, and each before its parent, which takes the news of the stop that it had taken before.
-    pub fn order_of_finish(&self) -> Vec<PodPid> {
-        let depth = |pid: &PodPid| {
-            let parent = |pid: &PodPid| self.states.get(pid).map(|state| state.place.parent);
-            std::iter::successors(Some(*pid), parent).count()
-        };
-        let is_stopped = |pid: &PodPid| self.states[pid].stopped.is_some();
-        let (mut order, others): (Vec<PodPid>, Vec<PodPid>) = self.states.keys().copied().partition(is_stopped);
-        order.sort_by_key(|pid| std::cmp::Reverse(depth(pid)));
-        order.extend(others);
-        order
-    }
-
-    /// Lets go of a process that stops before it does anything.
-    fn let_stop(&mut self, pid: PodPid) -> Result<(), GrowError> {
-        let Some(mut grown) = self.grown.remove(&pid) else { return Ok(()) };
-        self.stopped.insert(pid, grown.threads[0].name.host);
-        grown.threads.iter_mut().try_for_each(Held::go_home)?;
-        Ok(grown.threads.into_iter().try_for_each(Held::let_go)?)
-    }
-
     /// The host's number of a process, thread, or process group whose leader has left.
     pub fn host_of(&self, pid: PodPid) -> Option<HostPid> {
         let process = |pid: PodPid| {
@@ -402,19 +289,6 @@ impl<'a> Grove<'a> {
         super::finish::attributes(state, &mut batch);
         filters::restart(&state.filters[..state.shared_filters()], self.common.filters, &mut batch);
         batch
-    }
-
-    /// Unmaps stub and scratch: the address space is then the pod's own.
-    fn clear(&mut self, pid: PodPid, state: &ProcessState) -> Result<(), GrowError> {
-        let Some(grown) = self.grown.remove(&pid) else { return Err(TraceeError::Died(pid).into()) };
-        let Grown { mut threads, ground } = grown;
-        let vdso = state.memory.vdso.as_ref().and_then(|vdso| vdso.code()).ok_or(TraceeError::NoRoom(pid))?;
-        let children = self.children.get(&pid).into_iter().flatten().copied();
-        super::finish::last_batch(state, children, &mut threads[0], &ground)?;
-        let again = self.ground(threads[0].name.host, pid)?;
-        ground.leave(&mut threads[0], self.common.code.start, &vdso)?;
-        self.grown.insert(pid, Grown { threads, ground: again });
-        Ok(())
     }
 
     /// Everybody is whole: from now on the pod outlives its tracer. All threads are where they were captured.

@@ -172,23 +172,16 @@ impl Ground {
         self.write(tail.start, &vec![0; (tail.end - tail.start) as usize])
     }
 
-    /// Unmaps a ground that was brought along, `code` and all, from a `syscall` instruction of the vDSO: a stub in there
-    /// would leave the process a page of its own.
-    pub fn leave(self, held: &mut Held, code: u64, vdso: &Range<u64>) -> Result<(), TraceeError> {
+    /// Begins to unmap a ground that was brought along, `code` and all, from a `syscall` instruction of the vDSO: a stub in
+    /// there would leave the process a page of its own. [`Held::reach_call`] and [`Held::finish_leaving`] follow.
+    pub fn begin_to_leave(self, held: &mut Held, code: u64, vdso: &Range<u64>) -> Result<(), TraceeError> {
         let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
         let read = self.memory.read_exact_at(&mut bytes, vdso.start);
         read.map_err(TraceeError::kernel("reading the vDSO of", self.process))?;
         let instruction =
             bytes.windows(2).position(|two| two == [0x0f, 0x05]).ok_or(TraceeError::NoRoom(self.process))?;
         let args = [code, self.scratch.end - code, 0, 0, 0, 0];
-        match held.call_from(vdso.start + instruction as u64, libc::SYS_munmap, args)? {
-            0 => Ok(()),
-            errno => Err(TraceeError::Kernel {
-                step: "unmapping the scratch of",
-                thread: self.process,
-                source: io::Error::from_raw_os_error(-errno as i32),
-            }),
-        }
+        held.begin_call_from(vdso.start + instruction as u64, libc::SYS_munmap, args)
     }
 
     /// The address range of the scratch mapping: not the pod's.

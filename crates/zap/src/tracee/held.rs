@@ -257,29 +257,54 @@ impl Held {
         Ok(registers.rbp as i64)
     }
 
-    /// Makes one call from a `syscall` instruction at `address`, which may be anybody's: nothing is written to the tracee.
+    /// Begins one call from a `syscall` instruction at `address`, which may be anybody's: nothing is written to the tracee.
     /// Its end is not that of a batch: a tracee whose tracer dies meanwhile must die with it.
-    pub fn call_from(&mut self, address: u64, number: libc::c_long, args: [u64; 6]) -> Result<i64, TraceeError> {
+    pub(super) fn begin_call_from(
+        &mut self,
+        address: u64,
+        number: libc::c_long,
+        args: [u64; 6],
+    ) -> Result<(), TraceeError> {
         let mut registers = self.registers;
         (registers.rip, registers.rax, registers.orig_rax) = (address, number as u64, u64::MAX);
         [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] = args;
         self.away = true;
         ptrace::set_registers(self.name.host, &registers).map_err(self.failed("setting the registers of"))?;
         ptrace::set_signal_mask(self.name.host, u64::MAX).map_err(self.failed("setting the mask of"))?;
-        for _ in ["entry", "exit"] {
-            ptrace::cont_to_call(self.name.host).map_err(self.failed("continuing"))?;
-            loop {
-                match self.next_stop()? {
-                    Stop::Signal(ptrace::CALL_STOP) => break,
-                    Stop::Ended(_) => return Err(TraceeError::Died(self.name.pod)),
-                    Stop::Signal(_) | Stop::Event(_) | Stop::Other(_) => {
-                        ptrace::cont_to_call(self.name.host).map_err(self.failed("continuing"))?
-                    }
+        ptrace::cont_to_call(self.name.host).map_err(self.failed("continuing"))
+    }
+
+    /// Has a call that was begun be made: it was waited for until it begins.
+    pub fn reach_call(&mut self) -> Result<(), TraceeError> {
+        self.await_call()?;
+        ptrace::cont_to_call(self.name.host).map_err(self.failed("continuing"))
+    }
+
+    /// Waits until a call has been made; what the kernel answered.
+    pub(super) fn finish_call(&mut self) -> Result<i64, TraceeError> {
+        self.await_call()?;
+        let registers = ptrace::registers(self.name.host).map_err(self.failed("reading the registers of"))?;
+        Ok(registers.rax as i64)
+    }
+
+    /// Waits until the ground that [`Ground::begin_to_leave`] began to unmap is gone.
+    pub fn finish_leaving(&mut self) -> Result<(), TraceeError> {
+        match self.finish_call()? {
+            0 => Ok(()),
+            errno => Err(self.failed("unmapping the scratch of")(io::Error::from_raw_os_error(-errno as i32))),
+        }
+    }
+
+    fn await_call(&mut self) -> Result<(), TraceeError> {
+        loop {
+            match self.next_stop()? {
+                Stop::Signal(ptrace::CALL_STOP) => return Ok(()),
+                Stop::Ended(_) => return Err(TraceeError::Died(self.name.pod)),
+                Stop::Signal(_) | Stop::Event(_) | Stop::Other(_) => {
+                    ptrace::cont_to_call(self.name.host).map_err(self.failed("continuing"))?
                 }
             }
         }
-        let registers = ptrace::registers(self.name.host).map_err(self.failed("reading the registers of"))?;
-        Ok(registers.rax as i64)
     }
 
     fn enter(

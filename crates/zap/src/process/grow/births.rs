@@ -451,13 +451,8 @@ pub(in crate::process) fn named(host: HostPid, stop: Stop, depth: usize) -> Resu
     Ok((held, numbers))
 }
 
-/// Waits for a task that the kernel attached for us. Only its number on the host is known.
-pub(super) fn newborn() -> Result<Held, TraceeError> {
-    let (host, stop) = ptrace::wait_any().map_err(TraceeError::kernel("waiting for", PodPid(0)))?;
-    attached(host, stop)
-}
-
-fn attached(host: HostPid, stop: Stop) -> Result<Held, TraceeError> {
+/// A task that the kernel attached for us. Only its number on the host is known.
+pub(super) fn attached(host: HostPid, stop: Stop) -> Result<Held, TraceeError> {
     let nobody = PodPid(0);
     if let Stop::Ended(_) = stop {
         return Err(TraceeError::Died(nobody));

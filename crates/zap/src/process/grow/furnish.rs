@@ -1,22 +1,134 @@
-//! Where a process is, and its threads: namespaces, directories, users.
+//! What live processes are given once all exist: namespaces, directories, users, descriptors, threads.
 
 use std::collections::HashMap;
 
-use crate::error::RebuildError;
+use crate::error::{Context, RebuildError};
 use crate::files;
 use crate::ids::{FileId, PodPid};
+use crate::memory;
 use crate::namespaces::{Births, Kind, enter};
-use crate::process::grow::births::{Newborn, check_numbers, clone_into, named_newborn, newborn};
+use crate::process::grow::births::{Newborn, check_numbers, clone_into, named_newborn};
+use crate::process::grow::broods::{MOST, THREAD};
 use crate::process::grow::ends::end;
 use crate::process::grow::{Grove, GrowError, Grown, PATIENTLY};
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::threads::ThreadState;
-use crate::process::{credentials, finish};
+use crate::process::{credentials, finish, timers};
 use crate::tracee::{Batch, TraceeError};
 
-impl Grove<'_> {
-    /// Its namespaces and its directories.
-    pub(super) fn places(&mut self, state: &ProcessState) -> Result<(), GrowError> {
+/// How many processes are at work beside each other.
+pub(super) const MANY: usize = 64;
+
+impl<'a> Grove<'a> {
+    /// Gives every live process its directories, descriptors, signal actions, threads and timers. Nothing of the pool is
+    /// open in it afterwards. They work at it beside each other: each stage is begun in many before the first is waited for.
+    pub fn furnish(&mut self) -> Result<(), GrowError> {
+        // Who shares its table gets its descriptors with its parent, after it: the pool goes then.
+        let (sharing, others): (Vec<&'a ProcessState>, Vec<_>) =
+            self.states.values().copied().partition(|state| state.sharing.files);
+        for some in sharing.chunks(MANY).chain(others.chunks(MANY)) {
+            self.furnish_some(some)?;
+            self.clone_threads(some)?;
+            for state in some {
+                self.prepare_births(state)?;
+            }
+            // A timer may notify any thread.
+            self.beside(some, |_, state| {
+                let mut batch = Batch::new();
+                timers::create(&state.timers, &mut batch);
+                Ok(batch)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Where they are, and what a process has.
+    fn furnish_some(&mut self, some: &[&'a ProcessState]) -> Result<(), GrowError> {
+        // Some take a helper to get to their root: nobody else may stop meanwhile.
+        let (alone, together): (Vec<&'a ProcessState>, Vec<_>) = some
+            .iter()
+            .copied()
+            .partition(|state| state.root.is_some_and(|root| self.around.late.nowhere(root).is_some()));
+        for state in alone {
+            self.beside(&[state], Self::furniture)?;
+        }
+        self.beside(&together, Self::furniture)
+    }
+
+    /// The last of the batches that furnish a process: those before it have been run.
+    fn furniture(&mut self, state: &'a ProcessState) -> Result<Batch, GrowError> {
+        let pid = state.place.pid;
+        self.leave_out(state)?;
+        let early = self.open_early(state)?;
+        let mut places = self.places(state)?;
+        if !memory::Contexts::of(&state.memory).is_empty() {
+            self.make_contexts(state, std::mem::take(&mut places))?;
+        }
+        let in_pool = |file| (!self.around.late.contains(file)).then(|| self.common.number(file));
+        let pool = |file| early.get(&file).copied().or_else(|| in_pool(file));
+        let own = (!state.sharing.files).then(|| files::restart_descriptors(&state.descriptors, &pool));
+        let late = memory::late_batch(&state.memory).into_iter().map(|memory| memory.batch);
+        let own = own.transpose()?.into_iter().flatten();
+        let parts: Vec<Batch> = [places].into_iter().chain(own).chain(late).chain([self.attributes(state)]).collect();
+        Ok(self.all_but_last(pid, parts)?)
+    }
+
+    /// Runs a batch in each of these processes beside each other.
+    pub(super) fn beside(
+        &mut self,
+        some: &[&'a ProcessState],
+        mut batch_of: impl FnMut(&mut Self, &'a ProcessState) -> Result<Batch, GrowError>,
+    ) -> Result<(), GrowError> {
+        let mut begun = Vec::with_capacity(some.len());
+        for state in some {
+            let (pid, batch) = (state.place.pid, batch_of(self, state)?);
+            if !batch.is_empty() {
+                let Grown { threads, ground } = self.grown.get_mut(&pid).ok_or(TraceeError::Died(pid))?;
+                threads[0].begin(ground, 0, &batch)?;
+                begun.push((pid, batch));
+            }
+        }
+        for (pid, batch) in begun {
+            let Grown { threads, ground } = self.grown.get_mut(&pid).ok_or(TraceeError::Died(pid))?;
+            threads[0].finish(ground, 0, &batch)?;
+        }
+        Ok(())
+    }
+
+    /// Puts batches together, in as few as there is room for, and runs all but the last.
+    pub(super) fn all_but_last(
+        &mut self,
+        pid: PodPid,
+        parts: impl IntoIterator<Item = Batch>,
+    ) -> Result<Batch, TraceeError> {
+        let room = (self.common.scratch.end - self.common.scratch.start) as usize;
+        let mut whole = Batch::new();
+        for part in parts {
+            if whole.size() + part.size() > room {
+                self.run(pid, &std::mem::take(&mut whole))?;
+            }
+            whole.append(part);
+        }
+        Ok(whole)
+    }
+
+    /// Its contexts of asynchronous I/O, after what `before` has. The pool is open still.
+    fn make_contexts(&mut self, state: &ProcessState, before: Batch) -> Result<(), GrowError> {
+        let contexts = memory::Contexts::of(&state.memory);
+        let (pid, data) = (state.place.pid, self.common.pool.data);
+        self.run(pid, &before)?;
+        let mut batch = Batch::new();
+        let mut made = contexts.make(&mut batch);
+        let results = self.run(pid, &batch)?;
+        let mut batch = Batch::new();
+        contexts.move_and_fill(&mut made, &results, data, &mut batch);
+        let results = self.run(pid, &batch)?;
+        let object = || format!("the asynchronous I/O of process {pid}");
+        Ok(contexts.complete(&made, &results, self.host(pid)?).rebuilding("filling", object())?)
+    }
+
+    /// Its namespaces and its directories. What comes last has not been run.
+    fn places(&mut self, state: &ProcessState) -> Result<Batch, GrowError> {
         let pid = state.place.pid;
         let mut batch = Batch::new();
         let (levels, born) = (self.around.levels, self.user_of(pid));
@@ -27,7 +139,7 @@ impl Grove<'_> {
             self.directories(state, &mut batch)?;
         }
         self.enter_user(state, &mut batch);
-        Ok(self.run(pid, &batch).map(drop)?)
+        Ok(batch)
     }
 
     /// Its root and its working directory; what `batch` has is run before.
@@ -119,52 +231,59 @@ impl Grove<'_> {
         Ok(self.run(pid, &batch).map(drop)?)
     }
 
-    pub(super) fn clone_threads(&mut self, state: &ProcessState) -> Result<(), GrowError> {
-        let flags = libc::CLONE_VM
-            | libc::CLONE_FS
-            | libc::CLONE_FILES
-            | libc::CLONE_SIGHAND
-            | libc::CLONE_THREAD
-            | libc::CLONE_SYSVSEM
-            | libc::CLONE_PTRACE;
+    fn clone_threads(&mut self, some: &[&'a ProcessState]) -> Result<(), GrowError> {
+        let (mut free, mut bound) = (Vec::new(), Vec::new());
+        for state in some {
+            let line = self.around.levels.line(state.place.inner.namespace);
+            let own = (state.place.pid, &state.place.inner.pids[..]);
+            match self.numbering(state.namespaces.of(Kind::User), &line, own)?.is_free() {
+                true => free.push(*state),
+                false => bound.push(*state),
+            }
+        }
+        self.clone_threads_beside(&free)?;
+        for state in bound {
+            self.clone_numbered(state)?;
+        }
+        let ended = some.iter().filter_map(|state| Some((*state, state.ended_leader.as_ref()?)));
+        ended.into_iter().try_for_each(|(state, ended)| self.end_leader(state, ended))
+    }
+
+    /// Clones the threads of a process that must leave their numbers to others.
+    fn clone_numbered(&mut self, state: &'a ProcessState) -> Result<(), GrowError> {
         let pid = state.place.pid;
-        let newborn_of = |thread: &ThreadState| (thread.tid, thread.inner.clone());
         let line = self.around.levels.line(state.place.inner.namespace);
         let user = state.namespaces.of(Kind::User);
-        let asked = self.numbering(user, &line, (pid, &state.place.inner.pids))?.asked();
-        let is_free = asked == 0;
-        let runs: Vec<&[ThreadState]> = match asked {
-            0 => state.further_threads().chunks(256).collect(),
+        let newborn_of = |thread: &'a ThreadState| Newborn {
+            pid: thread.tid,
+            inner: &thread.inner,
+            flags: THREAD,
+            exit_signal: 0,
+            what: "thread",
+        };
+        let runs: Vec<&[ThreadState]> = match self.numbering(user, &line, (pid, &state.place.inner.pids))?.asked() {
             1 => consecutive(state.further_threads()).collect(),
             _ => state.further_threads().chunks(1).collect(),
         };
         for some in runs {
             let mut batch = Batch::new();
             for (place, thread) in some.iter().enumerate() {
-                let (tid, inner) = newborn_of(thread);
-                let numbering = self.numbering(user, &line, (tid, &inner))?;
+                let numbering = self.numbering(user, &line, (thread.tid, &thread.inner))?;
                 if place == 0 {
                     self.ask_numbers(&numbering)?;
                 }
-                let newborn = Newborn { pid: tid, inner: &inner, flags, exit_signal: 0, what: "thread" };
-                clone_into(&mut batch, &newborn, &numbering);
+                clone_into(&mut batch, &newborn_of(thread), &numbering);
             }
             self.run(pid, &batch)?;
             let depth = self.common.depth;
             let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };
             grown.threads[0].alone = false;
             for _ in some {
-                let (mut held, numbers) = if is_free { (newborn()?, Vec::new()) } else { named_newborn(depth)? };
+                let (mut held, numbers) = named_newborn(depth)?;
                 // It stands behind the call that made it.
                 let call = grown.ground.call_at(0, held.registers.r12);
                 let thread = call.and_then(|call| some.get(call)).ok_or(TraceeError::Died(pid))?;
-                if !is_free {
-                    let (tid, inner) = newborn_of(thread);
-                    check_numbers(
-                        &Newborn { pid: tid, inner: &inner, flags, exit_signal: 0, what: "thread" },
-                        &numbers,
-                    )?;
-                }
+                check_numbers(&newborn_of(thread), &numbers)?;
                 held.alone = false;
                 (held.name.pod, held.name.own) = (thread.tid, (grown.threads[0].name.own.0, thread.own_tid));
                 grown.threads.push(held);
@@ -174,10 +293,7 @@ impl Grove<'_> {
             let order: HashMap<PodPid, usize> = state.threads.iter().enumerate().map(|(i, t)| (t.tid, i)).collect();
             grown.threads.sort_by_key(|held| order.get(&held.name.pod).copied());
         }
-        match &state.ended_leader {
-            Some(ended) => self.end_leader(state, ended),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Ends the first thread of a process, which has others that go on.
@@ -219,5 +335,5 @@ fn change_directory(number: i32, batch: &mut Batch) {
 
 /// Threads in pieces whose numbers follow each other.
 fn consecutive(threads: &[ThreadState]) -> impl Iterator<Item = &[ThreadState]> {
-    threads.chunk_by(|a, b| a.tid.0 + 1 == b.tid.0).flat_map(|run| run.chunks(256))
+    threads.chunk_by(|a, b| a.tid.0 + 1 == b.tid.0).flat_map(|run| run.chunks(MOST))
 }
