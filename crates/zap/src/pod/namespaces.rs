@@ -18,6 +18,20 @@ use crate::sys::namespace::{self, Side};
 /// Which namespaces every pod has of its own; the network's depends on its mode, cgroup and time come by other ways.
 const ALWAYS: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
+/// The network namespace of a pod, made before it is known whether it gets one: that takes as long as reading an image.
+struct Ahead {
+    /// The host's.
+    network: File,
+}
+
+impl Ahead {
+    fn make() -> Result<Ahead, (usize, io::Error)> {
+        let network = File::open("/proc/self/ns/net").map_err(|e| (2, e))?;
+        namespace::unshare(libc::CLONE_NEWNET).map_err(|e| (2, e))?;
+        Ok(Ahead { network })
+    }
+}
+
 /// A process that waits to make the namespaces of a pod.
 ///
 /// A time namespace takes its offsets only while nobody is in it, and only a child of whoever made it gets in. So this
@@ -37,8 +51,9 @@ impl Shim {
             Side::Parent(pid) => Ok(Shim { pid, socket, ended: Cell::new(false) }),
             Side::Child => {
                 drop(socket);
+                let ahead = Ahead::make();
                 let Ok((order, files)) = hear(&theirs) else { namespace::exit_now(0) };
-                let words = match shim(&order, &files) {
+                let words = match ahead.and_then(|ahead| shim(&order, &files, ahead)) {
                     Ok(pid) => [0, pid],
                     Err((step, e)) => [step as i32 + 1, e.raw_os_error().unwrap_or(libc::EIO)],
                 };
@@ -127,12 +142,15 @@ fn hear(socket: &OwnedFd) -> io::Result<(Order, [OwnedFd; 3])> {
 
 const STEPS: [&str; 3] = ["making a time namespace", "setting its clocks", "making its namespaces"];
 
-fn shim(order: &Order, [control, monitor_end, cgroup]: &[OwnedFd; 3]) -> Result<i32, (usize, io::Error)> {
+fn shim(order: &Order, [control, monitor_end, cgroup]: &[OwnedFd; 3], ahead: Ahead) -> Result<i32, (usize, io::Error)> {
     let clocks = ClockOffsets { monotonic: order.clocks.0, boottime: order.clocks.1 };
     namespace::unshare(libc::CLONE_NEWTIME).map_err(|e| (0, e))?;
     fs::write("/proc/self/timens_offsets", clock_lines(clocks)).map_err(|e| (1, e))?;
-    let kinds = ALWAYS | if order.own_network { libc::CLONE_NEWNET } else { 0 };
-    match namespace::clone_sibling(kinds, cgroup.as_fd()).map_err(|e| (2, e))? {
+    if !order.own_network {
+        nix::sched::setns(&ahead.network, nix::sched::CloneFlags::CLONE_NEWNET).map_err(|e| (2, e.into()))?;
+    }
+    drop(ahead);
+    match namespace::clone_sibling(ALWAYS, cgroup.as_fd()).map_err(|e| (2, e))? {
         Side::Parent(pid) => Ok(pid),
         Side::Child => init::run(&Setup { control, monitor_end, plan: &order.plan, hostname: &order.hostname }),
     }
