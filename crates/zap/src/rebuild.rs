@@ -110,6 +110,17 @@ impl<'a> Rebuild<'a> {
         self.objects.insert((kind, key), Box::new(object));
     }
 
+    /// Such an object, made now if nobody came first.
+    pub fn object_or_default<T: Any + Default>(&mut self, kind: &'static str, key: u64) -> &mut T {
+        let object = self.objects.entry((kind, key)).or_insert_with(|| Box::new(T::default()));
+        object.downcast_mut().expect("objects of a kind are of one type")
+    }
+
+    /// Such an object, for the last who shares it.
+    pub fn take_object<T: Any>(&mut self, kind: &'static str, key: u64) -> Option<T> {
+        self.objects.remove(&(kind, key)).and_then(|object| object.downcast().ok()).map(|object| *object)
+    }
+
     /// Put an opened file in the pool.
     pub fn keep_file(&mut self, id: FileId, file: OwnedFd) {
         self.files.insert(id, file);

@@ -1,5 +1,6 @@
 //! What every socket has: options, buffer sizes, a filter, an owner.
 
+use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 
 use serde::{Deserialize, Serialize};
@@ -212,15 +213,22 @@ impl SocketOptions {
 
     /// Sets what counts before a socket is bound: everything but sizes, filter and `SO_REUSEADDR`.
     pub(super) fn prepare(&self, fd: BorrowedFd<'_>, what: &str) -> Result<(), RebuildError> {
+        self.prepare_fresh(fd, what, &mut Fresh::default())
+    }
+
+    /// The same, of a socket that was made as those were of which `fresh` has options.
+    pub(super) fn prepare_fresh(&self, fd: BorrowedFd<'_>, what: &str, fresh: &mut Fresh) -> Result<(), RebuildError> {
         socket::change_owner(fd, self.owner.0, self.owner.1).rebuilding("giving its owner to", what)?;
+        let mut is_fresh = true;
         for &(level, name, value) in &self.numbers {
-            if socket::get_int(fd, level, name).is_ok_and(|now| now == value) {
+            if fresh.number(fd, (level, name), is_fresh) == Some(value) {
                 continue;
             }
             socket::set_int(fd, level, name, value).rebuilding("setting an option", option_of(what, level, name))?;
+            is_fresh &= ALONE.contains(&(level, name));
         }
         for (level, name, value) in &self.structures {
-            if structure(fd, *level, *name, value.len()).is_some_and(|now| now.2 == *value) {
+            if fresh.structure(fd, (*level, *name), value.len(), is_fresh).is_some_and(|now| now == *value) {
                 continue;
             }
             socket::set_bytes(fd, *level, *name, value)
@@ -266,6 +274,29 @@ impl SocketOptions {
             Err(e) if e.raw_os_error() != Some(libc::ENOPROTOOPT) => Err(e).rebuilding("sizing a buffer", what),
             _ => Ok(()),
         }
+    }
+}
+
+/// The options of sockets that were only just made, all in the same way: asking the kernel for each of dozens, of each of
+/// many sockets, takes longer than all else that is done to them.
+#[derive(Default)]
+pub(super) struct Fresh {
+    numbers: HashMap<Name, Option<i32>>,
+    structures: HashMap<Name, Option<Vec<u8>>>,
+}
+
+/// Options that many programs set and that change nothing but themselves: a socket is fresh otherwise.
+const ALONE: &[Name] = &[sol(libc::SO_KEEPALIVE), sol(libc::SO_REUSEPORT), (libc::IPPROTO_TCP, libc::TCP_NODELAY)];
+
+impl Fresh {
+    fn number(&mut self, fd: BorrowedFd<'_>, (level, name): Name, is_fresh: bool) -> Option<i32> {
+        let ask = || socket::get_int(fd, level, name).ok();
+        if is_fresh { *self.numbers.entry((level, name)).or_insert_with(ask) } else { ask() }
+    }
+
+    fn structure(&mut self, fd: BorrowedFd<'_>, (level, name): Name, size: usize, is_fresh: bool) -> Option<Vec<u8>> {
+        let ask = || structure(fd, level, name, size).map(|(_, _, value)| value);
+        if is_fresh { self.structures.entry((level, name)).or_insert_with(ask).clone() } else { ask() }
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
-use super::common::{self, Name, SocketOptions};
+use super::common::{self, Fresh, Name, SocketOptions};
 use super::tcp_queues::{Connection, Phase};
 use super::tcp_repair::Agreed;
 use super::waiting::{connections, has_waiting};
@@ -43,6 +43,9 @@ const OPTIONS: &[Name] = &[
 
 /// Of a socket without a connection, this is what its owner asked for; of one with, what came of it.
 const UNCONNECTED: &[Name] = &[tcp(libc::TCP_MAXSEG), tcp(libc::TCP_WINDOW_CLAMP)];
+
+/// What was decoded to open a socket, until it is connected.
+const OPENED: &str = "opened TCP socket";
 
 /// A TCP socket.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -240,7 +243,7 @@ impl FileKind for Tcp {
         let what = describe(id, &state);
         let socket = socket::socket(state.family, libc::SOCK_STREAM, libc::IPPROTO_TCP).rebuilding("making", &what)?;
         let fd = socket.as_fd();
-        state.options.prepare(fd, &what)?;
+        state.options.prepare_fresh(fd, &what, fresh(rebuild, state.family))?;
         state.options.set_buffers(fd, &what)?;
         if !state.congestion.is_empty() && text_option(fd, libc::TCP_CONGESTION) != state.congestion {
             socket::set_bytes(fd, libc::IPPROTO_TCP, libc::TCP_CONGESTION, state.congestion.as_bytes())
@@ -260,11 +263,12 @@ impl FileKind for Tcp {
             Form::Connected(connection) => connection.rebuild(fd, state.family, rebuild.image, &what),
             Form::Ended { reset, receive } => tcp_fin::end(fd, state.family, *reset, *receive, rebuild.image, &what),
         })?;
+        rebuild.keep_object(OPENED, id.0.into(), state);
         Ok(socket)
     }
 
     fn connect(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<(), RebuildError> {
-        let state = decode(state)?;
+        let state = rebuild.take_object::<TcpState>(OPENED, id.0.into()).map_or_else(|| decode(state), Ok)?;
         let what = describe(id, &state);
         let fd = rebuild.file(id)?;
         if let Form::Connected(connection) = &state.form {
@@ -290,6 +294,13 @@ impl FileKind for Tcp {
     fn needs_settling(&self, state: &[u8]) -> bool {
         decode(state).is_ok_and(|s| matches!(s.form, Form::Connected(_) | Form::Connecting { .. }))
     }
+}
+
+/// The options of a TCP socket that was only just made in the network namespace in which the builder works.
+fn fresh<'r>(rebuild: &'r mut Rebuild<'_>, family: i32) -> &'r mut Fresh {
+    const KIND: &str = "fresh TCP socket";
+    let network = rebuild.network().map_or(0, |network| u64::from(network.0) + 1);
+    rebuild.object_or_default(KIND, network << 32 | family as u64)
 }
 
 impl TcpState {
