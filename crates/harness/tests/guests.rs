@@ -143,7 +143,7 @@ guests! {
     credentials capabilities no_new_privileges securebits limits names umask cwd cwd_deleted chroot scheduling oom_score
     undumpable personality
     private shared_anonymous file_private file_shared file_deleted copy_on_write heap big
-    protections grows_down advice locked many_mappings executable_memory low_address vdso program_replaced memfd
+    protections grows_down advice advice_changing locked many_mappings executable_memory low_address vdso program_replaced memfd
     waiting_calls waiting_timeouts sleeps long_sleep survivor respawner
     inotify inotify_renamed inotify_nameless inotify_shared inotify_unread inotify_many
     user_namespace user_namespace_unmapped user_namespace_threads user_namespace_nested network_namespace

@@ -31,7 +31,7 @@ use crate::parallel;
 use crate::pod::LivePod;
 use crate::pod::journal::Undo;
 use crate::pod::trees::{self, Trees};
-use crate::process::ahead::{Layouts, MemoryAhead};
+use crate::process::ahead::{Layout, Layouts, MemoryAhead};
 use crate::process::capture;
 use crate::process::discover::{self, Population};
 use crate::process::hold::{self, Cleared, HeldPod, HoldError, Tracers};
@@ -249,7 +249,7 @@ impl Checkpoint<'_> {
         look.made = mounts::made(&pod.spec, pod.init, &pod.mounts_file()).map_err(|e| refused(pod, e))?;
         namespaces::check_home(&pod.spec, pod.init).map_err(|e| refused(pod, e))?;
         let hosts = population.live.iter().map(|found| found.subject.host).collect();
-        let layouts = parallel::map(hosts, |host| memory::layout_of(host).unwrap_or_default());
+        let layouts: Vec<Layout> = parallel::map(hosts, Layout::read);
         capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
         self.listeners = std::mem::take(&mut look.sockets.listeners);
         self.mapped = std::mem::take(&mut look.mapped).into_ahead();
@@ -326,9 +326,12 @@ impl Checkpoint<'_> {
     }
 
     /// Freezes the pod at a moment at which nobody waits in vfork(2).
-    fn freeze(&self) -> Result<(), CheckpointError> {
+    fn freeze(&mut self) -> Result<(), CheckpointError> {
         let begun = Instant::now();
         loop {
+            if let Some(memory) = Arc::get_mut(&mut self.memory) {
+                memory.forget_stale();
+            }
             self.pod.cgroup.freeze()?;
             let Some(waiting) = vfork::waiting(&self.pod.cgroup.pids()?) else { return Ok(()) };
             self.pod.cgroup.thaw()?;

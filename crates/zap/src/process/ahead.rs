@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use nix::time::{clock_getcpuclockid, clock_gettime};
 
 use crate::ids::HostPid;
 use crate::image::DataSink;
@@ -20,7 +22,39 @@ const LEFT: u64 = 10 << 20;
 const WORTH_IT: u64 = 256 << 10;
 
 /// The layouts of processes with their flags, by PID on the host.
-pub type Layouts = HashMap<HostPid, Vec<Mapping>>;
+pub type Layouts = HashMap<HostPid, Layout>;
+
+/// Modified memory of a process whose flags are read again in the hold if it has run since: that takes 17 ms/GiB.
+const READ_AGAIN: u64 = 64 << 20;
+
+/// How the memory of a process looked.
+pub struct Layout {
+    /// Its mappings, with their flags.
+    pub mappings: Vec<Mapping>,
+    /// Processor time that it had taken before.
+    ran: Option<Duration>,
+}
+
+impl Layout {
+    /// Reads it. A process that has gone has none.
+    pub fn read(process: HostPid) -> Layout {
+        let ran = processor_time(process);
+        Layout { mappings: memory::layout_of(process).unwrap_or_default(), ran }
+    }
+
+    /// Whether it can have changed without a change of its lines.
+    fn is_stale(&self, process: HostPid) -> bool {
+        let modified: u64 = self.mappings.iter().map(|mapping| mapping.modified).sum();
+        modified <= READ_AGAIN && (self.ran.is_none() || processor_time(process) != self.ran)
+    }
+}
+
+/// Processor time that the threads of a process have taken. What a thread takes that runs on another processor just now
+/// may be missing.
+fn processor_time(process: HostPid) -> Option<Duration> {
+    let clock = clock_getcpuclockid(nix::unistd::Pid::from_raw(process.0)).ok()?;
+    Some(clock_gettime(clock).ok()?.into())
+}
 
 /// What is known of the memory of the processes.
 #[derive(Default)]
@@ -41,7 +75,13 @@ impl MemoryAhead {
 
     /// How its memory looked, if it was there.
     pub fn layout_of(&self, process: HostPid) -> Option<&[Mapping]> {
-        self.layouts.get(&process).map(Vec::as_slice)
+        self.layouts.get(&process).map(|layout| layout.mappings.as_slice())
+    }
+
+    /// Forgets the layouts of small processes that have run since: `madvise(2)` and `mlock(2)` change flags that show
+    /// nowhere else. To be called when the pod is about to be frozen.
+    pub fn forget_stale(&mut self) {
+        self.layouts.retain(|process, layout| !layout.is_stale(*process));
     }
 
     /// Nothing but layouts.
@@ -74,7 +114,7 @@ impl MemoryAhead {
         }
         ahead.rounds = written.len() as u64;
         let followed: Vec<HostPid> = ahead.followed.keys().copied().collect();
-        let layout = |process| (process, memory::layout_of(process).unwrap_or_default());
+        let layout = |process| (process, Layout::read(process));
         ahead.layouts.extend(parallel::map(followed, layout));
         ahead
     }
@@ -82,7 +122,7 @@ impl MemoryAhead {
     /// Bytes of modified memory that are left to the hold, at least.
     pub fn unfollowed(&self) -> u64 {
         let left = self.layouts.iter().filter(|(process, _)| !self.followed.contains_key(process));
-        left.flat_map(|(_, layout)| layout).map(|mapping| mapping.modified).sum()
+        left.flat_map(|(_, layout)| &layout.mappings).map(|mapping| mapping.modified).sum()
     }
 
     /// The biggest processes, all but what is little together.

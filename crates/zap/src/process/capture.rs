@@ -12,6 +12,7 @@ use crate::ids::{FileId, HostPid, PodPid};
 use crate::look::{Look, Subject};
 use crate::memory::{self, MemoryState};
 use crate::namespaces::{Births, Kind, Membership, NamespaceId};
+use crate::process::ahead::Layout;
 use crate::process::controls::{self, ProcessControls};
 use crate::process::credentials;
 use crate::process::discover::{Found, PodProc, Population, Zombie};
@@ -396,12 +397,8 @@ pub fn pidfd(subject: &Subject) -> Result<PidFd, CaptureError> {
     PidFd::open(subject.host).map_err(|_| CaptureError::Vanished(subject.pod))
 }
 
-/// Looks at every process while they run. `layouts` are how their memory looks, as [`memory::layout_of`] told it.
-pub fn check_all(
-    look: &mut Look<'_>,
-    population: &Population,
-    layouts: &[Vec<memory::Mapping>],
-) -> Result<(), CaptureError> {
+/// Looks at every process while they run. `layouts` are how their memory looks.
+pub fn check_all(look: &mut Look<'_>, population: &Population, layouts: &[Layout]) -> Result<(), CaptureError> {
     let living = population.live.iter().filter(|found| found.stat.state != b'Z');
     for found in living {
         look.namespaces.meet(&found.subject).or_else(unless_gone)?;
@@ -410,7 +407,7 @@ pub fn check_all(
     look.look_into_mount_namespaces()?;
     check_births(look, population.live.iter()).or_else(unless_gone)?;
     sharing::check(look.init, population)?;
-    population.live.iter().zip(layouts).try_for_each(|(found, layout)| check(look, found, layout))
+    population.live.iter().zip(layouts).try_for_each(|(found, layout)| check(look, found, &layout.mappings))
 }
 
 /// Looks in which namespaces held processes are, before anything else of them.

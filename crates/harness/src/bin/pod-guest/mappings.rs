@@ -1,5 +1,7 @@
 //! Mappings of every sort, with their protections and advice.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::memory::*;
 use crate::stage::*;
 
@@ -7,6 +9,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("protections", protections),
     ("grows-down", grows_down),
     ("advice", advice),
+    ("advice-changing", advice_changing),
     ("locked", locked),
     ("many-mappings", many_mappings),
     ("executable-memory", executable),
@@ -97,6 +100,35 @@ fn locked() -> Checked {
     done("mlock2", unsafe { libc::mlock2(late.cast(), PAGE, libc::MLOCK_ONFAULT) } as i64)?;
     hold()?;
     check_filled("locked memory", region, 4 * PAGE, 111)
+}
+
+/// Advice that changes all the time, also between a look at the running process and the moment at which it is held: what
+/// was asked for last holds.
+fn advice_changing() -> Checked {
+    // With neighbours of another kind: its bounds stay as they are.
+    let around = map(4 * PAGE, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)?;
+    let region = unsafe { around.add(PAGE) };
+    protect(region, 2 * PAGE, READ_WRITE)?;
+    let (address, stop) = (region as usize, AtomicBool::new(false));
+    let change = || {
+        while !stop.load(Ordering::Relaxed) {
+            for (advice, kept_out) in [(libc::MADV_DONTDUMP, true), (libc::MADV_DODUMP, false)] {
+                let advised = unsafe { libc::madvise(address as *mut libc::c_void, 2 * PAGE, advice) };
+                done("madvise", advised)?;
+                let smaps = read("/proc/self/smaps")?;
+                let own = smaps.split_once(&format!("{address:x}-")).ok_or("the mapping is not there")?.1;
+                let flags = own.lines().find(|line| line.starts_with("VmFlags:")).ok_or("it has no flags")?;
+                equal("out of dumps", flags.contains(" dd"), kept_out)?;
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let changing = scope.spawn(change);
+        let held = hold_loosely();
+        stop.store(true, Ordering::Relaxed);
+        changing.join().map_err(|_| "the thread panicked")?.and(held)
+    })
 }
 
 /// Two thousand mappings with holes between.
