@@ -132,7 +132,7 @@ macro_rules! refused {
 }
 
 guests! {
-    plain tree zombies zombie_signals orphan subreaper subreaper_sessions death_signal exit_signal stopped stopped_threads forks_afterwards
+    plain tree zombies zombie_signals orphan subreaper subreaper_sessions death_signal exit_signal stopped stopped_threads stopped_and_continued forks_afterwards
     shared_directory shared_files leader_gone
     groups daemon daemon_family background_job session_late
     threads thread_ids rseq robust_list robust_death joining thread_credentials

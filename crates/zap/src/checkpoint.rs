@@ -37,6 +37,7 @@ use crate::process::discover::{self, Population};
 use crate::process::hold::{self, Cleared, HeldPod, HoldError, Tracers};
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::statuses::Statuses;
+use crate::process::stops;
 use crate::process::vfork;
 use crate::record::PodRecord;
 use crate::sockets::Listeners;
@@ -391,12 +392,19 @@ impl Checkpoint<'_> {
     }
 
     fn let_go(&mut self, held: HeldPod) -> Result<(), CheckpointError> {
+        let stopped = held.stopped();
         let cleared = held.clear();
-        if self.was_suspended || self.options.afterwards == Afterwards::Suspended {
+        let stays = self.was_suspended || self.options.afterwards == Afterwards::Suspended;
+        if stays || !stopped.is_empty() {
             // Stopped tracees count as frozen, and stay so when they are let go.
             self.pod.cgroup.freeze()?;
         }
         let gone = cleared.and_then(Cleared::let_go);
+        if !stays && !stopped.is_empty() {
+            // Who is let go runs for a moment before a signal's stop has it again, and nobody may see that.
+            stops::await_all(&stopped);
+            self.pod.cgroup.thaw()?;
+        }
         self.put_back()?;
         self.clock.lap("let-go");
         gone.map(drop).map_err(|e| held_failed(self.pod, e))

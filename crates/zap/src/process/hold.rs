@@ -230,6 +230,12 @@ impl HeldPod {
         self.processes.iter().map(|process| process.threads).sum()
     }
 
+    /// Those that a stop signal has stopped.
+    pub fn stopped(&self) -> Vec<HostPid> {
+        let in_stop = |process: &&Standing| process.group_stop.is_some();
+        self.processes.iter().filter(in_stop).map(|process| process.found.subject.host).collect()
+    }
+
     /// Has every tracer do something with the processes that it holds.
     pub fn each<P: Clone + Send + 'static, R: Send + 'static>(&self, part: P, job: Job<P, R>) -> Answers<R> {
         Answers(self.tracers.begin(std::iter::repeat(part), job))

@@ -17,6 +17,7 @@ pub mod sharing;
 pub mod signals;
 pub mod state;
 pub mod statuses;
+pub mod stops;
 pub mod threads;
 pub mod timers;
 pub mod tree;

@@ -77,9 +77,9 @@ pub fn cont(tid: HostPid, signal: i32) -> io::Result<()> {
     request(libc::PTRACE_CONT, tid, 0, signal as usize).map(drop)
 }
 
-/// Lets a stopped tracee run on to the next entry to or exit from a system call.
-pub fn cont_to_call(tid: HostPid) -> io::Result<()> {
-    request(libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)
+/// Lets a stopped tracee run on to the next entry to or exit from a system call, and take `signal` (0: none).
+pub fn cont_to_call(tid: HostPid, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_SYSCALL, tid, 0, signal as usize).map(drop)
 }
 
 /// Leaves a tracee in its group stop, but listening for events.

@@ -271,13 +271,13 @@ impl Held {
         self.away = true;
         ptrace::set_registers(self.name.host, &registers).map_err(self.failed("setting the registers of"))?;
         ptrace::set_signal_mask(self.name.host, u64::MAX).map_err(self.failed("setting the mask of"))?;
-        ptrace::cont_to_call(self.name.host).map_err(self.failed("continuing"))
+        ptrace::cont_to_call(self.name.host, 0).map_err(self.failed("continuing"))
     }
 
     /// Has a call that was begun be made: it was waited for until it begins.
     pub fn reach_call(&mut self) -> Result<(), TraceeError> {
         self.await_call()?;
-        ptrace::cont_to_call(self.name.host).map_err(self.failed("continuing"))
+        ptrace::cont_to_call(self.name.host, 0).map_err(self.failed("continuing"))
     }
 
     /// Waits until a call has been made; what the kernel answered.
@@ -297,13 +297,15 @@ impl Held {
 
     fn await_call(&mut self) -> Result<(), TraceeError> {
         loop {
-            match self.next_stop()? {
+            let signal = match self.next_stop()? {
                 Stop::Signal(ptrace::CALL_STOP) => return Ok(()),
                 Stop::Ended(_) => return Err(TraceeError::Died(self.name.pod)),
-                Stop::Signal(_) | Stop::Event(_) | Stop::Other(_) => {
-                    ptrace::cont_to_call(self.name.host).map_err(self.failed("continuing"))?
-                }
-            }
+                // SIGSTOP, which was on its way.
+                Stop::Signal(signal) => signal,
+                Stop::Event(stop) => self.noting(stop),
+                Stop::Other(_) => 0,
+            };
+            ptrace::cont_to_call(self.name.host, signal).map_err(self.failed("continuing"))?;
         }
     }
 
@@ -358,13 +360,22 @@ impl Held {
         Ok(is_marked)
     }
 
-    fn is_at(&self, marker: i32, stop: Stop) -> Result<bool, TraceeError> {
+    /// Notes a group stop that the thread has come into meanwhile; nothing goes on with it.
+    fn noting(&mut self, stop: i32) -> i32 {
+        if stop != libc::SIGTRAP {
+            self.group_stop = Some(stop);
+        }
+        0
+    }
+
+    fn is_at(&mut self, marker: i32, stop: Stop) -> Result<bool, TraceeError> {
         match stop {
             Stop::Signal(signal) if signal == marker => return Ok(true),
             Stop::Ended(_) => return Err(TraceeError::Died(self.name.pod)),
             // SIGSTOP and SIGKILL alone get past the mask; a stop asked for meanwhile is the pod's affair.
             Stop::Signal(signal) => ptrace::cont(self.name.host, signal),
-            Stop::Event(_) | Stop::Other(_) => ptrace::cont(self.name.host, 0),
+            Stop::Event(stop) => ptrace::cont(self.name.host, self.noting(stop)),
+            Stop::Other(_) => ptrace::cont(self.name.host, 0),
         }
         .map_err(self.failed("continuing"))?;
         Ok(false)

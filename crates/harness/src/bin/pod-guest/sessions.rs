@@ -1,5 +1,8 @@
 //! Sessions and process groups, and those whose leader has left.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use crate::stage::*;
 
 pub(crate) const KINDS: &[crate::stage::Kind] = &[
@@ -8,6 +11,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("daemon-family", daemon_family),
     ("background-job", background_job),
     ("session-late", session_late),
+    ("stopped-and-continued", stopped_and_continued),
 ];
 
 /// Session and group of the calling process.
@@ -21,6 +25,51 @@ fn stays(set_up: Gate, go_on: impl FnOnce() -> Checked) -> Checked {
     await_go();
     equal("session and group", place(), before)?;
     go_on()
+}
+
+/// Children that are stopped and continued all the time: a stop that was asked for comes, and lasts until it is ended.
+fn stopped_and_continued() -> Checked {
+    let idle = fork(|| {
+        loop {
+            unsafe { libc::pause() };
+        }
+    })?;
+    let busy = fork(|| {
+        loop {
+            std::hint::spin_loop();
+        }
+    })?;
+    let stop = AtomicBool::new(false);
+    let state = |child: i32| -> Result<char, String> {
+        let stat = read(format!("/proc/{child}/stat"))?;
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).ok_or_else(|| "no state".into())
+    };
+    let toggle = || -> Checked {
+        while !stop.load(Ordering::Relaxed) {
+            for child in [idle, busy] {
+                done("stopping", unsafe { libc::kill(child, libc::SIGSTOP) })?;
+                until("a stop", || state(child) == Ok('T'))?;
+                for _ in 0..20 {
+                    equal("the state of a stopped child", state(child)?, 'T')?;
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                done("continuing", unsafe { libc::kill(child, libc::SIGCONT) })?;
+                until("its end", || state(child).is_ok_and(|state| state != 'T'))?;
+            }
+        }
+        Ok(())
+    };
+    let result = std::thread::scope(|scope| {
+        let toggling = scope.spawn(toggle);
+        let held = hold_loosely();
+        stop.store(true, Ordering::Relaxed);
+        toggling.join().map_err(|_| "the thread panicked")?.and(held)
+    });
+    for child in [idle, busy] {
+        done("ending a child", unsafe { libc::kill(child, libc::SIGKILL) })?;
+        status_of(child)?;
+    }
+    result
 }
 
 /// A session with two groups, as a shell with jobs: a signal to a group reaches its members alone.
