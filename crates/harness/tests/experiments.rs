@@ -1,0 +1,105 @@
+//! Every experiment in its fast form: its samples are complete and sane. How fast anything is, is not looked at.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+
+use harness::experiment::{self, Extent, Settings};
+use harness::report;
+use harness::samples::{self, Sample};
+
+/// What may be none at all.
+const MAY_BE_ZERO: [&str; 6] =
+    ["connections_closed", "residual", "residual_bytes", "checkpoints", "image_bytes", "phase:let-go"];
+
+/// Runs an experiment, or some of its cases, and gives its samples. A report can be made of them.
+fn samples_of(name: &str, cases: &[&str]) -> Vec<Sample> {
+    let out = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        out: out.path().into(),
+        runs: None,
+        workloads: cases.iter().map(|case| (*case).to_owned()).collect(),
+        extent: Extent::Fast,
+        seed: 1,
+        progress: false,
+    };
+    experiment::find(name).unwrap().run(&settings).unwrap();
+    report::make(out.path()).unwrap();
+    let samples = samples::read_all(out.path()).unwrap();
+    for sample in &samples {
+        assert!(sample.experiment == name && !sample.unit.is_empty() && !sample.arm.is_empty(), "{sample:?}");
+        let is_sane = sample.value.is_finite() && sample.value >= 0.0;
+        assert!(is_sane && (sample.value > 0.0 || MAY_BE_ZERO.contains(&&*sample.metric)), "{sample:?}");
+    }
+    samples
+}
+
+/// Every (arm, metric) that there are samples of.
+fn measured(samples: &[Sample]) -> BTreeSet<(&str, &str)> {
+    samples.iter().map(|sample| (&*sample.arm, &*sample.metric)).collect()
+}
+
+fn assert_measured(samples: &[Sample], arms: &[&str], metrics: &[&str]) {
+    let found = measured(samples);
+    for arm in arms {
+        for metric in metrics {
+            assert!(found.contains(&(*arm, *metric)), "{metric} of {arm} is not in {found:?}");
+        }
+    }
+}
+
+#[test]
+fn overhead_micro() {
+    let samples = samples_of("overhead-micro", &[]);
+    assert_measured(&samples, &["native", "pod", "pod-unconfined"], &["getpid", "read", "fork_exit", "fork_exec"]);
+}
+
+#[test]
+fn overhead_apache() {
+    let samples = samples_of("overhead-apache", &[]);
+    assert_measured(&samples, &["native", "pod"], &["requests_per_second", "latency_p50", "latency_p99"]);
+}
+
+#[test]
+fn checkpoint_restart() {
+    let samples = samples_of("checkpoint-restart", &["sleep", "apache-event"]);
+    assert_measured(&samples, &["leave-running", "stop"], &["downtime", "whole", "bytes", "phase:hold"]);
+    assert_measured(&samples, &["restart"], &["whole", "first_answer", "phase:tree"]);
+    assert_measured(&samples, &["size-none", "size-lz4", "size-zstd"], &["image_bytes"]);
+}
+
+#[test]
+fn downtime_client() {
+    let samples = samples_of("downtime-client", &[]);
+    assert_measured(&samples, &["leave-running", "stop-restart"], &["client_gap", "pod_downtime"]);
+}
+
+#[test]
+fn migration() {
+    let samples = samples_of("migration", &["memory"]);
+    let strategies = ["stop-and-copy", "pre-copy", "copy-on-reference", "flush"];
+    assert_measured(&samples, &strategies, &["downtime", "total", "bytes", "rounds"]);
+    assert_measured(&samples, &["bytes-alone"], &["total"]);
+}
+
+#[test]
+fn scaling() {
+    let samples = samples_of("scaling", &[]);
+    for dimension in &experiment::scaling::DIMENSIONS {
+        let own: Vec<Sample> = samples.iter().filter(|sample| sample.workload == dimension.name).cloned().collect();
+        assert_measured(&own, &["leave-running", "stop"], &["downtime", "whole"]);
+        assert_measured(&own, &["restart", "memcpy", "write"], &["whole"]);
+    }
+}
+
+#[test]
+fn density() {
+    assert_measured(&samples_of("density", &[]), &["copies"], &["whole", "memory", "anonymous", "removal"]);
+}
+
+#[test]
+fn frequency() {
+    let samples = samples_of("frequency", &[]);
+    assert_measured(&samples, &["leave-running"], &["requests_per_second", "latency_p99", "checkpoints"]);
+    assert!(samples.iter().any(|sample| sample.metric == "checkpoints" && sample.value > 0.0));
+}
