@@ -20,7 +20,7 @@ pub use self::options::{Afterwards, Options};
 use crate::error::CaptureError;
 use crate::fault;
 use crate::files;
-use crate::image::ImageWriter;
+use crate::image::{ImageWriter, Records};
 use crate::ipc::{self, IpcState};
 use crate::look::Look;
 use crate::memory::{self, LeftBehind, MappedFiles};
@@ -31,7 +31,7 @@ use crate::parallel;
 use crate::pod::LivePod;
 use crate::pod::journal::Undo;
 use crate::pod::trees::{self, Trees};
-use crate::process::ahead::{Layouts, MemoryAhead};
+use crate::process::ahead::{self, Layouts, MemoryAhead};
 use crate::process::capture;
 use crate::process::discover::{self, Population};
 use crate::process::hold::{self, Cleared, HeldPod, HoldError, Tracers};
@@ -40,7 +40,9 @@ use crate::process::statuses::Statuses;
 use crate::process::vfork;
 use crate::record::PodRecord;
 use crate::sockets::Listeners;
-use crate::sys::{descriptor, heap};
+use crate::sys::arena::Arena;
+use crate::sys::descriptor;
+use crate::sys::sched::Urgent;
 
 /// Writes a pod down. On an error the pod goes on as it was.
 pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, CheckpointError> {
@@ -119,6 +121,7 @@ fn tell_stages(
 ) -> Result<Stats, CheckpointError> {
     let mut checkpoint = Checkpoint {
         was_suspended: pod.cgroup.is_frozen(),
+        urgent: None,
         memory: Arc::default(),
         statuses: Arc::default(),
         expected: 1,
@@ -149,6 +152,7 @@ fn tell_stages(
     fault::point("checkpoint-captured");
     if options.afterwards == Afterwards::Gone {
         // The pod stays held until its image is whole, and ends while it is held: should writing fail, it goes on.
+        checkpoint.urgent = None;
         let held_for = checkpoint.clock.held();
         if let Err(error) = checkpoint.write(captured, writer, &mut stats) {
             checkpoint.let_go(held)?;
@@ -170,7 +174,13 @@ fn tell_stages(
 
 /// Room for copies that is prepared at most, and what is not worth preparing.
 const MOST_ROOM: u64 = 256 << 20;
-const LITTLE_ROOM: usize = 1 << 20;
+const LITTLE_ROOM: u64 = 1 << 20;
+
+/// Memory for what the hold will copy, in place already: for some more than there is now.
+fn prepare_room(needed: u64) -> Option<Arena> {
+    let room = (needed + needed / 8).min(MOST_ROOM);
+    (room > LITTLE_ROOM).then(|| Arena::new(room as usize).ok())?
+}
 
 /// Descriptors that a monitor may have.
 const MOST_FILES: u64 = 1 << 20;
@@ -184,6 +194,8 @@ struct Checkpoint<'a> {
     /// The pages that stay behind.
     left: LeftBehind,
     clock: Clock,
+    /// While it is held.
+    urgent: Option<Urgent>,
     /// Whether the pod was suspended already.
     was_suspended: bool,
     /// What is known of its memory from when it ran.
@@ -212,24 +224,40 @@ struct Captured {
     trees: Trees,
 }
 
+impl Captured {
+    fn record(&self, records: &mut Records) {
+        records.push("pod", 1, &self.pod);
+        self.processes.iter().for_each(|process| records.push("process", 1, process));
+        records.push("zombies", 1, &self.zombies);
+        records.push("ipc", 1, &self.ipc);
+        self.files.iter().for_each(|file| records.push("file", 1, file));
+        self.namespaces.iter().for_each(|namespace| records.push("namespace", 1, namespace));
+        self.mounts.iter().for_each(|mount| records.push("mount", 1, mount));
+    }
+}
+
 impl Checkpoint<'_> {
     /// While the pod runs: refuses what cannot be captured, before anything is disturbed, and copies its files.
     fn look_ahead(&mut self, writer: &mut ImageWriter) -> Result<Trees, CheckpointError> {
         let members = self.pod.cgroup.pids()?;
         let population = discover::discover(self.pod.init, &members).map_err(|e| refused(self.pod, e))?;
         let (layouts, queued, nests) = self.check(&population, writer)?;
-        let pod = &*self.pod;
-        let trees = Trees::look_ahead(pod, writer, &nests).map_err(|e| trees_failed(pod, e));
-        let memory = match self.was_suspended || !self.strategy.another_round(&[]) {
-            true => MemoryAhead::layouts(layouts),
-            false => MemoryAhead::look_ahead(layouts, &population, &mut writer.data, self.strategy),
-        };
-        (self.memory, self.expected) = (Arc::new(memory), population.live.len());
-        self.statuses = Arc::new(Statuses::open(&population));
-        let unfollowed = if self.strategy.leaves_pages() { 0 } else { self.memory.unfollowed() };
-        let room = (unfollowed + queued).min(MOST_ROOM) as usize;
-        if room > LITTLE_ROOM {
-            heap::warm(room);
+        let follows = !self.was_suspended && self.strategy.another_round(&[]);
+        let room = queued + if self.strategy.leaves_pages() { 0 } else { ahead::left_to_hold(&layouts, follows) };
+        let (trees, room) = std::thread::scope(|scope| {
+            let room = scope.spawn(move || prepare_room(room));
+            let pod = &*self.pod;
+            let trees = Trees::look_ahead(pod, writer, &nests).map_err(|e| trees_failed(pod, e));
+            let memory = match follows {
+                true => MemoryAhead::look_ahead(layouts, &population, &mut writer.data, self.strategy),
+                false => MemoryAhead::layouts(layouts),
+            };
+            (self.memory, self.expected) = (Arc::new(memory), population.live.len());
+            self.statuses = Arc::new(Statuses::look_ahead(&population));
+            (trees, room.join().ok().flatten())
+        });
+        if let Some(room) = room {
+            writer.data.prepare(room).map_err(|e| refused(self.pod, unexpected("the image", &e)))?;
         }
         self.clock.lap("look-ahead");
         trees
@@ -262,6 +290,7 @@ impl Checkpoint<'_> {
     fn hold(&mut self) -> Result<HeldPod, CheckpointError> {
         let failed = |e| unexpected("starting tracers", &e);
         let tracers = Tracers::start(self.expected).map_err(|e| refused(self.pod, failed(e)))?;
+        self.urgent = Urgent::begin();
         let seized = self.stop().and_then(|()| {
             fault::point("checkpoint-frozen");
             let members = self.pod.cgroup.pids()?;
@@ -395,6 +424,7 @@ impl Checkpoint<'_> {
         }
         let gone = cleared.and_then(Cleared::let_go);
         self.put_back()?;
+        self.urgent = None;
         self.clock.lap("let-go");
         gone.map(drop).map_err(|e| held_failed(self.pod, e))
     }
@@ -465,13 +495,13 @@ impl Checkpoint<'_> {
     fn write(&mut self, captured: Captured, mut writer: ImageWriter, stats: &mut Stats) -> Result<(), CheckpointError> {
         let pages = captured.processes.iter().map(|process| process.memory.stored_bytes() / memory::PAGE);
         stats.pages = pages.sum();
-        writer.record("pod", 1, &captured.pod);
-        captured.processes.iter().for_each(|process| writer.record("process", 1, process));
-        writer.record("zombies", 1, &captured.zombies);
-        writer.record("ipc", 1, &captured.ipc);
-        captured.files.iter().for_each(|file| writer.record("file", 1, file));
-        captured.namespaces.iter().for_each(|namespace| writer.record("namespace", 1, namespace));
-        captured.mounts.iter().for_each(|mount| writer.record("mount", 1, mount));
+        let ImageWriter { data, records, .. } = &mut writer;
+        let flushed = std::thread::scope(|scope| {
+            let flushed = scope.spawn(|| data.flush());
+            captured.record(records);
+            flushed.join().unwrap_or_else(|_| Err(std::io::Error::other("panic")))
+        });
+        flushed.map_err(|e| writer.failed(e))?;
         captured.trees.finish(&mut writer).map_err(|e| trees_failed(self.pod, e))?;
         fault::point("checkpoint-before-rename");
         stats.bytes = writer.finish(&captured.pod.facts())?.bytes;

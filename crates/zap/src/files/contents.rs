@@ -29,8 +29,9 @@ impl Contents {
         let mut at = 0;
         while let Some((start, end)) = stretch(&file, at, size)? {
             for offset in (start..end).step_by(CHUNK as usize) {
-                let bytes = read_exactly(&file, offset, CHUNK.min(end - offset))?;
-                pieces.push((offset, data.append(bytes)));
+                let mut bytes = data.room(CHUNK.min(end - offset) as usize);
+                read_exactly(&file, offset, &mut bytes)?;
+                pieces.push((offset, data.fill(bytes)));
             }
             at = end;
         }
@@ -66,8 +67,7 @@ fn stretch(file: impl AsFd, at: u64, size: u64) -> io::Result<Option<(u64, u64)>
     Ok(Some((start, end.min(size))))
 }
 
-fn read_exactly(file: impl AsFd, offset: u64, length: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; length as usize];
+fn read_exactly(file: impl AsFd, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
     let mut done = 0;
     while done < bytes.len() {
         match pread(&file, &mut bytes[done..], (offset + done as u64) as i64)? {
@@ -75,5 +75,5 @@ fn read_exactly(file: impl AsFd, offset: u64, length: u64) -> io::Result<Vec<u8>
             n => done += n,
         }
     }
-    Ok(bytes)
+    Ok(())
 }

@@ -11,6 +11,8 @@ use super::inherit::{Contents, Cutter, Parent, Stretch};
 
 /// Bytes of a chunk before compression; the last one may be shorter.
 pub(super) const CHUNK: usize = 1 << 20;
+/// Bytes for which a thread is worth its while.
+const MANY: usize = 4 * CHUNK;
 
 /// How bulk bytes are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -244,6 +246,9 @@ impl Storing {
     }
 
     fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        if bytes.len() >= MANY && self.entry.compression == Compression::None {
+            return self.append_many(bytes);
+        }
         while !bytes.is_empty() {
             let (now, later) = bytes.split_at(bytes.len().min(CHUNK - self.in_chunk));
             match self.entry.compression {
@@ -261,6 +266,26 @@ impl Storing {
             bytes = later;
         }
         Ok(())
+    }
+
+    /// Likewise, with another thread for the checksums.
+    fn append_many(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Storing { file, entry, hasher, in_chunk, .. } = self;
+        entry.length += bytes.len() as u64;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (first, rest) = bytes.split_at(CHUNK - *in_chunk);
+                for chunk in std::iter::once(first).chain(rest.chunks(CHUNK)) {
+                    hasher.update(chunk);
+                    *in_chunk += chunk.len();
+                    if *in_chunk == CHUNK {
+                        entry.crc32.push(std::mem::take(hasher).finalize());
+                        *in_chunk = 0;
+                    }
+                }
+            });
+            file.write_all(bytes)
+        })
     }
 
     fn end_chunk(&mut self) -> io::Result<()> {

@@ -28,8 +28,8 @@ pub use chunk::Compression;
 pub use manifest::FORMAT;
 pub use reader::{ImageReader, LayerReader, StoredData};
 pub use received::ReceivedImage;
-pub use sink::DataSink;
-pub use writer::{ImageWriter, LayerWriter, Summary, remove_partials};
+pub use sink::{DataSink, Room};
+pub use writer::{ImageWriter, LayerWriter, Records, Summary, remove_partials};
 
 /// Puts the parts of an image together somewhere else: over a wire, say.
 pub trait PartSink: Send + Sync {

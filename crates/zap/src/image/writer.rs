@@ -19,12 +19,24 @@ use super::{DataSink, ImageError, PartSink, encode};
 pub struct ImageWriter {
     /// Bulk bytes.
     pub data: DataSink,
-    state: Vec<u8>,
+    /// The state. It stays in memory until the end.
+    pub records: Records,
     layers: Vec<Written>,
     compression: Compression,
     parent: Option<Arc<Parent>>,
     home: Home,
     path: PathBuf,
+}
+
+/// Records of state.
+#[derive(Default)]
+pub struct Records(Vec<u8>);
+
+impl Records {
+    /// Adds one.
+    pub fn push(&mut self, kind: &str, version: u16, state: &impl Serialize) {
+        frame::push(&mut self.0, Record { kind, version, body: &encode(state) });
+    }
 }
 
 /// Where an image comes into being.
@@ -122,12 +134,17 @@ impl ImageWriter {
     ) -> Result<ImageWriter, ImageError> {
         let data = ChunkWriter::new(home.file("data")?, "data", compression).child_of(parent.as_ref());
         let data = DataSink::new(data);
-        Ok(ImageWriter { data, state: Vec::new(), layers: Vec::new(), compression, parent, home, path })
+        Ok(ImageWriter { data, records: Records::default(), layers: Vec::new(), compression, parent, home, path })
     }
 
     /// Adds a record of state. It stays in memory until the end.
     pub fn record(&mut self, kind: &str, version: u16, state: &impl Serialize) {
-        frame::push(&mut self.state, Record { kind, version, body: &encode(state) });
+        self.records.push(kind, version, state);
+    }
+
+    /// The error of bulk bytes that could not be written.
+    pub fn failed(&self, source: io::Error) -> ImageError {
+        ImageError::io("writing", &self.home.place("data"))(source)
     }
 
     /// Starts an archive. Its name is plain: no slash.
@@ -146,7 +163,7 @@ impl ImageWriter {
 
     /// Completes the image: writes what is pending, synchronises, and gives it its name. `facts` are for people to read.
     pub fn finish(self, facts: &impl Serialize) -> Result<Summary, ImageError> {
-        let ImageWriter { data, mut state, layers, home, path, parent, .. } = self;
+        let ImageWriter { data, records: Records(mut state), layers, home, path, parent, .. } = self;
         let data = data.finish().map_err(ImageError::io("writing", &home.place("data")))?;
         let mut parts: Vec<Written> = data.into_iter().chain(layers).collect();
         let made_of = parts.iter_mut().filter_map(|part| Some((part.entry.name.clone(), part.contents.take()?)));

@@ -113,7 +113,8 @@ pub fn read_all<'c>(data: &mut DataSink, all: impl IntoIterator<Item = &'c mut C
     let pieces: Vec<_> = all.iter().enumerate().flat_map(pieces_of).collect();
     let read = parallel::map(pieces, |(place, piece)| {
         let captured = &all[place];
-        let bytes = pages::read(&captured.subject, &captured.pagemap, &piece)?;
+        let mut bytes = data.room_for_pages(pages::total(&piece));
+        pages::read(&captured.subject, &captured.pagemap, &piece, &mut bytes)?;
         Ok((place, piece, bytes))
     });
     for read in read {

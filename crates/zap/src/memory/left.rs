@@ -54,7 +54,9 @@ impl LeftBehind {
             let from = range.start + wanted.start.saturating_sub(*offset);
             let to = range.end.min(range.start + (wanted.end - offset));
             let (subject, pagemap) = &self.processes[*whose];
-            bytes.extend(pages::read(subject, pagemap, std::slice::from_ref(&(from..to)))?);
+            let before = bytes.len();
+            bytes.resize(before + (to - from) as usize, 0);
+            pages::read(subject, pagemap, std::slice::from_ref(&(from..to)), &mut bytes[before..])?;
         }
         Ok(bytes)
     }

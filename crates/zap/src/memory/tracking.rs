@@ -38,9 +38,6 @@ pub struct Ahead {
     _userfault: OwnedFd,
 }
 
-/// Addresses whose pages are read and written out together.
-const PART: u64 = 64 << 20;
-
 /// What a round of copying did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Round {
@@ -113,10 +110,13 @@ impl Ahead {
         let shared = theirs.transpose().capturing("looking at", doing())?.unwrap_or_default();
         let wanted = ranges::minus(&written, &shared);
         let before = data.end();
-        // pages may vanish while they are read: that part is left to the hold
-        for some in wanted.chunk_by(|a, b| a.start / PART == b.start / PART) {
-            if let Ok(runs) = pages::store(data, subject, some, &frames) {
-                self.copied.extend(runs);
+        let elsewhere = frames.mapped_elsewhere();
+        // a piece at a time, through memory that has been touched before
+        for piece in pages::pieces(&wanted) {
+            let mut bytes = data.room_for_pages(pages::total(&piece));
+            // pages may vanish while they are read: that part is left to the hold
+            if pages::read_knowing(subject, &piece, &elsewhere, &mut bytes).is_ok() {
+                pages::append(data, &piece, bytes, &mut self.copied);
             }
             data.flush().capturing("writing", doing())?;
         }

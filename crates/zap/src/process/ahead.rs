@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use crate::ids::HostPid;
@@ -22,12 +23,18 @@ const WORTH_IT: u64 = 256 << 10;
 /// The layouts of processes with their flags, by PID on the host.
 pub type Layouts = HashMap<HostPid, Vec<Mapping>>;
 
+/// About how many bytes of modified memory are left to the hold, if what is big is followed or nothing is.
+pub fn left_to_hold(layouts: &Layouts, follows: bool) -> u64 {
+    let modified = layouts.values().flatten().map(|mapping| mapping.modified).sum();
+    if follows { LEFT.min(modified) } else { modified }
+}
+
 /// What is known of the memory of the processes.
 #[derive(Default)]
 pub struct MemoryAhead {
     layouts: Layouts,
     followed: HashMap<HostPid, Ahead>,
-    /// How long, in microseconds, a thread was held each time to begin following its process.
+    /// How long, in microseconds, threads were held each time to begin following their processes.
     pub holds_us: Vec<u64>,
     /// Times that the memory of those followed was looked through.
     pub rounds: u64,
@@ -59,10 +66,16 @@ impl MemoryAhead {
     ) -> MemoryAhead {
         let mut ahead = MemoryAhead::layouts(layouts);
         let big = ahead.worth_following(population);
-        for found in &big {
-            let begun = Instant::now();
-            let followed = follow(found);
+        let begun = Instant::now();
+        // All at once: the pod is counted as held until the last of them goes on.
+        let made = parallel::map(big.clone(), |found| (found, hold_for_userfault(found)));
+        if !made.is_empty() {
             ahead.holds_us.push(begun.elapsed().as_micros() as u64);
+        }
+        let followed = parallel::map(made, |(found, made)| {
+            (found, made.and_then(|made| Ok(Ahead::begin(found.subject.host, made, &[])?)))
+        });
+        for (found, followed) in followed {
             match followed {
                 Ok(followed) => drop(ahead.followed.insert(found.subject.host, followed)),
                 Err(error) => tracing::info!(process = %found.subject.pod, %error, "memory is not followed"),
@@ -77,12 +90,6 @@ impl MemoryAhead {
         let layout = |process| (process, memory::layout_of(process).unwrap_or_default());
         ahead.layouts.extend(parallel::map(followed, layout));
         ahead
-    }
-
-    /// Bytes of modified memory that are left to the hold, at least.
-    pub fn unfollowed(&self) -> u64 {
-        let left = self.layouts.iter().filter(|(process, _)| !self.followed.contains_key(process));
-        left.flat_map(|(_, layout)| layout).map(|mapping| mapping.modified).sum()
     }
 
     /// The biggest processes, all but what is little together.
@@ -130,16 +137,16 @@ fn can_answer(found: &Found) -> bool {
 }
 
 /// Holds the leader of a process for as long as it takes to have it make a userfaultfd.
-fn follow(found: &Found) -> Result<Ahead, HoldError> {
+fn hold_for_userfault(found: &Found) -> Result<OwnedFd, HoldError> {
     let mut threads = vec![hold::seize_one(discover::leader(found))?.wait()?];
     let userfault = make_userfault(found, &mut threads);
     for held in threads {
         held.let_go()?;
     }
-    Ok(Ahead::begin(found.subject.host, userfault?, &[])?)
+    userfault
 }
 
-fn make_userfault(found: &Found, threads: &mut Vec<Held>) -> Result<std::os::fd::OwnedFd, HoldError> {
+fn make_userfault(found: &Found, threads: &mut Vec<Held>) -> Result<OwnedFd, HoldError> {
     let (ground, _) = hold::prepare(found, threads)?;
     let vanished = || crate::error::CaptureError::Vanished(found.subject.pod);
     let leader = threads.first_mut().ok_or_else(vanished)?;

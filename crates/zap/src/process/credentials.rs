@@ -38,9 +38,9 @@ pub fn ask(batch: &mut Batch) -> Call {
     batch.attempt(libc::SYS_prctl, [libc::PR_GET_SECUREBITS.into()])
 }
 
-/// Reads the rest from `status`.
-pub fn capture(status: &Status, results: &Results, securebits: Call) -> CredentialsState {
-    CredentialsState { securebits: results.get(securebits).max(0) as u32, ..of_status(status) }
+/// Completes what was seen from outside.
+pub fn capture(seen: CredentialsState, results: &Results, securebits: Call) -> CredentialsState {
+    CredentialsState { securebits: results.get(securebits).max(0) as u32, ..seen }
 }
 
 /// What `status` tells: everything but the securebits.

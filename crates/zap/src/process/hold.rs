@@ -10,6 +10,7 @@ use crate::process::crew::{Crew, Pending};
 use crate::process::discover::{self, Found, PodProc, Zombie};
 use crate::process::threads::ThreadState;
 use crate::sys::ptrace;
+use crate::sys::sched::Urgent;
 use crate::tracee::{Ground, Held, Seized, Site, TraceeError, seize};
 
 /// A process, all of its threads held by the calling thread.
@@ -39,6 +40,8 @@ pub struct Standing {
 /// What one tracer holds.
 #[derive(Default)]
 pub struct Share {
+    /// Whom a tracer has woken is not to run in its place while others wait to be woken.
+    urgent: Option<Urgent>,
     seized: Vec<(Found, Vec<Seized>)>,
     pub(crate) held: Vec<HeldProcess>,
 }
@@ -110,6 +113,7 @@ fn dealt(mut processes: Vec<Found>, tracers: usize) -> Vec<Vec<Found>> {
 
 fn seize_share(share: &mut Share, part: (Vec<Found>, PodProc, usize)) -> Result<Vec<()>, HoldError> {
     let (part, proc, depth) = part;
+    share.urgent = Urgent::begin();
     for found in part {
         let threads = discover::threads_of_frozen(&found, &proc, depth)?;
         let seized = threads.into_iter().map(seize_one).collect::<Result<_, _>>()?;

@@ -8,7 +8,7 @@ use crate::process::controls::{self, ThreadControls};
 use crate::process::credentials::{self, CredentialsState};
 use crate::process::filters::{self, FilterState};
 use crate::process::signals::{self, AlternateStack, QueuedSignal};
-use crate::process::statuses::Statuses;
+use crate::process::statuses::{Said, Statuses};
 use crate::sys::ptrace::{self, RseqConfiguration};
 use crate::sys::sched::{self, SchedulingAttributes};
 use crate::tracee::{Batch, Call, Held, Output, Results, TraceeError, interrupted};
@@ -75,6 +75,8 @@ pub struct Asked {
     death_signal: Output,
     timer_slack: Call,
     securebits: Call,
+    no_new_privs: Call,
+    seccomp: Call,
     name: Output,
     controls: controls::AskedThread,
 }
@@ -93,7 +95,10 @@ pub fn ask(batch: &mut Batch) -> Asked {
     let name = batch.output(16);
     batch.attempt(libc::SYS_prctl, [libc::PR_GET_NAME.into(), name.into()]);
     let controls = controls::ask_thread(batch);
-    Asked { stack, clear_tid, death_signal, timer_slack, securebits: credentials::ask(batch), name, controls }
+    let no_new_privs = batch.attempt(libc::SYS_prctl, [libc::PR_GET_NO_NEW_PRIVS.into()]);
+    let seccomp = batch.attempt(libc::SYS_prctl, [libc::PR_GET_SECCOMP.into()]);
+    let securebits = credentials::ask(batch);
+    Asked { stack, clear_tid, death_signal, timer_slack, securebits, no_new_privs, seccomp, name, controls }
 }
 
 /// What the tracer sees from outside of a thread of `process`, which is that many PID namespaces below the pod's; the extended state buffer is lent to save an allocation a thread.
@@ -107,18 +112,19 @@ pub fn capture(
 ) -> Result<ThreadState, CaptureError> {
     let (tid, pod) = (held.name.host, held.name.pod);
     let object = || format!("thread {pod}");
-    let status = statuses.read(process, tid).map_err(|_| CaptureError::Vanished(pod))?;
+    let said = Said { no_new_privs: results.get(asked.no_new_privs), seccomp: results.get(asked.seccomp) };
+    let status = statuses.of(process, tid, said).map_err(|_| CaptureError::Vanished(pod))?;
     ptrace::extended_state(tid, buffer).capturing("reading the extended registers", object())?;
     let word = |out: Output| results.output(out).first_chunk().map_or(0, |word| u64::from_ne_bytes(*word));
-    let pending = match status.mask("SigPnd") {
-        0 => Vec::new(),
-        _ => ptrace::pending_signals(tid, false).capturing("reading queued signals", object())?,
+    let pending = match status.has_none_queued {
+        true => Vec::new(),
+        false => ptrace::pending_signals(tid, false).capturing("reading queued signals", object())?,
     };
     let name = results.output(asked.name);
     Ok(ThreadState {
         tid: pod,
         own_tid: held.name.own.1,
-        inner: status.innermost("NSpid", level),
+        inner: status.inner(level),
         command: name.split(|b| *b == 0).next().unwrap_or_default().to_vec(),
         registers: ptrace::registers_to_words(&held.registers),
         extended: trimmed(buffer).to_vec(),
@@ -130,14 +136,14 @@ pub fn capture(
         rseq: ptrace::rseq_configuration(tid).unwrap_or_default(),
         death_signal: word(asked.death_signal) as i32,
         timer_slack: results.get(asked.timer_slack).max(0) as u64,
-        credentials: credentials::capture(&status, results, asked.securebits),
+        credentials: credentials::capture(status.credentials, results, asked.securebits),
         scheduling: sched::scheduling(tid).capturing("reading the scheduling policy", object())?,
         controls: asked.controls.answers(results),
         affinity: sched::affinity(tid).capturing("reading the affinity", object())?,
         io_priority: sched::io_priority(tid).unwrap_or(0),
-        filters: status.field("Seccomp_filters").and_then(|n| n.parse().ok()).unwrap_or(0),
+        filters: status.filters,
         own_filters: None,
-        strict: status.field("Seccomp") == Some("1"),
+        strict: status.strict,
     })
 }
 

@@ -182,8 +182,9 @@ impl Tcp {
             return Ok(Form::Idle { local: (local.port() != 0).then_some(local) });
         }
         let unread = socket::ioctl_int(fd, libc::FIONREAD).capturing("measuring the queue", descriptor.object())?;
-        let receive = super::tcp_queues::peek(fd, unread as u32).capturing("reading the queue", descriptor.object())?;
-        Ok(Form::Ended { reset: ready & libc::POLLERR != 0, receive: look.data.append(receive) })
+        let receive = super::tcp_queues::peek(look.data, fd, unread as u32)
+            .capturing("reading the queue", descriptor.object())?;
+        Ok(Form::Ended { reset: ready & libc::POLLERR != 0, receive: look.data.fill(receive) })
     }
 }
 

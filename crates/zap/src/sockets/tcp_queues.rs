@@ -9,7 +9,7 @@ use super::common::make_room;
 use super::tcp_repair::{self, Agreed, Queue, Repair, Window};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::Descriptor;
-use crate::image::{DataRef, ImageError, ImageReader};
+use crate::image::{DataRef, DataSink, ImageError, ImageReader, Room};
 use crate::look::Look;
 use crate::sys::socket;
 
@@ -104,7 +104,7 @@ impl Connection {
         if has_urgent(fd).capturing("measuring the queue", descriptor.object())? {
             return Err(descriptor.refuse("has urgent data in its queue, which cannot be checkpointed yet"));
         }
-        let raw = Raw::read(fd, reuse).capturing("reading the connection", descriptor.object())?;
+        let raw = Raw::read(look.data, fd, reuse).capturing("reading the connection", descriptor.object())?;
         let fin_pending = u32::from(phase.fin_pending());
         if raw.send.len() as u32 + fin_pending != raw.unacknowledged || raw.receive.len() as u32 != raw.unread {
             return Err(unexpected(descriptor, "length of a queue"));
@@ -123,8 +123,8 @@ impl Connection {
             unsent: raw.unsent.saturating_sub(u32::from(phase.fin_ours() && !fin_sent)),
             fin_sent,
             receive_from: raw.receive_end.wrapping_sub(raw.unread + u32::from(phase.fin_theirs())),
-            send: look.data.append(raw.send),
-            receive: look.data.append(raw.receive),
+            send: look.data.fill(raw.send),
+            receive: look.data.fill(raw.receive),
         })
     }
 
@@ -220,10 +220,10 @@ struct Raw {
     send_end: u32,
     unacknowledged: u32,
     unsent: u32,
-    send: Vec<u8>,
+    send: Room,
     receive_end: u32,
     unread: u32,
-    receive: Vec<u8>,
+    receive: Room,
     window: Window,
     segment: i32,
     timestamp: u32,
@@ -231,7 +231,7 @@ struct Raw {
 }
 
 impl Raw {
-    fn read(fd: BorrowedFd<'_>, reuse: bool) -> std::io::Result<Raw> {
+    fn read(data: &DataSink, fd: BorrowedFd<'_>, reuse: bool) -> std::io::Result<Raw> {
         let clamp = socket::get_int(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP)? as u32;
         let timestamp = socket::get_int(fd, libc::IPPROTO_TCP, socket::TCP_TIMESTAMP)? as u32;
         let repair = Repair::enter(fd, reuse)?;
@@ -239,7 +239,7 @@ impl Raw {
         let unread = socket::ioctl_int(fd, libc::FIONREAD)? as u32;
         tcp_repair::select(fd, Queue::Send)?;
         let send_end = tcp_repair::sequence(fd)?;
-        let send = peek(fd, unacknowledged)?;
+        let send = peek(data, fd, unacknowledged)?;
         tcp_repair::select(fd, Queue::Receive)?;
         let raw = Raw {
             send_end,
@@ -248,7 +248,7 @@ impl Raw {
             send,
             receive_end: tcp_repair::sequence(fd)?,
             unread,
-            receive: peek(fd, unread)?,
+            receive: peek(data, fd, unread)?,
             window: tcp_repair::window(fd)?,
             segment: socket::get_int(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG)?,
             timestamp,
@@ -266,17 +266,17 @@ pub(super) fn queued(fd: BorrowedFd<'_>) -> u64 {
 }
 
 /// Up to `length` bytes of the selected queue, left where they are.
-pub(super) fn peek(fd: BorrowedFd<'_>, length: u32) -> std::io::Result<Vec<u8>> {
+pub(super) fn peek(data: &DataSink, fd: BorrowedFd<'_>, length: u32) -> std::io::Result<Room> {
+    let mut bytes = data.room(length as usize);
     if length == 0 {
-        return Ok(Vec::new());
+        return Ok(bytes);
     }
-    let mut bytes = vec![0; length as usize];
     let read = super::common::peeking_from_start(fd, || {
         socket::receive(fd, &mut bytes, libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
     });
     match read {
         Ok(length) => bytes.truncate(length),
-        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => bytes.clear(),
+        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => bytes.truncate(0),
         Err(e) => return Err(e),
     }
     Ok(bytes)

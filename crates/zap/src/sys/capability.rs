@@ -1,8 +1,9 @@
-//! Capabilities of the calling thread.
+//! Capabilities of threads.
 
 use std::io;
 
 use super::check;
+use crate::ids::HostPid;
 
 #[repr(C)]
 struct Header {
@@ -46,8 +47,19 @@ pub fn confine(set: u64) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) }).map(drop)
 }
 
+/// The effective, permitted and inheritable capabilities of a thread, one bit each.
+pub fn of(thread: HostPid) -> io::Result<[u64; 3]> {
+    let [low, high] = sets(thread.0)?;
+    let whole = |of: fn(Sets) -> u32| u64::from(of(low)) | u64::from(of(high)) << 32;
+    Ok([whole(|sets| sets.effective), whole(|sets| sets.permitted), whole(|sets| sets.inheritable)])
+}
+
 fn current() -> io::Result<[Sets; 2]> {
-    let mut header = Header { version: VERSION_3, pid: 0 };
+    sets(0)
+}
+
+fn sets(pid: i32) -> io::Result<[Sets; 2]> {
+    let mut header = Header { version: VERSION_3, pid };
     let mut sets = [Sets::default(); 2];
     // SAFETY: the kernel writes at most one header and two sets (version 3), which are ours.
     check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) })?;

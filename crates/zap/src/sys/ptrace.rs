@@ -177,6 +177,15 @@ pub fn pending_signals(tid: HostPid, shared: bool) -> io::Result<Vec<SigInfo>> {
     }
 }
 
+/// Whether the tracee's chain has so many seccomp filters and one more.
+pub fn has_seccomp_filter(tid: HostPid, index: usize) -> io::Result<bool> {
+    match request(PTRACE_SECCOMP_GET_FILTER, tid, index, 0) {
+        Ok(_) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 /// One seccomp filter of the tracee's chain as classic BPF instructions (8 bytes each) and its flags; `None` past the end.
 pub fn seccomp_filter(tid: HostPid, index: usize) -> io::Result<Option<(Vec<u8>, u64)>> {
     let count = match request(PTRACE_SECCOMP_GET_FILTER, tid, index, 0) {

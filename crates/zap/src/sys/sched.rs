@@ -65,6 +65,36 @@ pub fn set_scheduling(tid: HostPid, attributes: &SchedulingAttributes) -> io::Re
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, tid.0, &raw const attributes, 0) }).map(drop)
 }
 
+/// While it lives, the calling thread runs before everything on the host that is not urgent itself, as do threads that it
+/// starts meanwhile. Where that is not permitted it changes nothing. It stays with its thread.
+#[derive(Debug)]
+pub struct Urgent {
+    before: SchedulingAttributes,
+    _here: std::marker::PhantomData<*const ()>,
+}
+
+impl Urgent {
+    /// Begins to be urgent.
+    pub fn begin() -> Option<Urgent> {
+        let own = HostPid(0);
+        let urgent = SchedulingAttributes { policy: libc::SCHED_FIFO as u32, priority: 1, ..Default::default() };
+        let before = scheduling(own).ok().filter(SchedulingAttributes::is_fair)?;
+        set_own(&SchedulingAttributes { nice: before.nice, ..urgent }).ok()?;
+        Some(Urgent { before, _here: std::marker::PhantomData })
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        // Nobody needs leave to be less urgent.
+        let _ = set_own(&self.before);
+    }
+}
+
+fn set_own(attributes: &SchedulingAttributes) -> io::Result<()> {
+    set_scheduling(HostPid(0), attributes)
+}
+
 /// Reads a thread's CPU affinity as a bit mask of 64-bit words.
 pub fn affinity(tid: HostPid) -> io::Result<Vec<u64>> {
     let mut words = vec![0u64; 128];
@@ -99,4 +129,23 @@ pub fn robust_list(tid: HostPid) -> io::Result<(u64, u64)> {
     // SAFETY: the kernel writes one word to each address.
     check(unsafe { libc::syscall(libc::SYS_get_robust_list, tid.0, &raw mut head, &raw mut length) })?;
     Ok((head, length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urgency_ends() {
+        let own = || scheduling(HostPid(0)).unwrap();
+        let before = own();
+        let Some(urgent) = Urgent::begin() else {
+            eprintln!("skipped: this test may not run in real time");
+            return;
+        };
+        assert_eq!((own().policy, own().nice), (libc::SCHED_FIFO as u32, before.nice));
+        assert_eq!(std::thread::scope(|scope| scope.spawn(own).join().unwrap().policy), libc::SCHED_FIFO as u32);
+        drop(urgent);
+        assert_eq!(own(), before);
+    }
 }
