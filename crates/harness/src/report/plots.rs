@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use self::draw::{Bar, Interval};
+use self::draw::{Bar, Interval, Line};
+use crate::experiment::scaling::DIMENSIONS;
 use crate::samples::{Sample, values};
 use crate::stats::{Estimate, bootstrap, median, paired_ratio};
 
@@ -47,7 +48,9 @@ impl Plot {
 /// Every plot that there are samples for.
 pub(super) fn all(samples: &[Sample]) -> Result<Vec<Plot>> {
     let plots = [latencies(samples), phases(samples), overhead(samples), downtime(samples), sizes(samples)];
-    plots.into_iter().filter_map(Result::transpose).collect()
+    let scaling = SCALING.iter().map(|(dimension, name)| scaling(samples, dimension, name));
+    let more = [density(samples), frequency(samples)];
+    plots.into_iter().chain(scaling).chain(more).filter_map(Result::transpose).collect()
 }
 
 const WORKLOADS: [&str; 6] =
@@ -136,6 +139,101 @@ fn overhead(samples: &[Sample]) -> Result<Option<Plot>> {
         caption: "Pairs measured one right after the other: median of the ratio with its 95 % interval. Right of zero is \
                   slower in the pod. An empty seccomp profile allows everything: it shows what the kernel takes for having \
                   one.",
+        svg,
+    }))
+}
+
+/// The cases of the experiment `scaling`, and the names of their plots.
+const SCALING: [(&str, &str); 8] = [
+    ("memory", "scaling-memory"),
+    ("dirty", "scaling-dirty"),
+    ("processes", "scaling-processes"),
+    ("threads", "scaling-threads"),
+    ("mappings", "scaling-mappings"),
+    ("files", "scaling-files"),
+    ("sockets", "scaling-sockets"),
+    ("connections", "scaling-connections"),
+];
+
+fn scaling(samples: &[Sample], dimension: &str, name: &'static str) -> Result<Option<Plot>> {
+    let unit = DIMENSIONS.iter().find(|d| d.name == dimension).map_or(dimension, |d| d.unit);
+    let line = |name: &str, arm: &str, metric: &str| {
+        let points = by_number(samples, ["scaling", dimension, arm, metric], "n");
+        Line { name: name.into(), points: points.into_iter().map(|(n, us)| (n, us / 1e3)).collect() }
+    };
+    let lines = [
+        line("downtime", "leave-running", "downtime"),
+        line("checkpoint, left running", "leave-running", "whole"),
+        line("checkpoint, stopped", "stop", "whole"),
+        line("restart", "restart", "whole"),
+        line("write of the image's bytes", "write", "whole"),
+    ];
+    let svg =
+        draw::logarithmic(&format!("Scaling: {dimension}"), (&format!("{unit} (count)"), "milliseconds"), &lines)?;
+    Ok(svg.map(|svg| Plot {
+        name,
+        caption: "Medians, both axes logarithmic: what is linear has the slope of a diagonal. Grey: writing as many bytes \
+                  as the image has, in the same run.",
+        svg,
+    }))
+}
+
+/// Medians by a number that the parameters name, in its order; what is not positive is left out.
+fn by_number(samples: &[Sample], [experiment, workload, arm, metric]: [&str; 4], parameter: &str) -> Vec<(f64, f64)> {
+    let mut found: BTreeMap<u64, (f64, Vec<f64>)> = BTreeMap::new();
+    let wanted =
+        |s: &&Sample| s.experiment == experiment && s.workload == workload && s.arm == arm && s.metric == metric;
+    for sample in samples.iter().filter(wanted) {
+        let number = sample.parameters.split(';').find_map(|pair| pair.strip_prefix(parameter)?.strip_prefix('='));
+        if let Some(number) = number.and_then(|number| number.parse::<f64>().ok()).filter(|number| *number > 0.0) {
+            found.entry(number.to_bits()).or_insert((number, Vec::new())).1.push(sample.value);
+        }
+    }
+    let medians = found.into_values().filter_map(|(number, values)| Some((number, median(&values)?)));
+    medians.filter(|(_, median)| *median > 0.0).collect()
+}
+
+fn density(samples: &[Sample]) -> Result<Option<Plot>> {
+    let line = |workload: &str, metric: &str| Line {
+        name: format!("{workload}: {metric}"),
+        points: by_number(samples, ["density", workload, "copies", metric], "n"),
+    };
+    let mut lines = Vec::new();
+    for workload in ["sleep", "apache-event"] {
+        for (metric, scale) in [("whole", 1e3), ("removal", 1e3)] {
+            let mut line = line(workload, metric);
+            line.points.iter_mut().for_each(|(_, us)| *us /= scale);
+            lines.push(line);
+        }
+    }
+    let svg = draw::logarithmic("Copies of one image beside each other", ("copies", "milliseconds"), &lines)?;
+    Ok(svg.map(|svg| Plot {
+        name: "density",
+        caption: "Time of the restart that makes the Nth copy, and of the removal that leaves N − 1.",
+        svg,
+    }))
+}
+
+fn frequency(samples: &[Sample]) -> Result<Option<Plot>> {
+    let mut rows = Vec::new();
+    let of = |sample: &&Sample| sample.experiment == "frequency" && sample.metric == "requests_per_second";
+    let rate = |sample: &Sample| {
+        let text = sample.parameters.split(';').find_map(|pair| pair.strip_prefix("rate="));
+        text.and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    let mut by_rate: BTreeMap<u64, (f64, Vec<f64>)> = BTreeMap::new();
+    for sample in samples.iter().filter(of) {
+        by_rate.entry(rate(sample).to_bits()).or_insert((rate(sample), Vec::new())).1.push(sample.value);
+    }
+    for (rate, values) in by_rate.into_values() {
+        let estimate = bootstrap(&values, &mut StdRng::seed_from_u64(1), median);
+        rows.extend(estimate.map(|estimate| Interval { label: format!("{rate} checkpoints/s"), estimate }));
+    }
+    let svg = draw::intervals("A server that is checkpointed again and again", "requests a second", &rows, &[])?;
+    Ok(svg.map(|svg| Plot {
+        name: "frequency",
+        caption: "Apache (event) under load over 50 connections, left running; each image is written as what changed since \
+                  the one before. Labels: checkpoints a second that were asked for.",
         svg,
     }))
 }

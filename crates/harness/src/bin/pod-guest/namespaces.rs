@@ -46,19 +46,30 @@ fn elsewhere(go_there: impl FnOnce() -> Checked, afterwards: impl FnOnce() -> Ch
     })?;
     set_up.pass(1)?;
     hold()?;
+    tell_home()?;
     reap(child)
 }
 
-/// The namespace of this process, by its number, which is not the same afterwards.
-fn namespace(kind: &str) -> Result<String, String> {
-    let link = std::fs::read_link(format!("/proc/self/ns/{kind}")).map_err(|e| e.to_string())?;
+/// The namespace of a process, by its number. After a restart it has another one, which may be that of any namespace before.
+fn namespace(process: &str, kind: &str) -> Result<String, String> {
+    let link = std::fs::read_link(format!("/proc/{process}/ns/{kind}")).map_err(|e| e.to_string())?;
     Ok(link.to_string_lossy().into_owned())
 }
 
+/// Where a parent says in which namespace of a kind it is.
+const HOME: &str = "/tmp/home";
+
+/// Tells children in which namespaces this process is now: from a user namespace of their own they cannot look.
+fn tell_home() -> Checked {
+    ["net", "cgroup"].iter().try_for_each(|kind| write(format!("{HOME}-{kind}"), namespace("self", kind)? + "\n"))
+}
+
 /// Whether this process is elsewhere than the pod's PID 1, whose namespaces it cannot see: those of its parent.
-fn is_elsewhere(kind: &str, home: &str) -> Checked {
-    let now = namespace(kind)?;
-    check(now != home, format!("the {kind} namespace is that of the parent, {now}"))
+fn is_elsewhere(kind: &str) -> Checked {
+    let told = || read(format!("{HOME}-{kind}")).ok()?.strip_suffix('\n').map(str::to_owned);
+    until("the parent's word", || told().is_some())?;
+    let (now, parent) = (namespace("self", kind)?, told().unwrap_or_default());
+    check(now != parent, format!("the {kind} namespace is that of the parent, {now}"))
 }
 
 pub(crate) fn own_status(field: &str) -> Result<String, String> {
@@ -168,7 +179,6 @@ fn user_namespace_nested() -> Checked {
 
 /// A network of one's own, with connections in it, and one that was made outside.
 fn network_namespace() -> Checked {
-    let home = namespace("net")?;
     let set_up = Gate::new()?;
     let outer = TcpListener::bind("127.0.0.1:4000").map_err(|e| e.to_string())?;
     let text = |e: std::io::Error| e.to_string();
@@ -185,7 +195,7 @@ fn network_namespace() -> Checked {
         left.write_all(b"unix").map_err(text)?;
         set_up.open()?;
         await_go();
-        is_elsewhere("net", &home)?;
+        is_elsewhere("net")?;
         let mut bytes = [0; 6];
         server.read_exact(&mut bytes).map_err(text)?;
         equal("what was unread", &bytes, b"unread")?;
@@ -202,6 +212,7 @@ fn network_namespace() -> Checked {
     })?;
     set_up.pass(1)?;
     hold()?;
+    tell_home()?;
     TcpStream::connect("127.0.0.1:4000").map_err(text)?;
     outer.accept().map_err(text)?;
     reap(child)
@@ -258,8 +269,7 @@ fn ipc_namespace() -> Checked {
 }
 
 fn cgroup_namespace() -> Checked {
-    let home = namespace("cgroup")?;
-    elsewhere(|| become_root(libc::CLONE_NEWCGROUP), || is_elsewhere("cgroup", &home))
+    elsewhere(|| become_root(libc::CLONE_NEWCGROUP), || is_elsewhere("cgroup"))
 }
 
 /// A child whose clock is an hour ahead: it is so afterwards, and never goes back.

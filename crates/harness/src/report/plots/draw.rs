@@ -145,6 +145,65 @@ pub(super) fn scatter(title: &str, axes: (&str, &str), points: &[(f64, f64)]) ->
     Ok(Some(svg))
 }
 
+/// A line of a plot of both axes' logarithms: its name, and points that are all positive.
+pub(super) struct Line {
+    pub(super) name: String,
+    pub(super) points: Vec<(f64, f64)>,
+}
+
+/// Lines over the logarithms of both axes, in which what is linear has one slope; the last one is a limit and is drawn in
+/// grey. `None` if there are no points.
+pub(super) fn logarithmic(title: &str, axes: (&str, &str), lines: &[Line]) -> Result<Option<String>> {
+    let all = || lines.iter().flat_map(|line| &line.points);
+    if all().next().is_none() {
+        return Ok(None);
+    }
+    let range = |of: fn(&(f64, f64)) -> f64| {
+        let (low, high) = all().map(of).fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
+        (low / 1.3..high * 1.3).log_scale()
+    };
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (WIDTH, 420)).into_drawing_area();
+        let failed = |e| anyhow!("drawing {title}: {e}");
+        root.fill(&WHITE).map_err(failed)?;
+        let mut chart = ChartBuilder::on(&root)
+            .caption(title, (FONT.0, 18))
+            .margin(10)
+            .margin_right(MARGIN_RIGHT)
+            .x_label_area_size(44)
+            .y_label_area_size(64)
+            .build_cartesian_2d(range(|p| p.0), range(|p| p.1))
+            .map_err(failed)?;
+        let mut mesh = chart.configure_mesh();
+        mesh.x_desc(axes.0)
+            .y_desc(axes.1)
+            .x_label_formatter(&number)
+            .y_label_formatter(&number)
+            .label_style(FONT)
+            .axis_desc_style(FONT)
+            .light_line_style(TRANSPARENT);
+        mesh.draw().map_err(failed)?;
+        for (place, line) in lines.iter().enumerate() {
+            let colour = if place + 1 == lines.len() { COLOURS[7] } else { COLOURS[place % 6] };
+            let drawn = LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)).point_size(4);
+            let series = chart.draw_series(drawn).map_err(failed)?;
+            let key = move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled());
+            series.label(&line.name).legend(key);
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
+            .label_font(FONT)
+            .background_style(WHITE.mix(0.85))
+            .border_style(BLACK.mix(0.2))
+            .draw()
+            .map_err(failed)?;
+        root.present().map_err(failed)?;
+    }
+    Ok(Some(svg))
+}
+
 type RowChart<'a, 'b> = ChartContext<
     'a,
     SVGBackend<'b>,
@@ -223,6 +282,14 @@ mod tests {
         assert!(intervals("t", "u", &[], &[1.0]).unwrap().is_none());
         assert!(stacked("t", "u", &[]).unwrap().is_none());
         assert!(scatter("t", ("x", "y"), &[]).unwrap().is_none());
+        assert!(logarithmic("t", ("x", "y"), &[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn lines_are_named_in_the_picture() {
+        let line = |name: &str| Line { name: name.into(), points: vec![(1.0, 10.0), (100.0, 1000.0)] };
+        let svg = logarithmic("T", ("x", "y"), &[line("restart"), line("write")]).unwrap().unwrap();
+        assert!(svg.contains("restart") && svg.contains("write") && svg.contains("<polyline"));
     }
 
     #[test]
