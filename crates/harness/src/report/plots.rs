@@ -159,7 +159,8 @@ fn scaling(samples: &[Sample], dimension: &str, name: &'static str) -> Result<Op
     let unit = DIMENSIONS.iter().find(|d| d.name == dimension).map_or(dimension, |d| d.unit);
     let line = |name: &str, arm: &str, metric: &str| {
         let points = by_number(samples, ["scaling", dimension, arm, metric], "n");
-        Line { name: name.into(), points: points.into_iter().map(|(n, us)| (n, us / 1e3)).collect() }
+        let points = points.into_iter().map(|(n, us)| (n, us / 1e3)).collect();
+        Line { name: name.into(), points, limit: arm == "write" }
     };
     let lines = [
         line("downtime", "leave-running", "downtime"),
@@ -197,6 +198,7 @@ fn density(samples: &[Sample]) -> Result<Option<Plot>> {
     let line = |workload: &str, metric: &str| Line {
         name: format!("{workload}: {metric}"),
         points: by_number(samples, ["density", workload, "copies", metric], "n"),
+        limit: false,
     };
     let mut lines = Vec::new();
     for workload in ["sleep", "apache-event"] {

@@ -149,19 +149,24 @@ pub(super) fn scatter(title: &str, axes: (&str, &str), points: &[(f64, f64)]) ->
 pub(super) struct Line {
     pub(super) name: String,
     pub(super) points: Vec<(f64, f64)>,
+    /// What nothing can be below: drawn in grey.
+    pub(super) limit: bool,
 }
 
-/// Lines over the logarithms of both axes, in which what is linear has one slope; the last one is a limit and is drawn in
-/// grey. `None` if there are no points.
+/// Lines over the logarithms of both axes, in which what is linear has one slope. `None` if there are no points.
 pub(super) fn logarithmic(title: &str, axes: (&str, &str), lines: &[Line]) -> Result<Option<String>> {
     let all = || lines.iter().flat_map(|line| &line.points);
     if all().next().is_none() {
         return Ok(None);
     }
-    let range = |of: fn(&(f64, f64)) -> f64| {
+    let ends = |of: fn(&(f64, f64)) -> f64| {
         let (low, high) = all().map(of).fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
-        (low / 1.3..high * 1.3).log_scale()
+        (low / 1.3, high * 1.3)
     };
+    let (x, y) = (ends(|p| p.0), ends(|p| p.1));
+    // Room for the legend above the lines.
+    let room = (y.1 / y.0).powf(0.12 * lines.len() as f64);
+    let (x, y) = ((x.0..x.1).log_scale(), (y.0..y.1 * room).log_scale());
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (WIDTH, 420)).into_drawing_area();
@@ -173,7 +178,7 @@ pub(super) fn logarithmic(title: &str, axes: (&str, &str), lines: &[Line]) -> Re
             .margin_right(MARGIN_RIGHT)
             .x_label_area_size(44)
             .y_label_area_size(64)
-            .build_cartesian_2d(range(|p| p.0), range(|p| p.1))
+            .build_cartesian_2d(x, y)
             .map_err(failed)?;
         let mut mesh = chart.configure_mesh();
         mesh.x_desc(axes.0)
@@ -185,7 +190,7 @@ pub(super) fn logarithmic(title: &str, axes: (&str, &str), lines: &[Line]) -> Re
             .light_line_style(TRANSPARENT);
         mesh.draw().map_err(failed)?;
         for (place, line) in lines.iter().enumerate() {
-            let colour = if place + 1 == lines.len() { COLOURS[7] } else { COLOURS[place % 6] };
+            let colour = if line.limit { COLOURS[7] } else { COLOURS[place % 6] };
             let drawn = LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)).point_size(4);
             let series = chart.draw_series(drawn).map_err(failed)?;
             let key = move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled());
@@ -287,7 +292,7 @@ mod tests {
 
     #[test]
     fn lines_are_named_in_the_picture() {
-        let line = |name: &str| Line { name: name.into(), points: vec![(1.0, 10.0), (100.0, 1000.0)] };
+        let line = |name: &str| Line { name: name.into(), points: vec![(1.0, 10.0), (100.0, 1000.0)], limit: false };
         let svg = logarithmic("T", ("x", "y"), &[line("restart"), line("write")]).unwrap().unwrap();
         assert!(svg.contains("restart") && svg.contains("write") && svg.contains("<polyline"));
     }
