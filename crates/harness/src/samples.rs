@@ -113,9 +113,25 @@ pub fn read_all(out: &Path) -> Result<Vec<Sample>> {
 
 /// The values of one metric of one arm of one workload.
 pub fn values(samples: &[Sample], experiment: &str, workload: &str, arm: &str, metric: &str) -> Vec<f64> {
-    let wanted =
-        |s: &&Sample| s.experiment == experiment && s.workload == workload && s.arm == arm && s.metric == metric;
-    samples.iter().filter(wanted).map(|s| s.value).collect()
+    of(samples, [experiment, workload, arm, metric]).map(|s| s.value).collect()
+}
+
+/// The samples of one metric of one arm of one workload.
+fn of<'s>(samples: &'s [Sample], of: [&'s str; 4]) -> impl Iterator<Item = &'s Sample> {
+    samples.iter().filter(move |s| [&*s.experiment, &*s.workload, &*s.arm, &*s.metric] == of)
+}
+
+/// The same values by a number that the parameters name, in its order.
+pub fn values_by(samples: &[Sample], wanted: [&str; 4], parameter: &str) -> Vec<(f64, Vec<f64>)> {
+    let number = |sample: &Sample| {
+        let pair = |pair: &str| pair.strip_prefix(parameter)?.strip_prefix('=')?.parse::<f64>().ok();
+        sample.parameters.split(';').find_map(pair)
+    };
+    let mut found: Vec<(f64, f64)> =
+        of(samples, wanted).filter_map(|sample| Some((number(sample)?, sample.value))).collect();
+    found.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let same = found.chunk_by(|a, b| a.0 == b.0);
+    same.map(|some| (some[0].0, some.iter().map(|(_, value)| *value).collect())).collect()
 }
 
 #[cfg(test)]
@@ -133,6 +149,24 @@ mod tests {
         assert_eq!((samples[0].seed, samples[0].run, samples[0].value), (7, 3, 1234.5));
         assert_eq!(values(&samples, "some", "sleep", "pod", "downtime"), [1234.5]);
         assert!(values(&samples, "some", "sleep", "native", "downtime").is_empty());
+    }
+
+    #[test]
+    fn values_are_told_apart_by_a_number() {
+        let sample = |parameters: &str, value: f64| Sample {
+            experiment: "some".into(),
+            workload: "sleep".into(),
+            parameters: parameters.into(),
+            arm: "pod".into(),
+            run: 0,
+            metric: "whole".into(),
+            value,
+            unit: "us".into(),
+            seed: 0,
+        };
+        let all = [sample("a=1;n=10", 5.0), sample("n=2", 6.0), sample("n=10", 7.0), sample("nn=3", 8.0)];
+        let found = values_by(&all, ["some", "sleep", "pod", "whole"], "n");
+        assert_eq!(found, [(2.0, vec![6.0]), (10.0, vec![5.0, 7.0])]);
     }
 
     #[test]

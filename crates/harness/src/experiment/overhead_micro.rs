@@ -1,13 +1,13 @@
 //! What a pod costs a single system call and a single process.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use super::{Experiment, Session};
-use crate::lab::{Lab, PodOptions};
+use crate::lab::{Lab, PodOptions, built_beside};
 use crate::samples::Circumstances;
 use crate::stats::median;
 use crate::workload::Sleep;
@@ -32,7 +32,7 @@ const TURNS: usize = 20;
 
 fn run(session: &mut Session) -> Result<()> {
     let lab = Lab::new()?;
-    let micro = micro()?;
+    let micro = built_beside("harness-micro")?;
     start_pods(&lab, &micro)?;
     session.expect(u64::from(session.runs + 1));
     for run in 0..=session.runs {
@@ -115,15 +115,5 @@ impl Measurer {
         drop(self.to);
         let status = self.child.wait().context("waiting for harness-micro")?;
         if status.success() { Ok(()) } else { bail!("harness-micro in {} ended with {status}", self.arm) }
-    }
-}
-
-/// The `harness-micro` beside this program.
-fn micro() -> Result<PathBuf> {
-    let this = std::env::current_exe().context("finding this program's own path")?;
-    let beside = this.ancestors().skip(1).take(2).map(|dir| dir.join("harness-micro"));
-    match beside.into_iter().find(|path| path.is_file()) {
-        Some(path) => Ok(path),
-        None => bail!("there is no harness-micro beside {}: build the workspace", this.display()),
     }
 }

@@ -26,7 +26,7 @@ pub use native::Native;
 pub use netns::Netns;
 pub use pair::{Pair, Way};
 pub use pod::{Pod, PodOptions, Resident, resident};
-pub use zap::{CheckpointStats, Listed, MigrateStats, Phase, Process, RestartStats, zap_binary};
+pub use zap::{CheckpointStats, Listed, MigrateStats, Phase, Process, RestartStats, built_beside, zap_binary};
 
 /// The port that workloads serve on.
 pub const PORT: u16 = 80;

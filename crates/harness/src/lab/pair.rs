@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::zap::{self, MigrateStats, zap_binary};
+use super::zap::{self, MigrateStats, built_beside, zap_binary};
 use super::{CLIENT, CLIENT_PORT, Lab, Netns, Pod};
 
 /// The hosts' ends of the link over which pods move.
@@ -65,9 +65,7 @@ impl Pair {
         match over {
             Way::Pipe => to.way_in(),
             Way::Link => {
-                let program = std::env::current_exe().unwrap_or_default();
-                let program = program.ancestors().skip(1).take(2).map(|dir| dir.join("slow-pipe"));
-                let program = program.into_iter().find(|path| path.is_file()).unwrap_or_default();
+                let program = built_beside("slow-pipe").unwrap_or_default();
                 let end = if std::ptr::eq(to, &self.second) { ENDS[1] } else { ENDS[0] };
                 // The other end listens, and this one calls.
                 format!("{} link {end} {}", program.display(), to.way_in())

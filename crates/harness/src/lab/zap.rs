@@ -113,12 +113,17 @@ pub fn zap_binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("ZAP_BIN") {
         return Ok(path.into());
     }
+    built_beside("zap").context("set ZAP_BIN, perhaps")
+}
+
+/// The program of that name that was built with this one.
+pub fn built_beside(name: &str) -> Result<PathBuf> {
     let this = std::env::current_exe().context("finding this program's own path")?;
     // A test is one directory deeper than a command.
-    let beside = this.ancestors().skip(1).take(2).map(|dir| dir.join("zap"));
+    let beside = this.ancestors().skip(1).take(2).map(|directory| directory.join(name));
     match beside.into_iter().find(|path| path.is_file()) {
         Some(path) => Ok(path),
-        None => bail!("there is no zap beside {}: build the workspace first, or set ZAP_BIN", this.display()),
+        None => bail!("there is no {name} beside {}: build the workspace first", this.display()),
     }
 }
 

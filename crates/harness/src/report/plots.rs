@@ -11,15 +11,15 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use self::draw::{Bar, Interval, Line};
-use crate::experiment::scaling::DIMENSIONS;
-use crate::samples::{Sample, values};
+use crate::experiment::scaling::{DIMENSIONS, Dimension};
+use crate::samples::{Sample, values, values_by};
 use crate::stats::{Estimate, bootstrap, median, paired_ratio};
 
 /// A plot: its file name without an extension, what it shows, and the SVG.
 #[derive(Clone, Debug)]
 pub struct Plot {
     /// Name of the file.
-    pub name: &'static str,
+    pub name: String,
     /// What it shows, in a sentence.
     pub caption: &'static str,
     /// The picture.
@@ -29,7 +29,7 @@ pub struct Plot {
 impl Plot {
     /// Writes it into `directory` as SVG, and as PNG where `rsvg-convert` is installed; gives the path of the SVG.
     pub(super) fn write(&self, directory: &Path) -> Result<PathBuf> {
-        let path = directory.join(self.name).with_extension("svg");
+        let path = directory.join(&self.name).with_extension("svg");
         std::fs::write(&path, &self.svg).with_context(|| format!("writing {}", path.display()))?;
         let png = path.with_extension("png");
         let converted = Command::new("rsvg-convert").args(["--zoom", "2", "-o"]).arg(&png).arg(&path).output();
@@ -48,7 +48,7 @@ impl Plot {
 /// Every plot that there are samples for.
 pub(super) fn all(samples: &[Sample]) -> Result<Vec<Plot>> {
     let plots = [latencies(samples), phases(samples), overhead(samples), downtime(samples), sizes(samples)];
-    let scaling = SCALING.iter().map(|(dimension, name)| scaling(samples, dimension, name));
+    let scaling = DIMENSIONS.iter().map(|dimension| scaling(samples, dimension));
     let more = [density(samples), frequency(samples)];
     plots.into_iter().chain(scaling).chain(more).filter_map(Result::transpose).collect()
 }
@@ -74,7 +74,7 @@ fn latencies(samples: &[Sample]) -> Result<Option<Plot>> {
     }
     let svg = draw::intervals("Checkpoint and restart, whole command", "milliseconds", &rows, &[])?;
     Ok(svg.map(|svg| Plot {
-        name: "latencies",
+        name: "latencies".into(),
         caption: "Medians with 95 % intervals: downtime of a pod that is left running, and the whole commands that stop \
                   it and start it again, image on a tmpfs.",
         svg,
@@ -92,7 +92,7 @@ fn phases(samples: &[Sample]) -> Result<Option<Plot>> {
         }
     }
     let svg = draw::stacked("Where the time goes", "milliseconds", &bars)?;
-    Ok(svg.map(|svg| Plot { name: "phases", caption: "Median time of each stage, as zap reports it.", svg }))
+    Ok(svg.map(|svg| Plot { name: "phases".into(), caption: "Median time of each stage, as zap reports it.", svg }))
 }
 
 /// The stages of an arm in the order in which they were recorded, with their medians in milliseconds.
@@ -135,7 +135,7 @@ fn overhead(samples: &[Sample]) -> Result<Option<Plot>> {
     add("desktop, key to screen", "overhead-desktop", "desktop-classic", "pod", "key_to_screen", 1.0);
     let svg = draw::intervals("What a pod costs", "percent slower than native", &rows, &[0.0])?;
     Ok(svg.map(|svg| Plot {
-        name: "overhead",
+        name: "overhead".into(),
         caption: "Pairs measured one right after the other: median of the ratio with its 95 % interval. Right of zero is \
                   slower in the pod. An empty seccomp profile allows everything: it shows what the kernel takes for having \
                   one.",
@@ -143,24 +143,9 @@ fn overhead(samples: &[Sample]) -> Result<Option<Plot>> {
     }))
 }
 
-/// The cases of the experiment `scaling`, and the names of their plots.
-const SCALING: [(&str, &str); 8] = [
-    ("memory", "scaling-memory"),
-    ("dirty", "scaling-dirty"),
-    ("processes", "scaling-processes"),
-    ("threads", "scaling-threads"),
-    ("mappings", "scaling-mappings"),
-    ("files", "scaling-files"),
-    ("sockets", "scaling-sockets"),
-    ("connections", "scaling-connections"),
-];
-
-fn scaling(samples: &[Sample], dimension: &str, name: &'static str) -> Result<Option<Plot>> {
-    let unit = DIMENSIONS.iter().find(|d| d.name == dimension).map_or(dimension, |d| d.unit);
+fn scaling(samples: &[Sample], dimension: &Dimension) -> Result<Option<Plot>> {
     let line = |name: &str, arm: &str, metric: &str| {
-        let points = by_number(samples, ["scaling", dimension, arm, metric], "n");
-        let points = points.into_iter().map(|(n, us)| (n, us / 1e3)).collect();
-        Line { name: name.into(), points, limit: arm == "write" }
+        medians_in_ms(name.into(), samples, ["scaling", dimension.name, arm, metric], arm == "write")
     };
     let lines = [
         line("downtime", "leave-running", "downtime"),
@@ -169,71 +154,48 @@ fn scaling(samples: &[Sample], dimension: &str, name: &'static str) -> Result<Op
         line("restart", "restart", "whole"),
         line("write of the image's bytes", "write", "whole"),
     ];
-    let svg =
-        draw::logarithmic(&format!("Scaling: {dimension}"), (&format!("{unit} (count)"), "milliseconds"), &lines)?;
+    let axes = (&*format!("{} (count)", dimension.unit), "milliseconds");
+    let svg = draw::logarithmic(&format!("Scaling: {}", dimension.name), axes, &lines)?;
     Ok(svg.map(|svg| Plot {
-        name,
+        name: format!("scaling-{}", dimension.name),
         caption: "Medians, both axes logarithmic: what is linear has the slope of a diagonal. Grey: writing as many bytes \
                   as the image has, in the same run.",
         svg,
     }))
 }
 
-/// Medians by a number that the parameters name, in its order; what is not positive is left out.
-fn by_number(samples: &[Sample], [experiment, workload, arm, metric]: [&str; 4], parameter: &str) -> Vec<(f64, f64)> {
-    let mut found: BTreeMap<u64, (f64, Vec<f64>)> = BTreeMap::new();
-    let wanted =
-        |s: &&Sample| s.experiment == experiment && s.workload == workload && s.arm == arm && s.metric == metric;
-    for sample in samples.iter().filter(wanted) {
-        let number = sample.parameters.split(';').find_map(|pair| pair.strip_prefix(parameter)?.strip_prefix('='));
-        if let Some(number) = number.and_then(|number| number.parse::<f64>().ok()).filter(|number| *number > 0.0) {
-            found.entry(number.to_bits()).or_insert((number, Vec::new())).1.push(sample.value);
-        }
-    }
-    let medians = found.into_values().filter_map(|(number, values)| Some((number, median(&values)?)));
-    medians.filter(|(_, median)| *median > 0.0).collect()
+/// Medians of times by the number `n` of the parameters; what has no logarithm is left out.
+fn medians_in_ms(name: String, samples: &[Sample], wanted: [&str; 4], limit: bool) -> Line {
+    let medians = values_by(samples, wanted, "n").into_iter().filter_map(|(n, us)| Some((n, median(&us)? / 1e3)));
+    Line { name, points: medians.filter(|(n, ms)| *n > 0.0 && *ms > 0.0).collect(), limit }
 }
 
 fn density(samples: &[Sample]) -> Result<Option<Plot>> {
-    let line = |workload: &str, metric: &str| Line {
-        name: format!("{workload}: {metric}"),
-        points: by_number(samples, ["density", workload, "copies", metric], "n"),
-        limit: false,
-    };
     let mut lines = Vec::new();
     for workload in ["sleep", "apache-event"] {
-        for (metric, scale) in [("whole", 1e3), ("removal", 1e3)] {
-            let mut line = line(workload, metric);
-            line.points.iter_mut().for_each(|(_, us)| *us /= scale);
-            lines.push(line);
+        for metric in ["whole", "removal"] {
+            let name = format!("{workload}: {metric}");
+            lines.push(medians_in_ms(name, samples, ["density", workload, "copies", metric], false));
         }
     }
     let svg = draw::logarithmic("Copies of one image beside each other", ("copies", "milliseconds"), &lines)?;
     Ok(svg.map(|svg| Plot {
-        name: "density",
+        name: "density".into(),
         caption: "Time of the restart that makes the Nth copy, and of the removal that leaves N − 1.",
         svg,
     }))
 }
 
 fn frequency(samples: &[Sample]) -> Result<Option<Plot>> {
-    let mut rows = Vec::new();
-    let of = |sample: &&Sample| sample.experiment == "frequency" && sample.metric == "requests_per_second";
-    let rate = |sample: &Sample| {
-        let text = sample.parameters.split(';').find_map(|pair| pair.strip_prefix("rate="));
-        text.and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0)
+    let wanted = ["frequency", "apache-event", "leave-running", "requests_per_second"];
+    let row = |(rate, values): (f64, Vec<f64>)| {
+        let estimate = bootstrap(&values, &mut StdRng::seed_from_u64(1), median)?;
+        Some(Interval { label: format!("{rate} checkpoints/s"), estimate })
     };
-    let mut by_rate: BTreeMap<u64, (f64, Vec<f64>)> = BTreeMap::new();
-    for sample in samples.iter().filter(of) {
-        by_rate.entry(rate(sample).to_bits()).or_insert((rate(sample), Vec::new())).1.push(sample.value);
-    }
-    for (rate, values) in by_rate.into_values() {
-        let estimate = bootstrap(&values, &mut StdRng::seed_from_u64(1), median);
-        rows.extend(estimate.map(|estimate| Interval { label: format!("{rate} checkpoints/s"), estimate }));
-    }
+    let rows: Vec<Interval> = values_by(samples, wanted, "rate").into_iter().filter_map(row).collect();
     let svg = draw::intervals("A server that is checkpointed again and again", "requests a second", &rows, &[])?;
     Ok(svg.map(|svg| Plot {
-        name: "frequency",
+        name: "frequency".into(),
         caption: "Apache (event) under load over 50 connections, left running; each image is written as what changed since \
                   the one before. Labels: checkpoints a second that were asked for.",
         svg,
@@ -250,7 +212,7 @@ fn downtime(samples: &[Sample]) -> Result<Option<Plot>> {
         &points,
     )?;
     Ok(svg.map(|svg| Plot {
-        name: "downtime",
+        name: "downtime".into(),
         caption: "One point a checkpoint of a pod that is left running. On the line both agree; above it the client \
                   waited longer.",
         svg,
@@ -269,5 +231,9 @@ fn sizes(samples: &[Sample]) -> Result<Option<Plot>> {
         }
     }
     let svg = draw::stacked("Size of an image", "MiB", &bars)?;
-    Ok(svg.map(|svg| Plot { name: "sizes", caption: "Bytes that the image takes on disk, by compression.", svg }))
+    Ok(svg.map(|svg| Plot {
+        name: "sizes".into(),
+        caption: "Bytes that the image takes on disk, by compression.",
+        svg,
+    }))
 }

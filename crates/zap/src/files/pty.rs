@@ -161,12 +161,7 @@ struct Ptys {
 
 /// Makes the pty of that index: the kernel gives the lowest that is free, so those below are made as well.
 fn allocate<'r>(rebuild: &'r mut Rebuild<'_>, index: u32) -> Result<&'r mut Ptys, RebuildError> {
-    if rebuild.object::<Ptys>("ptys", 0).is_none() {
-        rebuild.keep_object("ptys", 0, Ptys::default());
-    }
-    let Some(ptys) = rebuild.object::<Ptys>("ptys", 0) else {
-        return Err(RebuildError::Damaged("the ptys are of two kinds".into()));
-    };
+    let ptys: &mut Ptys = rebuild.object_or_default("ptys", 0);
     while !ptys.masters.contains_key(&index) {
         let master = reopen::path("/dev/ptmx", libc::O_RDWR).rebuilding("opening", "/dev/ptmx")?;
         let made = calls::ask(&master, Ask::Index).rebuilding("asking", "a new pty")? as u32;

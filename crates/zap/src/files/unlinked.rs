@@ -1,5 +1,6 @@
 //! Regular files that are open but have lost the name they were opened by.
 
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -54,8 +55,18 @@ pub enum Body {
 
 /// Whether `path` leads, in the pod, to the file of `descriptor`.
 pub(super) fn is_named(look: &Look<'_>, descriptor: &Descriptor, path: &[u8]) -> bool {
-    let found = std::fs::symlink_metadata(look.path_from_host(descriptor, path));
-    found.is_ok_and(|f| f.ino() == descriptor.stat.st_ino && f.dev() == descriptor.stat.st_dev)
+    is_at(&look.path_from_host(descriptor, path), &descriptor.stat)
+}
+
+/// Whether the file of `stat` itself, not something that leads to it, is at a path of the host.
+pub(crate) fn is_at(path: &Path, stat: &libc::stat) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (stat.st_dev, stat.st_ino))
+}
+
+/// A name of the file of `stat` in a directory of the host.
+pub(crate) fn name_in(directory: &Path, stat: &libc::stat) -> Option<OsString> {
+    let entries = std::fs::read_dir(directory).ok()?;
+    entries.flatten().find(|entry| is_at(&entry.path(), stat)).map(|entry| entry.file_name())
 }
 
 /// Captures the file of `descriptor`, which `path` does not lead to any more.
@@ -95,9 +106,9 @@ fn body(look: &mut Look<'_>, descriptor: &Descriptor, path: &[u8]) -> Result<Bod
 /// Another name of the file, in the directory of `path`.
 fn other_name(look: &Look<'_>, descriptor: &Descriptor, path: &[u8]) -> Option<Vec<u8>> {
     let directory = reopen::as_path(path).parent()?;
-    let entries = std::fs::read_dir(look.path_from_host(descriptor, directory.as_os_str().as_bytes())).ok()?;
-    let mut names = entries.flatten().map(|e| directory.join(e.file_name()).into_os_string().into_encoded_bytes());
-    names.find(|name| is_named(look, descriptor, name))
+    let there = look.path_from_host(descriptor, directory.as_os_str().as_bytes());
+    let name = name_in(&there, &descriptor.stat)?;
+    Some(directory.join(name).into_os_string().into_encoded_bytes())
 }
 
 /// Opens the file again, made anew by whoever comes first.

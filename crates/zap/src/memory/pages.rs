@@ -203,6 +203,9 @@ pub(super) fn store(
     wanted: &[Range<u64>],
     frames: &Frames,
 ) -> io::Result<Vec<PageRun>> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
     let elsewhere = frames.mapped_elsewhere();
     let mut reader = Reader { process: subject.host, forced: None };
     let mut runs = Vec::with_capacity(wanted.len());

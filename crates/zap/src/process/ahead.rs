@@ -31,6 +31,8 @@ const READ_AGAIN: u64 = 64 << 20;
 pub struct Layout {
     /// Its mappings, with their flags.
     pub mappings: Vec<Mapping>,
+    /// Bytes of modified memory.
+    modified: u64,
     /// Processor time that it had taken before.
     ran: Option<Duration>,
 }
@@ -39,13 +41,13 @@ impl Layout {
     /// Reads it. A process that has gone has none.
     pub fn read(process: HostPid) -> Layout {
         let ran = processor_time(process);
-        Layout { mappings: memory::layout_of(process).unwrap_or_default(), ran }
+        let mappings = memory::layout_of(process).unwrap_or_default();
+        Layout { modified: mappings.iter().map(|mapping| mapping.modified).sum(), mappings, ran }
     }
 
     /// Whether it can have changed without a change of its lines.
     fn is_stale(&self, process: HostPid) -> bool {
-        let modified: u64 = self.mappings.iter().map(|mapping| mapping.modified).sum();
-        modified <= READ_AGAIN && (self.ran.is_none() || processor_time(process) != self.ran)
+        self.modified <= READ_AGAIN && (self.ran.is_none() || processor_time(process) != self.ran)
     }
 }
 
@@ -122,7 +124,7 @@ impl MemoryAhead {
     /// Bytes of modified memory that are left to the hold, at least.
     pub fn unfollowed(&self) -> u64 {
         let left = self.layouts.iter().filter(|(process, _)| !self.followed.contains_key(process));
-        left.flat_map(|(_, layout)| &layout.mappings).map(|mapping| mapping.modified).sum()
+        left.map(|(_, layout)| layout.modified).sum()
     }
 
     /// The biggest processes, all but what is little together.

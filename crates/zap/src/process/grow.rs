@@ -118,8 +118,6 @@ struct Abroad {
 pub struct Grove<'a> {
     /// What all have in common.
     pub common: Common,
-    /// The first descriptor above the pool.
-    pub(super) free: i32,
     pub(super) plan: &'a Plan,
     pub(super) states: BTreeMap<PodPid, &'a ProcessState>,
     /// The live children of each.
@@ -164,7 +162,6 @@ impl<'a> Grove<'a> {
         let ended = ended.iter().map(|ended| (ended.place.pid, ended)).collect();
         let firsts = plan.nodes.values().filter(|node| node.is_first());
         Grove {
-            free: common.pool.end(),
             common,
             plan,
             states,

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::ids::HostPid;
 use crate::process::proc_files::parse_stat;
+use crate::procfs;
 
 /// How long a thread that has been let go may take to get to its stop.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -22,7 +23,7 @@ pub fn await_all(processes: &[HostPid]) {
 
 fn is_stopped(process: HostPid) -> bool {
     let Ok(threads) = std::fs::read_dir(process.proc("task")) else { return true };
-    let stat = |path: std::path::PathBuf| parse_stat(&std::fs::read(path.join("stat")).ok()?);
+    let stat = |path: std::path::PathBuf| parse_stat(&procfs::read_record(path.join("stat")).ok()?);
     threads.flatten().filter_map(|thread| stat(thread.path())).all(|stat| matches!(stat.state, b'T' | b'Z' | b'X'))
 }
 

@@ -4,12 +4,11 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::from_host;
+use crate::files::{from_host, unlinked};
 use crate::look::Look;
 use crate::sys::clone::in_thread;
 use crate::sys::{file, message, mount, socket};
@@ -87,12 +86,8 @@ pub(super) fn capture(look: &Look<'_>, fd: BorrowedFd<'_>) -> io::Result<UnixNam
 /// is to appear when they listen.
 fn other_name(look: &Look<'_>, lost: &Path, stat: &libc::stat) -> Option<PathBuf> {
     let directory = lost.parent()?;
-    let entries = std::fs::read_dir(from_host(look.init, directory.as_os_str().as_bytes())).ok()?;
-    let is_it = |entry: &std::fs::DirEntry| {
-        entry.file_type().is_ok_and(|kind| kind.is_socket())
-            && entry.path().symlink_metadata().is_ok_and(|it| (it.dev(), it.ino()) == (stat.st_dev, stat.st_ino))
-    };
-    entries.flatten().find(is_it).map(|entry| directory.join(entry.file_name()))
+    let there = from_host(look.init, directory.as_os_str().as_bytes());
+    unlinked::name_in(&there, stat).map(|name| directory.join(name))
 }
 
 /// Whether the file of a name is found under its path in the pod's own mount namespace, or was not bound elsewhere.
@@ -102,9 +97,7 @@ pub(super) fn is_found(look: &Look<'_>, fd: BorrowedFd<'_>, name: &UnixName) -> 
     if !look.nests.has(mount::id_of(&itself)?) {
         return Ok(true);
     }
-    let there = std::fs::symlink_metadata(from_host(look.init, bound.path.as_os_str().as_bytes()));
-    let stat = file::fstat(&itself)?;
-    Ok(there.is_ok_and(|there| (there.dev(), there.ino()) == (stat.st_dev, stat.st_ino)))
+    Ok(unlinked::is_at(&from_host(look.init, bound.path.as_os_str().as_bytes()), &file::fstat(&itself)?))
 }
 
 /// Binds a socket to its name. The file of a path appears where it was; one that was removed appears nowhere.

@@ -85,16 +85,14 @@ struct Stock(HashMap<Wanted, (Vec<(OwnedFd, OwnedFd)>, usize)>);
 /// Namespace, credentials, type.
 type Wanted = (Option<NamespaceId>, Option<Credentials>, i32);
 
-/// The most pairs that are made at once. There are never more to spare than were taken: the pool counts on it.
+/// The most pairs that are made at once. There are never more to spare than were taken: the limit of the builder's
+/// descriptors counts on it.
 const MANY: usize = 32;
 
 fn pair(rebuild: &mut Rebuild<'_>, credentials: Option<Credentials>, kind: i32) -> io::Result<(OwnedFd, OwnedFd)> {
     const STOCK: &str = "unix-stock";
     let wanted = (rebuild.network(), credentials, kind);
-    if rebuild.object::<Stock>(STOCK, 0).is_none() {
-        rebuild.keep_object(STOCK, 0, Stock::default());
-    }
-    let stock = rebuild.object::<Stock>(STOCK, 0).ok_or_else(|| io::Error::other("there is no stock"))?;
+    let stock: &mut Stock = rebuild.object_or_default(STOCK, 0);
     let (ready, next) = stock.0.entry(wanted).or_insert_with(|| (Vec::new(), 1));
     if ready.is_empty() {
         *ready = unix_creds::pairs(credentials, kind, *next)?;
@@ -143,10 +141,7 @@ fn listener<'r>(rebuild: &'r mut Rebuild<'_>, kind: i32, (name, credentials): Pa
 }
 
 fn listeners<'r>(rebuild: &'r mut Rebuild<'_>) -> &'r mut Vec<Listener> {
-    if rebuild.object::<Listeners>(LISTENERS, 0).is_none() {
-        rebuild.keep_object(LISTENERS, 0, Listeners::default());
-    }
-    &mut rebuild.object::<Listeners>(LISTENERS, 0).expect("it was just kept").0
+    &mut rebuild.object_or_default::<Listeners>(LISTENERS, 0).0
 }
 
 /// The listener for now at an abstract name, whose owner needs it: there can be only one socket with that name.

@@ -34,16 +34,6 @@ pub fn prepare(code: &Range<u64>, scratch: &Range<u64>, stub: &[u8]) -> io::Resu
     .map(drop)
 }
 
-/// A copy of `file` at exactly that number, which stays open in children and across `execve`. The number must be free.
-pub fn duplicate(file: RawFd, number: RawFd) -> io::Result<()> {
-    // SAFETY: numbers only. F_DUPFD never replaces an open descriptor.
-    let got = check(unsafe { libc::fcntl(file, libc::F_DUPFD, number) } as libc::c_long)?;
-    if got as i32 != number {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
-    }
-    Ok(())
-}
-
 /// Takes possession of a descriptor that the kernel has just given to us.
 pub fn own(file: RawFd) -> OwnedFd {
     // SAFETY: the callers pass a number that they got from SCM_RIGHTS and that nobody else owns.

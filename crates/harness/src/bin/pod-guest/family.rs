@@ -455,16 +455,7 @@ fn shared_memory_process() -> Checked {
 
 /// A process that traces its child.
 fn traced() -> Checked {
-    let set_up = Gate::new()?;
-    let child = fork(|| {
-        done("ptrace", unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) })?;
-        set_up.open()?;
-        await_go();
-        Ok(())
-    })?;
-    set_up.pass(1)?;
-    hold_loosely()?;
-    reap(child)
+    hold_loosely_beside(|| done("ptrace", unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) }).map(drop))
 }
 
 /// New processes and threads are made as if nothing had been.

@@ -26,6 +26,13 @@ pub(crate) fn unshare(kinds: i32) -> Checked {
     done("unshare", unsafe { libc::unshare(kinds) }).map(drop)
 }
 
+/// Becomes an ordinary user, whose `/proc` files are its own as those of a program that it has started.
+pub(crate) fn become_ordinary() -> Checked {
+    done("setresgid", unsafe { libc::setresgid(1000, 1000, 1000) })?;
+    done("setresuid", unsafe { libc::setresuid(1000, 1000, 1000) })?;
+    done("prctl", unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) }).map(drop)
+}
+
 /// Goes into a user namespace, in which this user is root.
 pub(crate) fn become_root(kinds: i32) -> Checked {
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
@@ -84,9 +91,7 @@ const ALL_CAPABILITIES: &str = "000001ffffffffff";
 fn user_namespace() -> Checked {
     elsewhere(
         || {
-            done("setresgid", unsafe { libc::setresgid(1000, 1000, 1000) })?;
-            done("setresuid", unsafe { libc::setresuid(1000, 1000, 1000) })?;
-            done("prctl", unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) })?;
+            become_ordinary()?;
             become_root(0)
         },
         || {

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use crate::namespaces::{become_root, chroot_to_nowhere, drop_capabilities, own_status, unshare};
+use crate::namespaces::{become_ordinary, become_root, chroot_to_nowhere, drop_capabilities, own_status, unshare};
 use crate::stage::*;
 
 pub(crate) const KINDS: &[crate::stage::Kind] = &[
@@ -370,9 +370,7 @@ fn pid_namespace_handles() -> Checked {
 fn browser_sandbox() -> Checked {
     let set_up = Gate::new()?;
     let browser = fork(|| {
-        done("setresgid", unsafe { libc::setresgid(1000, 1000, 1000) })?;
-        done("setresuid", unsafe { libc::setresuid(1000, 1000, 1000) })?;
-        done("prctl", unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) })?;
+        become_ordinary()?;
         let map = Gate::new()?;
         let flags = (libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::SIGCHLD) as u64;
         let helper = call("clone", libc::SYS_clone, [flags, 0, 0, 0, 0])? as i32;

@@ -5,7 +5,7 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 
 use crate::mounts::{directory, mount, table};
-use crate::namespaces::{become_root, unshare};
+use crate::namespaces::{become_ordinary, become_root, unshare};
 use crate::stage::*;
 
 pub(crate) const KINDS: &[crate::stage::Kind] = &[
@@ -153,9 +153,7 @@ fn namespace_of_mounts() -> Checked {
     std::fs::create_dir_all("/mnt/own").map_err(text)?;
     elsewhere(
         || {
-            done("setresgid", unsafe { libc::setresgid(1000, 1000, 1000) })?;
-            done("setresuid", unsafe { libc::setresuid(1000, 1000, 1000) })?;
-            done("prctl", unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) })?;
+            become_ordinary()?;
             become_root(libc::CLONE_NEWNS)?;
             private()?;
             mount("own", "/mnt/own", "tmpfs", libc::MS_NODEV, "mode=700,uid=0,gid=0")?;
@@ -231,19 +229,12 @@ fn namespace_of_mounts_overlay() -> Checked {
     for path in ["/mnt/up", "/mnt/work", "/mnt/over"] {
         directory(path)?;
     }
-    let set_up = Gate::new()?;
-    let child = fork(|| {
+    hold_loosely_beside(|| {
         become_root(libc::CLONE_NEWNS)?;
         mount("parts", "/mnt", "tmpfs", 0, "")?;
         for path in ["/mnt/up", "/mnt/work", "/mnt/over"] {
             directory(path)?;
         }
-        mount("over", "/mnt/over", "overlay", 0, "lowerdir=/usr,upperdir=/mnt/up,workdir=/mnt/work,userxattr")?;
-        set_up.open()?;
-        await_go();
-        Ok(())
-    })?;
-    set_up.pass(1)?;
-    hold_loosely()?;
-    reap(child)
+        mount("over", "/mnt/over", "overlay", 0, "lowerdir=/usr,upperdir=/mnt/up,workdir=/mnt/work,userxattr")
+    })
 }

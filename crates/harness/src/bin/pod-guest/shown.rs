@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek};
 
 use crate::mounts::{directory, mount};
-use crate::namespaces::{become_root, unshare};
+use crate::namespaces::{become_ordinary, become_root, unshare};
 use crate::nests::{elsewhere, private, text};
 use crate::stage::*;
 
@@ -112,9 +112,7 @@ fn apart<T>(
 }
 
 fn as_a_user() -> Checked {
-    done("setresgid", unsafe { libc::setresgid(1000, 1000, 1000) })?;
-    done("setresuid", unsafe { libc::setresuid(1000, 1000, 1000) })?;
-    done("prctl", unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) })?;
+    become_ordinary()?;
     become_root(libc::CLONE_NEWNS)
 }
 

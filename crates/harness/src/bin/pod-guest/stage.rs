@@ -74,6 +74,20 @@ pub(crate) fn hold_and(look: impl FnOnce() -> Checked) -> Checked {
     result
 }
 
+/// The same, with a child that has set something up.
+pub(crate) fn hold_loosely_beside(set_up: impl FnOnce() -> Checked) -> Checked {
+    let ready = Gate::new()?;
+    let child = fork(|| {
+        set_up()?;
+        ready.open()?;
+        await_go();
+        Ok(())
+    })?;
+    ready.pass(1)?;
+    hold_loosely()?;
+    reap(child)
+}
+
 fn await_driver() {
     println!("ready");
     let _ = std::io::stdout().flush();

@@ -1,7 +1,8 @@
 //! Three kinds of picture, as SVG.
 
 use anyhow::{Result, anyhow};
-use plotters::coord::ranged1d::SegmentValue;
+use plotters::coord::CoordTranslate;
+use plotters::coord::ranged1d::{AsRangedCoord, SegmentValue, ValueFormatter};
 use plotters::prelude::*;
 
 use crate::stats::Estimate;
@@ -97,9 +98,7 @@ pub(super) fn stacked(title: &str, unit: &str, bars: &[Bar]) -> Result<Option<St
             });
             let series = chart.draw_series(rectangles)?;
             if names.len() > 1 {
-                series
-                    .label(*name)
-                    .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled()));
+                series.label(*name).legend(key(colour));
             }
         }
         Ok(())
@@ -114,35 +113,13 @@ pub(super) fn scatter(title: &str, axes: (&str, &str), points: &[(f64, f64)]) ->
     }
     let largest = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).fold(1e-9, f64::max) * 1.1;
     let (width, height) = (largest(|p| p.0), largest(|p| p.1));
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, (WIDTH, 420)).into_drawing_area();
-        let failed = |e| anyhow!("drawing {title}: {e}");
-        root.fill(&WHITE).map_err(failed)?;
-        let mut chart = ChartBuilder::on(&root)
-            .caption(title, (FONT.0, 18))
-            .margin(10)
-            .margin_right(MARGIN_RIGHT)
-            .x_label_area_size(44)
-            .y_label_area_size(64)
-            .build_cartesian_2d(0.0..width, 0.0..height)
-            .map_err(failed)?;
-        let mut mesh = chart.configure_mesh();
-        mesh.x_desc(axes.0)
-            .y_desc(axes.1)
-            .x_label_formatter(&number)
-            .y_label_formatter(&number)
-            .label_style(FONT)
-            .axis_desc_style(FONT)
-            .light_line_style(TRANSPARENT);
-        mesh.draw().map_err(failed)?;
+    plane(title, axes, 0.0..width, 0.0..height, None, |chart| {
         let end = width.min(height);
-        chart.draw_series(LineSeries::new([(0.0, 0.0), (end, end)], BLACK.mix(0.4))).map_err(failed)?;
-        let dots = points.iter().map(|point| Circle::new(*point, 4, COLOURS[0].mix(0.7).filled()));
-        chart.draw_series(dots).map_err(failed)?;
-        root.present().map_err(failed)?;
-    }
-    Ok(Some(svg))
+        chart.draw_series(LineSeries::new([(0.0, 0.0), (end, end)], BLACK.mix(0.4)))?;
+        chart.draw_series(points.iter().map(|point| Circle::new(*point, 4, COLOURS[0].mix(0.7).filled())))?;
+        Ok(())
+    })
+    .map(Some)
 }
 
 /// A line of a plot of both axes' logarithms: its name, and points that are all positive.
@@ -167,11 +144,35 @@ pub(super) fn logarithmic(title: &str, axes: (&str, &str), lines: &[Line]) -> Re
     // Room for the legend above the lines.
     let room = (y.1 / y.0).powf(0.12 * lines.len() as f64);
     let (x, y) = ((x.0..x.1).log_scale(), (y.0..y.1 * room).log_scale());
+    plane(title, axes, x, y, Some(SeriesLabelPosition::UpperLeft), |chart| {
+        for (place, line) in lines.iter().enumerate() {
+            let colour = if line.limit { COLOURS[7] } else { COLOURS[place % 6] };
+            let drawn = LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)).point_size(4);
+            chart.draw_series(drawn)?.label(&line.name).legend(key(colour));
+        }
+        Ok(())
+    })
+    .map(Some)
+}
+
+/// A chart of two scales of numbers, drawn by `draw`.
+fn plane<'b, X, Y>(
+    title: &str,
+    axes: (&str, &str),
+    x: X,
+    y: Y,
+    legend_at: Option<SeriesLabelPosition>,
+    draw: impl FnOnce(&mut Plane<'_, '_, X, Y>) -> Drawn<'b>,
+) -> Result<String>
+where
+    X: AsRangedCoord<Value = f64, CoordDescType: ValueFormatter<f64>>,
+    Y: AsRangedCoord<Value = f64, CoordDescType: ValueFormatter<f64>>,
+{
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (WIDTH, 420)).into_drawing_area();
-        let failed = |e| anyhow!("drawing {title}: {e}");
-        root.fill(&WHITE).map_err(failed)?;
+        let failed = |e: &dyn std::fmt::Display| anyhow!("drawing {title}: {e}");
+        root.fill(&WHITE).map_err(|e| failed(&e))?;
         let mut chart = ChartBuilder::on(&root)
             .caption(title, (FONT.0, 18))
             .margin(10)
@@ -179,7 +180,7 @@ pub(super) fn logarithmic(title: &str, axes: (&str, &str), lines: &[Line]) -> Re
             .x_label_area_size(44)
             .y_label_area_size(64)
             .build_cartesian_2d(x, y)
-            .map_err(failed)?;
+            .map_err(|e| failed(&e))?;
         let mut mesh = chart.configure_mesh();
         mesh.x_desc(axes.0)
             .y_desc(axes.1)
@@ -188,27 +189,39 @@ pub(super) fn logarithmic(title: &str, axes: (&str, &str), lines: &[Line]) -> Re
             .label_style(FONT)
             .axis_desc_style(FONT)
             .light_line_style(TRANSPARENT);
-        mesh.draw().map_err(failed)?;
-        for (place, line) in lines.iter().enumerate() {
-            let colour = if line.limit { COLOURS[7] } else { COLOURS[place % 6] };
-            let drawn = LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)).point_size(4);
-            let series = chart.draw_series(drawn).map_err(failed)?;
-            let key = move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled());
-            series.label(&line.name).legend(key);
+        mesh.draw().map_err(|e| failed(&e))?;
+        draw(&mut chart).map_err(|e| failed(&e))?;
+        if let Some(position) = legend_at {
+            legend(&mut chart, position).map_err(|e| failed(&e))?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .label_font(FONT)
-            .background_style(WHITE.mix(0.85))
-            .border_style(BLACK.mix(0.2))
-            .draw()
-            .map_err(failed)?;
-        root.present().map_err(failed)?;
+        root.present().map_err(|e| failed(&e))?;
     }
-    Ok(Some(svg))
+    Ok(svg)
 }
 
+/// The mark of a series in a legend.
+fn key<'b>(colour: RGBColor) -> impl Fn((i32, i32)) -> Rectangle<(i32, i32)> + 'b {
+    move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled())
+}
+
+fn legend<'a, 'b: 'a, C: CoordTranslate>(
+    chart: &mut ChartContext<'a, SVGBackend<'b>, C>,
+    position: SeriesLabelPosition,
+) -> Drawn<'b> {
+    chart
+        .configure_series_labels()
+        .position(position)
+        .label_font(FONT)
+        .background_style(WHITE.mix(0.85))
+        .border_style(BLACK.mix(0.2))
+        .draw()
+}
+
+type Plane<'a, 'b, X, Y> = ChartContext<
+    'a,
+    SVGBackend<'b>,
+    Cartesian2d<<X as AsRangedCoord>::CoordDescType, <Y as AsRangedCoord>::CoordDescType>,
+>;
 type RowChart<'a, 'b> = ChartContext<
     'a,
     SVGBackend<'b>,
@@ -232,7 +245,7 @@ fn rows_chart<'b>(
     unit: &str,
     labels: &[&str],
     range: std::ops::Range<f64>,
-    legend: bool,
+    named: bool,
     draw: impl FnOnce(&mut RowChart<'_, '_>, usize) -> Drawn<'b>,
 ) -> Result<String> {
     let mut svg = String::new();
@@ -263,15 +276,8 @@ fn rows_chart<'b>(
         mesh.y_labels(labels.len().max(2)).y_label_formatter(&row_label).disable_y_mesh();
         mesh.draw().map_err(|e| failed(&e))?;
         draw(&mut chart, labels.len()).map_err(|e| failed(&e))?;
-        if legend {
-            chart
-                .configure_series_labels()
-                .position(SeriesLabelPosition::LowerRight)
-                .label_font(FONT)
-                .background_style(WHITE.mix(0.85))
-                .border_style(BLACK.mix(0.2))
-                .draw()
-                .map_err(|e| failed(&e))?;
+        if named {
+            legend(&mut chart, SeriesLabelPosition::LowerRight).map_err(|e| failed(&e))?;
         }
         root.present().map_err(|e| failed(&e))?;
     }

@@ -177,9 +177,10 @@ impl<'a> Grove<'a> {
         if state.root.is_none() || state.sharing.files {
             return Ok(opened);
         }
+        let free = self.common.pool.end();
         let mut batch = Batch::new();
         for descriptor in &state.descriptors {
-            let number = self.free + opened.len() as i32;
+            let number = free + opened.len() as i32;
             if !opened.contains_key(&descriptor.file)
                 && self.around.late.open_early(descriptor.file, number, &mut batch)
             {
