@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod client;
+pub mod escape;
 pub mod experiment;
 pub mod gate;
 pub mod host;

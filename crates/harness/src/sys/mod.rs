@@ -3,7 +3,9 @@
 mod fork;
 mod interrupt;
 mod mappings;
+mod segments;
 
 pub use fork::{fork_and_exit, fork_and_sleep};
 pub use interrupt::interrupts;
 pub use mappings::map_apart;
+pub use segments::{remove_segment, shared_segment};

@@ -14,7 +14,7 @@ use crate::pod::live::{Birth, LivePod};
 use crate::pod::namespaces::Shim;
 use crate::pod::network::{self, Network};
 use crate::pod::registry::{PodState, ProcessId, Record};
-use crate::pod::{Cgroup, NetworkMode, PodError, PodSpec, Store, rootfs};
+use crate::pod::{Cgroup, NetworkMode, PodError, PodSpec, Store, devices, rootfs};
 use crate::sys::channel;
 use crate::sys::pidfd::PidFd;
 
@@ -32,6 +32,7 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
     let listener = Some(store.listen(&spec.name)?);
     let cgroup = Cgroup::create(&store, &spec.name)?;
     scaffold.cgroup = Some(cgroup.clone());
+    devices::confine(&cgroup, &spec.binds)?;
     let created = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     store.save(&unborn(&spec, &cgroup, &created))?;
     let fresh = birth.unpack.is_none();

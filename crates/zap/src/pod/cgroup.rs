@@ -33,6 +33,10 @@ impl Cgroup {
         for group in path.ancestors().take(2) {
             let _ = fs::write(group.join("cgroup.pressure"), "0");
         }
+        // A process that makes a user namespace and a cgroup namespace in it may mount the hierarchy from the pod's group
+        // down, and would make groups there in which nobody would look for it.
+        let above = group_above(&path).join("cgroup.max.depth");
+        fs::write(&above, "1").map_err(failed("writing", &above))?;
         Ok(Cgroup { path })
     }
 
@@ -139,6 +143,10 @@ impl Cgroup {
 fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PodError + use<> {
     let path = path.to_owned();
     move |source| PodError::Store { step, path, source }
+}
+
+fn group_above(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
 }
 
 /// The directory that holds the groups of one host's pods.

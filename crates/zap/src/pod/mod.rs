@@ -5,6 +5,7 @@ pub mod capabilities;
 pub(crate) mod cgroup;
 pub mod console;
 pub mod control;
+mod devices;
 mod error;
 pub mod host_config;
 mod init;
@@ -23,6 +24,7 @@ pub mod takeover;
 pub mod trees;
 
 pub use cgroup::Cgroup;
+pub(crate) use devices::probe as probe_devices;
 pub use error::PodError;
 pub(crate) use init::Command;
 pub use live::{Birth, ClockOffsets, LivePod};

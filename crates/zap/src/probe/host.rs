@@ -45,7 +45,9 @@ fn cgroup() -> io::Result<String> {
     let group = unified.join(format!("zap-check-{}", std::process::id()));
     fs::create_dir(&group)?;
     let missing: Vec<_> = ["cgroup.freeze", "cgroup.kill"].into_iter().filter(|f| !group.join(f).exists()).collect();
+    let devices = crate::pod::probe_devices(&group);
     fs::remove_dir(&group)?;
+    devices.map_err(|e| io::Error::other(format!("no device filters (CONFIG_CGROUP_BPF): {e}")))?;
     holds(missing.is_empty(), &format!("the kernel lacks {}", missing.join(" and ")))
 }
 

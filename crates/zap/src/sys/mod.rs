@@ -1,6 +1,7 @@
 //! The only room with `unsafe`: thin, documented wrappers over kernel interfaces. One file an interface.
 
 pub mod anonymous;
+pub mod bpf;
 pub mod capability;
 pub mod channel;
 pub mod clone;
