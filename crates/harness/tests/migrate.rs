@@ -126,6 +126,39 @@ fn a_destination_that_dies_while_it_fetches_is_a_loss() {
     lost_and_kept(&a, &b, false).unwrap();
 }
 
+/// The destination's monitor dies while it puts memory in place: the next one goes on with that, and nothing is lost.
+fn another_goes_on_filling(kind: &str, strategy: &str, point: &str) -> Result<()> {
+    let (a, b) = (Lab::new()?, Lab::new()?);
+    start(&a, kind)?;
+    let store = a.directory().join("store");
+    std::fs::create_dir(&store)?;
+    let via = format!("ZAP_FAULT={point} {}", b.way_in());
+    a.zap(&[&["migrate", "guest", "--via", &via][..], &options(strategy, &store)].concat())?;
+    ensure!(a.pods()?.is_empty(), "something is left: {:?}", a.pods()?);
+    let monitor: u64 = wait_until("the monitor to be dead", || {
+        let record: serde_json::Value = serde_json::from_slice(&std::fs::read(b.state().join("pods/guest/pod.json"))?)?;
+        let pid = record["monitor"]["pid"].as_u64().with_context(|| format!("{record}"))?;
+        ensure!(!Path::new(&format!("/proc/{pid}")).exists(), "it lives");
+        Ok(pid)
+    })?;
+    ensure!(monitor > 0);
+    check(&b)?;
+    b.pod("guest")?.remove()
+}
+
+#[test]
+fn a_destination_that_dies_while_it_fills_loses_nothing() {
+    for (kind, strategy, point) in [
+        ("moving-memory", "pre-copy", "receive-fetching"),
+        ("moving-memory", "stop-and-copy", "receive-half-filled"),
+        ("moving-threads", "pre-copy", "receive-half-filled"),
+        ("moving-threads", "flush", "receive-half-filled"),
+    ] {
+        let context = || format!("{kind}, {strategy}, {point}");
+        another_goes_on_filling(kind, strategy, point).with_context(context).unwrap();
+    }
+}
+
 #[test]
 fn what_is_kept_for_a_pod_is_listed_and_a_checkpoint_waits_for_it() {
     let (a, b) = (Lab::new().unwrap(), Lab::new().unwrap());

@@ -129,6 +129,7 @@ fn tell_stages(
         left: LeftBehind::default(),
         pod,
         options,
+        sends: give.is_some(),
         strategy,
         clock: Clock::start(),
     };
@@ -180,6 +181,8 @@ const MOST_FILES: u64 = 1 << 20;
 struct Checkpoint<'a> {
     pod: &'a mut LivePod,
     options: &'a Options,
+    /// Whether it goes to a host that is to run it at once.
+    sends: bool,
     /// How its memory is dealt with.
     strategy: &'a dyn Strategy,
     /// The pages that stay behind.
@@ -372,8 +375,8 @@ impl Checkpoint<'_> {
             looked.leave_pages(&look, held, &mut self.left)?;
         }
         looked.read_pages(&mut look)?;
-        if self.strategy.needs_store() {
-            looked.put_off_pages(&look, held)?;
+        if self.sends && !self.strategy.leaves_pages() {
+            looked.put_off_pages(&look, held, self.strategy)?;
         }
         self.clock.lap("memory");
         files::finish(&mut look)?;

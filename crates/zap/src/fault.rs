@@ -35,6 +35,7 @@ pub const POINTS: &[&str] = &[
     "receive-told",
     "receive-running",
     "receive-fetching",
+    "receive-half-filled",
 ];
 
 static ARMED: Mutex<Option<String>> = Mutex::new(None);

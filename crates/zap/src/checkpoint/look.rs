@@ -8,6 +8,7 @@ use crate::files;
 use crate::ids::{HostPid, PodPid};
 use crate::look::Look;
 use crate::memory::{self, LeftBehind, pages_of};
+use crate::migrate::strategies::Strategy;
 use crate::namespaces::Kind;
 use crate::pod::Seccomp;
 use crate::process::ahead::MemoryAhead;
@@ -156,10 +157,16 @@ impl Looked {
         self.each_patient(look, held, |memory, at_once| Ok(memory.leave(at_once, left)?))
     }
 
-    /// Has pages be read later that nobody needs at once.
-    pub(super) fn put_off_pages(&mut self, look: &Look<'_>, held: &HeldPod) -> Result<(), HoldError> {
+    /// Has pages be put in place later that nobody needs at once, where that is worth it.
+    pub(super) fn put_off_pages(
+        &mut self,
+        look: &Look<'_>,
+        held: &HeldPod,
+        strategy: &dyn Strategy,
+    ) -> Result<(), HoldError> {
+        let little = if strategy.needs_store() { memory::LITTLE } else { memory::LITTLE_IN_PLACE };
         self.each_patient(look, held, |memory, at_once| {
-            memory.state.put_off(at_once);
+            memory.state.put_off(at_once, little);
             Ok(())
         })
     }

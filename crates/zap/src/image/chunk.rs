@@ -63,7 +63,7 @@ impl Compression {
 
 /// What the manifest says of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FileEntry {
+pub struct FileEntry {
     pub(super) name: String,
     /// Bytes before compression.
     pub(super) length: u64,

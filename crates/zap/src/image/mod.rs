@@ -24,11 +24,13 @@ mod tests;
 mod verify;
 mod writer;
 
-pub use chunk::Compression;
+pub use chunk::{Compression, FileEntry};
+
 pub use manifest::FORMAT;
 pub use reader::{ImageReader, LayerReader, StoredData};
 pub use received::ReceivedImage;
 pub use sink::DataSink;
+pub(crate) use stored::memory_file;
 pub use writer::{ImageWriter, LayerWriter, Summary, remove_partials};
 
 /// Puts the parts of an image together somewhere else: over a wire, say.

@@ -45,6 +45,16 @@ pub struct StoredData {
 }
 
 impl StoredData {
+    /// What is in that file, of which `entry` has the checksums.
+    pub(crate) fn of(file: File, entry: FileEntry) -> StoredData {
+        StoredData { path: PathBuf::from("the store"), file, entry }
+    }
+
+    /// The file, and its checksums.
+    pub(crate) fn parts(&self) -> (BorrowedFd<'_>, &FileEntry) {
+        (self.file.as_fd(), &self.entry)
+    }
+
     /// The offsets that are read and checked together with this one.
     pub fn chunk_around(&self, offset: u64) -> Range<u64> {
         let start = offset / CHUNK as u64 * CHUNK as u64;

@@ -49,7 +49,7 @@ impl Stored {
 }
 
 /// A file that has no name.
-pub(super) fn memory_file(name: &str) -> io::Result<File> {
+pub(crate) fn memory_file(name: &str) -> io::Result<File> {
     Ok(File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?))
 }
 

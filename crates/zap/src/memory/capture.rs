@@ -93,7 +93,7 @@ impl Captured {
     /// Leaves pages behind that are still to be read and may come later, but for those that must be there `at_once` (sorted,
     /// disjoint).
     pub fn leave(&mut self, at_once: &[Range<u64>], behind: &mut LeftBehind) -> Result<(), CaptureError> {
-        let later = left::later(&self.state, &self.unread, at_once);
+        let later = left::later(&self.state, &self.unread, at_once, left::LITTLE);
         if !later.is_empty() {
             self.unread = ranges::minus(&self.unread, &later);
             let pagemap = self.pagemap.try_clone().capturing("sharing", "a page map")?;

@@ -13,8 +13,11 @@ use super::{PAGE, ranges};
 use crate::error::CaptureError;
 use crate::look::Subject;
 
-/// What is not worth coming later: of a process, and of a mapping.
-const LITTLE: u64 = 256 << 10;
+/// What is not worth coming later: of a process …
+pub const LITTLE: u64 = 256 << 10;
+/// … of one whose pages only have to be put in place, which takes less than what it takes to do that later …
+pub const LITTLE_IN_PLACE: u64 = 4 << 20;
+/// … and of a mapping.
 const FEW: u64 = 64 << 10;
 
 /// The pages that a host keeps for one that a pod has moved to: numbered through by offsets, as if they were a file.
@@ -75,22 +78,23 @@ fn may_come_later(vma: &VmaState, guards: &[Range<u64>]) -> bool {
         && ranges::common(guards, std::slice::from_ref(&vma.range())).is_empty()
 }
 
-/// Those of `pages` that may come later, but for what must be there at once (sorted, disjoint): nothing if it is little.
-pub(super) fn later(state: &MemoryState, pages: &[Range<u64>], at_once: &[Range<u64>]) -> Vec<Range<u64>> {
+/// Those of `pages` that may come later, but for what must be there at once (sorted, disjoint): nothing if it is less than
+/// `little`.
+pub(super) fn later(state: &MemoryState, pages: &[Range<u64>], at_once: &[Range<u64>], little: u64) -> Vec<Range<u64>> {
     let pages = ranges::minus(pages, at_once);
     let suitable = state.vmas.iter().filter(|vma| may_come_later(vma, &state.guards));
     let of_mapping = |vma: &VmaState| ranges::common(&pages, std::slice::from_ref(&vma.range()));
     let worth_it = suitable.map(of_mapping).filter(|found| pages::total(found) as u64 >= FEW);
     let found: Vec<Range<u64>> = worth_it.flatten().collect();
-    if (pages::total(&found) as u64) < LITTLE { Vec::new() } else { found }
+    if (pages::total(&found) as u64) < little { Vec::new() } else { found }
 }
 
 impl MemoryState {
     /// Moves pages that are in the image's data, and may come later, from those that a restart reads at once to those that
-    /// it leaves until then; `at_once` (sorted, disjoint) are not among them.
-    pub fn put_off(&mut self, at_once: &[Range<u64>]) {
+    /// it leaves until then, unless they are less than `little`; `at_once` (sorted, disjoint) are not among them.
+    pub fn put_off(&mut self, at_once: &[Range<u64>], little: u64) {
         let stored: Vec<PageRun> = self.pages.iter().filter(|run| run.source != PageSource::Parent).copied().collect();
-        let later = later(self, &pages::runs(&stored), at_once);
+        let later = later(self, &pages::runs(&stored), at_once, little);
         self.left = PageRun::parts(&stored, &later);
         self.pages = PageRun::parts(&self.pages, &ranges::without(0..u64::MAX, &later));
     }
@@ -141,7 +145,7 @@ mod tests {
         state.pages = vec![run(1, 2, Some(0)), run(2, 3, None), run(4, 6, Some(1 << 20)), run(7, 8, Some(3 << 20))];
         let needed = pages_of(std::iter::once((1 << 20) + 100..(1 << 20) + 101));
         assert_eq!((needed.len(), needed[0].clone()), (1, 1 << 20..(1 << 20) + PAGE));
-        state.put_off(&needed);
+        state.put_off(&needed, LITTLE);
         let first = (1 << 20) + PAGE;
         assert_eq!(state.left, [(first, 2 << 20, Some(PAGE)).into(), run(7, 8, Some(3 << 20))]);
         assert_eq!(state.pages.iter().map(|r| r.end - r.start).sum::<u64>(), PAGE + (3 << 20));
@@ -153,7 +157,7 @@ mod tests {
     fn little_goes_at_once() {
         let mut state = state();
         state.pages = vec![(1 << 20, (1 << 20) + (128 << 10), Some(0)).into()];
-        state.put_off(&[]);
+        state.put_off(&[], LITTLE);
         assert_eq!((state.left.len(), state.pages.len()), (0, 1));
     }
 }

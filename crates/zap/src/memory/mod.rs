@@ -24,7 +24,7 @@ mod vdso;
 pub use asynchronous::Contexts;
 pub use capture::{Captured, Request, capture, check, read_all};
 pub use layout::Mapping;
-pub use left::{LeftBehind, pages_of};
+pub use left::{LITTLE, LITTLE_IN_PLACE, LeftBehind, pages_of};
 pub use mapped::MappedFiles;
 pub use pages::is_empty_at;
 pub use plan::{MemoryBatch, Target, free_gap, late_batch, over_range, rebuild_batches};

@@ -2,19 +2,17 @@
 
 use std::fs::File;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::fetch::{Fetching, FromSource, FromStore, Space, Supply, Whose};
+use super::fetch::{Fetching, Filling, FromImage, FromSource, FromStore, Space, Supply, Whose};
 use super::protocol::{Hello, Message, VERSION};
-use super::strategies;
+use super::strategies::{self, Strategy};
 use super::wire::Wire;
 use crate::fault;
 use crate::image::{FORMAT, ImageError, ImageReader, ReceivedImage};
-use crate::memory::PageRun;
 use crate::monitor::protocol::Failure;
 use crate::pod::host_config::HostConfig;
 use crate::pod::journal::Undo;
@@ -214,11 +212,13 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
         root: None,
         fault: None,
     };
-    let stored = reader.is_stored().then(|| reader.stored_data()).transpose().map_err(|e| Failure::of(&e, 5))?;
-    let mut stored = stored.map(FromStore::new);
+    let mut supply = Some(supply(hello, &reader, wire)?);
     let mut fetching = None;
     let mut gate = |pod: &mut LivePod, incomplete: Vec<Incomplete>| {
-        let filling = prepare(pod, incomplete)?;
+        let filling = match supply.take() {
+            Some(supply) if !incomplete.is_empty() => Some(prepare(pod, incomplete, supply)?),
+            _ => None,
+        };
         let address = pod.network.as_ref().map_or_else(String::new, |n| n.outer().ipv4.to_string());
         let failed = |error: std::io::Error| cut(error).message;
         wire.send(&Message::Ready { address }).map_err(failed)?;
@@ -226,11 +226,7 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
         match wire.hear().map_err(failed)? {
             Message::Go => {
                 fault::point("receive-told");
-                let supply: Box<dyn Supply> = match stored.take() {
-                    Some(store) => Box::new(store),
-                    None => Box::new(FromSource(wire.clone())),
-                };
-                fetching = filling.map(|filling| filling.begin(pod, supply)).transpose().map_err(failed)?;
+                fetching = filling.map(|filling| filling.begin(whose(pod))).transpose().map_err(failed)?;
                 Ok(())
             }
             Message::Abandoned(why) => Err(format!("the source thought better of it: {why}")),
@@ -248,36 +244,42 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
     }
 }
 
-/// Address spaces that wait to be filled.
-struct Filling {
-    spaces: Vec<Space>,
-    end: u64,
+/// Where pages come from that are not in place when the pod is let go.
+fn supply(hello: &Hello, reader: &ImageReader, wire: &Arc<Wire>) -> Result<Box<dyn Supply>, Failure> {
+    if strategies::of_name(&hello.strategy).is_some_and(Strategy::leaves_pages) {
+        return Ok(Box::new(FromSource(wire.clone())));
+    }
+    let damaged = |e: ImageError| Failure::of(&e, 5);
+    if reader.is_stored() {
+        return Ok(Box::new(FromStore::new(reader.stored_data().map_err(damaged)?)));
+    }
+    let data = reader.data_file().map_err(damaged)?.try_clone_to_owned();
+    Ok(Box::new(FromImage::new(data.map_err(|e| Failure { message: format!("sharing the image: {e}"), code: 1 })?)))
 }
 
-/// From here on the pod must not outlive this monitor without the rest of its memory.
-fn prepare(pod: &mut LivePod, incomplete: Vec<Incomplete>) -> Result<Option<Filling>, String> {
-    if incomplete.is_empty() {
-        return Ok(None);
-    }
+/// From here on the pod must not outlive this monitor without the rest of its memory, or somebody who goes on putting it in
+/// place.
+fn prepare(pod: &mut LivePod, incomplete: Vec<Incomplete>, supply: Box<dyn Supply>) -> Result<Filling, String> {
     let failed = |e: PodError| e.to_string();
-    pod.journal.record(Undo::Fetching).map_err(failed)?;
-    for space in &incomplete {
-        pod.control().hoard(&[space.userfault.as_fd()]).map_err(failed)?;
+    let spaces = incomplete.into_iter().map(|space| Space { userfault: space.userfault, left: space.left });
+    let filling = Filling::new(spaces.collect(), supply).map_err(|e| e.to_string())?;
+    let undo = if filling.outlives_us() { Undo::Filling } else { Undo::Fetching };
+    pod.journal.record(undo).map_err(failed)?;
+    for some in filling.hoard().chunks(HOARDED_AT_ONCE) {
+        pod.control().hoard(some).map_err(failed)?;
     }
-    let spaces: Vec<Space> =
-        incomplete.into_iter().map(|space| Space { userfault: space.userfault, left: space.left }).collect();
-    let end = spaces.iter().flat_map(|space| &space.left).filter_map(PageRun::data).map(|range| range.end).max();
-    Ok(Some(Filling { spaces, end: end.unwrap_or(0) }))
+    Ok(filling)
 }
 
-impl Filling {
-    fn begin(self, pod: &LivePod, supply: Box<dyn Supply>) -> std::io::Result<Fetching> {
-        let whose = Whose {
-            pod: pod.spec.name.clone(),
-            cgroup: pod.cgroup.clone(),
-            control: pod.control().clone(),
-            console: pod.session().cloned(),
-        };
-        Fetching::begin(self.spaces, supply, self.end, whose)
+/// Fewer than a message can carry (SCM_MAX_FD).
+const HOARDED_AT_ONCE: usize = 200;
+
+/// The pod, for whoever fills its memory.
+pub(crate) fn whose(pod: &LivePod) -> Whose {
+    Whose {
+        pod: pod.spec.name.clone(),
+        cgroup: pod.cgroup.clone(),
+        control: pod.control().clone(),
+        console: pod.session().cloned(),
     }
 }

@@ -93,7 +93,11 @@ impl Monitor {
             std::thread::spawn(move || {
                 let is_whole = fetching.wait().is_ok();
                 let mut pod = lock(&shared.pod);
-                let noted = pod.as_mut().filter(|_| is_whole).map(|pod| pod.journal.done(&Undo::Fetching));
+                let done = |pod: &mut LivePod| {
+                    nothing_is_hoarded(pod);
+                    [Undo::Fetching, Undo::Filling].iter().try_for_each(|undo| pod.journal.done(undo))
+                };
+                let noted = pod.as_mut().filter(|_| is_whole).map(done);
                 drop(pod);
                 if let Some(Err(error)) = noted {
                     tracing::error!("{error}");
@@ -120,6 +124,14 @@ impl Monitor {
             let _ = filling.join();
         }
         self.shared.dismiss_clients();
+    }
+}
+
+/// Returns when PID 1 has closed the userfaultfds that it was told to close, and so nothing is registered with them: it does
+/// what it is told in order. That of a suspended pod does when the pod goes on.
+fn nothing_is_hoarded(pod: &LivePod) {
+    if !pod.cgroup.is_frozen() {
+        let _ = pod.control().status();
     }
 }
 
@@ -314,10 +326,14 @@ impl Shared {
     /// The pod, once all of its memory has come.
     fn whole(&self) -> MutexGuard<'_, Option<LivePod>> {
         let fetching = lock(&self.fetching).clone();
-        if let Some(fetching) = fetching {
+        if let Some(fetching) = &fetching {
             let _ = fetching.wait();
         }
-        lock(&self.pod)
+        let pod = lock(&self.pod);
+        if let (Some(pod), Some(_)) = (&*pod, fetching) {
+            nothing_is_hoarded(pod);
+        }
+        pod
     }
 
     fn checkpoint(&self, options: &crate::checkpoint::Options) -> Reply {

@@ -73,14 +73,14 @@ fn begin(start: Start, socket: &UnixStream) -> Result<Option<Monitor>, Failure> 
         Start::TakeOver { store, name } => {
             let claim = store.claim(&name)?;
             let found = claim.map(|claim| take_over(store, &name, claim)).transpose()?;
-            let Some(Found::Alive(pod, status)) = found else {
+            let Some(Found::Alive(pod, status, fetching)) = found else {
                 let _ = answer(socket, Ok(()));
                 return Ok(None);
             };
             log_to_file(&pod);
             pod.save()?;
             let _ = answer(socket, Ok(()));
-            Ok(Some(Monitor::new(*pod, status)))
+            Ok(Some(Monitor::new(*pod, status).fetching(fetching)))
         }
     }
 }

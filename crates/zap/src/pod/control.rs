@@ -11,6 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::ids::{HostPid, PodPid};
 use crate::pod::PodError;
+pub(crate) use crate::pod::init::HOARD;
 use crate::pod::init::{Command, MESSAGE_LENGTH, Order, Report, SpawnFailure};
 use crate::sys::channel;
 use crate::sys::pidfd::PidFd;

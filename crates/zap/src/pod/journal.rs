@@ -22,6 +22,8 @@ pub enum Undo {
     Sockets,
     /// Its memory is still coming from the host that it left: without the rest it is lost, kill it.
     Fetching,
+    /// Its memory is being put in place: go on with that, or it is lost too.
+    Filling,
     /// Its memory is being written to that file in a store: remove it.
     Store(PathBuf),
     /// An image of it is being written at that path: [`crate::image::remove_partials`] removes what there is of it.

@@ -5,6 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::ids::PodPid;
+use crate::migrate::destination::whose;
+use crate::migrate::fetch::{Fetching, Filling};
+use crate::monitor::session::End;
 use crate::pod::console::Ends;
 use crate::pod::control::Control;
 use crate::pod::host_config::HostConfig;
@@ -12,14 +15,14 @@ use crate::pod::init::{KEPT, MONITOR_END};
 use crate::pod::journal::{Journal, Undo};
 use crate::pod::live::LivePod;
 use crate::pod::network::{self, Network};
-use crate::pod::registry::{Claim, PodState, Record};
+use crate::pod::registry::{Claim, PodState, ProcessId, Record};
 use crate::pod::{NetworkMode, PodError, Store, rootfs};
 use crate::sys::pidfd::PidFd;
 
 /// A pod that was taken over: alive, or tidied because it had ended.
 pub enum Found {
-    /// It lives, and has not lost its first command (or has, with this wait status).
-    Alive(Box<LivePod>, Option<i32>),
+    /// It lives, and has not lost its first command (or has, with this wait status). How the rest of its memory comes.
+    Alive(Box<LivePod>, Option<i32>, Option<Fetching>),
     /// It has ended; what was left of it is gone.
     Ended,
 }
@@ -32,9 +35,7 @@ pub fn take_over(store: Store, name: &str, claim: Claim) -> Result<Found, PodErr
         Some(init) if init.lives() && half_of_it_is_lost(&store, name) => {
             // Its PID 1 ends with it.
             record.cgroup.kill()?;
-            if let Some(process) = init.handle() {
-                let _ = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::from(10_000u16));
-            }
+            await_end(init);
             tidy(&store, record)?;
             Ok(Found::Ended)
         }
@@ -44,6 +45,23 @@ pub fn take_over(store: Store, name: &str, claim: Claim) -> Result<Found, PodErr
             Ok(Found::Ended)
         }
     }
+}
+
+fn await_end(init: ProcessId) {
+    if let Some(process) = init.handle() {
+        let _ = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::from(10_000u16));
+    }
+}
+
+/// Goes on putting its memory in place, if that was not done.
+fn go_on_filling(pod: &LivePod, pending: &[Undo]) -> std::io::Result<Option<Fetching>> {
+    if !pending.contains(&Undo::Filling) {
+        return Ok(None);
+    }
+    let init = PidFd::open(pod.init)?;
+    let fetching = Filling::left_undone(&init)?.begin(whose(pod))?;
+    fetching.settle();
+    Ok(Some(fetching))
 }
 
 /// Whether the rest of its memory was to come through the monitor that has died.
@@ -166,14 +184,29 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
     };
     // A pod without a first command is one whose making was cut off.
     let Some(main) = pod.main else {
-        pod.destroy(crate::monitor::session::End::Exited(128 + libc::SIGKILL))?;
+        pod.destroy(End::Exited(128 + libc::SIGKILL))?;
         return Ok(Found::Ended);
     };
     pod.start_session(ends)?;
     pod.open_console();
     let status = known_status(&pod, main)?;
     pod.set_main(main)?;
-    Ok(Found::Alive(Box::new(pod), status))
+    let fetching = match go_on_filling(&pod, &pending) {
+        Ok(fetching) => fetching,
+        Err(error) => {
+            if let Some(console) = pod.session() {
+                console.say(&format!("zap: pod {name} is lost: its memory cannot be filled: {error}\n"));
+            }
+            // Nobody may read zeros where its memory was.
+            pod.cgroup.kill()?;
+            match pod.spec.remove {
+                true => pod.destroy(End::Exited(128 + libc::SIGKILL))?,
+                false => pod.stop(128 + libc::SIGKILL)?,
+            }
+            return Ok(Found::Ended);
+        }
+    };
+    Ok(Found::Alive(Box::new(pod), status, fetching))
 }
 
 /// How the first command ended, if it has. A suspended pod cannot answer, and nothing in it can have ended.

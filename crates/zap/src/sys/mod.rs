@@ -34,6 +34,7 @@ pub(crate) mod testing;
 pub mod tty;
 pub mod userfault;
 pub mod watch;
+pub mod words;
 
 use std::io;
 

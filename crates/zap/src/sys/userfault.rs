@@ -6,6 +6,7 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::check;
 
@@ -104,8 +105,13 @@ pub fn zero(userfault: impl AsFd, page: u64) -> io::Result<()> {
 
 /// Wakes whoever waits for a page.
 pub fn wake(userfault: impl AsFd, page: u64) -> io::Result<()> {
+    wake_all(userfault, &(page..page + 4096))
+}
+
+/// Wakes whoever waits for a page of this range: it tries again, and is heard of again if it still has to wait.
+pub fn wake_all(userfault: impl AsFd, range: &Range<u64>) -> io::Result<()> {
     // struct uffdio_range: start, len
-    let mut argument = [page, 4096];
+    let mut argument = [range.start, range.end - range.start];
     // SAFETY: the kernel reads two words, which outlive the call.
     let result = unsafe { libc::ioctl(userfault.as_fd().as_raw_fd(), UFFDIO_WAKE, argument.as_mut_ptr()) };
     check(result.into()).map(drop)
@@ -133,14 +139,16 @@ pub enum Event {
     Unmap(Range<u64>),
 }
 
-/// The next event, if there is one. What is not known is left out.
-pub fn next_event(userfault: impl AsFd) -> io::Result<Option<Event>> {
-    // struct uffd_msg: an event, and three words
-    let mut message = [0u64; 4];
+/// `struct uffd_msg`: an event, and three words.
+pub type Message = [AtomicU64; 4];
+
+/// Reads the next event, if there is one, into `message`, which must be zeros. The kernel lets whoever it is about go on as
+/// soon as it is read: in memory that outlives us it is not lost with us.
+pub fn read_event(userfault: impl AsFd, message: &Message) -> io::Result<Option<Event>> {
     let descriptor = userfault.as_fd().as_raw_fd();
     loop {
-        // SAFETY: the kernel writes at most the 32 bytes of `message`.
-        let read = check(unsafe { libc::read(descriptor, message.as_mut_ptr().cast(), 32) } as libc::c_long);
+        // SAFETY: the kernel writes at most the 32 bytes of `message`, whose words may change at any time.
+        let read = check(unsafe { libc::read(descriptor, message.as_ptr() as *mut _, 32) } as libc::c_long);
         match read {
             Ok(32) => {}
             Ok(_) => return Ok(None),
@@ -148,15 +156,27 @@ pub fn next_event(userfault: impl AsFd) -> io::Result<Option<Event>> {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(e),
         }
-        let [kind, a, b, c] = message;
-        return Ok(Some(match kind as u8 {
-            0x12 => Event::Fault(b & !4095),
-            // SAFETY: with this event the kernel gives us a new descriptor, whose number it writes; nobody else has it.
-            0x13 => Event::Fork(unsafe { OwnedFd::from_raw_fd(a as u32 as i32) }),
-            0x14 => Event::Remap { from: a, to: b, length: c },
-            0x15 => Event::Remove(a..b),
-            0x16 => Event::Unmap(a..b),
-            _ => continue,
-        }));
+        let words = message.each_ref().map(|word| word.load(Ordering::Relaxed));
+        // SAFETY: with this event the kernel gives us a new descriptor, whose number it writes; nobody else has it.
+        let fork = (words[0] as u8 == FORK).then(|| unsafe { OwnedFd::from_raw_fd(words[1] as u32 as i32) });
+        match (fork, change(words)) {
+            (Some(userfault), _) => return Ok(Some(Event::Fork(userfault))),
+            (None, Some(event)) => return Ok(Some(event)),
+            (None, None) => {}
+        }
+    }
+}
+
+/// `UFFD_EVENT_FORK`.
+pub const FORK: u8 = 0x13;
+
+/// What a message says; none if it is of a fork, or not known.
+pub fn change([kind, a, b, c]: [u64; 4]) -> Option<Event> {
+    match kind as u8 {
+        0x12 => Some(Event::Fault(b & !4095)),
+        0x14 => Some(Event::Remap { from: a, to: b, length: c }),
+        0x15 => Some(Event::Remove(a..b)),
+        0x16 => Some(Event::Unmap(a..b)),
+        _ => None,
     }
 }

@@ -4,6 +4,8 @@
 //! read the kernel answers EAGAIN to whoever fills, so no page is ever put where another belongs. PID 1 keeps a copy of every
 //! userfaultfd: should this monitor die, whoever touches a missing page waits instead of reading zeros.
 
+mod filling;
+mod ledger;
 mod remaining;
 mod supply;
 
@@ -18,9 +20,12 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+pub use self::filling::{Filling, Space};
+use self::ledger::Ledger;
 use self::remaining::{Remaining, Run};
-pub use self::supply::{FromSource, FromStore, Supply};
-use crate::memory::{PAGE, PageRun, PageSource};
+pub use self::supply::{FromImage, FromSource, FromStore, Supply};
+use crate::fault;
+use crate::memory::PAGE;
 use crate::pod::Cgroup;
 use crate::pod::control::Control;
 use crate::sys::userfault::{self, Event};
@@ -32,14 +37,6 @@ const BLOCK: u64 = 128 << 10;
 const FIRST_WINDOW: u64 = 4 * BLOCK;
 const MOST: u64 = 8 << 20;
 const WAIT: Duration = Duration::from_millis(15);
-
-/// An address space that is to be filled.
-pub struct Space {
-    /// Registered, with all its pages missing.
-    pub userfault: OwnedFd,
-    /// The pages, and where they come from.
-    pub left: Vec<PageRun>,
-}
 
 /// The pod whose memory it is.
 pub struct Whose {
@@ -74,12 +71,12 @@ struct Progress {
 }
 
 impl Fetching {
-    /// Begins to fill. Until [`Fetching::settle`] the supply is not told that no more is needed.
-    pub fn begin(spaces: Vec<Space>, supply: Box<dyn Supply>, end: u64, whose: Whose) -> io::Result<Fetching> {
+    /// Begins to fill: until [`Fetching::settle`] nothing but what somebody waits for, for others have more to do then.
+    fn begin(filling: Filling, whose: Whose) -> io::Result<Fetching> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let shared = Shared { progress: Mutex::default(), changed: Condvar::new(), wake };
         let fetching = Fetching(Arc::new(shared));
-        let fetcher = Fetcher::new(spaces, supply, end, whose, fetching.clone());
+        let fetcher = Fetcher::new(filling, whose, fetching.clone());
         std::thread::Builder::new().name("fetch".to_owned()).spawn(move || fetcher.run())?;
         Ok(fetching)
     }
@@ -88,7 +85,7 @@ impl Fetching {
         self.0.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The source knows that the pod runs here: it may be told when nothing more is needed of it.
+    /// The source knows that the pod runs here: all of it may come, and the source be told when it has.
     pub fn settle(&self) {
         self.progress().settled = true;
         let _ = self.0.wake.write(1);
@@ -126,6 +123,7 @@ struct Filled {
 struct Fetcher {
     spaces: Vec<Filled>,
     supply: Box<dyn Supply>,
+    ledger: Ledger,
     /// A bit a page: whether it was asked for.
     asked: Vec<u64>,
     /// What is on its way, and since when.
@@ -151,19 +149,13 @@ enum Failed {
 }
 
 impl Fetcher {
-    fn new(spaces: Vec<Space>, supply: Box<dyn Supply>, end: u64, whose: Whose, fetching: Fetching) -> Fetcher {
-        let filled = |space: Space| {
-            let mut remaining = Remaining::default();
-            for run in space.left {
-                if let PageSource::Data(offset) = run.source {
-                    remaining.insert(Run { address: run.start, offset, length: run.end - run.start });
-                }
-            }
-            Filled { userfault: space.userfault, remaining, waiting: Vec::new(), gone: false }
-        };
+    fn new(filling: Filling, whose: Whose, fetching: Fetching) -> Fetcher {
+        let Filling { spaces, supply, ledger, end } = filling;
+        let filled = |(userfault, remaining)| Filled { userfault, remaining, waiting: Vec::new(), gone: false };
         Fetcher {
             spaces: spaces.into_iter().map(filled).collect(),
             supply,
+            ledger,
             asked: vec![0; (end / PAGE / 64 + 1) as usize],
             coming: VecDeque::new(),
             on_its_way: 0,
@@ -216,17 +208,12 @@ impl Fetcher {
         loop {
             (0..self.spaces.len()).try_for_each(|space| self.attend(space)).map_err(Failed::Memory)?;
             let missing = self.spaces.iter().any(|space| !space.remaining.is_empty());
-            if missing {
-                self.ask_ahead().map_err(Failed::Supply)?;
-            } else if self.coming.is_empty() {
-                let progress = self.fetching.progress();
-                if progress.abandoned {
-                    return Err(Failed::Abandoned);
-                }
-                if progress.settled {
-                    drop(progress);
-                    return self.supply.finish().map_err(Failed::Supply);
-                }
+            let Progress { settled, abandoned, .. } = *self.fetching.progress();
+            match (missing, settled) {
+                _ if abandoned => return Err(Failed::Abandoned),
+                (true, true) => self.ask_ahead().map_err(Failed::Supply)?,
+                (false, true) if self.coming.is_empty() => return self.supply.finish().map_err(Failed::Supply),
+                _ => {}
             }
             if self.wait()? {
                 let (offset, bytes) = self.supply.take().map_err(Failed::Supply)?;
@@ -293,17 +280,16 @@ impl Fetcher {
     fn hear(&mut self, space: usize) -> io::Result<()> {
         while !self.spaces[space].gone {
             let Filled { userfault, remaining, waiting, .. } = &mut self.spaces[space];
-            match userfault::next_event(&*userfault)? {
+            match self.ledger.hear(space, userfault.as_fd())? {
                 None => break,
                 Some(Event::Fault(page)) => waiting.push(page),
-                Some(Event::Remap { from, to, length }) => remaining.shift(from, to, length),
-                Some(Event::Remove(range) | Event::Unmap(range)) => drop(remaining.forget(&range)),
                 Some(Event::Fork(userfault)) => {
                     let remaining = remaining.clone();
                     // It hears of it before the child runs.
                     let _ = self.whose.control.hoard(&[userfault.as_fd()]);
                     self.spaces.push(Filled { userfault, remaining, waiting: Vec::new(), gone: false });
                 }
+                change => remaining.hear(change),
             }
         }
         Ok(())
@@ -374,6 +360,9 @@ impl Fetcher {
             return Err(strange());
         }
         self.on_its_way -= bytes.len() as u64;
+        if self.received > self.end / 2 {
+            fault::point("receive-half-filled");
+        }
         self.pace(since.elapsed(), bytes.len() as u64);
         let mut space = 0;
         // Spaces are added when their parents fork meanwhile.
@@ -403,6 +392,7 @@ impl Fetcher {
             let Filled { userfault, remaining, .. } = &mut self.spaces[space];
             let (done, result) = userfault::copy(&*userfault, address, &bytes[from..from + length as usize]);
             remaining.forget(&(address..address + done));
+            self.ledger.came(space, address, done);
             let failed_at = address + done;
             match answer_to(result) {
                 Answer::Done => {}

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::sys::userfault::Event;
+
 /// The pages of an address space that have not come. Each comes from an offset of its own, in what was left behind.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Remaining {
@@ -90,6 +92,15 @@ impl Remaining {
             rest.iter().filter_map(|range| run.within(range)).for_each(|rest| self.insert(rest));
         }
         forgotten
+    }
+
+    /// What a process has done to its address space.
+    pub(super) fn hear(&mut self, event: Option<Event>) {
+        match event {
+            Some(Event::Remap { from, to, length }) => self.shift(from, to, length),
+            Some(Event::Remove(range) | Event::Unmap(range)) => drop(self.forget(&range)),
+            Some(Event::Fault(_) | Event::Fork(_)) | None => {}
+        }
     }
 
     /// They moved, and are where they moved to.

@@ -1,11 +1,14 @@
-//! Where pages that were left behind come from.
+//! Where pages come from that are to be put in place.
 
+use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use crate::image::StoredData;
+use crate::image::{FileEntry, StoredData};
 use crate::migrate::protocol::Message;
 use crate::migrate::wire::Wire;
 
@@ -22,6 +25,59 @@ pub trait Supply: Send {
 
     /// No more will be asked for.
     fn finish(&mut self) -> io::Result<()>;
+
+    /// The file with the pages, and its checksums where they have to be checked: what another monitor can go on with. None
+    /// if they come from a stream.
+    fn outlives_us(&self) -> Option<(BorrowedFd<'_>, Option<FileEntry>)> {
+        None
+    }
+}
+
+/// What [`Supply::outlives_us`] gave, to go on with.
+pub(super) fn of_file(file: OwnedFd, check: Option<FileEntry>) -> Box<dyn Supply> {
+    match check {
+        Some(entry) => Box::new(FromStore::new(StoredData::of(file.into(), entry))),
+        None => Box::new(FromImage::new(file)),
+    }
+}
+
+/// The image, all of which has come, and was checked when it did.
+pub struct FromImage {
+    data: File,
+    asked: VecDeque<Range<u64>>,
+}
+
+impl FromImage {
+    /// The image's data.
+    pub fn new(data: OwnedFd) -> FromImage {
+        FromImage { data: data.into(), asked: VecDeque::new() }
+    }
+}
+
+impl Supply for FromImage {
+    fn ask(&mut self, wanted: Range<u64>) -> io::Result<Range<u64>> {
+        self.asked.push_back(wanted.clone());
+        Ok(wanted)
+    }
+
+    fn arrivals(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn take(&mut self) -> io::Result<(u64, Vec<u8>)> {
+        let wanted = self.asked.pop_front().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut bytes = vec![0; (wanted.end - wanted.start) as usize];
+        self.data.read_exact_at(&mut bytes, wanted.start)?;
+        Ok((wanted.start, bytes))
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn outlives_us(&self) -> Option<(BorrowedFd<'_>, Option<FileEntry>)> {
+        Some((self.data.as_fd(), None))
+    }
 }
 
 /// The host that the pod has left.
@@ -49,13 +105,13 @@ impl Supply for FromSource {
 /// A store that both hosts see. What is read is checked; what has been read is never read again.
 pub struct FromStore {
     data: StoredData,
-    asked: std::collections::VecDeque<Range<u64>>,
+    asked: VecDeque<Range<u64>>,
 }
 
 impl FromStore {
     /// The image's data, in the store.
     pub fn new(data: StoredData) -> FromStore {
-        FromStore { data, asked: Default::default() }
+        FromStore { data, asked: VecDeque::new() }
     }
 }
 
@@ -77,5 +133,10 @@ impl Supply for FromStore {
 
     fn finish(&mut self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn outlives_us(&self) -> Option<(BorrowedFd<'_>, Option<FileEntry>)> {
+        let (file, entry) = self.data.parts();
+        Some((file, Some(entry.clone())))
     }
 }

@@ -17,6 +17,9 @@ pub(crate) const KEPT: i32 = 6;
 /// How many can be kept.
 pub(crate) const KEPT_COUNT: i32 = 10;
 
+/// The first of those that are hoarded: far above any other.
+pub(crate) const HOARD: i32 = 512;
+
 /// An order to PID 1. Descriptors travel beside it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
@@ -42,7 +45,7 @@ pub(crate) enum Order {
         /// The first slot.
         slot: i32,
     },
-    /// Keep these descriptors too, whatever their number, until [`Order::DropHoard`].
+    /// Keep these descriptors too, from [`HOARD`] on, one behind the other, until [`Order::DropHoard`].
     Hoard,
     /// Close all that was hoarded.
     DropHoard,

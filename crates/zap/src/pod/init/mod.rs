@@ -7,7 +7,7 @@ mod spawn;
 mod users;
 
 pub(crate) use message::{
-    CONTROL, Command, KEPT, KEPT_COUNT, MESSAGE_LENGTH, MONITOR_END, Order, Report, SpawnFailure,
+    CONTROL, Command, HOARD, KEPT, KEPT_COUNT, MESSAGE_LENGTH, MONITOR_END, Order, Report, SpawnFailure,
 };
 
 use message::SIGNALS;
@@ -230,7 +230,7 @@ impl Init {
                     exec::duplicate_to(file.as_raw_fd(), number)?;
                 }
             }
-            Order::Hoard => self.hoard.extend(files),
+            Order::Hoard => self.hoard(files),
             Order::DropHoard => self.hoard.clear(),
             Order::Drop { slot } if (0..KEPT_COUNT).contains(&slot) => exec::duplicate_to(0, KEPT + slot)?,
             Order::Drop { .. } => {}
@@ -244,6 +244,15 @@ impl Init {
             }
         }
         Ok(())
+    }
+
+    /// Keeps files, one behind the other where a new monitor looks for them; wherever they are if that cannot be.
+    fn hoard(&mut self, files: Vec<OwnedFd>) {
+        for file in files {
+            let number = HOARD + self.hoard.len() as i32;
+            let kept = exec::duplicate_to(file.as_raw_fd(), number).and_then(|()| exec::inherited(number));
+            self.hoard.push(kept.unwrap_or(file));
+        }
     }
 
     fn started(&mut self, id: u32, result: Result<i32, i32>, main: bool) {
