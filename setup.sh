@@ -153,7 +153,9 @@ repro() {
   setup
   part "release build" cargo build --release --locked --workspace
   part "host check" host_check target/release/zap
-  part "experiments" target/release/harness repro "$@"
+  # All of it within half an hour, set-up and build included: what is left of it is the experiments'. A later --minutes wins.
+  local left=$((28 - SECONDS / 60))
+  part "experiments" target/release/harness repro --minutes $((left < 12 ? 12 : left)) "$@"
 }
 
 tests() {

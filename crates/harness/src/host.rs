@@ -3,12 +3,45 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::stats::quantile;
+
 /// Packages whose version matters to what is measured.
-const PACKAGES: &[&str] = &["apache2-bin", "libapr1", "libc6"];
+const PACKAGES: &[&str] = &[
+    "apache2-bin",
+    "bubblewrap",
+    "default-jre-headless",
+    "fio",
+    "gcc",
+    "libapr1",
+    "libc6",
+    "make",
+    "memcached",
+    "nginx-core",
+    "nodejs",
+    "postgresql",
+    "python3",
+    "redis-server",
+    "sqlite3",
+    "tigervnc-standalone-server",
+    "util-linux",
+    "x11-apps",
+];
+/// How long the machine is listened to.
+const LISTENED: Duration = Duration::from_millis(300);
+
+/// How uneven a machine is: what is measured there cannot be told apart more finely.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Noise {
+    /// How much longer the same work takes in one of twenty cases than in the middle one, as a part.
+    pub spread: f64,
+    /// The part of the time of its processors that a virtual machine did not get.
+    pub stolen: f64,
+}
 
 /// A machine, as far as it matters to a measurement. Written beside the samples as `host.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -39,6 +72,9 @@ pub struct HostFacts {
     pub measured_at: u64,
     /// Load averages when the measurement began.
     pub load: String,
+    /// A reading of the machine's noise.
+    #[serde(default)]
+    pub noise: Option<Noise>,
 }
 
 impl HostFacts {
@@ -59,6 +95,7 @@ impl HostFacts {
             commit: commit(),
             measured_at: std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs()),
             load: read("/proc/loadavg"),
+            noise: Some(listen()),
         }
     }
 
@@ -77,6 +114,29 @@ impl HostFacts {
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} is not the facts of a host", path.display()))
     }
+}
+
+/// Does the same work again and again, and sees how long it takes.
+fn listen() -> Noise {
+    let (begun, stolen_before) = (Instant::now(), stolen(&read("/proc/stat")));
+    let mut times = Vec::new();
+    while begun.elapsed() < LISTENED {
+        let start = Instant::now();
+        std::hint::black_box((0..100_000_u64).fold(1, |hash: u64, i| hash.rotate_left(5) ^ std::hint::black_box(i)));
+        times.push(start.elapsed().as_secs_f64());
+    }
+    let (middle, high) = (quantile(&times, 0.5), quantile(&times, 0.95));
+    let spread = middle.zip(high).map_or(0.0, |(middle, high)| high / middle - 1.0);
+    let (total_after, stolen_after) = stolen(&read("/proc/stat"));
+    let (total, stolen) = (total_after - stolen_before.0, stolen_after - stolen_before.1);
+    Noise { spread, stolen: if total > 0.0 { (stolen / total).clamp(0.0, 1.0) } else { 0.0 } }
+}
+
+/// All time of the processors, and that of it which went to other virtual machines (proc_stat(5)).
+fn stolen(stat: &str) -> (f64, f64) {
+    let numbers: Vec<f64> =
+        stat.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
+    (numbers.iter().take(8).sum(), numbers.get(7).copied().unwrap_or(0.0))
 }
 
 fn read(path: &str) -> String {
@@ -143,6 +203,7 @@ mod tests {
     fn texts_of_the_kernel() {
         assert_eq!(memory_bytes("MemTotal:       16 kB\nMemFree: 1 kB\n"), 16384);
         assert_eq!(memory_bytes("nothing"), 0);
+        assert_eq!(stolen("cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1"), (36.0, 8.0));
         assert_eq!(cpuinfo_field("processor\t: 0\nmodel name\t: Some CPU\n", "model name"), "Some CPU");
         assert_eq!(os_release("NAME=x\nPRETTY_NAME=\"Debian 12\"\n"), "Debian 12");
     }

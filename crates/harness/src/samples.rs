@@ -40,12 +40,20 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder for `experiment` below `out`; earlier samples of the same experiment there are replaced.
-    pub fn create(out: &Path, experiment: &'static str, seed: u64) -> Result<Self> {
+    /// A recorder for `experiment` below `out`, which adds to what is there.
+    pub fn open(out: &Path, experiment: &'static str, seed: u64) -> Result<Self> {
         let path = path_of(out, experiment);
         std::fs::create_dir_all(raw_dir(out)).with_context(|| format!("making {}", raw_dir(out).display()))?;
-        let writer = csv::Writer::from_path(&path).with_context(|| format!("making {}", path.display()))?;
+        let opened = File::options().create(true).append(true).open(&path);
+        let file = opened.with_context(|| format!("making {}", path.display()))?;
+        let empty = file.metadata().with_context(|| format!("looking at {}", path.display()))?.len() == 0;
+        let writer = csv::WriterBuilder::new().has_headers(empty).from_writer(file);
         Ok(Self { writer, experiment, seed })
+    }
+
+    /// How long the file is.
+    pub fn bytes(&self) -> Result<u64> {
+        Ok(self.writer.get_ref().metadata().context("looking at samples")?.len())
     }
 
     /// The seed that is noted with each sample.
@@ -88,7 +96,8 @@ pub fn raw_dir(out: &Path) -> PathBuf {
     out.join("raw")
 }
 
-fn path_of(out: &Path, experiment: &str) -> PathBuf {
+/// Where the samples of an experiment are.
+pub fn path_of(out: &Path, experiment: &str) -> PathBuf {
     raw_dir(out).join(format!("{experiment}.csv"))
 }
 
@@ -141,7 +150,7 @@ mod tests {
     #[test]
     fn what_was_recorded_is_read_back() {
         let out = tempfile::tempdir().unwrap();
-        let mut recorder = Recorder::create(out.path(), "some", 7).unwrap();
+        let mut recorder = Recorder::open(out.path(), "some", 7).unwrap();
         let context = Circumstances { workload: "sleep", parameters: "a=1;b=2", arm: "pod", run: 3 };
         recorder.record(&context, "downtime", 1234.5, "us").unwrap();
         let samples = read_all(out.path()).unwrap();
@@ -149,6 +158,10 @@ mod tests {
         assert_eq!((samples[0].seed, samples[0].run, samples[0].value), (7, 3, 1234.5));
         assert_eq!(values(&samples, "some", "sleep", "pod", "downtime"), [1234.5]);
         assert!(values(&samples, "some", "sleep", "native", "downtime").is_empty());
+        let mut again = Recorder::open(out.path(), "some", 8).unwrap();
+        again.record(&context, "downtime", 2.0, "us").unwrap();
+        let all = read_all(out.path()).unwrap();
+        assert_eq!(values(&all, "some", "sleep", "pod", "downtime"), [1234.5, 2.0]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use harness::experiment::{self, Extent, Settings};
+use harness::experiment::{self, Settings};
 use harness::report;
 use harness::samples::{self, Sample};
 
@@ -15,14 +15,8 @@ const MAY_BE_ZERO: [&str; 6] =
 /// Runs an experiment, or some of its cases, and gives its samples. A report can be made of them.
 fn samples_of(name: &str, cases: &[&str]) -> Vec<Sample> {
     let out = tempfile::tempdir().unwrap();
-    let settings = Settings {
-        out: out.path().into(),
-        runs: None,
-        workloads: cases.iter().map(|case| (*case).to_owned()).collect(),
-        extent: Extent::Fast,
-        seed: 1,
-        progress: false,
-    };
+    let workloads = cases.iter().map(|case| (*case).to_owned()).collect();
+    let settings = Settings { workloads, ..Settings::fast(out.path().into()) };
     experiment::find(name).unwrap().run(&settings).unwrap();
     report::make(out.path()).unwrap();
     let samples = samples::read_all(out.path()).unwrap();
@@ -51,7 +45,8 @@ fn assert_measured(samples: &[Sample], arms: &[&str], metrics: &[&str]) {
 #[test]
 fn overhead_micro() {
     let samples = samples_of("overhead-micro", &[]);
-    assert_measured(&samples, &["native", "pod", "pod-unconfined"], &["getpid", "read", "fork_exit", "fork_exec"]);
+    let operations: Vec<&str> = harness::micro::OPERATIONS.iter().map(|(name, _)| *name).collect();
+    assert_measured(&samples, &["native", "pod", "pod-unconfined", "namespaces", "bubblewrap"], &operations);
 }
 
 #[test]

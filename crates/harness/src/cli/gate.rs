@@ -68,8 +68,7 @@ fn look(baseline: &[Sample], runs: Option<u32>) -> Result<Vec<Regression>> {
 
 fn measure(name: &str, runs: Option<u32>, out: &Path) -> Result<()> {
     let extent = Extent::Ordinary;
-    let settings =
-        Settings { out: out.into(), runs, workloads: Vec::new(), extent, seed: rand::random(), progress: false };
+    let settings = Settings { runs, extent, seed: rand::random(), ..Settings::fast(out.into()) };
     eprintln!("measuring {name}, seed {}", settings.seed);
     experiment::find(name)?.run(&settings)
 }

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::experiment::{Extent, Settings};
+use crate::peer::PeerSpec;
 
 /// Measures zap, and shows what of the paper is reproduced.
 #[derive(Debug, Parser)]
@@ -58,6 +59,13 @@ struct Common {
     /// Seed of the order of runs [default: drawn, and printed]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Keep whole rounds that are in DIR already; measure what is missing
+    #[arg(long)]
+    resume: bool,
+    /// Another system to measure beside zap, where an experiment can: criu=PATH,
+    /// or native (the workload by itself, ended and started again)
+    #[arg(long, value_name = "NAME[=PATH]")]
+    peer: Vec<PeerSpec>,
 }
 
 impl Common {
@@ -67,7 +75,17 @@ impl Common {
         let quiet = ["NO_COLOR", "CI"].iter().any(|name| std::env::var_os(name).is_some());
         let progress = std::io::stderr().is_terminal() && !quiet;
         let extent = if self.full { Extent::Full } else { Extent::Ordinary };
-        Settings { out: self.out.clone(), runs: self.runs, workloads: Vec::new(), extent, seed, progress }
+        Settings {
+            out: self.out.clone(),
+            runs: self.runs,
+            workloads: Vec::new(),
+            extent,
+            seed,
+            progress,
+            budget: None,
+            resume: self.resume,
+            peers: self.peer.clone(),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::peers::Peers;
+use super::rivals::Rivals;
 use super::{Experiment, Session, bytes_below};
 use crate::lab::{Lab, Phase, Pod, PodOptions, resident};
 use crate::samples::Circumstances;
@@ -17,6 +18,7 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     what: "downtime, stages, whole-command times and image sizes: a pod that sleeps, Apache with each MPM, desktops",
     cases: || workload::all().iter().map(|workload| workload.name()).collect(),
     runs: (15, 30),
+    share: 8,
     run,
 };
 
@@ -26,11 +28,7 @@ const COMPRESSIONS: [(&str, &str); 3] = [("none", "size-none"), ("lz4", "size-lz
 fn run(session: &mut Session) -> Result<()> {
     let mut workloads = workload::all();
     workloads.retain(|workload| session.wants(workload.name()));
-    session.expect(u64::from(session.runs + 1) * workloads.len() as u64 * 2);
-    for workload in &workloads {
-        measure(session, workload.as_ref()).with_context(|| format!("with {}", workload.name()))?;
-    }
-    Ok(())
+    session.each(&workloads, |workload| workload.name().into(), |session, workload| measure(session, workload.as_ref()))
 }
 
 /// Measures one workload, in a lab of its own.
@@ -40,22 +38,20 @@ fn measure(session: &mut Session, workload: &dyn Workload) -> Result<()> {
     let mut pod = lab.start_pod(workload, "measured", &PodOptions::default())?;
     let mut peers = Peers::connect(&lab, &pod, workload)?;
     let parameters = peers.parameters();
-    for run in 0..=session.runs {
-        // The first round warms up: it is made, but not recorded.
-        let recorded = run.checked_sub(1);
-        let of = |arm| Circumstances { workload: workload.name(), parameters: &parameters, arm, run: run.max(1) - 1 };
+    let mut rivals = Rivals::start(session, &lab, workload)?;
+    let mut rounds = session.rounds(workload.name(), true);
+    while let Some(run) = session.next(&mut rounds)? {
+        let of = |arm| Circumstances { workload: workload.name(), parameters: &parameters, arm, run };
 
         session.step(&format!("{}: left running", workload.name()));
-        for (compression, arm) in if run == 1 { &COMPRESSIONS[..] } else { &COMPRESSIONS[..1] } {
+        for (compression, arm) in if run == 0 && !session.warms_up() { &COMPRESSIONS[..] } else { &COMPRESSIONS[..1] } {
             peers.watch();
             let checkpoint = checkpoint(&pod, &image, &["--leave-running", "--compress", compression])?;
             let gap = peers.longest_gap()?;
-            if recorded.is_some() {
-                session.record(&of(arm), "image_bytes", bytes_below(&image)? as f64, "bytes")?;
-                if *compression == "none" {
-                    checkpoint.record(session, &of("leave-running"))?;
-                    gap.map_or(Ok(()), |gap| session.record_duration(&of("leave-running"), "viewer_gap", gap))?;
-                }
+            session.record(&of(arm), "image_bytes", bytes_below(&image)? as f64, "bytes")?;
+            if *compression == "none" {
+                checkpoint.record(session, &of("leave-running"))?;
+                gap.map_or(Ok(()), |gap| session.record_duration(&of("leave-running"), "viewer_gap", gap))?;
             }
             remove(&image)?;
         }
@@ -68,14 +64,13 @@ fn measure(session: &mut Session, workload: &dyn Workload) -> Result<()> {
         let restarted = restart(&lab, &image, &peers)?;
         pod = restarted.pod.clone();
         let after = resident(&pod.processes()?)?;
-        if recorded.is_some() {
-            stopped.record(session, &of("stop"))?;
-            restarted.record(session, &of("restart"))?;
-            session.record(&of("stop"), "memory", before.total as f64, "bytes")?;
-            session.record(&of("restart"), "memory", after.total as f64, "bytes")?;
-        }
+        stopped.record(session, &of("stop"))?;
+        restarted.record(session, &of("restart"))?;
+        session.record(&of("stop"), "memory", before.total as f64, "bytes")?;
+        session.record(&of("restart"), "memory", after.total as f64, "bytes")?;
         peers.use_once()?;
         remove(&image)?;
+        rivals.turn(session, &parameters, run)?;
     }
     peers.finish()?;
     pod.remove()

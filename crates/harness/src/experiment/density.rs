@@ -1,6 +1,6 @@
 //! How many copies of one image run side by side, how fast each comes, and what memory it takes.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::{Experiment, Extent, Session};
 use crate::lab::{Lab, Pod, PodOptions, resident};
@@ -12,7 +12,8 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     claim: "an image restarts as often as one likes, the copies side by side",
     what: "restarts of one image beside each other: time of each, memory of all of them, time to remove one",
     cases: || workloads().iter().map(|workload| workload.name()).collect(),
-    runs: (1, 5),
+    runs: (10, 10),
+    share: 3,
     run,
 };
 
@@ -27,13 +28,17 @@ fn run(session: &mut Session) -> Result<()> {
         Extent::Full => 50,
     };
     let workloads: Vec<_> = workloads().into_iter().filter(|workload| session.wants(workload.name())).collect();
-    session.expect(u64::from(session.runs) * copies * workloads.len() as u64);
-    for run in 0..session.runs {
-        for workload in &workloads {
-            measure(session, workload.as_ref(), copies, run).with_context(|| format!("with {}", workload.name()))?;
-        }
-    }
-    Ok(())
+    session.each(
+        &workloads,
+        |workload| workload.name().into(),
+        |session, workload| {
+            let mut rounds = session.rounds(workload.name(), false);
+            while let Some(run) = session.next(&mut rounds)? {
+                measure(session, workload.as_ref(), copies, run)?;
+            }
+            Ok(())
+        },
+    )
 }
 
 fn measure(session: &mut Session, workload: &dyn Workload, copies: u64, run: u32) -> Result<()> {

@@ -14,6 +14,7 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     what: "the longest time that a client goes without an answer across a checkpoint, and the downtime that the pod reports",
     cases: || vec!["apache-event"],
     runs: (20, 50),
+    share: 1,
     run,
 };
 
@@ -22,26 +23,32 @@ fn run(session: &mut Session) -> Result<()> {
     let image = lab.directory().join("image");
     let apache = Apache { mpm: Mpm::Event };
     let mut pod = lab.start_pod(&apache, "web", &PodOptions::default())?;
-    session.expect(u64::from(session.runs + 1) * 2);
-    for run in 0..=session.runs {
-        for arm in ["leave-running", "stop-restart"] {
-            session.step(arm);
-            let prober = Prober::start(lab.client(), pod.served_at()?, PATIENCE)?;
-            let options: &[&str] = if arm == "leave-running" { &["--leave-running"] } else { &[] };
-            let (stats, _) = pod.checkpoint(&image, options)?;
-            if arm == "stop-restart" {
-                pod = lab.restart(&image, &[])?.0;
+    session.each(
+        &[apache.name()],
+        |part| (*part).into(),
+        |session, part| {
+            let mut rounds = session.rounds(part, true);
+            while let Some(run) = session.next(&mut rounds)? {
+                for arm in ["leave-running", "stop-restart"] {
+                    session.step(arm);
+                    let prober = Prober::start(lab.client(), pod.served_at()?, PATIENCE)?;
+                    let options: &[&str] = if arm == "leave-running" { &["--leave-running"] } else { &[] };
+                    let (stats, _) = pod.checkpoint(&image, options)?;
+                    if arm == "stop-restart" {
+                        pod = lab.restart(&image, &[])?.0;
+                    }
+                    // One more answer, so that the pause has ended before the prober stops.
+                    apache.ready(&lab, pod.served_at()?)?;
+                    let gaps = prober.finish().context("the client, across the checkpoint")?;
+                    std::fs::remove_dir_all(&image).with_context(|| format!("removing {}", image.display()))?;
+                    let of = Circumstances { workload: apache.name(), parameters: "connections=1", arm, run };
+                    session.record_duration(&of, "client_gap", gaps.longest)?;
+                    session.record_duration(&of, "client_typical", gaps.typical)?;
+                    session.record(&of, "pod_downtime", stats.downtime_us as f64, "us")?;
+                }
             }
-            // One more answer, so that the pause has ended before the prober stops.
-            apache.ready(&lab, pod.served_at()?)?;
-            let gaps = prober.finish().context("the client, across the checkpoint")?;
-            std::fs::remove_dir_all(&image).with_context(|| format!("removing {}", image.display()))?;
-            let Some(run) = run.checked_sub(1) else { continue };
-            let of = Circumstances { workload: apache.name(), parameters: "connections=1", arm, run };
-            session.record_duration(&of, "client_gap", gaps.longest)?;
-            session.record_duration(&of, "client_typical", gaps.typical)?;
-            session.record(&of, "pod_downtime", stats.downtime_us as f64, "us")?;
-        }
-    }
+            Ok(())
+        },
+    )?;
     pod.remove()
 }

@@ -17,7 +17,8 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     claim: "a server can be checkpointed again and again while it serves",
     what: "requests a second, latency and bytes of images of Apache (event), checkpointed 0 to 20 times a second",
     cases: || vec!["apache-event"],
-    runs: (2, 10),
+    runs: (10, 10),
+    share: 2,
     run,
 };
 
@@ -35,21 +36,31 @@ fn run(session: &mut Session) -> Result<()> {
     let lab = Lab::new()?;
     let apache = Apache { mpm: Mpm::Event };
     let pod = lab.start_pod(&apache, "web", &PodOptions::default())?;
-    session.expect(u64::from(session.runs) * rates.len() as u64);
-    for run in 0..session.runs {
-        for rate in session.shuffled(&rates) {
-            session.step(&format!("{rate} a second"));
-            let (burst, images) = serve_and_checkpoint(&lab, &pod, rate, time)?;
-            let parameters = format!("rate={rate};connections={CONNECTIONS};file={FILE}");
-            let of = Circumstances { workload: apache.name(), parameters: &parameters, arm: "leave-running", run };
-            session.record(&of, "requests_per_second", burst.requests_per_second(), "1/s")?;
-            for (metric, value) in LATENCIES.iter().zip(burst.latencies_us().context("no request was answered")?) {
-                session.record(&of, metric, value, "us")?;
+    session.each(
+        &[apache.name()],
+        |part| (*part).into(),
+        |session, part| {
+            let mut rounds = session.rounds(part, false);
+            while let Some(run) = session.next(&mut rounds)? {
+                for rate in session.shuffled(&rates) {
+                    session.step(&format!("{rate} a second"));
+                    let (burst, images) = serve_and_checkpoint(&lab, &pod, rate, time)?;
+                    let parameters = format!("rate={rate};connections={CONNECTIONS};file={FILE}");
+                    let of =
+                        Circumstances { workload: apache.name(), parameters: &parameters, arm: "leave-running", run };
+                    session.record(&of, "requests_per_second", burst.requests_per_second(), "1/s")?;
+                    for (metric, value) in
+                        LATENCIES.iter().zip(burst.latencies_us().context("no request was answered")?)
+                    {
+                        session.record(&of, metric, value, "us")?;
+                    }
+                    session.record(&of, "checkpoints", images.made as f64 / time.as_secs_f64(), "1/s")?;
+                    session.record(&of, "image_bytes", images.bytes as f64, "bytes")?;
+                }
             }
-            session.record(&of, "checkpoints", images.made as f64 / time.as_secs_f64(), "1/s")?;
-            session.record(&of, "image_bytes", images.bytes as f64, "bytes")?;
-        }
-    }
+            Ok(())
+        },
+    )?;
     pod.remove()
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::{Experiment, Extent, Session, load};
 use crate::client::Prober;
@@ -15,7 +15,8 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     claim: "a pod moves as a unit, its connections go on, nothing stays behind",
     what: "downtime, total time, bytes and residual dependency: strategy by memory, dirty rate and link; Apache, a desktop",
     cases: || vec!["memory", "apache-event", "desktop-classic"],
-    runs: (2, 10),
+    runs: (10, 10),
+    share: 8,
     run,
 };
 
@@ -24,26 +25,44 @@ const STRATEGIES: [&str; 4] = ["stop-and-copy", "pre-copy", "copy-on-reference",
 const CASES: [(u64, u64, u64); 7] =
     [(64, 0, 0), (256, 0, 0), (1024, 0, 0), (256, 20, 0), (256, 200, 0), (64, 5, 1000), (64, 5, 100)];
 
+/// Something that moves.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Memory(u64, u64, u64),
+    Apache,
+    Desktop,
+}
+
+impl Part {
+    fn case(&self) -> &'static str {
+        match self {
+            Self::Memory(..) => "memory",
+            Self::Apache => "apache-event",
+            Self::Desktop => "desktop-classic",
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Memory(mib, rate, link) => format!("memory={mib};dirty={rate};link={link}"),
+            other => other.case().into(),
+        }
+    }
+}
+
 fn run(session: &mut Session) -> Result<()> {
     let pair = Pair::new()?;
     let store = pair.first.directory().join("store");
     std::fs::create_dir(&store)?;
-    let wants = |name: &str, session: &Session| session.wants(name);
-    let (memory, apache) = (wants("memory", session), wants("apache-event", session));
-    let desktop = wants("desktop-classic", session);
     let some = if session.extent == Extent::Fast { &CASES[..1] } else { &CASES[..] };
-    let cases = usize::from(memory) * some.len() + usize::from(apache) + usize::from(desktop);
-    session.expect(u64::from(session.runs) * (cases * STRATEGIES.len()) as u64);
-    for case in some.iter().filter(|_| memory) {
-        of_memory(session, &pair, &store, *case).with_context(|| format!("{case:?}"))?;
-    }
-    if apache {
-        of_workload(session, &pair, &store, &Apache { mpm: Mpm::Event })?;
-    }
-    if desktop {
-        of_workload(session, &pair, &store, &Desktop::Classic)?;
-    }
-    Ok(())
+    let memory = some.iter().map(|(mib, rate, link)| Part::Memory(*mib, *rate, *link));
+    let parts: Vec<Part> =
+        memory.chain([Part::Apache, Part::Desktop]).filter(|part| session.wants(part.case())).collect();
+    session.each(&parts, Part::name, |session, part| match part {
+        Part::Memory(mib, rate, link) => of_memory(session, &pair, &store, (*mib, *rate, *link)),
+        Part::Apache => of_workload(session, &pair, &store, &Apache { mpm: Mpm::Event }),
+        Part::Desktop => of_workload(session, &pair, &store, &Desktop::Classic),
+    })
 }
 
 fn options<'a>(strategy: &'a str, store: &'a Path) -> Vec<&'a str> {
@@ -58,7 +77,8 @@ fn options<'a>(strategy: &'a str, store: &'a Path) -> Vec<&'a str> {
 fn of_memory(session: &mut Session, pair: &Pair, store: &Path, (mib, rate, link): (u64, u64, u64)) -> Result<()> {
     pair.shape((link > 0).then_some(link))?;
     let parameters = format!("memory={mib};dirty={rate};link={link}");
-    for run in 0..session.runs {
+    let mut rounds = session.rounds(&parameters, false);
+    while let Some(run) = session.next(&mut rounds)? {
         for strategy in session.shuffled(&STRATEGIES) {
             session.step(&format!("{parameters} {strategy}"));
             load::start(&pair.first, "memory", &[], &["memory", &mib.to_string(), &rate.to_string()])?;
@@ -78,7 +98,8 @@ fn of_workload(session: &mut Session, pair: &Pair, store: &Path, workload: &dyn 
     let pod = pair.first.start_pod(workload, "moved", &PodOptions::default())?;
     let address = pod.served_at()?;
     let mut at_first = true;
-    for run in 0..session.runs {
+    let mut rounds = session.rounds(workload.name(), false);
+    while let Some(run) = session.next(&mut rounds)? {
         for strategy in session.shuffled(&STRATEGIES) {
             session.step(&format!("{} {strategy}", workload.name()));
             let serves = workload.name().starts_with("apache");

@@ -10,18 +10,18 @@ mod overhead_apache;
 mod overhead_desktop;
 mod overhead_micro;
 mod peers;
+pub(crate) mod rivals;
 pub mod scaling;
+mod session;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
-use rand::SeedableRng;
-use rand::rngs::StdRng;
-use rand::seq::SliceRandom;
 
 use crate::host::HostFacts;
-use crate::samples::{Circumstances, Recorder};
+use crate::peer::PeerSpec;
+use session::{Session, bytes_below};
 
 /// Something that can be measured.
 #[derive(Clone, Copy, Debug)]
@@ -34,9 +34,10 @@ pub struct Experiment {
     pub what: &'static str,
     /// What it can be restricted to.
     pub cases: fn() -> Vec<&'static str>,
-    /// Repetitions unless asked for otherwise, of the ordinary extent and of the full one: all experiments together take
-    /// less than half an hour with the first, and have narrow intervals with the second.
+    /// Repetitions unless asked for otherwise, of the ordinary extent and of the full one.
     pub runs: (u32, u32),
+    /// Its share of the time when everything is measured within a given one, in parts of no particular size.
+    pub share: u32,
     run: fn(&mut Session) -> Result<()>,
 }
 
@@ -91,6 +92,29 @@ pub struct Settings {
     pub seed: u64,
     /// Whether to show progress: on a terminal that is read by a person.
     pub progress: bool,
+    /// How long it may take: there are fewer repetitions where that is needed, but one at least.
+    pub budget: Option<Duration>,
+    /// Whether whole rounds that are there already are kept, and only what is missing is measured.
+    pub resume: bool,
+    /// Other systems to measure beside zap, where an experiment can.
+    pub peers: Vec<PeerSpec>,
+}
+
+impl Settings {
+    /// The fast form: whether it works at all.
+    pub fn fast(out: PathBuf) -> Self {
+        Self {
+            out,
+            runs: None,
+            workloads: Vec::new(),
+            extent: Extent::Fast,
+            seed: 1,
+            progress: false,
+            budget: None,
+            resume: false,
+            peers: Vec::new(),
+        }
+    }
 }
 
 impl Experiment {
@@ -102,76 +126,8 @@ impl Experiment {
             Extent::Ordinary => self.runs.0,
             Extent::Full => self.runs.1,
         };
-        let runs = settings.runs.unwrap_or(own);
-        let bar = if settings.progress { ProgressBar::new(0) } else { ProgressBar::hidden() };
-        bar.set_style(
-            ProgressStyle::with_template("{prefix:20} {bar:30} {pos}/{len} {elapsed} {msg}")
-                .unwrap_or_else(|_| ProgressStyle::default_bar()),
-        );
-        bar.set_prefix(self.name);
-        let recorder = Recorder::create(&settings.out, self.name, settings.seed)?;
-        let (workloads, rng) = (settings.workloads.clone(), StdRng::seed_from_u64(settings.seed));
-        let mut session = Session { runs, extent: settings.extent, workloads, recorder, rng, bar };
-        let result = (self.run)(&mut session);
-        session.bar.finish_and_clear();
-        result
+        let mut session = Session::open(self.name, own, settings)?;
+        (self.run)(&mut session)?;
+        session.close()
     }
-}
-
-/// One run of an experiment.
-#[derive(Debug)]
-pub struct Session {
-    /// Repetitions.
-    pub runs: u32,
-    /// How much of it.
-    extent: Extent,
-    workloads: Vec<String>,
-    recorder: Recorder,
-    rng: StdRng,
-    bar: ProgressBar,
-}
-
-impl Session {
-    /// Whether a workload is to be measured.
-    fn wants(&self, workload: &str) -> bool {
-        self.workloads.is_empty() || self.workloads.iter().any(|wanted| wanted == workload)
-    }
-
-    /// Says how many [`step`](Self::step)s there will be.
-    fn expect(&self, steps: u64) {
-        self.bar.set_length(steps);
-    }
-
-    /// Says what comes next.
-    fn step(&self, what: &str) {
-        self.bar.set_message(what.to_string());
-        self.bar.inc(1);
-    }
-
-    /// The arms in an order of their own for each run, so that no arm always goes first.
-    fn shuffled<T: Clone>(&mut self, arms: &[T]) -> Vec<T> {
-        let mut order = arms.to_vec();
-        order.shuffle(&mut self.rng);
-        order
-    }
-
-    fn record(&mut self, of: &Circumstances<'_>, metric: &str, value: f64, unit: &str) -> Result<()> {
-        self.recorder.record(of, metric, value, unit)
-    }
-
-    fn record_duration(&mut self, of: &Circumstances<'_>, metric: &str, value: std::time::Duration) -> Result<()> {
-        self.record(of, metric, value.as_secs_f64() * 1e6, "us")
-    }
-}
-
-/// Bytes that the files below `directory` take, holes not counted.
-fn bytes_below(directory: &Path) -> Result<u64> {
-    use std::os::unix::fs::MetadataExt;
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        bytes += if metadata.is_dir() { bytes_below(&entry.path())? } else { metadata.blocks() * 512 };
-    }
-    Ok(bytes)
 }

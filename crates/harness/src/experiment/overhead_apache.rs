@@ -17,6 +17,7 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     what: "requests a second and latency of Apache (event) in a pod and natively, in turns",
     cases: || vec!["apache-event"],
     runs: (60, 200),
+    share: 3,
     run,
 };
 
@@ -35,22 +36,29 @@ fn run(session: &mut Session) -> Result<()> {
     let arms: [(&str, SocketAddr); 2] = [("native", native.served_at()), ("pod", pod.served_at()?)];
     let parameters = format!("file={FILE};connections={CONNECTIONS};turns={TURNS};turn_ms={}", TURN.as_millis());
 
-    session.expect(u64::from(session.runs + 1));
-    for run in 0..=session.runs {
-        session.step("in turns");
-        let measured = in_turns(&lab, session, &arms)?;
-        // The first run warms the servers up.
-        let Some(run) = run.checked_sub(1) else { continue };
-        for ((arm, _), burst) in arms.iter().zip(&measured) {
-            let of = Circumstances { workload: apache.name(), parameters: &parameters, arm, run };
-            session.record(&of, "requests_per_second", burst.requests_per_second(), "1/s")?;
-            for (metric, value) in LATENCIES.iter().zip(burst.latencies_us().context("no request was answered")?) {
-                session.record(&of, metric, value, "us")?;
+    session.each(
+        &[apache.name()],
+        |part| (*part).into(),
+        |session, part| {
+            let mut rounds = session.rounds(part, true);
+            while let Some(run) = session.next(&mut rounds)? {
+                session.step("in turns");
+                let measured = in_turns(&lab, session, &arms)?;
+                for ((arm, _), burst) in arms.iter().zip(&measured) {
+                    let of = Circumstances { workload: apache.name(), parameters: &parameters, arm, run };
+                    session.record(&of, "requests_per_second", burst.requests_per_second(), "1/s")?;
+                    for (metric, value) in
+                        LATENCIES.iter().zip(burst.latencies_us().context("no request was answered")?)
+                    {
+                        session.record(&of, metric, value, "us")?;
+                    }
+                    // Apache's event MPM closes keep-alive connections of a process all of whose threads are busy.
+                    session.record(&of, "connections_closed", burst.closed as f64, "1")?;
+                }
             }
-            // Apache's event MPM closes keep-alive connections of a process all of whose threads are busy.
-            session.record(&of, "connections_closed", burst.closed as f64, "1")?;
-        }
-    }
+            Ok(())
+        },
+    )?;
     pod.remove()
 }
 

@@ -16,7 +16,8 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     claim: "low overhead",
     what: "x11perf (geometric mean) and the time from a key to the screen, in a pod and natively, in turns",
     cases: || vec!["desktop-classic"],
-    runs: (3, 20),
+    runs: (10, 20),
+    share: 4,
     run,
 };
 
@@ -41,24 +42,29 @@ fn run(session: &mut Session) -> Result<()> {
     let look = |address| Viewer::connect(lab.client(), Desktop::screen_at(address));
     let viewers = [look(native.served_at())?, look(pod.served_at()?)?];
     let places = [Place::Native(&native), Place::Pod(pod.clone())];
-    session.expect(u64::from(session.runs + 1) * 2);
-    for run in 0..=session.runs {
-        for index in session.shuffled(&[0, 1]) {
-            let arm = ["native", "pod"][index];
-            session.step(arm);
-            let rates = x11perf(&places[index])?;
-            let latency = latency(&viewers[index]).with_context(|| format!("typing, {arm}"))?;
-            // The first pair warms up.
-            let Some(run) = run.checked_sub(1) else { continue };
-            let of = Circumstances { workload: desktop.name(), parameters: "", arm, run };
-            let mean = (rates.iter().map(|(_, rate)| rate.ln()).sum::<f64>() / rates.len() as f64).exp();
-            session.record(&of, "x11perf", mean, "1/s")?;
-            for (test, rate) in rates {
-                session.record(&of, &format!("x11perf:{test}"), rate, "1/s")?;
+    session.each(
+        &[desktop.name()],
+        |part| (*part).into(),
+        |session, part| {
+            let mut rounds = session.rounds(part, true);
+            while let Some(run) = session.next(&mut rounds)? {
+                for index in session.shuffled(&[0, 1]) {
+                    let arm = ["native", "pod"][index];
+                    session.step(arm);
+                    let rates = x11perf(&places[index])?;
+                    let latency = latency(&viewers[index]).with_context(|| format!("typing, {arm}"))?;
+                    let of = Circumstances { workload: desktop.name(), parameters: "", arm, run };
+                    let mean = (rates.iter().map(|(_, rate)| rate.ln()).sum::<f64>() / rates.len() as f64).exp();
+                    session.record(&of, "x11perf", mean, "1/s")?;
+                    for (test, rate) in rates {
+                        session.record(&of, &format!("x11perf:{test}"), rate, "1/s")?;
+                    }
+                    session.record_duration(&of, "key_to_screen", latency)?;
+                }
             }
-            session.record_duration(&of, "key_to_screen", latency)?;
-        }
-    }
+            Ok(())
+        },
+    )?;
     pod.remove()
 }
 

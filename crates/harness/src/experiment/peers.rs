@@ -1,11 +1,12 @@
 //! Who is connected to a pod while it is measured, and what they notice of it.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use crate::client::{Connection, Crowd};
-use crate::lab::{Lab, PATIENCE, Pod, RestartStats};
+use crate::lab::{Lab, Netns, PATIENCE, Pod, RestartStats};
 use crate::viewer::Viewer;
 use crate::workload::{Desktop, Offer, Workload};
 
@@ -26,17 +27,22 @@ pub(super) enum Peers {
 impl Peers {
     /// Connects those who use what `workload` offers.
     pub(super) fn connect(lab: &Lab, pod: &Pod<'_>, workload: &dyn Workload) -> Result<Self> {
+        if workload.offers() == Offer::Nothing {
+            return Ok(Self::Nobody);
+        }
+        if workload.offers() == Offer::Screen {
+            let move_something = "DISPLAY=:1 ico -sleep 0.005 >/dev/null 2>&1 </dev/null &";
+            pod.exec(&["sh", "-c", move_something]).context("starting something that moves")?;
+        }
+        Self::connect_to(lab.client(), pod.served_at()?, workload)
+    }
+
+    /// The same, from another network and to another place.
+    pub(super) fn connect_to(from: &Netns, to: SocketAddr, workload: &dyn Workload) -> Result<Self> {
         match workload.offers() {
             Offer::Nothing => Ok(Self::Nobody),
-            Offer::Site => {
-                let crowd = Crowd::open(lab.client(), pod.served_at()?, IDLE, DOWNLOADING, PATIENCE)?;
-                Ok(Self::Crowd(crowd))
-            }
-            Offer::Screen => {
-                let move_something = "DISPLAY=:1 ico -sleep 0.005 >/dev/null 2>&1 </dev/null &";
-                pod.exec(&["sh", "-c", move_something]).context("starting something that moves")?;
-                Ok(Self::Viewer(Viewer::connect(lab.client(), Desktop::screen_at(pod.served_at()?))?))
-            }
+            Offer::Site => Ok(Self::Crowd(Crowd::open(from, to, IDLE, DOWNLOADING, PATIENCE)?)),
+            Offer::Screen => Ok(Self::Viewer(Viewer::connect(from, Desktop::screen_at(to))?)),
         }
     }
 
@@ -65,13 +71,20 @@ impl Peers {
 
     /// How long after `began` they were answered first by a pod that was restarted since.
     pub(super) fn first_answer(&self, lab: &Lab, stats: &RestartStats, began: Instant) -> Result<Option<Duration>> {
+        if let Self::Nobody = self {
+            return Ok(None);
+        }
+        self.first_answer_from(lab.client(), stats.served_at()?, began)
+    }
+
+    /// The same, from another network and of another place.
+    pub(super) fn first_answer_from(&self, from: &Netns, to: SocketAddr, began: Instant) -> Result<Option<Duration>> {
         match self {
             Self::Nobody => Ok(None),
             Self::Crowd(_) => {
-                let address = stats.served_at()?;
                 let ended = began.elapsed();
                 let start = Instant::now();
-                lab.client().enter(|| Connection::open(address, PATIENCE)?.get_file("1k.bin"))??;
+                from.enter(|| Connection::open(to, PATIENCE)?.get_file("1k.bin"))??;
                 Ok(Some(ended + start.elapsed()))
             }
             Self::Viewer(viewer) => Ok(Some(viewer.await_update_after(began)? - began)),

@@ -14,7 +14,8 @@ pub(super) const EXPERIMENT: Experiment = Experiment {
     claim: "downtime does not grow with the pod's memory; nothing is worse than linear",
     what: "checkpoint, downtime, restart and image size by memory, writing rate, processes, threads, mappings, files, sockets",
     cases: || DIMENSIONS.iter().map(|dimension| dimension.name).collect(),
-    runs: (3, 10),
+    runs: (10, 10),
+    share: 6,
     run,
 };
 
@@ -56,19 +57,23 @@ impl Dimension {
 fn run(session: &mut Session) -> Result<()> {
     let wanted: Vec<&Dimension> = DIMENSIONS.iter().filter(|dimension| session.wants(dimension.name)).collect();
     let extent = session.extent;
-    let steps: usize = wanted.iter().map(|dimension| dimension.sizes(extent).len()).sum();
-    session.expect(u64::from(session.runs) * steps as u64);
-    let lab = Lab::new()?;
-    for run in 0..session.runs {
-        for dimension in &wanted {
-            for size in session.shuffled(&dimension.sizes(extent)) {
-                session.step(&format!("{size} × {}", dimension.unit));
-                let of = |e| format!("{size} × {}: {e}", dimension.unit);
-                measure(session, &lab, dimension, size, run).map_err(|e| e.context(of("measuring")))?;
+    session.each(
+        &wanted,
+        |dimension| dimension.name.into(),
+        |session, dimension| {
+            // A lab each: what one leaves behind when it fails is in nobody's way.
+            let lab = Lab::new()?;
+            let mut rounds = session.rounds(dimension.name, false);
+            while let Some(run) = session.next(&mut rounds)? {
+                for size in session.shuffled(&dimension.sizes(extent)) {
+                    session.step(&format!("{size} × {}", dimension.unit));
+                    measure(session, &lab, dimension, size, run)
+                        .with_context(|| format!("{size} × {}", dimension.unit))?;
+                }
             }
-        }
-    }
-    Ok(())
+            Ok(())
+        },
+    )
 }
 
 /// Measures one size, in a pod of its own: left running (the second time, when its memory is followed already), stopped,

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use anyhow::{Context, Result};
@@ -13,6 +14,7 @@ use nix::unistd::Pid;
 use super::zap::Listed;
 use super::{Inner, Netns};
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Every lab of this process that may still be there.
 static LABS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
 
@@ -29,7 +31,8 @@ pub fn clean_up_on_interrupt() -> Result<()> {
     std::thread::spawn(move || {
         let mut signal = [0];
         if signals.read_exact(&mut signal).is_ok() {
-            eprintln!("\ninterrupted: taking everything down");
+            eprintln!("\ninterrupted: taking everything down; what was measured stays");
+            INTERRUPTED.store(true, Ordering::SeqCst);
             take_down_all();
             std::process::exit(128 + i32::from(signal[0]));
         }
@@ -42,6 +45,13 @@ pub fn clean_up_on_interrupt() -> Result<()> {
         }
     }));
     Ok(())
+}
+
+/// Never returns once the process has been interrupted: what fails from then on fails because its lab is being taken down.
+pub fn stop_if_interrupted() {
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
 }
 
 fn take_down_all() {
@@ -85,6 +95,10 @@ pub(super) fn take_down(lab: &Inner) {
     complain("removing pods", remove_pods(|arguments| Ok(lab.zap_in_any_case(arguments)?.0)));
     complain("ending what runs in the lab", end_processes(&lab.host));
     complain("ending clients", end_processes(&lab.client));
+    let others = std::mem::take(&mut *lab.others.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    for netns in others.iter().filter_map(Weak::upgrade) {
+        complain("ending what ran beside the pods", end_processes(&netns));
+    }
     complain("unmounting", umount2(&lab.directory, MntFlags::MNT_DETACH).map_err(Into::into));
     complain("removing the mount point", std::fs::remove_dir(&lab.directory).map_err(Into::into));
 }

@@ -15,13 +15,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 
-pub use cleanup::clean_up_on_interrupt;
+pub use cleanup::{clean_up_on_interrupt, stop_if_interrupted};
 pub use native::Native;
 pub use netns::Netns;
 pub use pair::{Pair, Way};
@@ -53,6 +53,8 @@ struct Inner {
     zap: PathBuf,
     host: Netns,
     client: Arc<Netns>,
+    /// Those of native servers and of peers.
+    others: Mutex<Vec<Weak<Netns>>>,
     /// True once the lab is being taken down: no command is started any more. Read-locked while one runs.
     closed: RwLock<bool>,
 }
@@ -89,7 +91,8 @@ impl Lab {
             let _ = std::fs::remove_dir(&directory);
             return Err(error).with_context(|| format!("mounting a tmpfs on {}", directory.display()));
         }
-        let inner = Arc::new(Inner { directory, zap, host, client, closed: RwLock::new(false) });
+        let inner =
+            Arc::new(Inner { directory, zap, host, client, others: Mutex::default(), closed: RwLock::new(false) });
         cleanup::register(&inner);
         let lab = Self { inner };
         std::fs::create_dir(lab.state()).context("making the lab's state directory")?;
@@ -116,6 +119,13 @@ impl Lab {
     /// The network namespace of a client, on the bridge.
     pub fn client(&self) -> &Netns {
         &self.inner.client
+    }
+
+    /// A network namespace more. Whatever runs in it ends with the lab.
+    pub fn another_netns(&self) -> Result<Arc<Netns>> {
+        let netns = Arc::new(Netns::new()?);
+        self.inner.others.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(Arc::downgrade(&netns));
+        Ok(netns)
     }
 
     /// Runs `zap` with `arguments` in the lab to its end, whatever that is; and how long it took, from before it was

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result};
@@ -16,7 +17,7 @@ use crate::workload::Workload;
 /// A workload that runs in a bare network namespace on the same bridge as the pods. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Native {
-    netns: Netns,
+    netns: Arc<Netns>,
     child: Child,
     address: Ipv4Addr,
     directory: PathBuf,
@@ -53,11 +54,12 @@ impl Drop for Native {
 impl Lab {
     /// Starts `workload` natively and waits until it is ready. There must be a pod, and so a bridge.
     pub fn start_native(&self, workload: &dyn Workload) -> Result<Native> {
-        static NEXT: AtomicU8 = AtomicU8::new(20);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        static NEXT: AtomicU8 = AtomicU8::new(0);
+        // Their numbers are free again long before they come round.
+        let number = 20 + NEXT.fetch_add(1, Ordering::Relaxed) % 200;
         let address = Ipv4Addr::new(198, 18, 255, number);
         let port = format!("native{number}");
-        let netns = Netns::new()?;
+        let netns = self.another_netns()?;
         netns.connect("eth0", self.host(), &port)?;
         netns.ip(&[&format!("address add {address}/16 dev eth0")])?;
         self.attach(&port)?;

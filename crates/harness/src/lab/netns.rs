@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::linux::fs::MetadataExt;
 use std::process::{Child, Command, Output};
 
@@ -57,6 +58,16 @@ impl Netns {
         self.enter(|| command.spawn())?.with_context(|| format!("starting {:?}", command.get_program()))
     }
 
+    /// Its inode number, by which it is known.
+    pub fn inode(&self) -> Result<u64> {
+        Ok(self.file.metadata().context("looking at a network namespace")?.st_ino())
+    }
+
+    /// A descriptor of it that commands inherit which are started while it is open.
+    pub fn inheritable(&self) -> Result<OwnedFd> {
+        nix::unistd::dup(&self.file).context("duplicating the descriptor of a network namespace")
+    }
+
     /// The first words of a command that is to run in the namespace, for a shell.
     pub fn way_in(&self) -> String {
         use std::os::fd::AsRawFd;
@@ -91,7 +102,7 @@ impl Netns {
 
     /// Processes whose first thread is in the namespace.
     pub fn processes(&self) -> Result<Vec<i32>> {
-        let inode = self.file.metadata().context("looking at a network namespace")?.st_ino();
+        let inode = self.inode()?;
         let pids = std::fs::read_dir("/proc").context("reading /proc")?.flatten();
         let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let here = |pid: &i32| std::fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|m| m.st_ino() == inode);

@@ -3,14 +3,13 @@
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use super::claims::{self, Claim};
 use crate::samples::{Sample, values};
 use crate::stats::{Estimate, bootstrap, median, paired_ratio};
 use crate::targets::{ALL, Measure, Target};
 
 /// Seed of the bootstrap, so that one set of samples always gives one report.
-const SEED: u64 = 2002;
-/// What "sub-second" means, in milliseconds.
-const SECOND: f64 = 1000.0;
+pub(super) const SEED: u64 = 2002;
 
 /// Whether a number is where it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,17 +62,6 @@ pub struct Finding {
     pub verdict: Verdict,
 }
 
-/// A claim of the paper, and what the samples say about it.
-#[derive(Clone, Debug)]
-pub struct Claim {
-    /// As the paper words it.
-    pub claim: &'static str,
-    /// What was found, in a sentence.
-    pub found: String,
-    /// Whether it was reproduced; `None` if it was not measured.
-    pub reproduced: Option<bool>,
-}
-
 /// Everything that the samples say.
 #[derive(Clone, Debug)]
 pub struct Findings {
@@ -87,11 +75,11 @@ impl Findings {
     /// What `samples` say.
     pub fn of(samples: &[Sample]) -> Self {
         let targets = ALL.iter().map(|target| finding(samples, *target)).collect();
-        Self { claims: vec![sub_second(samples), low_overhead(samples)], targets }
+        Self { claims: claims::all(samples), targets }
     }
 }
 
-fn finding(samples: &[Sample], target: Target) -> Finding {
+pub(super) fn finding(samples: &[Sample], target: Target) -> Finding {
     let estimate = estimate(samples, &target);
     let count = values(samples, target.experiment, target.workload, target.arm, target.metric).len();
     Finding { target, estimate, samples: count, verdict: Verdict::of(estimate, target.limit) }
@@ -118,46 +106,6 @@ fn estimate(samples: &[Sample], target: &Target) -> Option<Estimate> {
             bootstrap(&differences, &mut rng, median)
         }
     }
-}
-
-/// "Sub-second checkpoint and restart latencies": the slowest of all, of every workload.
-fn sub_second(samples: &[Sample]) -> Claim {
-    let of = |arms: &[&str], metric: &str| {
-        let wanted =
-            |s: &&Sample| s.experiment == "checkpoint-restart" && arms.contains(&s.arm.as_str()) && s.metric == metric;
-        samples.iter().filter(wanted).max_by(|a, b| a.value.total_cmp(&b.value))
-    };
-    let slowest = (of(&["stop", "leave-running"], "whole"), of(&["restart"], "whole"));
-    let claim = "sub-second checkpoint and restart latencies";
-    let (Some(checkpoint), Some(restart)) = slowest else {
-        return Claim { claim, found: "Not measured.".into(), reproduced: None };
-    };
-    let (checkpoint_ms, restart_ms) = (checkpoint.value / 1e3, restart.value / 1e3);
-    let found = format!(
-        "The slowest checkpoint of any run, whole command, took {checkpoint_ms:.0} ms ({}), the slowest restart \
-         {restart_ms:.0} ms ({}).",
-        checkpoint.workload, restart.workload
-    );
-    Claim { claim, found, reproduced: Some(checkpoint_ms < SECOND && restart_ms < SECOND) }
-}
-
-/// "Low overhead": the promises' few percent, of the server and of each operation.
-fn low_overhead(samples: &[Sample]) -> Claim {
-    let claim = "low overhead";
-    let found: Vec<Finding> = ALL.iter().filter(|t| t.unit() == "%").map(|target| finding(samples, *target)).collect();
-    let numbers: Vec<(Target, Estimate)> = found.iter().filter_map(|f| Some((f.target, f.estimate?))).collect();
-    if numbers.is_empty() {
-        return Claim { claim, found: "Not measured.".into(), reproduced: None };
-    }
-    let words: Vec<String> = numbers
-        .iter()
-        .map(|(target, e)| {
-            format!("{}: {:+.1} % (95 % interval {:+.1} to {:+.1})", target.what, e.value, e.low, e.high)
-        })
-        .collect();
-    // What the promise calls "at most a few percent".
-    let reproduced = numbers.iter().all(|(_, e)| e.value <= 5.0);
-    Claim { claim, found: words.join("; ") + ".", reproduced: Some(reproduced) }
 }
 
 #[cfg(test)]
@@ -211,13 +159,5 @@ pub(crate) mod tests {
         assert_eq!(named(&findings, "Apache (event): downtime").verdict, Verdict::NotMeasured);
         assert_eq!(findings.claims[0].reproduced, None);
         assert_eq!(findings.claims[1].reproduced, Some(true));
-    }
-
-    #[test]
-    fn one_slow_run_is_enough_to_lose_the_claim() {
-        let mut samples = vec![sample("stop", "whole", 0, 9e3), sample("restart", "whole", 0, 9e3)];
-        assert_eq!(Findings::of(&samples).claims[0].reproduced, Some(true));
-        samples.push(sample("restart", "whole", 1, 1.2e6));
-        assert_eq!(Findings::of(&samples).claims[0].reproduced, Some(false));
     }
 }

@@ -1,17 +1,26 @@
 //! From raw samples to plots, a table on the terminal and one self-contained page. Reads samples and host facts, nothing
 //! else: a report can be made again, differently, from the same measurement.
 
+mod beside;
+mod claims;
+mod contents;
+mod document;
 mod findings;
+mod markdown;
 mod page;
 mod plots;
+mod slopes;
 mod table;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+pub use claims::Claim;
 pub use findings::{Finding, Findings, Verdict};
 pub use plots::Plot;
+
+use contents::Material;
 
 use crate::host::HostFacts;
 use crate::samples;
@@ -28,7 +37,7 @@ pub struct Report {
 }
 
 /// Makes the report of the samples below `out`: `out/plots/*.svg` (and PNG where `rsvg-convert` is installed) and
-/// `out/report.html`.
+/// `out/report.html`, and the same as Markdown in `out/report.md`.
 pub fn make(out: &Path) -> Result<Report> {
     let samples = samples::read_all(out)?;
     let host = HostFacts::read(out)?;
@@ -37,9 +46,15 @@ pub fn make(out: &Path) -> Result<Report> {
     let directory = out.join("plots");
     std::fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     let paths = plots.iter().map(|plot| plot.write(&directory)).collect::<Result<_>>()?;
+    let notes = crate::progress::notes(out, crate::experiment::ALL.iter().map(|experiment| experiment.name))?;
+    let material = Material { findings: &findings, plots: &plots, samples: &samples, notes: &notes, host: &host };
+    let blocks = contents::blocks(&material);
     let page = out.join("report.html");
-    let html = page::render(&findings, &plots, &samples, &host);
-    std::fs::write(&page, html).with_context(|| format!("writing {}", page.display()))?;
+    for (path, text) in
+        [(&page, page::render(&blocks, &plots)), (&out.join("report.md"), markdown::render(&blocks, &plots))]
+    {
+        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
     Ok(Report { findings, page, plots: paths })
 }
 

@@ -2,105 +2,97 @@
 
 use std::fmt::Write;
 
-use super::findings::{Findings, Verdict};
+use super::document::{Block, Cell, Tone};
 use super::plots::Plot;
-use crate::host::HostFacts;
-use crate::samples::Sample;
 
 const STYLE: &str = "
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: left }
-td.number { text-align: right; font-variant-numeric: tabular-nums } td.number, th, .good, .bad { white-space: nowrap } .good { color: #00694d } .bad { color: #a33c00 }
-.none { color: #777 } figure { margin: 2rem 0 } figcaption { color: #555 } svg { max-width: 100%; height: auto }
+:root { color-scheme: light }
+* { box-sizing: border-box }
+body { font: 16px/1.5 system-ui, 'DejaVu Sans', sans-serif; max-width: 68rem; margin: 1.5rem auto; padding: 0 1rem; color: #222; background: #fff; overflow-wrap: anywhere }
+h1 { line-height: 1.2 } h2 { margin-top: 2.5rem }
+.table { overflow-x: auto } table { border-collapse: collapse; margin: 1rem 0; width: 100%; overflow-wrap: normal }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+.good { color: #00694d; font-weight: 600 } .bad { color: #a33c00; font-weight: 600 } .none { color: #666 }
+a { color: inherit; text-decoration-color: #999 }
+figure { margin: 2rem 0; overflow-x: auto } figcaption { color: #555 } svg { display: block; max-width: 100%; height: auto }
+@media (max-width: 40rem) {
+  body { padding: 0 .6rem } figure svg { min-width: 34rem; max-width: none }
+  .table thead { display: none } .table tr { display: block; border-bottom: 2px solid #ccc; padding: .4rem 0 }
+  .table td { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .1rem 0; text-align: right; white-space: normal }
+  .table td::before { content: attr(data-of); color: #666; font-weight: 400; text-align: left; flex: none; max-width: 40% }
+}
 ";
 
 /// The whole page.
-pub(super) fn render(findings: &Findings, plots: &[Plot], samples: &[Sample], host: &HostFacts) -> String {
+pub(super) fn render(blocks: &[Block], plots: &[Plot]) -> String {
     let mut html = format!(
-        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Zap: what was reproduced</title>\
+        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>Zap: what was reproduced</title>\
          <style>{STYLE}</style>\n<h1>What was reproduced</h1>\n"
     );
-    claims(&mut html, findings);
-    targets(&mut html, findings);
-    for plot in plots {
-        // A second XML declaration in the middle of a page would be a mistake; plotters writes none, but be sure.
-        let svg = plot.svg.trim_start_matches("<?xml version=\"1.0\" encoding=\"UTF-8\"?>");
-        let _ = writeln!(html, "<figure>{svg}<figcaption>{}</figcaption></figure>", escape(plot.caption));
+    for block in blocks {
+        let _ = match block {
+            Block::Heading(heading) => writeln!(html, "<h2>{}</h2>", escape(heading)),
+            Block::Text(text) => writeln!(html, "<p>{}</p>", escape(text)),
+            Block::Table(head, rows) => {
+                table(&mut html, head, rows);
+                Ok(())
+            }
+            Block::Picture(place) => match plots.get(*place) {
+                Some(plot) => {
+                    writeln!(html, "<figure>{}<figcaption>{}</figcaption></figure>", svg(plot), escape(plot.caption))
+                }
+                None => Ok(()),
+            },
+        };
     }
-    facts(&mut html, samples, host);
     html
 }
 
-fn claims(html: &mut String, findings: &Findings) {
-    let _ = writeln!(
-        html,
-        "<p>Claims of <em>The Design and Implementation of Zap</em> (OSDI 2002), as they are worded there; the paper's \
-         tables are not at hand, so no number of theirs is quoted.</p>"
-    );
-    for claim in &findings.claims {
-        let (class, verdict) = match claim.reproduced {
-            Some(true) => ("good", "reproduced"),
-            Some(false) => ("bad", "not reproduced"),
-            None => ("none", "not measured"),
-        };
-        let (claim, found) = (escape(claim.claim), escape(&claim.found));
-        let _ = writeln!(html, "<p><strong>“{claim}”: <span class=\"{class}\">{verdict}.</span></strong> {found}</p>");
+/// A second XML declaration in the middle of a page would be a mistake; plotters writes none, but be sure.
+fn svg(plot: &Plot) -> String {
+    let svg = plot.svg.trim_start_matches("<?xml version=\"1.0\" encoding=\"UTF-8\"?>");
+    // With the size as a view box the picture shrinks as a whole where there is less room.
+    match (attribute(svg, "width"), attribute(svg, "height")) {
+        (Some(width), Some(height)) if !svg.contains("viewBox") => {
+            svg.replacen("<svg ", &format!("<svg viewBox=\"0 0 {width} {height}\" role=\"img\" "), 1)
+        }
+        _ => svg.into(),
     }
 }
 
-fn targets(html: &mut String, findings: &Findings) {
-    html.push_str(
-        "<h2>What it must reach</h2>\n<table><tr><th>measure<th>at most<th>measured<th>95 % interval<th>samples<th>verdict</tr>\n",
-    );
-    for finding in &findings.targets {
-        let (what, unit, limit) = (escape(finding.target.what), finding.target.unit(), finding.target.limit);
-        let (value, interval) = match finding.estimate {
-            Some(e) => (format!("{:.2} {unit}", e.value), format!("{:.2} to {:.2}", e.low, e.high)),
-            None => ("–".into(), "–".into()),
-        };
-        let class = match finding.verdict {
-            Verdict::Within | Verdict::Likely => "good",
-            Verdict::Doubtful | Verdict::Missed => "bad",
-            Verdict::NotMeasured => "none",
-        };
-        let _ = writeln!(
-            html,
-            "<tr><td>{what}<td class=number>{limit} {unit}<td class=number>{value}<td class=number>{interval}\
-             <td class=number>{}<td class={class}>{}</tr>",
-            finding.samples,
-            finding.verdict.words()
-        );
-    }
-    html.push_str("</table>\n");
+fn attribute<'a>(svg: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = svg.split_once(&format!(" {name}=\""))?;
+    Some(rest.split_once('"')?.0)
 }
 
-fn facts(html: &mut String, samples: &[Sample], host: &HostFacts) {
-    let gib = host.memory_bytes as f64 / f64::from(1 << 30);
-    let mut rows = vec![
-        ("kernel".to_string(), host.kernel.clone()),
-        ("distribution".into(), host.distribution.clone()),
-        ("CPU".into(), format!("{} × {}", host.cpus, host.cpu)),
-        ("memory".into(), format!("{gib:.1} GiB")),
-        ("virtual machine".into(), if host.virtual_machine { "yes" } else { "no" }.into()),
-        ("commit".into(), host.commit.clone().unwrap_or_else(|| "unknown".into())),
-        ("load at the start".into(), host.load.clone()),
-    ];
-    rows.extend(host.packages.iter().map(|(name, version)| (name.clone(), version.clone())));
-    rows.extend(host.mitigations.iter().map(|(name, state)| (name.clone(), state.clone())));
-    html.push_str("<h2>Where it was measured</h2>\n<table>\n");
-    for (name, value) in rows {
-        let _ = writeln!(html, "<tr><th>{}<td>{}</tr>", escape(&name), escape(&value));
+fn table(html: &mut String, head: &[&str], rows: &[Vec<Cell>]) {
+    html.push_str("<div class=table><table><thead><tr>");
+    for of in head {
+        let _ = write!(html, "<th>{}", escape(of));
     }
-    let mut seeds: Vec<u64> = samples.iter().map(|sample| sample.seed).collect();
-    seeds.sort_unstable();
-    seeds.dedup();
-    let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
-    let _ = writeln!(
-        html,
-        "</table>\n<p>{} raw samples, in <code>raw/*.csv</code>; seed {}.</p>",
-        samples.len(),
-        seeds.join(", ")
-    );
+    html.push_str("</tr></thead>\n");
+    for row in rows {
+        html.push_str("<tr>");
+        for (cell, of) in row.iter().zip(head) {
+            let class = match cell.tone {
+                Tone::Words => "words",
+                Tone::Number => "number",
+                Tone::Good => "good",
+                Tone::Bad => "bad",
+                Tone::None => "none",
+            };
+            let text = escape(&cell.text);
+            let text = match &cell.source {
+                Some(source) => format!("<a href=\"{}\">{text}</a>", escape(source)),
+                None => format!("<span>{text}</span>"),
+            };
+            let _ = write!(html, "<td class={class} data-of=\"{}\">{text}", escape(of));
+        }
+        html.push_str("</tr>\n");
+    }
+    html.push_str("</table></div>\n");
 }
 
 fn escape(text: &str) -> String {
@@ -113,9 +105,16 @@ mod tests {
 
     #[test]
     fn a_page_fetches_nothing_and_escapes_what_it_quotes() {
-        let host = HostFacts { kernel: "<6.1>".into(), ..HostFacts::default() };
-        let html = render(&Findings::of(&[]), &[], &[], &host);
-        assert!(html.contains("&lt;6.1&gt;") && html.contains("not measured"));
-        assert!(!html.contains("src=") && !html.contains("href="));
+        let row = vec![Cell::words("<6.1>"), Cell::number("1 ms").of("some")];
+        let html = render(&[Block::Table(vec!["a", "b"], vec![row])], &[]);
+        assert!(html.contains("&lt;6.1&gt;") && html.contains("<a href=\"raw/some.csv\">1 ms</a>"));
+        assert!(!html.contains("src=") && !html.contains("http"));
+    }
+
+    #[test]
+    fn a_picture_has_a_view_box() {
+        let plot =
+            Plot { name: "p".into(), caption: "c", svg: "<svg width=\"900\" height=\"420\" x=\"\"><g/></svg>".into() };
+        assert!(render(&[Block::Picture(0)], &[plot]).contains("viewBox=\"0 0 900 420\""));
     }
 }

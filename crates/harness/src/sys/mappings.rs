@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
 /// Maps `count` ranges of a page each that the kernel cannot make one mapping of, every second one of them writable and
 /// written to. They stay.
@@ -22,4 +22,19 @@ pub fn map_apart(count: usize) -> nix::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Maps so many pages, writes to each, and unmaps them.
+pub fn map_touch_unmap(pages: usize) -> nix::Result<()> {
+    const PAGE: usize = 4096;
+    let Some(length) = NonZeroUsize::new(pages * PAGE) else { return Ok(()) };
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: the kernel chooses where, so nothing is mapped over.
+    let start = unsafe { mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE) }?;
+    for page in 0..pages {
+        // SAFETY: the page is of the mapping made above, which nothing else knows of.
+        unsafe { start.byte_add(page * PAGE).cast::<u8>().write_volatile(1) };
+    }
+    // SAFETY: the whole mapping made above, to which no reference is left.
+    unsafe { munmap(start, length.get()) }
 }

@@ -4,8 +4,10 @@ mod fork;
 mod interrupt;
 mod mappings;
 mod segments;
+mod sysv;
 
 pub use fork::{fork_and_exit, fork_and_sleep};
 pub use interrupt::interrupts;
-pub use mappings::map_apart;
+pub use mappings::{map_apart, map_touch_unmap};
 pub use segments::{remove_segment, shared_segment};
+pub use sysv::{readable_bytes, segment_and_gone, semaphore_and_gone};

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Offer, Recipe, Workload, folder};
 use crate::client::{Connection, content};
-use crate::lab::{Lab, wait_until};
+use crate::lab::{Lab, Netns, wait_until};
 
 /// Where the folder is in a pod.
 const FOLDER_IN_POD: &str = "/srv/apache";
@@ -86,9 +86,9 @@ impl Workload for Apache {
         Ok(Recipe { command: vec![start], environment, binds: Vec::new() })
     }
 
-    fn ready(&self, lab: &Lab, address: SocketAddr) -> Result<()> {
+    fn ready_for(&self, from: &Netns, address: SocketAddr) -> Result<()> {
         wait_until("the first answer", || {
-            lab.client().enter(|| {
+            from.enter(|| {
                 Connection::open(address, Duration::from_secs(1))?.get_file("1k.bin").context("asking for a file")
             })?
         })

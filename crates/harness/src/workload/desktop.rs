@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Offer, Recipe, Workload, folder};
 use crate::client::Connection;
-use crate::lab::{Lab, wait_until};
+use crate::lab::{Lab, Netns, wait_until};
 use crate::viewer::{Region, Viewer};
 
 /// Where the folder is in a pod.
@@ -110,9 +110,9 @@ impl Workload for Desktop {
     }
 
     /// The desktop says so itself, once every window is there.
-    fn ready(&self, lab: &Lab, address: SocketAddr) -> Result<()> {
+    fn ready_for(&self, from: &Netns, address: SocketAddr) -> Result<()> {
         wait_until("every window of the desktop", || {
-            lab.client().enter(|| {
+            from.enter(|| {
                 let said = Connection::open(address, Duration::from_secs(1))?.get("/ready").context("asking")?;
                 ensure!(said == b"ready\n", "it says {:?}", String::from_utf8_lossy(&said));
                 Ok(())

@@ -13,7 +13,7 @@ pub use apache::{Apache, Mpm};
 pub use desktop::{CLOCK, COUNTER, Desktop, HOME_IN_POD, NATIVE_DISPLAY, SHELL};
 pub use sleep::Sleep;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, Netns};
 
 /// How to start something.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,8 +49,12 @@ pub trait Workload: std::fmt::Debug + Sync {
     fn natively(&self, lab: &Lab, directory: &Path) -> Result<Recipe>;
     /// What others can connect to.
     fn offers(&self) -> Offer;
-    /// Waits until it is ready to be driven at `address`.
-    fn ready(&self, lab: &Lab, address: SocketAddr) -> Result<()>;
+    /// Waits until it is ready to be driven at `address`, by who is in the network namespace `from`.
+    fn ready_for(&self, from: &Netns, address: SocketAddr) -> Result<()>;
+    /// The same, for the client of a lab.
+    fn ready(&self, lab: &Lab, address: SocketAddr) -> Result<()> {
+        self.ready_for(lab.client(), address)
+    }
     /// Whether it works: everything that it offers, tried once.
     fn health(&self, lab: &Lab, address: SocketAddr) -> Result<()>;
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{Offer, Recipe, Workload};
-use crate::lab::Lab;
+use crate::lab::{Lab, Netns};
 
 /// `sleep infinity`.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +33,7 @@ impl Workload for Sleep {
         Offer::Nothing
     }
 
-    fn ready(&self, _lab: &Lab, _address: SocketAddr) -> Result<()> {
+    fn ready_for(&self, _from: &Netns, _address: SocketAddr) -> Result<()> {
         Ok(())
     }
 

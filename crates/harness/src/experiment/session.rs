@@ -1,0 +1,300 @@
+//! One run of an experiment: its rounds, within the time that it may take, and what becomes of it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+
+use super::{Extent, Settings};
+use crate::peer::PeerSpec;
+use crate::progress::{Note, Progress};
+use crate::samples::{Circumstances, Recorder};
+
+/// One run of an experiment.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// How much of it.
+    pub(super) extent: Extent,
+    /// Other systems to measure beside zap.
+    pub(super) peers: Vec<PeerSpec>,
+    experiment: &'static str,
+    runs: u32,
+    wanted: Vec<String>,
+    recorder: Recorder,
+    progress: Progress,
+    rng: StdRng,
+    bar: ProgressBar,
+    /// Until when everything should be over.
+    until: Option<Instant>,
+    begun: Instant,
+    /// Parts that have not begun.
+    parts: u32,
+    /// Whether what is measured now is recorded: not while caches warm up.
+    recording: bool,
+    failed: u32,
+}
+
+/// The rounds of one part of an experiment: see [`Session::rounds`].
+#[derive(Debug)]
+pub(super) struct Rounds {
+    part: String,
+    /// The next; the first warms up, where that is wanted.
+    next: Option<u32>,
+    until: Option<Instant>,
+    longest: Duration,
+    /// The one that is on: `None` is one that warms up.
+    on: Option<On>,
+    done: u32,
+}
+
+#[derive(Debug)]
+struct On {
+    warms_up: bool,
+    begun: Instant,
+    /// Where in the file of samples.
+    from: u64,
+}
+
+impl Session {
+    /// A session of `experiment`, as `settings` say; `runs` are its own.
+    pub(super) fn open(experiment: &'static str, runs: u32, settings: &Settings) -> Result<Self> {
+        let progress = Progress::open(&settings.out, experiment, settings.resume)?;
+        let recorder = Recorder::open(&settings.out, experiment, settings.seed)?;
+        let bar = if settings.progress { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        bar.set_style(
+            ProgressStyle::with_template("{prefix:20} {bar:24} {elapsed}, {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        bar.set_prefix(experiment);
+        let begun = Instant::now();
+        Ok(Self {
+            extent: settings.extent,
+            peers: settings.peers.clone(),
+            experiment,
+            runs: settings.runs.unwrap_or(runs),
+            wanted: settings.workloads.clone(),
+            recorder,
+            progress,
+            rng: StdRng::seed_from_u64(settings.seed),
+            bar,
+            until: settings.budget.map(|budget| begun + budget),
+            begun,
+            parts: 1,
+            recording: true,
+            failed: 0,
+        })
+    }
+
+    /// Whether a case is to be measured.
+    pub(super) fn wants(&self, case: &str) -> bool {
+        self.wanted.is_empty() || self.wanted.iter().any(|wanted| wanted == case)
+    }
+
+    /// Does `work` with each of `parts`, which have names. One that fails does not keep the others from being measured.
+    pub(super) fn each<P>(
+        &mut self,
+        parts: &[P],
+        name: impl Fn(&P) -> String,
+        mut work: impl FnMut(&mut Self, &P) -> Result<()>,
+    ) -> Result<()> {
+        let (count, of_each) = (parts.len() as u64, u64::from(self.runs) + 1);
+        self.bar.set_length(count * of_each);
+        for (place, part) in (0..).zip(parts) {
+            self.parts = (count - place) as u32;
+            if let Err(error) = work(self, part) {
+                self.fail(&name(part), &error)?;
+            }
+            self.bar.set_position((place + 1) * of_each);
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, part: &str, error: &anyhow::Error) -> Result<()> {
+        crate::lab::stop_if_interrupted();
+        self.failed += 1;
+        self.bar.suspend(|| eprintln!("harness: {}, {part}: {error:#}", self.experiment));
+        self.note(part, "failed", &format!("{error:#}"))
+    }
+
+    /// Keeps what somebody said of a part, in their own words: a failure, or a peer that is not there.
+    pub(super) fn note(&mut self, part: &str, who: &str, words: &str) -> Result<()> {
+        self.progress.note(Note { part: part.into(), who: who.into(), words: words.into() })
+    }
+
+    /// The rounds of a part: one that warms up, where `warms_up`, then as many as were asked for; fewer where its share of
+    /// the time that is left allows no more, but one at least.
+    pub(super) fn rounds(&mut self, part: &str, warms_up: bool) -> Rounds {
+        let now = Instant::now();
+        let share = |until: Instant| now + until.saturating_duration_since(now) / self.parts.max(1);
+        let done = self.progress.rounds_of(part);
+        Rounds {
+            part: part.into(),
+            next: if warms_up { None } else { Some(done) },
+            until: self.until.map(share),
+            longest: Duration::ZERO,
+            on: None,
+            done,
+        }
+    }
+
+    /// The number of the next round, if there is to be one; what was measured in the one before is whole now.
+    pub(super) fn next(&mut self, rounds: &mut Rounds) -> Result<Option<u32>> {
+        if let Some(On { warms_up, begun, from }) = rounds.on.take() {
+            rounds.longest = rounds.longest.max(begun.elapsed());
+            if !warms_up {
+                rounds.done += 1;
+                self.progress.round(&rounds.part, begun.elapsed(), (from, self.recorder.bytes()?))?;
+            }
+            self.bar.inc(1);
+        }
+        self.recording = true;
+        let enough = rounds.done >= self.runs;
+        let late = rounds.until.is_some_and(|until| Instant::now() + rounds.longest > until);
+        if enough || (late && rounds.done > 0) || (late && self.is_over()) {
+            if rounds.done == 0 {
+                self.note(&rounds.part, "failed", "there was no time left to measure it")?;
+            }
+            return Ok(None);
+        }
+        self.recording = rounds.next.is_some();
+        rounds.on = Some(On { warms_up: !self.recording, begun: Instant::now(), from: self.recorder.bytes()? });
+        let number = rounds.next.unwrap_or(0);
+        rounds.next = Some(rounds.done + u32::from(rounds.next.is_some()));
+        Ok(Some(number))
+    }
+
+    /// Whether the time for everything is used up.
+    fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() > until)
+    }
+
+    /// Whether nothing is recorded now.
+    pub(super) fn warms_up(&self) -> bool {
+        !self.recording
+    }
+
+    /// Says what comes next.
+    pub(super) fn step(&self, what: &str) {
+        self.bar.set_message(format!("{}: {what}", self.time_left()));
+        self.bar.tick();
+    }
+
+    fn time_left(&self) -> String {
+        let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
+        let passed = self.begun.elapsed().as_secs_f64();
+        let by_rounds = (done > 0).then(|| passed / done as f64 * all.saturating_sub(done) as f64);
+        let by_clock = self.until.map(|until| until.saturating_duration_since(Instant::now()).as_secs_f64());
+        match by_rounds.into_iter().chain(by_clock).reduce(f64::min) {
+            Some(seconds) => format!("{} left", crate::progress::readable(Duration::from_secs_f64(seconds))),
+            None => "time left not known yet".into(),
+        }
+    }
+
+    /// The arms in an order of their own for each run, so that no arm always goes first.
+    pub(super) fn shuffled<T: Clone>(&mut self, arms: &[T]) -> Vec<T> {
+        let mut order = arms.to_vec();
+        order.shuffle(&mut self.rng);
+        order
+    }
+
+    pub(super) fn record(&mut self, of: &Circumstances<'_>, metric: &str, value: f64, unit: &str) -> Result<()> {
+        if self.recording { self.recorder.record(of, metric, value, unit) } else { Ok(()) }
+    }
+
+    pub(super) fn record_duration(&mut self, of: &Circumstances<'_>, metric: &str, value: Duration) -> Result<()> {
+        self.record(of, metric, value.as_secs_f64() * 1e6, "us")
+    }
+
+    /// The end: an error where a part failed.
+    pub(super) fn close(mut self) -> Result<()> {
+        self.bar.finish_and_clear();
+        if self.failed > 0 {
+            bail!("{} of its parts could not be measured", self.failed);
+        }
+        self.progress.finish()
+    }
+}
+
+/// Bytes that the files below `directory` take, holes not counted.
+pub(super) fn bytes_below(directory: &Path) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        bytes += if metadata.is_dir() { bytes_below(&entry.path())? } else { metadata.blocks() * 512 };
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARTS: [&str; 2] = ["first", "second"];
+
+    /// Runs two parts whose rounds take that long each, and gives how many rounds of each there were.
+    fn rounds(settings: &Settings, each: Duration, fails: &str) -> ([u32; 2], Result<()>) {
+        let mut session = Session::open("some", 5, settings).unwrap();
+        let mut counts = [0; 2];
+        session
+            .each(
+                &PARTS,
+                |part| (*part).into(),
+                |session, part| {
+                    let mut rounds = session.rounds(part, true);
+                    while let Some(run) = session.next(&mut rounds)? {
+                        std::thread::sleep(each);
+                        let of = Circumstances { workload: part, parameters: "", arm: "a", run };
+                        session.record(&of, "whole", 1.0, "us")?;
+                        if !session.warms_up() {
+                            counts[usize::from(part == &PARTS[1])] += 1;
+                            anyhow::ensure!(*part != fails, "it broke");
+                        }
+                    }
+                    Ok(())
+                },
+            )
+            .unwrap();
+        (counts, session.close())
+    }
+
+    fn recorded(out: &Path) -> usize {
+        crate::samples::read_all(out).unwrap().len()
+    }
+
+    #[test]
+    fn time_is_shared_and_one_round_is_made_in_any_case() {
+        let out = tempfile::tempdir().unwrap();
+        let settings = Settings::fast(out.path().into());
+        let unbounded = rounds(&settings, Duration::ZERO, "");
+        assert_eq!((unbounded.0, recorded(out.path())), ([5, 5], 10));
+        // Each has 100 ms: one round that warms up, then two of 30 ms.
+        let some = Settings { budget: Some(Duration::from_millis(200)), ..settings.clone() };
+        let (counts, _) = rounds(&some, Duration::from_millis(30), "");
+        assert!(counts.iter().all(|count| (1..=3).contains(count)), "{counts:?}");
+        let little = Settings { budget: Some(Duration::from_millis(25)), ..settings };
+        let (counts, _) = rounds(&little, Duration::from_millis(5), "");
+        assert!(counts.iter().all(|count| (1..5).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn a_part_that_fails_is_noted_and_tried_again_by_who_resumes() {
+        let out = tempfile::tempdir().unwrap();
+        let settings = Settings::fast(out.path().into());
+        let (counts, end) = rounds(&settings, Duration::ZERO, "first");
+        assert_eq!(counts, [1, 5]);
+        assert!(end.is_err() && !crate::progress::is_finished(out.path(), "some"));
+        let notes = crate::progress::notes(out.path(), ["some"].into_iter()).unwrap();
+        assert_eq!((notes.len(), &*notes[0].1.words), (1, "it broke"));
+        assert_eq!(recorded(out.path()), 6);
+        // The sample of the round that was cut off goes, what is whole stays.
+        let (counts, end) = rounds(&Settings { resume: true, ..settings }, Duration::ZERO, "");
+        assert_eq!((counts, recorded(out.path())), ([5, 0], 10));
+        assert!(end.is_ok() && crate::progress::is_finished(out.path(), "some"));
+    }
+}
