@@ -155,7 +155,8 @@ guests! {
     mqueue mqueue_unlinked mqueue_waiting named_semaphore
     semaphores_threads semaphores_undo semaphores_undo_kinds semaphores_waiting segments_protected
     owner_thread owner_group lease locks_waiting range_locks_waiting
-    connecting connecting_blocked broadcast_stream udp_lite
+    connecting connecting_blocked broadcast_stream udp_lite closing_always
+    handshake_put_aside handshake_put_aside_elsewhere
     locked_future droppable named_memory
     pid_namespace pid_namespace_threads pid_namespace_nested pid_namespace_of_users pid_namespace_orphans
     pid_namespace_groups pid_namespace_abandoned pid_namespace_entered pid_namespace_unborn pid_namespace_handles
@@ -185,6 +186,8 @@ refused! {
     directory_notify "F_NOTIFY"
     urgent "urgent data"
     urgent_read "urgent data"
+    closed_early "was closed by its program while the other end has yet to take"
+    closed_early_elsewhere "was closed by its program while the other end has yet to take"
     unix_backlog "has not accepted within 200 ms"
     corked_datagram "UDP_CORK"
     datagram_held_back "MSG_MORE"

@@ -8,6 +8,7 @@ mod error;
 mod figures;
 mod look;
 mod options;
+mod stop;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,6 +18,7 @@ use self::error::{held_failed, network_failed, refused, trees_failed, unexpected
 pub(crate) use self::figures::Clock;
 pub use self::figures::{Phase, Stats};
 pub use self::options::{Afterwards, Options};
+use self::stop::UnderWay;
 use crate::error::CaptureError;
 use crate::fault;
 use crate::files;
@@ -38,9 +40,7 @@ use crate::process::hold::{self, Cleared, HeldPod, HoldError, Tracers};
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::statuses::Statuses;
 use crate::process::stops;
-use crate::process::vfork;
 use crate::record::PodRecord;
-use crate::sockets::Listeners;
 use crate::sys::{descriptor, heap};
 
 /// Writes a pod down. On an error the pod goes on as it was.
@@ -124,8 +124,7 @@ fn tell_stages(
         statuses: Arc::default(),
         expected: 1,
         mapped: MappedFiles::default(),
-        listeners: Listeners::default(),
-        newcomers_dropped: false,
+        under_way: UnderWay::default(),
         left: LeftBehind::default(),
         pod,
         options,
@@ -198,10 +197,8 @@ struct Checkpoint<'a> {
     expected: usize,
     /// The mapped files that were captured then.
     mapped: MappedFiles,
-    /// Its listening sockets.
-    listeners: Listeners,
-    /// Whether requests for new connections are being dropped.
-    newcomers_dropped: bool,
+    /// What its sockets have under way.
+    under_way: UnderWay,
 }
 
 /// What was captured while the pod was held.
@@ -255,7 +252,9 @@ impl Checkpoint<'_> {
         let hosts = population.live.iter().map(|found| found.subject.host).collect();
         let layouts: Vec<Layout> = parallel::map(hosts, Layout::read);
         capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
-        self.listeners = std::mem::take(&mut look.sockets.listeners);
+        let listeners = std::mem::take(&mut look.sockets.listeners);
+        self.under_way = UnderWay::look_into(pod, listeners, look.namespaces.networks())
+            .map_err(|e| refused(pod, unexpected("asking sock_diag", &e)))?;
         self.mapped = std::mem::take(&mut look.mapped).into_ahead();
         let queued = look.queued;
         let layouts = population.live.iter().map(|found| found.subject.host).zip(layouts).collect();
@@ -279,68 +278,6 @@ impl Checkpoint<'_> {
         }
         self.clock.lap("hold");
         held
-    }
-
-    /// Blocks the network and freezes the pod, at a moment at which nobody waits in vfork(2) and no connection waits to be
-    /// accepted.
-    fn stop(&mut self) -> Result<(), CheckpointError> {
-        if self.listeners.have_waiting() {
-            self.drain()?;
-        }
-        loop {
-            self.clock.begin_hold();
-            if let Some(network) = &self.pod.network {
-                self.pod.journal.record(Undo::Unblock)?;
-                network.block().map_err(|source| network_failed(self.pod, source))?;
-            }
-            self.pod.journal.record(Undo::Sockets)?;
-            self.pod.journal.record(Undo::Thaw)?;
-            self.freeze()?;
-            if !self.listeners.have_waiting() {
-                return self.admit_newcomers();
-            }
-            // One came at the last moment.
-            self.pod.cgroup.thaw()?;
-            self.unblock()?;
-            self.clock.end_hold();
-            self.drain()?;
-        }
-    }
-
-    /// Lets the pod accept the connections that wait, and has no new ones come meanwhile.
-    fn drain(&mut self) -> Result<(), CheckpointError> {
-        if self.was_suspended {
-            return self.listeners.refuse().map_err(|e| refused(self.pod, e));
-        }
-        if let (Some(network), false) = (&self.pod.network, self.newcomers_dropped) {
-            self.pod.journal.record(Undo::Newcomers)?;
-            self.newcomers_dropped = true;
-            network.drop_newcomers().map_err(|source| network_failed(self.pod, source))?;
-        }
-        self.listeners.drain().map_err(|e| refused(self.pod, e))
-    }
-
-    fn admit_newcomers(&mut self) -> Result<(), CheckpointError> {
-        if let (Some(network), true) = (&self.pod.network, self.newcomers_dropped) {
-            network.admit_newcomers().map_err(|source| network_failed(self.pod, source))?;
-            self.pod.journal.done(&Undo::Newcomers)?;
-            self.newcomers_dropped = false;
-        }
-        Ok(())
-    }
-
-    /// Freezes the pod at a moment at which nobody waits in vfork(2).
-    fn freeze(&mut self) -> Result<(), CheckpointError> {
-        let begun = Instant::now();
-        loop {
-            if let Some(memory) = Arc::get_mut(&mut self.memory) {
-                memory.forget_stale();
-            }
-            self.pod.cgroup.freeze()?;
-            let Some(waiting) = vfork::waiting(&self.pod.cgroup.pids()?) else { return Ok(()) };
-            self.pod.cgroup.thaw()?;
-            waiting.finish(self.pod.init, begun).map_err(|e| refused(self.pod, e))?;
-        }
     }
 
     /// Looks at everything, with the pod held: nothing is written to disk.

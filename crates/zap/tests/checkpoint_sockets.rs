@@ -282,3 +282,235 @@ fn a_server_that_accepts_late_is_waited_for() {
         host.wait_for("late", "[ $(grep -c knock /tmp/heard) = 2 ]");
     }
 }
+
+/// Answers every connection to port 80 with as many bytes as it asks for (a line), and closes it at once.
+const CLOSER: &str = r#"
+use Socket qw(:all); $SIG{CHLD} = "IGNORE";
+socket(my $listener, PF_INET, SOCK_STREAM, 0); setsockopt($listener, SOL_SOCKET, SO_REUSEADDR, 1);
+bind($listener, sockaddr_in(80, INADDR_ANY)) or die $!; listen($listener, 20);
+while (accept(my $client, $listener)) {
+    next if fork;
+    my $length = <$client> + 0;
+    setsockopt($client, SOL_SOCKET, SO_SNDBUF, 4_000_000);
+    my $text = join "", map { chr($_ % 251) } 0 .. 250; $text x= 1 + $length / 251;
+    syswrite($client, $text, $length) == $length or die $!;
+    exit 0;
+}
+"#;
+
+fn closer(host: &Host) -> String {
+    host.ok(["run", "-d", "-n", "closer", "--", "perl", "-e", CLOSER]);
+    host.wait_for("closer", "grep -q ':0050 .* 0A ' /proc/net/tcp");
+    format!("{}:80", host.row("closer")["address"].as_str().unwrap())
+}
+
+/// A client whose answer of that many bytes does not fit into its buffers, and has been closed by the server.
+fn closed_early(host: &Host, address: &str, length: usize) -> TcpStream {
+    let mut client = connect(host, address.to_owned());
+    nix::sys::socket::setsockopt(&client, nix::sys::socket::sockopt::RcvBuf, &65536).unwrap();
+    ask(&mut client, length);
+    host.wait_for("closer", "grep -q ':0050 .* 04 ' /proc/net/tcp");
+    client
+}
+
+fn expect_all(client: &mut TcpStream, length: usize) {
+    expect(client, 0, length);
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+}
+
+const LARGE: usize = 300_000;
+
+#[test]
+fn what_a_closed_connection_has_left_is_refused_by_name() {
+    let host = Host::new();
+    let address = closer(&host);
+    let mut client = closed_early(&host, &address, LARGE);
+    for suspended in [false, true] {
+        if suspended {
+            host.ok(["suspend", "closer"]);
+        }
+        for leave in [&[][..], &["--leave-running"]] {
+            let done = host.run([&["checkpoint", "closer", "-o", &image(&host)], leave].concat());
+            assert_eq!(done.code, 3, "{done:?}");
+            let named = done.stderr.contains(&format!("{address} to {}", client.local_addr().unwrap()));
+            assert!(named && done.stderr.contains("was closed by its program while the other end has yet"), "{done:?}");
+        }
+        assert_eq!(host.row("closer")["state"], if suspended { "suspended" } else { "running" });
+    }
+    assert!(!host.path("image").exists());
+    host.ok(["resume", "closer"]);
+    expect_all(&mut client, LARGE);
+    host.ok(["checkpoint", "closer", "-o", &image(&host)]);
+}
+
+#[test]
+fn what_a_closed_connection_has_left_is_waited_for() {
+    for (suspended, leave) in [(false, &[][..]), (true, &[]), (false, &["--leave-running"])] {
+        let host = Host::new();
+        let address = closer(&host);
+        let mut client = closed_early(&host, &address, LARGE);
+        if suspended {
+            host.ok(["suspend", "closer"]);
+        }
+        let reader = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            expect_all(&mut client, LARGE);
+        });
+        host.ok([&["checkpoint", "closer", "-o", &image(&host)], leave].concat());
+        if leave.is_empty() {
+            host.ok(["restart", "-d", &image(&host)]);
+        }
+        reader.join().unwrap();
+    }
+}
+
+#[test]
+fn a_server_that_closes_all_the_time_loses_nobody() {
+    let host = Host::new();
+    let address = closer(&host);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|n| {
+                let (host, address, stop) = (&host, &address, &stop);
+                scope.spawn(move || {
+                    let mut served = 0;
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        let mut client = connect(host, address.clone());
+                        ask(&mut client, 1 + 20_000 * n);
+                        expect_all(&mut client, 1 + 20_000 * n);
+                        served += 1;
+                    }
+                    served
+                })
+            })
+            .collect();
+        for round in 0..6 {
+            let image = host.path(&format!("image{round}"));
+            let image = image.to_str().unwrap();
+            if round % 2 == 0 {
+                host.ok(["checkpoint", "--leave-running", "closer", "-o", image]);
+            } else {
+                host.ok(["checkpoint", "closer", "-o", image]);
+                host.ok(["restart", "-d", image]);
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let served: Vec<i32> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+        assert!(served.iter().all(|served| *served > 0), "{served:?}");
+    });
+}
+
+/// Listens on ports 80 (IPv4) and 81 (IPv6), and accepts nobody who has not said something (Apache does so). Answers every
+/// line with itself, and writes down what its listeners are like in between.
+const DEFERRING: &str = r#"
+use Socket qw(:all); use IO::Select; use constant TCP_DEFER_ACCEPT => 9;
+sub listener { my ($family, $address) = @_;
+    socket(my $listener, $family, SOCK_STREAM, 0) or die $!; setsockopt($listener, SOL_SOCKET, SO_REUSEADDR, 1);
+    setsockopt($listener, IPPROTO_TCP, TCP_DEFER_ACCEPT, 30) or die $!;
+    bind($listener, $address) or die $!; listen($listener, 20) or die $!; $listener }
+my @listeners = (listener(PF_INET, pack_sockaddr_in(80, INADDR_ANY)), listener(PF_INET6, pack_sockaddr_in6(81, IN6ADDR_ANY)));
+my $select = IO::Select->new(@listeners);
+while (1) {
+    for my $ready ($select->can_read(0.01)) {
+        if (grep { $_ == $ready } @listeners) { accept(my $client, $ready) or die $!; $select->add($client); next }
+        my $length = sysread($ready, my $text, 1000);
+        if ($length) { syswrite($ready, $text) } else { $select->remove($ready); close $ready }
+    }
+    open(my $log, ">", "/tmp/defer"); print $log join(" ", map { unpack "i", getsockopt($_, IPPROTO_TCP, TCP_DEFER_ACCEPT) } @listeners); close $log;
+}
+"#;
+
+fn deferring(host: &Host, more: &[&str]) -> [String; 2] {
+    host.ok([&["run", "-d", "-n", "defer"], more, &["--", "perl", "-e", DEFERRING]].concat());
+    host.wait_for("defer", "grep -q ':0050 .* 0A ' /proc/net/tcp && grep -q ':0051 .* 0A ' /proc/net/tcp6");
+    let row = host.row("defer");
+    [format!("{}:80", row["address"].as_str().unwrap()), format!("[{}]:81", row["address6"].as_str().unwrap())]
+}
+
+fn defers(host: &Host) {
+    host.wait_for("defer", "[ \"$(cat /tmp/defer)\" = '31 31' ]");
+}
+
+#[test]
+fn who_has_said_nothing_yet_is_connected_afterwards() {
+    for leave in [&[][..], &["--leave-running"]] {
+        let host = Host::new();
+        let [address, address6] = deferring(&host, &["-p", "8080:80"]);
+        let (host_address, _) = address.rsplit_once('.').unwrap();
+        let mut addresses = vec![address.clone(), address6, format!("{host_address}.1:8080")];
+        if !leave.is_empty() {
+            // What the host translates for its own loopback it forgets when the last pod leaves the bridge.
+            addresses.push("127.0.0.1:8080".to_owned());
+        }
+        let mut clients: Vec<TcpStream> = addresses.iter().map(|address| connect(&host, address.clone())).collect();
+        let all = clients.len();
+        host.wait_for("defer", &format!("[ $(cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 03 ') = {all} ]"));
+        host.ok([&["checkpoint", "defer", "-o", &image(&host)], leave].concat());
+        if leave.is_empty() {
+            host.ok(["restart", "-d", &image(&host)]);
+        }
+        defers(&host);
+        clients.iter_mut().for_each(echo);
+        let rules = host.command("nft").args(["list", "ruleset"]).output().unwrap();
+        assert!(!String::from_utf8_lossy(&rules.stdout).contains("newcomers"), "rules are left");
+    }
+}
+
+#[test]
+fn a_suspended_pod_with_somebody_who_has_said_nothing_is_refused() {
+    let host = Host::new();
+    let [address, _] = deferring(&host, &[]);
+    let mut client = connect(&host, address.clone());
+    host.wait_for("defer", "grep -q ' 03 ' /proc/net/tcp");
+    host.ok(["suspend", "defer"]);
+    let done = host.run(["checkpoint", "defer", "-o", &image(&host)]);
+    assert_eq!(done.code, 3, "{done:?}");
+    assert!(!host.path("image").exists());
+    host.ok(["resume", "defer"]);
+    defers(&host);
+    echo(&mut client);
+}
+
+/// Somebody who asks for a connection and is not there, or does not hear.
+#[test]
+fn who_never_answers_keeps_nobody_waiting_for_long() {
+    let host = Host::new();
+    let [address, _] = deferring(&host, &[]);
+    // The answers to this address of the bridge's network go nowhere.
+    let (network, _) = address.rsplit_once('.').unwrap();
+    let ghost = format!("{network}.200");
+    for arguments in [
+        &["neigh", "replace", &ghost, "lladdr", "02:00:00:00:00:99", "dev", "zap0"][..],
+        &["route", "replace", "local", &ghost, "dev", "lo", "table", "200"],
+    ] {
+        let done = common::finish(host.command("ip").args(arguments));
+        assert_eq!(done.code, 0, "{done:?}");
+    }
+    let ask = format!(
+        "import socket, struct\n\
+         s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)\n\
+         def total(b): return sum(struct.unpack('!%dH' % (len(b) // 2), b))\n\
+         def fold(n):\n    while n >> 16: n = (n & 0xffff) + (n >> 16)\n    return ~n & 0xffff\n\
+         ends = socket.inet_aton('{ghost}') + socket.inet_aton('{}')\n\
+         tcp = struct.pack('!HHIIBBHHH', 4444, 80, 77, 0, 80, 2, 1000, 0, 0)\n\
+         tcp = tcp[:16] + struct.pack('!H', fold(total(ends + struct.pack('!BBH', 0, 6, 20) + tcp))) + tcp[18:]\n\
+         s.sendto(struct.pack('!BBHHHBBH', 69, 0, 40, 0, 0, 64, 6, 0) + ends + tcp, ('{0}', 0))\n",
+        address.trim_end_matches(":80"),
+    );
+    let asked = common::finish(host.command("python3").args(["-c", &ask]));
+    assert_eq!(asked.code, 0, "{asked:?}");
+    host.wait_for("defer", "grep -q ' 03 ' /proc/net/tcp");
+    let done = host.run(["checkpoint", "--leave-running", "defer", "-o", &image(&host)]);
+    let named = done.stderr.contains(&format!("{address} to {ghost}:4444"));
+    assert!(done.code == 3 && named && done.stderr.contains("may take itself for connected"), "{done:?}");
+    // When it has not answered for a second it is not connected, and will ask again if it is there at all.
+    common::eventually("the answer to be repeated", || {
+        host.ok(["exec", "defer", "cat", "/proc/net/tcp"]).lines().any(|line| line.contains(" 03 ")) && {
+            let done = host.run(["checkpoint", "--leave-running", "defer", "-o", &image(&host)]);
+            assert!(done.code == 0 || done.code == 3, "{done:?}");
+            done.code == 0
+        }
+    });
+    defers(&host);
+}

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::pod::PodError;
+use crate::sockets::Deferring;
 
 /// Something that was done to a pod and must not stay so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,8 @@ pub enum Undo {
     Unblock,
     /// New connections to it are dropped: admit them.
     Newcomers,
+    /// A listener of its does not wait for data, for now: have it be as it was.
+    Deferring(Deferring),
     /// Its sockets are being read: [`crate::sockets::recover_all`] puts them right.
     Sockets,
     /// Its memory is still coming from the host that it left: without the rest it is lost, kill it.

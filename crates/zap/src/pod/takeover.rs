@@ -139,6 +139,10 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
             let _ = std::fs::remove_file(path);
             journal.done(undo)?;
         }
+        if let Undo::Deferring(listener) = undo {
+            listener.resume().map_err(failed("putting a listener right"))?;
+            journal.done(undo)?;
+        }
     }
     if pending.contains(&Undo::Sockets) {
         crate::sockets::recover_all(&record.cgroup.pids()?);

@@ -204,17 +204,21 @@ fn parse_packet(message: &[u8]) -> Option<PacketFacts> {
 }
 
 /// Asks `sock_diag` in a network namespace for all that fits a request.
-fn dump(namespace: impl AsFd + Send, body: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
-    let netlink = netlink_in(namespace)?;
+fn dump(namespace: impl AsFd + Send, body: &[u8], each: impl FnMut(&[u8])) -> io::Result<()> {
+    ask(&netlink_in(namespace)?, SOCK_DIAG_BY_FAMILY, body, each)
+}
+
+/// Asks through a `sock_diag` socket for all that fits a request.
+pub(super) fn ask(netlink: &OwnedFd, message: u16, body: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut request = (16 + body.len() as u32).to_ne_bytes().to_vec();
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend(message.to_ne_bytes());
     request.extend(REQUEST_DUMP.to_ne_bytes());
     request.extend([0; 8]);
     request.extend(body);
-    socket::send(&netlink, &request, 0)?;
+    socket::send(netlink, &request, 0)?;
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        let length = socket::receive(&netlink, &mut buffer, 0)?;
+        let length = socket::receive(netlink, &mut buffer, 0)?;
         if parse_dump(&buffer[..length], &mut each)? {
             return Ok(());
         }

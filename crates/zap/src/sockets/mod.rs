@@ -8,6 +8,7 @@
 mod address;
 mod common;
 mod diag;
+mod handshakes;
 mod link;
 mod multicast;
 mod netlink;
@@ -15,6 +16,7 @@ mod packet;
 mod raw;
 mod recover;
 mod silence;
+mod strays;
 mod tcp;
 mod tcp_fin;
 mod tcp_queues;
@@ -31,12 +33,14 @@ mod waiting;
 
 pub use common::SocketOptions;
 pub use diag::Sightings;
+pub use handshakes::Deferring;
 pub use link::{Link, LinkState};
 pub use multicast::Membership;
 pub use netlink::{Netlink, NetlinkState};
 pub use raw::{Raw, RawState};
 pub use recover::recover_all;
 pub use silence::Silenced;
+pub use strays::{Stage, Stray, Strays};
 pub use tcp::{Form, Tcp, TcpState};
 pub use tcp_queues::{Connection, Phase};
 pub use tcp_repair::{Agreed, Window, leave_repair};
@@ -44,7 +48,7 @@ pub use udp::{Datagram, Udp, UdpState};
 pub use unix::{Unix, UnixForm, UnixState};
 pub use unix_name::{BoundFile, UnixName};
 pub use unix_queue::Queued;
-pub use waiting::Listeners;
+pub use waiting::{Listeners, PATIENCE, PAUSE};
 
 use std::os::fd::AsFd;
 

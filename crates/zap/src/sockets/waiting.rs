@@ -2,9 +2,11 @@
 //! accepts them, and that only the pod may do: so a checkpoint waits until it has.
 
 use std::collections::HashSet;
-use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
+use super::address;
+use super::handshakes::Deferring;
 use super::tcp::Info;
 use crate::error::CaptureError;
 use crate::files::Descriptor;
@@ -13,17 +15,15 @@ use crate::sys::pidfd::PidFd;
 use crate::sys::{file, socket};
 
 /// How long the pod may take to accept what waits.
-const PATIENCE: Duration = Duration::from_millis(200);
+pub const PATIENCE: Duration = Duration::from_millis(200);
 /// How often to look meanwhile: nothing tells of a queue that has become empty.
-const PAUSE: Duration = Duration::from_micros(500);
+pub const PAUSE: Duration = Duration::from_micros(500);
 
 /// The listening sockets of a pod, found while it runs. Nothing is kept open: a port that the pod closes is free at once.
 #[derive(Debug, Default)]
 pub struct Listeners {
     all: Vec<Listener>,
     inodes: HashSet<u64>,
-    /// Until when to wait for the pod, once something was waiting.
-    deadline: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -53,16 +53,9 @@ impl Listeners {
         self.all.iter().any(|listener| listener.waiting().is_some())
     }
 
-    /// Waits until the pod, which runs, has accepted everything, for all of a checkpoint at most [`PATIENCE`].
-    pub fn drain(&mut self) -> Result<(), CaptureError> {
-        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
-        while self.have_waiting() {
-            if Instant::now() > deadline {
-                return self.refuse();
-            }
-            std::thread::sleep(PAUSE);
-        }
-        Ok(())
+    /// Those of TCP at these ports that wait for data before they have a connection accepted (`TCP_DEFER_ACCEPT`).
+    pub fn deferring(&self, ports: &HashSet<u16>) -> Vec<Deferring> {
+        self.all.iter().filter_map(|listener| listener.deferring(ports)).collect()
     }
 
     /// Refuses the first listener at which a connection waits.
@@ -90,12 +83,23 @@ pub(super) fn connections(count: u32) -> String {
 }
 
 impl Listener {
+    /// A copy of its descriptor, if it is still there.
+    fn copy(&self) -> Option<OwnedFd> {
+        let copy = PidFd::open(self.subject.host).and_then(|process| process.get(self.number)).ok()?;
+        file::fstat(&copy).is_ok_and(|stat| stat.st_ino == self.inode).then_some(copy)
+    }
+
+    fn deferring(&self, ports: &HashSet<u16>) -> Option<Deferring> {
+        let copy = self.copy()?;
+        let seconds = socket::get_int(copy.as_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT).ok()?;
+        let local = address::from_kernel(&socket::local_name(copy.as_fd()).ok()?)?;
+        let deferring = Deferring { host: self.subject.host, number: self.number, inode: self.inode, seconds };
+        (seconds != 0 && ports.contains(&local.port())).then_some(deferring)
+    }
+
     /// Which connections wait to be accepted, in words; none if the socket is no longer there.
     fn waiting(&self) -> Option<String> {
-        let copy = PidFd::open(self.subject.host).and_then(|process| process.get(self.number)).ok()?;
-        if file::fstat(&copy).is_ok_and(|stat| stat.st_ino != self.inode) {
-            return None;
-        }
+        let copy = self.copy()?;
         let unix = socket::get_int(copy.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN).is_ok_and(|d| d == libc::AF_UNIX);
         if unix {
             let ready = socket::readiness(copy.as_fd(), libc::POLLIN).ok()?;

@@ -7,6 +7,7 @@
 
 mod calls;
 mod clocks;
+mod connections;
 mod controls;
 mod family;
 mod files;
@@ -75,6 +76,7 @@ const TOPICS: &[&[Kind]] = &[
     requests::KINDS,
     moving::KINDS,
     nests::KINDS,
+    connections::KINDS,
     shown::KINDS,
 ];
 

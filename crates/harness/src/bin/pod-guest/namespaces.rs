@@ -223,7 +223,7 @@ fn network_namespace() -> Checked {
     reap(child)
 }
 
-fn loopback_up() -> Checked {
+pub(crate) fn loopback_up() -> Checked {
     let socket = UdpSocket::bind("0.0.0.0:0").map_err(|e| e.to_string())?;
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     (request.ifr_name[0], request.ifr_name[1]) = (b'l' as _, b'o' as _);
