@@ -70,6 +70,7 @@ pub use terminal::{controlling_pty, set_foreground, take_terminal};
 /// One open file description of the pod, seen through a copy of it that is ours (`pidfd_getfd`).
 ///
 /// The copy *shares* offset and flags with the pod's: whatever a capture changes, it puts back.
+#[derive(Clone)]
 pub struct Descriptor {
     /// The process through which it was met, for messages.
     pub subject: Subject,

@@ -12,6 +12,7 @@ use crate::files::{Descriptor, FileKind, FileState, RootFile, kind_of, locks, ow
 use crate::ids::{FileId, HostPid};
 use crate::look::{Look, Subject};
 use crate::namespaces::NamespaceId;
+use crate::sockets;
 use crate::sys::{descriptor, file, kcmp};
 
 /// Which open file descriptions have been met, and what was captured of each.
@@ -115,6 +116,18 @@ impl FileTable {
         id
     }
 
+    /// The description that was met last: at the beginning of a capture it is the one to capture.
+    pub(crate) fn newest(&self) -> Option<FileId> {
+        Some(FileId(self.met.len().checked_sub(1)? as u32))
+    }
+
+    /// What was captured of a description is this instead.
+    pub(crate) fn amend(&mut self, id: FileId, state: Vec<u8>) {
+        if let Some(captured) = self.met.get_mut(id.0 as usize).and_then(|met| met.captured.as_mut()) {
+            captured.state = state;
+        }
+    }
+
     fn keep(&mut self, state: FileState) {
         let place = state.id.0 as usize;
         self.met[place].captured = Some(state);
@@ -207,6 +220,7 @@ pub fn finish(look: &mut Look<'_>) -> Result<(), CaptureError> {
     while let Some((id, kind, descriptor)) = look.files.late.pop() {
         capture(look, id, kind, &descriptor)?;
     }
+    sockets::reconcile(look)?;
     look.sockets.complete()
 }
 

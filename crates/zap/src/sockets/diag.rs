@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::tcp_pairs::Pairs;
 use super::waiting::Listeners;
 use crate::error::CaptureError;
 use crate::files::Descriptor;
@@ -55,6 +56,8 @@ pub struct Sightings {
     met: HashSet<u32>,
     /// Sockets that listen.
     pub(crate) listeners: Listeners,
+    /// Connections whose peers may be in the pod, too.
+    pub(super) pairs: Pairs,
     expected: Vec<(u32, Subject, String)>,
 }
 

@@ -19,6 +19,7 @@ mod silence;
 mod strays;
 mod tcp;
 mod tcp_fin;
+mod tcp_pairs;
 mod tcp_queues;
 mod tcp_repair;
 #[cfg(test)]
@@ -42,6 +43,7 @@ pub use recover::recover_all;
 pub use silence::Silenced;
 pub use strays::{Stage, Stray, Strays};
 pub use tcp::{Form, Tcp, TcpState};
+pub(crate) use tcp_pairs::reconcile;
 pub use tcp_queues::{Connection, Phase};
 pub use tcp_repair::{Agreed, Window, leave_repair};
 pub use udp::{Datagram, Udp, UdpState};

@@ -161,23 +161,6 @@ impl Tcp {
         }
     }
 
-    fn form(look: &mut Look<'_>, descriptor: &Descriptor, reuse: bool) -> Result<Form, CaptureError> {
-        let info = Info::read(descriptor.as_fd()).capturing("reading TCP_INFO", descriptor.object())?;
-        if let Some(phase) = Phase::of_state(info.state()) {
-            return Ok(Form::Connected(Connection::capture(look, descriptor, &info, phase, reuse)?.into()));
-        }
-        let (local, _) = ends(descriptor)?;
-        match info.state() {
-            LISTEN => {
-                Self::refuse_waiting(descriptor, &info)?;
-                Ok(Form::Listening { local, backlog: info.backlog() })
-            }
-            CLOSE => Self::closed(look, descriptor, local),
-            SYN_SENT => Ok(Form::Connecting { local, peer: peer_to_be(descriptor)? }),
-            state => Err(descriptor.refuse(format!("is in TCP state {state}, which cannot be checkpointed yet"))),
-        }
-    }
-
     fn closed(look: &mut Look<'_>, descriptor: &Descriptor, local: SocketAddr) -> Result<Form, CaptureError> {
         let fd = descriptor.as_fd();
         let ready = socket::readiness(fd, libc::POLLIN | libc::POLLRDHUP).capturing("polling", descriptor.object())?;
@@ -187,6 +170,27 @@ impl Tcp {
         let unread = socket::ioctl_int(fd, libc::FIONREAD).capturing("measuring the queue", descriptor.object())?;
         let receive = super::tcp_queues::peek(fd, unread as u32).capturing("reading the queue", descriptor.object())?;
         Ok(Form::Ended { reset: ready & libc::POLLERR != 0, receive: look.data.append(receive) })
+    }
+}
+
+/// What the socket does.
+pub(super) fn form(look: &mut Look<'_>, descriptor: &Descriptor, reuse: bool) -> Result<Form, CaptureError> {
+    let mut info = Info::read(descriptor.as_fd()).capturing("reading TCP_INFO", descriptor.object())?;
+    if Phase::of_state(info.state()).is_some() {
+        if let Some(connection) = Connection::capture(look, descriptor, &info, reuse)? {
+            return Ok(Form::Connected(connection.into()));
+        }
+        info = Info::read(descriptor.as_fd()).capturing("reading TCP_INFO", descriptor.object())?;
+    }
+    let (local, _) = ends(descriptor)?;
+    match info.state() {
+        LISTEN => {
+            Tcp::refuse_waiting(descriptor, &info)?;
+            Ok(Form::Listening { local, backlog: info.backlog() })
+        }
+        CLOSE => Tcp::closed(look, descriptor, local),
+        SYN_SENT => Ok(Form::Connecting { local, peer: peer_to_be(descriptor)? }),
+        state => Err(descriptor.refuse(format!("is in TCP state {state}, which cannot be checkpointed yet"))),
     }
 }
 
@@ -220,7 +224,8 @@ impl FileKind for Tcp {
         let family = get(libc::SOL_SOCKET, libc::SO_DOMAIN)?;
         let v6: &[Name] = if family == libc::AF_INET6 { common::IPV6 } else { &[] };
         let mut options = SocketOptions::capture(descriptor, &[OPTIONS, common::IPV4, v6])?;
-        let form = Self::form(look, descriptor, options.reuse)?;
+        let id = look.files.newest();
+        let form = form(look, descriptor, options.reuse)?;
         match &form {
             Form::Idle { .. } | Form::Listening { .. } => options.add_numbers(fd, UNCONNECTED),
             Form::Connected(connection) if !connection.phase.fin_theirs() => {
@@ -235,6 +240,9 @@ impl FileKind for Tcp {
             congestion: text_option(fd, libc::TCP_CONGESTION),
             form,
         };
+        if let Some(id) = id {
+            look.sockets.pairs.meet(id, descriptor, &state);
+        }
         Ok(image::encode(&state))
     }
 

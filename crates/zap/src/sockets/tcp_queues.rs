@@ -44,6 +44,15 @@ impl Phase {
         })
     }
 
+    /// What it is once the peer has done what it has done in `later`; how far we closed is as in this.
+    fn heard(self, later: Phase) -> Phase {
+        match self {
+            Phase::Established if later.fin_theirs() => Phase::CloseWait,
+            Phase::FinWait1 if later.fin_theirs() => Phase::Closing,
+            phase => phase,
+        }
+    }
+
     /// Whether a FIN of ours is in the send queue's numbers and not acknowledged.
     pub(super) fn fin_pending(self) -> bool {
         matches!(self, Phase::FinWait1 | Phase::Closing | Phase::LastAck)
@@ -90,14 +99,13 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Reads a connection. The pod is held, and nothing reaches it from outside.
+    /// Reads a connection; none if it is over. The pod is held, and nothing reaches it from outside.
     pub(super) fn capture(
         look: &mut Look<'_>,
         descriptor: &Descriptor,
         info: &super::tcp::Info,
-        phase: Phase,
         reuse: bool,
-    ) -> Result<Connection, CaptureError> {
+    ) -> Result<Option<Connection>, CaptureError> {
         let fd = descriptor.as_fd();
         let ends = super::tcp::ends(descriptor)?;
         let (local, peer) = (ends.0, ends.1.ok_or_else(|| unexpected(descriptor, "lack of a peer"))?);
@@ -105,27 +113,80 @@ impl Connection {
             return Err(descriptor.refuse("has urgent data in its queue, which cannot be checkpointed yet"));
         }
         let raw = Raw::read(fd, reuse).capturing("reading the connection", descriptor.object())?;
+        let Raw { sending, receiving, .. } = raw;
+        let Some(phase) = sending.phase.zip(receiving.phase).map(|(ours, theirs)| ours.heard(theirs)) else {
+            return Ok(None);
+        };
         let fin_pending = u32::from(phase.fin_pending());
-        if raw.send.len() as u32 + fin_pending != raw.unacknowledged || raw.receive.len() as u32 != raw.unread {
+        let is_whole = sending.bytes.len() as u32 + fin_pending == sending.unacknowledged;
+        if !is_whole || receiving.bytes.len() as u32 != receiving.unread {
             return Err(unexpected(descriptor, "length of a queue"));
         }
         let segment = raw.segment.try_into().map_err(|_| unexpected(descriptor, "segment size"))?;
-        let fin_sent = raw.unsent == 0;
-        Ok(Connection {
+        let fin_sent = sending.unsent == 0;
+        Ok(Some(Connection {
             local,
             peer,
             phase,
             agreed: info.agreed(segment, raw.timestamp),
-            window: raw.window,
+            window: receiving.window,
             clamp: raw.clamp,
             // An acknowledged FIN is in no queue, yet it is to be sent and acknowledged again when rebuilding.
-            send_from: raw.send_end.wrapping_sub(raw.unacknowledged.max(u32::from(phase.fin_ours()))),
-            unsent: raw.unsent.saturating_sub(u32::from(phase.fin_ours() && !fin_sent)),
+            send_from: sending.end.wrapping_sub(sending.unacknowledged.max(u32::from(phase.fin_ours()))),
+            unsent: sending.unsent.saturating_sub(u32::from(phase.fin_ours() && !fin_sent)),
             fin_sent,
-            receive_from: raw.receive_end.wrapping_sub(raw.unread + u32::from(phase.fin_theirs())),
-            send: look.data.append(raw.send),
-            receive: look.data.append(raw.receive),
-        })
+            receive_from: receiving.end.wrapping_sub(receiving.unread + u32::from(phase.fin_theirs())),
+            send: look.data.append(sending.bytes),
+            receive: look.data.append(receiving.bytes),
+        }))
+    }
+
+    /// Reads once more what has been received, and whether the peer has closed. False if the connection is over.
+    pub(super) fn hear_again(
+        &mut self,
+        look: &mut Look<'_>,
+        descriptor: &Descriptor,
+        reuse: bool,
+    ) -> Result<bool, CaptureError> {
+        let fd = descriptor.as_fd();
+        let read = |fd| {
+            let repair = Repair::enter(fd, reuse)?;
+            let receiving = Receiving::read(fd)?;
+            repair.leave().map(|()| receiving)
+        };
+        let receiving = read(fd).capturing("reading the connection", descriptor.object())?;
+        let Some(now) = receiving.phase else { return Ok(false) };
+        self.phase = self.phase.heard(now);
+        self.window = receiving.window;
+        self.receive_from = receiving.end.wrapping_sub(receiving.unread + u32::from(self.phase.fin_theirs()));
+        self.receive = look.data.append(receiving.bytes);
+        Ok(true)
+    }
+
+    /// Up to where the peer has acknowledged.
+    pub(super) fn acknowledged(&self) -> u32 {
+        self.send_from.wrapping_add(u32::from(self.phase == Phase::FinWait2))
+    }
+
+    /// Up to where we have sent.
+    pub(super) fn sent(&self) -> u32 {
+        let fin = self.phase == Phase::FinWait2 || self.phase.fin_pending() && self.fin_sent;
+        (self.send_from.wrapping_add(self.send.length as u32)).wrapping_sub(self.unsent).wrapping_add(u32::from(fin))
+    }
+
+    /// Up to where we have received.
+    pub(super) fn received(&self) -> u32 {
+        let fin = u32::from(self.phase.fin_theirs());
+        self.receive_from.wrapping_add(self.receive.length as u32).wrapping_add(fin)
+    }
+
+    /// The peer has received everything up to there, so that it was sent.
+    pub(super) fn was_heard_until(&mut self, there: u32) {
+        let end = self.send_from.wrapping_add(self.send.length as u32);
+        let left = end.wrapping_sub(there) as i32;
+        self.unsent = left.max(0) as u32;
+        // Behind the last byte there is nothing but our FIN.
+        self.fin_sent |= left < 0;
     }
 
     /// Makes a fresh socket this connection, closed in neither direction yet, and leaves it in repair mode.
@@ -217,14 +278,8 @@ fn leave_keeping_port(fd: BorrowedFd<'_>) -> std::io::Result<()> {
 
 /// What repair mode shows of a connection.
 struct Raw {
-    send_end: u32,
-    unacknowledged: u32,
-    unsent: u32,
-    send: Vec<u8>,
-    receive_end: u32,
-    unread: u32,
-    receive: Vec<u8>,
-    window: Window,
+    sending: Sending,
+    receiving: Receiving,
     segment: i32,
     timestamp: u32,
     clamp: u32,
@@ -235,28 +290,67 @@ impl Raw {
         let clamp = socket::get_int(fd, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP)? as u32;
         let timestamp = socket::get_int(fd, libc::IPPROTO_TCP, socket::TCP_TIMESTAMP)? as u32;
         let repair = Repair::enter(fd, reuse)?;
-        let unacknowledged = socket::ioctl_int(fd, libc::TIOCOUTQ)? as u32;
-        let unread = socket::ioctl_int(fd, libc::FIONREAD)? as u32;
-        tcp_repair::select(fd, Queue::Send)?;
-        let send_end = tcp_repair::sequence(fd)?;
-        let send = peek(fd, unacknowledged)?;
-        tcp_repair::select(fd, Queue::Receive)?;
-        let raw = Raw {
-            send_end,
-            unacknowledged,
-            unsent: socket::ioctl_int(fd, libc::SIOCOUTQNSD)? as u32,
-            send,
-            receive_end: tcp_repair::sequence(fd)?,
-            unread,
-            receive: peek(fd, unread)?,
-            window: tcp_repair::window(fd)?,
-            segment: socket::get_int(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG)?,
-            timestamp,
-            clamp,
-        };
+        let (sending, receiving) = (Sending::read(fd)?, Receiving::read(fd)?);
+        let segment = socket::get_int(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG)?;
         repair.leave()?;
-        Ok(raw)
+        Ok(Raw { sending, receiving, segment, timestamp, clamp })
     }
+}
+
+/// What was written and not acknowledged.
+struct Sending {
+    end: u32,
+    unacknowledged: u32,
+    unsent: u32,
+    bytes: Vec<u8>,
+    phase: Option<Phase>,
+}
+
+impl Sending {
+    /// Acknowledgements still come in over the pod's loopback. If one has while this was read, it is read again: there
+    /// are no more of them than bytes.
+    fn read(fd: BorrowedFd<'_>) -> std::io::Result<Sending> {
+        tcp_repair::select(fd, Queue::Send)?;
+        let end = tcp_repair::sequence(fd)?;
+        let unacknowledged = || Ok::<u32, std::io::Error>(socket::ioctl_int(fd, libc::TIOCOUTQ)? as u32);
+        loop {
+            let before = unacknowledged()?;
+            let unsent = socket::ioctl_int(fd, libc::SIOCOUTQNSD)? as u32;
+            let (bytes, phase) = (peek(fd, before)?, phase(fd)?);
+            if unacknowledged()? == before {
+                return Ok(Sending { end, unacknowledged: before, unsent, bytes, phase });
+            }
+        }
+    }
+}
+
+/// What was received and not read, and the windows.
+struct Receiving {
+    end: u32,
+    unread: u32,
+    bytes: Vec<u8>,
+    window: Window,
+    phase: Option<Phase>,
+}
+
+impl Receiving {
+    /// As with [`Sending::read`]: what comes in has an end where the window is full.
+    fn read(fd: BorrowedFd<'_>) -> std::io::Result<Receiving> {
+        tcp_repair::select(fd, Queue::Receive)?;
+        loop {
+            let end = tcp_repair::sequence(fd)?;
+            let unread = socket::ioctl_int(fd, libc::FIONREAD)? as u32;
+            let (bytes, window, phase) = (peek(fd, unread)?, tcp_repair::window(fd)?, phase(fd)?);
+            if tcp_repair::sequence(fd)? == end {
+                return Ok(Receiving { end, unread, bytes, window, phase });
+            }
+        }
+    }
+}
+
+/// How far a connection is closed; none if it is over.
+fn phase(fd: BorrowedFd<'_>) -> std::io::Result<Option<Phase>> {
+    Ok(Phase::of_state(super::tcp::Info::read(fd)?.state()))
 }
 
 /// About how many bytes are in both queues, whatever the state.

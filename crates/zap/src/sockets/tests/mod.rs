@@ -56,10 +56,18 @@ struct Captured {
 }
 
 fn capture(files: &[&OwnedFd]) -> Captured {
+    capture_while(files, |_| {})
+}
+
+/// Captures files one after the other, with something happening after each: its place is given.
+fn capture_while(files: &[&OwnedFd], mut happening: impl FnMut(usize)) -> Captured {
     let (spec, mut sink) = (spec(), DataSink::default());
     let mut look = Look::new(&spec, this_thread(), &mut sink, Console::None, false);
-    let copies = files.iter().map(|f| f.try_clone().unwrap());
-    let ids = copies.zip(0..).map(|(f, n)| intern_file(&mut look, &subject(), n, f).unwrap()).collect();
+    let mut ids = Vec::new();
+    for (place, file) in files.iter().enumerate() {
+        ids.push(intern_file(&mut look, &subject(), place as i32, file.try_clone().unwrap()).unwrap());
+        happening(place);
+    }
     finish(&mut look).unwrap();
     let states = look.files.states().cloned().collect();
     drop(look);

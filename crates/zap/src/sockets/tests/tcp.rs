@@ -101,6 +101,55 @@ fn stuff(writer: &mut TcpStream) -> Vec<u8> {
     }
 }
 
+/// The ends of a connection are captured in that order, and in between the kernel moves bytes from one to the other.
+fn bytes_move_between_captures(is_sender_first: bool) {
+    in_private_network(move || {
+        let (_listener, mut client, server) = connected("127.0.0.1:0");
+        let sent = stuff(&mut client);
+        let (writer, mut reader) = (OwnedFd::from(client), server.try_clone().unwrap());
+        let reading = OwnedFd::from(server.try_clone().unwrap());
+        let order = if is_sender_first { [&writer, &reading] } else { [&reading, &writer] };
+        let waiting = || socket::ioctl_int(&writer, libc::TIOCOUTQ).unwrap();
+        let before = waiting();
+        let mut read = vec![0; 300_000];
+        let captured = capture_while(&order, |place| {
+            if place == 0 {
+                reader.read_exact(&mut read).unwrap();
+                wait_until(|| waiting() < before);
+            }
+        });
+        assert_eq!(read, sent[..read.len()]);
+        drop((writer, reading, reader));
+        server.shutdown(Shutdown::Both).unwrap();
+        fresh_network();
+        let mut again = rebuild(&captured);
+        let (first, second) = (again.remove(0), again.remove(0));
+        let (writer, reading) = if is_sender_first { (first, second) } else { (second, first) };
+        let (mut client, mut server) = (patient(writer), patient(reading));
+        let mut rest = vec![0; sent.len() - read.len()];
+        server.read_exact(&mut rest).unwrap();
+        assert!(rest == sent[read.len()..], "other bytes came");
+        client.set_nonblocking(false).unwrap();
+        client.write_all(b"and more").unwrap();
+        let mut more = [0; 8];
+        server.read_exact(&mut more).unwrap();
+        assert_eq!(&more, b"and more");
+        server.write_all(b"back").unwrap();
+        client.read_exact(&mut more[..4]).unwrap();
+        assert_eq!(&more[..4], b"back");
+    });
+}
+
+#[test]
+fn what_arrives_after_its_sender_was_captured_was_sent() {
+    bytes_move_between_captures(true);
+}
+
+#[test]
+fn what_is_acknowledged_after_its_receiver_was_captured_is_not_lost() {
+    bytes_move_between_captures(false);
+}
+
 #[test]
 fn full_queues_arrive_whole() {
     in_private_network(|| {
