@@ -11,6 +11,7 @@ cd "$(dirname "$0")"
 PACKAGES=(apache2 apache2-utils nftables iproute2 procps gcc libc6-dev librsvg2-bin fonts-dejavu-core
   # the other folders of workloads/
   redis-server memcached python3 postgresql openssh-server openssh-client runit supervisor cron bubblewrap
+  nginx mariadb-server nodejs openjdk-17-jdk-headless caddy make git sqlite3 ffmpeg chromium chromium-sandbox
   # workloads/xdesktop, both sizes
   tigervnc-standalone-server dbus xterm vim xdotool x11-apps busybox
   icewm tmux pcmanfm emacs-gtk dillo

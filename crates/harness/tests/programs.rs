@@ -3,33 +3,36 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
-
 use anyhow::{Context, Result, ensure};
-use harness::lab::{Lab, Pod, wait_until};
+use harness::lab::{Lab, PodOptions};
+use harness::workload::{PROGRAMS, Program, Workload};
 
-/// Whether nothing was lost; `how` is what is expected in particular.
-fn check(pod: &Pod<'_>, name: &str, how: &[&str]) -> Result<()> {
-    let script = format!("/srv/{name}/check");
-    pod.exec(&[&[script.as_str()], how].concat()).map(drop)
+/// What else is expected of a program, which its check looks for when it is asked to.
+#[derive(Clone, Copy, Default)]
+struct Expected {
+    /// Before it is restarted for the first time.
+    before: &'static [&'static str],
+    /// In the end.
+    last: &'static [&'static str],
 }
 
-fn lives_on(name: &str, options: &[&str], how: &[&str]) -> Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../workloads").join(name).canonicalize()?;
-    let lab = Lab::new()?;
-    let bind = format!("{}:/srv/{name}:ro", folder.display());
-    let start = format!("/srv/{name}/start");
-    let run = ["run", "-d", "-n", name, "--net", "private", "--bind", &bind];
-    lab.zap(&[&run, options, &["--", &start]].concat())?;
-    let pod = lab.pod(name)?;
-    wait_until("the program to be at work", || check(&pod, name, how)).with_context(|| pod.log())?;
+fn program(name: &str) -> Result<&'static Program> {
+    PROGRAMS.iter().find(|program| program.name() == name).with_context(|| format!("there is no program {name}"))
+}
+
+fn lives_on(name: &str, expected: Expected) -> Result<()> {
+    let (lab, program) = (Lab::new()?, program(name)?);
+    let options = ["--net", "private"].map(Into::into).into();
+    let pod = lab.start_pod(program, name, &PodOptions { options })?;
     let images = ["first", "second", "third"].map(|image| lab.directory().join(image));
+    program.check(&pod, expected.before)?;
     pod.checkpoint(&images[0], &["--leave-running"])?;
-    check(&pod, name, how).context("left running")?;
+    program.check(&pod, expected.before).context("left running")?;
     pod.checkpoint(&images[1], &[])?;
     for (image, next) in [(&images[1], Some(&images[2])), (&images[2], None)] {
         let (pod, _, _) = lab.restart(image, &[])?;
-        check(&pod, name, &[]).with_context(|| format!("restarted; it has printed {}", pod.log()))?;
+        let expected = if next.is_some() { &[] } else { expected.last };
+        program.check(&pod, expected).with_context(|| format!("restarted; it has printed {}", pod.log()))?;
         match next {
             Some(next) => drop(pod.checkpoint(next, &[])?),
             None => pod.remove()?,
@@ -39,32 +42,46 @@ fn lives_on(name: &str, options: &[&str], how: &[&str]) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn redis() {
-    lives_on("redis", &[], &["saving"]).unwrap();
+/// A test a program, so that they run beside each other.
+macro_rules! live_on {
+    ($($name:ident $(: $expected:expr)?),* $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                #[allow(unused_variables)]
+                let expected = Expected::default();
+                $(let expected = $expected;)?
+                lives_on(stringify!($name), expected).unwrap();
+            }
+        )*
+
+        #[test]
+        fn all_are_tried() {
+            let tried = [$(stringify!($name)),*];
+            let names: Vec<_> = PROGRAMS.iter().map(|program| program.name()).collect();
+            assert_eq!(names, tried);
+        }
+    };
 }
 
-#[test]
-fn memcached() {
-    lives_on("memcached", &[], &[]).unwrap();
-}
-
-#[test]
-fn postgresql() {
-    lives_on("postgresql", &[], &[]).unwrap();
-}
-
-#[test]
-fn ssh() {
-    lives_on("ssh", &[], &[]).unwrap();
-}
-
-#[test]
-fn supervisor() {
-    lives_on("supervisor", &[], &[]).unwrap();
-}
-
-#[test]
-fn bubblewrap() {
-    lives_on("bubblewrap", &["--cap-add", "sys_admin"], &[]).unwrap();
+live_on! {
+    bubblewrap,
+    caddy,
+    chromium,
+    compile,
+    ffmpeg,
+    git,
+    java,
+    mariadb,
+    memcached,
+    nginx,
+    node,
+    postgresql,
+    python,
+    redis: Expected { before: &["saving"], last: &[] },
+    sqlite,
+    ssh,
+    supervisor: Expected { before: &[], last: &["cron"] },
+    terminal,
+    tokio,
 }

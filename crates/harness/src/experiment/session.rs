@@ -91,7 +91,12 @@ impl Session {
 
     /// Whether a case is to be measured.
     pub(super) fn wants(&self, case: &str) -> bool {
-        self.wanted.is_empty() || self.wanted.iter().any(|wanted| wanted == case)
+        self.wanted.is_empty() || self.asks_for(case)
+    }
+
+    /// Whether a case is asked for by its name.
+    pub(super) fn asks_for(&self, case: &str) -> bool {
+        self.wanted.iter().any(|wanted| wanted == case)
     }
 
     /// Does `work` with each of `parts`, which have names. One that fails does not keep the others from being measured.

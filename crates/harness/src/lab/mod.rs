@@ -196,13 +196,18 @@ impl Drop for Lab {
 }
 
 /// Waits until `check` succeeds, and says what it last said if that does not happen within [`PATIENCE`].
-pub fn wait_until<T>(what: &str, mut check: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+pub fn wait_until<T>(what: &str, check: impl FnMut() -> Result<T>) -> Result<T> {
+    wait_for(what, PATIENCE, check)
+}
+
+/// The same, with a patience of its own.
+pub fn wait_for<T>(what: &str, patience: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + patience;
     loop {
         match check() {
             Ok(value) => return Ok(value),
             Err(error) if Instant::now() > deadline => {
-                return Err(error).with_context(|| format!("waited {} s for {what}", PATIENCE.as_secs()));
+                return Err(error).with_context(|| format!("waited {} s for {what}", patience.as_secs()));
             }
             // A poll, not a pause to get past a race: there is nothing here to wait on.
             Err(_) => std::thread::sleep(Duration::from_millis(2)),

@@ -11,8 +11,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::zap::{self, CheckpointStats, Listed, Process, RestartStats};
-use super::{Lab, served_at};
+use super::{Lab, served_at, wait_for};
 use crate::workload::Workload;
+
+/// How long a workload may take to begin: some set up a database or compile something first.
+const START: Duration = Duration::from_secs(150);
 
 /// How to run a pod beyond what its workload says.
 #[derive(Clone, Debug, Default)]
@@ -36,7 +39,7 @@ impl Lab {
         let mut arguments: Vec<String> = ["run", "-d", "-n", name].map(Into::into).into();
         arguments.extend(recipe.binds.iter().flat_map(|bind| ["--bind".into(), bind.clone()]));
         arguments.extend(recipe.environment.iter().flat_map(|(key, value)| ["-e".into(), format!("{key}={value}")]));
-        arguments.extend(options.options.iter().cloned());
+        arguments.extend(recipe.options.iter().chain(&options.options).cloned());
         arguments.push("--".into());
         arguments.extend(recipe.command);
         self.zap(&arguments)?;
@@ -46,6 +49,8 @@ impl Lab {
             let ready = workload.ready(self, pod.served_at()?);
             ready.with_context(|| format!("pod {name}; its log: {}", pod.log()))?;
         }
+        let works = wait_for("the workload to work", START, || workload.works(&pod));
+        works.with_context(|| format!("pod {name}; its log: {}", pod.log()))?;
         Ok(pod)
     }
 

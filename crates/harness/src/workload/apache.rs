@@ -76,6 +76,7 @@ impl Workload for Apache {
                 format!("{}:{FOLDER_IN_POD}:ro", folder.display()),
                 format!("{}:{SITE_IN_POD}:ro", site.display()),
             ],
+            ..Recipe::default()
         })
     }
 
@@ -83,7 +84,7 @@ impl Workload for Apache {
         let mut environment = self.environment(&site(lab)?.to_string_lossy());
         environment.push(("ZAP_VAR".into(), directory.to_string_lossy().into_owned()));
         let start = folder("apache")?.join("start").to_string_lossy().into_owned();
-        Ok(Recipe { command: vec![start], environment, binds: Vec::new() })
+        Ok(Recipe { command: vec![start], environment, ..Recipe::default() })
     }
 
     fn ready_for(&self, from: &Netns, address: SocketAddr) -> Result<()> {

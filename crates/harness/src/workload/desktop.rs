@@ -99,6 +99,7 @@ impl Workload for Desktop {
             command: vec![format!("{FOLDER_IN_POD}/start")],
             environment: self.environment(HOME_IN_POD),
             binds: vec![format!("{}:{FOLDER_IN_POD}:ro", folder("xdesktop")?.display())],
+            ..Recipe::default()
         })
     }
 
@@ -106,7 +107,7 @@ impl Workload for Desktop {
         let start = folder("xdesktop")?.join("start").to_string_lossy().into_owned();
         let mut environment = self.environment(&directory.to_string_lossy());
         environment.push(("ZAP_DISPLAY".into(), NATIVE_DISPLAY.to_string()));
-        Ok(Recipe { command: vec![start], environment, binds: Vec::new() })
+        Ok(Recipe { command: vec![start], environment, ..Recipe::default() })
     }
 
     /// The desktop says so itself, once every window is there.

@@ -2,6 +2,7 @@
 
 mod apache;
 mod desktop;
+mod program;
 mod sleep;
 
 use std::net::SocketAddr;
@@ -11,9 +12,10 @@ use anyhow::{Result, bail};
 
 pub use apache::{Apache, Mpm};
 pub use desktop::{CLOCK, COUNTER, Desktop, HOME_IN_POD, NATIVE_DISPLAY, SHELL};
+pub use program::{PROGRAMS, Program};
 pub use sleep::Sleep;
 
-use crate::lab::{Lab, Netns};
+use crate::lab::{Lab, Netns, Pod};
 
 /// How to start something.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub struct Recipe {
     pub environment: Vec<(String, String)>,
     /// `SRC:DST[:ro]` of the external directories that a pod needs.
     pub binds: Vec<String>,
+    /// Further options of `zap run` that a pod needs.
+    pub options: Vec<String>,
 }
 
 /// What a workload offers to others.
@@ -57,10 +61,24 @@ pub trait Workload: std::fmt::Debug + Sync {
     }
     /// Whether it works: everything that it offers, tried once.
     fn health(&self, lab: &Lab, address: SocketAddr) -> Result<()>;
+    /// Whether it works, and nothing was lost since it began, as one sees from inside `pod`.
+    fn works(&self, _pod: &Pod<'_>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Every workload.
 pub fn all() -> Vec<Box<dyn Workload>> {
+    served().into_iter().chain(programs()).collect()
+}
+
+/// Programs as they are packaged.
+pub fn programs() -> impl Iterator<Item = Box<dyn Workload>> {
+    PROGRAMS.iter().map(|program| Box::new(*program) as Box<dyn Workload>)
+}
+
+/// The workloads that others use, and the one that does nothing.
+pub fn served() -> Vec<Box<dyn Workload>> {
     vec![
         Box::new(Sleep),
         Box::new(Apache { mpm: Mpm::Event }),
