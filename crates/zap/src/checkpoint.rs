@@ -35,7 +35,7 @@ use crate::pod::journal::Undo;
 use crate::pod::trees::{self, Trees};
 use crate::process::ahead::{Layout, Layouts, MemoryAhead};
 use crate::process::capture;
-use crate::process::discover::{self, Population};
+use crate::process::discover::{self, Found, Population};
 use crate::process::hold::{self, Cleared, HeldPod, HoldError, Tracers};
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::statuses::Statuses;
@@ -218,6 +218,7 @@ impl Checkpoint<'_> {
     fn look_ahead(&mut self, writer: &mut ImageWriter) -> Result<Trees, CheckpointError> {
         let members = self.pod.cgroup.pids()?;
         let population = discover::discover(self.pod.init, &members).map_err(|e| refused(self.pod, e))?;
+        self.make_room(&population);
         let (layouts, queued, nests) = self.check(&population, writer)?;
         let pod = &*self.pod;
         let trees = Trees::look_ahead(pod, writer, &nests).map_err(|e| trees_failed(pod, e));
@@ -234,6 +235,16 @@ impl Checkpoint<'_> {
         }
         self.clock.lap("look-ahead");
         trees
+    }
+
+    /// Has room for copies of all files be made: in the hold it would take long.
+    fn make_room(&self, population: &Population) {
+        let of =
+            |found: &Found, field| found.status.field(field).and_then(|size| size.parse::<u64>().ok()).unwrap_or(0);
+        let needed: u64 = population.live.iter().map(|found| of(found, "FDSize") + of(found, "Threads")).sum();
+        if let Err(error) = descriptor::make_room(needed.min(MOST_FILES / 8)) {
+            tracing::info!(%error, "the table of descriptors grows as it is needed");
+        }
     }
 
     /// Refuses what cannot be captured. How the memory of each process looks, how many bytes wait in queues, and what is

@@ -19,11 +19,18 @@ use crate::migrate::wire::Wire;
 use crate::pod::registry::ProcessId;
 use crate::pod::takeover::{Found, take_over};
 use crate::pod::{Birth, LivePod, PodSpec, Store};
-use crate::sys::{exec, heap};
+use crate::sys::{descriptor, exec, heap};
+
+/// Descriptors for which there is room from the start: copies of a pod's files, and its threads' `status`.
+const ROOM: u64 = 4096;
 
 /// Is a monitor, from its first instruction to its last. The socket on which it is told how to begin is descriptor 3.
 pub fn main() -> ExitCode {
     heap::keep_freed();
+    // Now, before there are threads.
+    if let Err(error) = descriptor::make_room(ROOM) {
+        tracing::info!(%error, "the table of descriptors grows as it is needed");
+    }
     let Ok(socket) = exec::inherited(3) else { return ExitCode::from(2) };
     let socket = UnixStream::from(socket);
     let Ok(Some((Kind::Request, request))) = frame::read(&socket) else { return ExitCode::from(2) };

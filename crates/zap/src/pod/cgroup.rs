@@ -157,29 +157,40 @@ fn group_of(store: &Store) -> String {
 
 static FOUND: OnceLock<PathBuf> = OnceLock::new();
 
-/// Where this process finds the cgroup v2 hierarchy. Where none is mounted (`ip netns exec` hides the host's), a mount of
-/// our own, attached nowhere, that lasts as long as the process.
+/// Where tables of mounts are, and the root from which what they name is found.
+const TABLES: [(&str, &str); 2] = [("/proc/self/mountinfo", "/"), ("/proc/1/mountinfo", "/proc/1/root")];
+/// Where a mount of our own is.
+const OWN: &str = "/proc/self/fd";
+
+/// Where this process finds the cgroup v2 hierarchy. Where none is mounted (`ip netns exec` hides the host's), that of the
+/// host's first process; where that has none, a mount of our own, attached nowhere, that lasts as long as the process. To make
+/// one takes the kernel milliseconds.
 pub(crate) fn hierarchy() -> Result<&'static Path, PodError> {
     if let Some(found) = FOUND.get() {
         return Ok(found);
     }
-    let path = Path::new("/proc/self/mountinfo");
-    let table = fs::read(path).map_err(failed("reading", path))?;
-    let mounted = crate::pod::mounts::parse(&table).into_iter().find(|m| m.kind == "cgroup2").map(|m| m.target);
-    let found = match mounted {
-        Some(target) => target,
+    let found = match TABLES.into_iter().find_map(|(table, root)| mounted(table, root)) {
+        Some(found) => found,
         None => {
             let mount = crate::sys::mount::new_mount(c"cgroup2", &[], 0)
                 .map_err(|_| PodError::Lacks("a cgroup v2 hierarchy".to_owned()))?;
-            PathBuf::from(format!("/proc/self/fd/{}", mount.into_raw_fd()))
+            Path::new(OWN).join(mount.into_raw_fd().to_string())
         }
     };
     Ok(FOUND.get_or_init(|| found))
 }
 
+/// The hierarchy that a table of mounts names, if it can be reached from here.
+fn mounted(table: &str, root: &str) -> Option<PathBuf> {
+    let table = fs::read(table).ok()?;
+    let target = crate::pod::mounts::parse(&table).into_iter().find(|m| m.kind == "cgroup2")?.target;
+    let path = Path::new(root).join(target.strip_prefix("/").unwrap_or(&target));
+    path.join("cgroup.procs").exists().then_some(path)
+}
+
 /// Whether what this process knows of the hierarchy holds in a copy of it that has none of its descriptors.
 pub(crate) fn is_unknown_or_mounted() -> bool {
-    FOUND.get().is_none_or(|path| !path.starts_with("/proc"))
+    FOUND.get().is_none_or(|path| !path.starts_with(OWN))
 }
 
 impl TryFrom<PathBuf> for Cgroup {

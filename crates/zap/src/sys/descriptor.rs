@@ -1,7 +1,9 @@
 //! `ioctl(2)` and `fcntl(2)` on open files, where no safe library has the call.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use nix::fcntl::{FcntlArg, fcntl};
 
 use super::check;
 
@@ -36,17 +38,57 @@ pub fn tee(from: impl AsFd, to: impl AsFd, length: usize) -> io::Result<usize> {
 pub fn allow(process: i32, count: u64) -> io::Result<()> {
     let most = std::fs::read_to_string("/proc/sys/fs/nr_open")?.trim().parse().unwrap_or(count);
     let wanted = count.min(most);
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the kernel fills the struct; null changes nothing.
-    check(unsafe { libc::prlimit(process, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit) }.into())?;
+    let limit = limit(process)?;
     if limit.rlim_cur >= wanted {
         return Ok(());
     }
-    let set = |limit: libc::rlimit| {
-        // SAFETY: the kernel reads the struct; null asks for nothing.
-        check(unsafe { libc::prlimit(process, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) }.into())
-    };
     // Without CAP_SYS_RESOURCE, what the limit may be at most is all there is.
-    let raised = set(libc::rlimit { rlim_cur: wanted, rlim_max: limit.rlim_max.max(wanted) });
-    raised.or_else(|_| set(libc::rlimit { rlim_cur: limit.rlim_max.min(wanted), ..limit })).map(drop)
+    let raised = set_limit(process, libc::rlimit { rlim_cur: wanted, rlim_max: limit.rlim_max.max(wanted) });
+    raised.or_else(|_| set_limit(process, libc::rlimit { rlim_cur: limit.rlim_max.min(wanted), ..limit }))
+}
+
+/// Has the kernel make room for `count` descriptors of this process, or as many as the limit can be. Each time that the table
+/// of a process *with threads* doubles by itself, the kernel waits until no processor looks at the old one any more
+/// (`expand_fdtable`): 5 to 30 ms.
+pub fn make_room(count: u64) -> io::Result<()> {
+    let before = limit(0)?;
+    allow(0, count)?;
+    let last = limit(0)?.rlim_cur.min(count).saturating_sub(1).min(i32::MAX as u64) as i32;
+    let made = std::fs::File::open("/dev/null").and_then(|null| Ok(fcntl(null, FcntlArg::F_DUPFD_CLOEXEC(last))?));
+    // What this process starts has the limits that it was given.
+    set_limit(0, before)?;
+    // SAFETY: a descriptor that was made for us just now.
+    made.map(|far| drop(unsafe { OwnedFd::from_raw_fd(far) }))
+}
+
+fn limit(process: i32) -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel fills the struct; null changes nothing.
+    check(unsafe { libc::prlimit(process, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit) }.into())?;
+    Ok(limit)
+}
+
+fn set_limit(process: i32, limit: libc::rlimit) -> io::Result<()> {
+    // SAFETY: the kernel reads the struct; null asks for nothing.
+    check(unsafe { libc::prlimit(process, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) }.into())
+        .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_made_and_nothing_else_changes() {
+        let size = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap().trim().to_owned();
+            line.parse::<u64>().unwrap()
+        };
+        let limits = || limit(0).map(|limit| (limit.rlim_cur, limit.rlim_max)).unwrap();
+        let before = limits();
+        make_room(before.0 + 1).unwrap();
+        assert_eq!(limits(), before);
+        assert!(size() >= before.0.min(1024));
+    }
 }
