@@ -40,6 +40,11 @@ test-quick:
 soak CASES='100000': build
     PROPTEST_CASES={{CASES}} cargo test -p harness --test properties cannot_be_told -- --nocapture
 
+# Fuzz what reads others' bytes: `just fuzz state 600` for ten minutes; needs a nightly compiler and cargo-fuzz.
+# Targets are the names in crates/zap/src/fuzzing.rs; what is found goes to fuzz/artifacts, and then to fuzz/corpus
+fuzz TARGET='state' SECONDS='60':
+    ZAP_TARGET={{TARGET}} cargo +nightly fuzz run target fuzz/corpus/{{TARGET}} -- -max_total_time={{SECONDS}} -rss_limit_mb=1024
+
 # Make the tables of docs/coverage.md from the tests; CI fails when they are stale
 coverage-table:
     ZAP_COVERAGE_TABLE=write cargo test -p harness --test coverage

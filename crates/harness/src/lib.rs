@@ -22,5 +22,6 @@ pub mod stats;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod targets;
+pub mod verification;
 pub mod viewer;
 pub mod workload;

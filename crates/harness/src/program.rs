@@ -249,5 +249,18 @@ pub enum Op {
     Pause,
 }
 
+impl Op {
+    /// What it is called in counts: its name, and the kind of what it opens.
+    pub fn kind(&self) -> String {
+        match self {
+            Op::Open(kind) => format!("Open {kind:?}"),
+            other => {
+                let shown = format!("{other:?}");
+                shown.split([' ', '(']).next().unwrap_or_default().to_owned()
+            }
+        }
+    }
+}
+
 /// The directory in the pod where the first process says where it is, and in the end what the transcript is.
 pub const MEETING_POINT: &str = "/mnt/meeting-point";

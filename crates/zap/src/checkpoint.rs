@@ -22,6 +22,7 @@ use self::stop::UnderWay;
 use crate::error::CaptureError;
 use crate::fault;
 use crate::files;
+use crate::ids::PodPid;
 use crate::image::ImageWriter;
 use crate::ipc::{self, IpcState};
 use crate::look::Look;
@@ -218,6 +219,7 @@ impl Checkpoint<'_> {
     fn look_ahead(&mut self, writer: &mut ImageWriter) -> Result<Trees, CheckpointError> {
         let members = self.pod.cgroup.pids()?;
         let population = discover::discover(self.pod.init, &members).map_err(|e| refused(self.pod, e))?;
+        self.main_lives(population.live.iter().map(|found| found.subject.pod))?;
         self.make_room(&population);
         let (layouts, queued, nests) = self.check(&population, writer)?;
         let pod = &*self.pod;
@@ -272,6 +274,15 @@ impl Checkpoint<'_> {
         Ok((layouts, queued, std::mem::take(&mut look.nests)))
     }
 
+    /// A pod ends with its first command. That can have ended without PID 1 having been able to say so: killed while the pod
+    /// was suspended, or in the instant in which it was being frozen.
+    fn main_lives(&self, mut live: impl Iterator<Item = PodPid>) -> Result<(), CheckpointError> {
+        match self.pod.main {
+            Some(main) if !live.any(|pid| pid == main) => Err(refused(self.pod, CaptureError::Vanished(main))),
+            _ => Ok(()),
+        }
+    }
+
     /// Everybody stands still when this returns, and no packet reaches or leaves the pod.
     fn hold(&mut self) -> Result<HeldPod, CheckpointError> {
         let failed = |e| unexpected("starting tracers", &e);
@@ -284,6 +295,10 @@ impl Checkpoint<'_> {
         // Tracees stay stopped when the group thaws.
         self.pod.cgroup.thaw()?;
         let held = seized.and_then(|seized| seized.wait().map_err(|e| held_failed(self.pod, e)));
+        let held = held.and_then(|held| {
+            self.main_lives(held.processes.iter().map(|process| process.found.subject.pod))?;
+            Ok(held)
+        });
         if held.is_err() {
             self.put_back()?;
         }

@@ -11,6 +11,8 @@ pub mod cli;
 pub mod error;
 pub mod fault;
 pub mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod host;
 pub mod ids;
 pub mod image;
@@ -24,6 +26,7 @@ pub mod monitor;
 pub mod mounts;
 pub mod namespaces;
 mod parallel;
+mod plausible;
 pub mod pod;
 pub mod probe;
 pub mod process;

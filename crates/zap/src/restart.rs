@@ -24,6 +24,7 @@ use crate::memory::{self, PageRun};
 use crate::monitor::session::End;
 use crate::namespaces::enter::Names;
 use crate::namespaces::{Levels, NamespaceId, NamespaceState};
+use crate::plausible;
 use crate::pod::journal::Undo;
 use crate::pod::live::Unpack;
 use crate::pod::network::{self, NetworkError};
@@ -262,6 +263,8 @@ impl Image {
         let places: Vec<Place> = living.chain(zombies.iter().map(|zombie| zombie.place.clone())).collect();
         let name = pod.spec.name.clone();
         let damaged = |what: String| RestartError::Rebuild { pod: name.clone(), source: RebuildError::Damaged(what) };
+        let data = reader.parts().find(|(name, ..)| *name == "data").map_or(0, |(_, _, length)| length);
+        plausible::check(&pod.spec, &processes, &zombies, &files, data).map_err(damaged)?;
         let plan = tree::plan(&places, pod.init_session).map_err(|e| damaged(e.to_string()))?;
         if let Some(root) = &options.root {
             pod.spec.root = root.clone();

@@ -1,12 +1,14 @@
 //! Generated programs, and what happens to the pod while it runs them.
 
+use std::collections::BTreeSet;
+
 use harness::program::{Kind, Op, Step};
+use harness::verification::Tally;
 use proptest::prelude::*;
 
 /// What is done to a pod that pauses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Action {
-    Nothing,
     Suspend,
     LeaveRunning,
     Restart,
@@ -42,6 +44,25 @@ impl Case {
         self.steps.iter().enumerate().filter_map(pause)
     }
 
+    /// The pauses, and what is done at each.
+    pub(crate) fn acts(&self) -> impl Iterator<Item = (usize, Action)> {
+        self.pauses().zip(self.actions.iter().copied().cycle())
+    }
+
+    /// Counts the case, what was done to it, and for every checkpoint what its processes had done before.
+    pub(crate) fn count(&self, tally: &Tally) {
+        tally.count("cases");
+        for (pause, action) in self.acts() {
+            tally.count(format!("action {action:?}"));
+            if matches!(action, Action::Suspend) {
+                continue;
+            }
+            tally.count("checkpoints");
+            let kinds: BTreeSet<String> = self.steps[..pause].iter().map(|step| step.op.kind()).collect();
+            kinds.into_iter().for_each(|kind| tally.count(format!("before a checkpoint: {kind}")));
+        }
+    }
+
     /// The pause at the end: what is checkpointed while it goes on has not ended.
     pub(crate) fn last(&self) -> usize {
         self.steps.len() - 1
@@ -50,7 +71,6 @@ impl Case {
 
 pub(crate) fn case() -> impl Strategy<Value = Case> {
     let act = prop_oneof![
-        1 => Just(Action::Nothing),
         1 => Just(Action::Suspend),
         3 => Just(Action::LeaveRunning),
         4 => Just(Action::Restart),
@@ -59,8 +79,8 @@ pub(crate) fn case() -> impl Strategy<Value = Case> {
         2 => Just(Action::RestartMeanwhile),
         1 => proptest::bool::ANY.prop_map(Action::Migrate),
     ];
-    let part = || proptest::collection::vec(step(), 8..30);
-    (proptest::collection::vec(part(), 2..4), proptest::collection::vec(act, 1..4)).prop_map(|(parts, actions)| {
+    let part = || proptest::collection::vec(step(), 6..22);
+    (proptest::collection::vec(part(), 4), proptest::collection::vec(act, 3)).prop_map(|(parts, actions)| {
         let pause = || Step { who: 0, op: Op::Pause };
         let mut steps: Vec<Step> = vec![Step { who: 0, op: Op::Fork }, Step { who: 1, op: Op::Fork }];
         for part in parts {

@@ -3,16 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use crate::pod::{Bind, Publish};
+use crate::pod::{Bind, Publish, is_name};
 
 /// `NAME` of a pod.
 pub(super) fn pod_name(text: &str) -> Result<String, String> {
-    let fine = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-    match text.chars().next() {
-        Some(first) if first.is_ascii_alphanumeric() && text.len() <= 64 && text.chars().all(fine) => {
-            Ok(text.to_owned())
+    match is_name(text) {
+        true => Ok(text.to_owned()),
+        false => {
+            Err("a name is up to 64 letters, digits, `.`, `_` and `-`, and begins with a letter or digit".to_owned())
         }
-        _ => Err("a name is up to 64 letters, digits, `.`, `_` and `-`, and begins with a letter or digit".to_owned()),
     }
 }
 

@@ -33,6 +33,9 @@ pub struct RegularState {
     pub source: Source,
 }
 
+/// Mode, user and group of a file.
+pub type Rights = (u32, u32, u32);
+
 /// Where the contents of a regular file come from at a restart.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
@@ -43,7 +46,7 @@ pub enum Source {
     /// The root of the pod, which must not have changed.
     Root(FileIdentity),
     /// The root, or the image where the root has changed.
-    Carried(FileIdentity, Contents),
+    Carried(FileIdentity, Contents, #[serde(default)] Option<Rights>),
     /// It has no name under which it could be found.
     Unlinked(UnlinkedState),
 }
@@ -136,7 +139,9 @@ fn lower(look: &mut Look<'_>, descriptor: &Descriptor, path: &[u8]) -> Result<So
             let reader = reopen::again(descriptor, libc::O_RDONLY).capturing("opening", descriptor.object())?;
             let contents = Contents::take(&reader, size, look.data).capturing("reading", descriptor.object())?;
             let other = FileIdentity { size, blake3: [0; 32] };
-            Ok(Source::Carried(found.unwrap_or(other), contents))
+            let stat = &descriptor.stat;
+            let rights = Some((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid));
+            Ok(Source::Carried(found.unwrap_or(other), contents, rights))
         }
     }
 }
@@ -185,12 +190,11 @@ fn open(rebuild: &mut Rebuild<'_>, state: &RegularState) -> Result<OwnedFd, Rebu
     let path = reopen::as_path(&state.path);
     match &state.source {
         Source::Unlinked(file) => return unlinked::open(rebuild, &state.path, state.flags, file),
-        Source::Carried(identity, contents) => {
+        Source::Carried(identity, contents, rights) => {
             let place = rebuild.look_from(None)?;
             if identity::verify(Path::new("/"), state.at_home(), identity).is_err() {
                 let home = reopen::as_path(state.at_home());
-                let written = std::fs::File::create(home).rebuilding("creating", path.display())?;
-                contents.put(&written, rebuild.image).rebuilding("writing", path.display())?;
+                put_there(rebuild, home, contents, *rights).rebuilding("writing", path.display())?;
             }
             rebuild.look_from(place)?;
         }
@@ -205,6 +209,21 @@ fn open(rebuild: &mut Rebuild<'_>, state: &RegularState) -> Result<OwnedFd, Rebu
         }
     }
     Ok(file)
+}
+
+/// Writes a file that the image carries. Where the root has none of that name its directories and rights are made as well.
+fn put_there(rebuild: &Rebuild<'_>, home: &Path, contents: &Contents, rights: Option<Rights>) -> std::io::Result<()> {
+    let is_new = home.symlink_metadata().is_err();
+    if let Some(above) = home.parent().filter(|_| is_new) {
+        std::fs::create_dir_all(above)?;
+    }
+    let written = std::fs::File::create(home)?;
+    contents.put(&written, rebuild.image)?;
+    if let Some((mode, uid, gid)) = rights.filter(|_| is_new) {
+        std::os::unix::fs::fchown(&written, Some(uid), Some(gid))?;
+        written.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+    }
+    Ok(())
 }
 
 fn gone(path: &Path, error: nix::Error) -> RebuildError {

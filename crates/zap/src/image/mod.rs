@@ -121,6 +121,18 @@ impl ImageError {
     }
 }
 
+/// Takes records off some bytes, as a reader does, and gives out kind and body of each.
+pub(crate) fn try_records(mut bytes: &[u8], each: &mut dyn FnMut(&str, &[u8])) {
+    while let Ok(record) = frame::pull(&mut bytes) {
+        each(record.kind, record.body);
+    }
+}
+
+/// Reads some bytes as a manifest.
+pub(crate) fn try_manifest(bytes: &[u8]) {
+    drop(manifest::Manifest::from_bytes(Path::new("manifest"), bytes));
+}
+
 /// Encodes a state. Self-describing (CBOR), so that fields can be added.
 pub fn encode<T: Serialize>(state: &T) -> Vec<u8> {
     let mut bytes = Vec::new();

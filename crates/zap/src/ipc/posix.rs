@@ -124,7 +124,15 @@ pub fn restart(image: &ImageReader, state: &PosixQueueState) -> Result<OwnedFd, 
         set_times(&queue, state.accessed, state.modified)?;
         Ok(queue)
     };
-    make().rebuilding("making", shown(&state.name))
+    // A user's queues share one limit in all pods (mq_overview(7)): an error about files would tell nobody.
+    let full = |error: io::Error| match error.raw_os_error() {
+        Some(libc::EMFILE) => RebuildError::Lacks(format!(
+            "room for {}: its user has as much as RLIMIT_MSGQUEUE allows",
+            shown(&state.name)
+        )),
+        _ => RebuildError::Kernel { step: "making", object: shown(&state.name), source: error },
+    };
+    make().map_err(full)
 }
 
 /// The name of a queue from the link of a descriptor: `/name`, or a path below where its file system is mounted.

@@ -30,4 +30,4 @@ pub(crate) use init::Command;
 pub use live::{Birth, ClockOffsets, LivePod};
 pub use namespaces::Shim;
 pub use registry::{PodState, Record, Store, make_private_directory};
-pub use spec::{AddressPlan, Bind, Limits, NetworkMode, PodSpec, Publish, Seccomp};
+pub use spec::{AddressPlan, Bind, Limits, NetworkMode, PodSpec, Publish, Seccomp, is_name};

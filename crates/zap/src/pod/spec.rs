@@ -5,6 +5,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// Whether a pod may be called so: up to 64 letters, digits, `.`, `_` and `-`, the first a letter or digit. Names become
+/// those of files.
+pub fn is_name(text: &str) -> bool {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    text.starts_with(|first: char| first.is_ascii_alphanumeric()) && text.len() <= 64 && text.chars().all(fine)
+}
+
 /// Everything that makes a pod what it is, apart from its processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodSpec {

@@ -237,6 +237,11 @@ fn netlink_in(namespace: impl AsFd + Send) -> io::Result<OwnedFd> {
     })
 }
 
+/// Reads some bytes as an answer, and as what answers are about.
+pub(super) fn try_answer(bytes: &[u8]) {
+    let _ = parse_dump(bytes, &mut |message| drop((parse_unix(message), parse_packet(message))));
+}
+
 /// Gives out the answers of one datagram; whether it was the last.
 fn parse_dump(mut bytes: &[u8], each: &mut impl FnMut(&[u8])) -> io::Result<bool> {
     let broken = || io::Error::other("sock_diag gave an answer that is cut off");
@@ -255,7 +260,7 @@ fn parse_dump(mut bytes: &[u8], each: &mut impl FnMut(&[u8])) -> io::Result<bool
 
 fn netlink_error(code: &[u8]) -> io::Error {
     let code = code.first_chunk::<4>().map_or(-libc::EIO, |c| i32::from_ne_bytes(*c));
-    io::Error::from_raw_os_error(-code)
+    io::Error::from_raw_os_error(code.wrapping_neg())
 }
 
 /// A `struct unix_diag_msg` and its attributes.

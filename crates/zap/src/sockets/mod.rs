@@ -75,3 +75,8 @@ pub(crate) fn why_not(descriptor: &Descriptor) -> String {
     };
     format!("is {name}, which cannot be checkpointed yet")
 }
+
+/// Reads some bytes as an answer of `sock_diag`.
+pub(crate) fn try_answer(bytes: &[u8]) {
+    diag::try_answer(bytes);
+}

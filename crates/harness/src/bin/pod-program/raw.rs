@@ -247,8 +247,13 @@ pub(crate) fn take_signal(descriptor: i32) -> String {
 pub(crate) fn open_queue(number: usize) -> io::Result<OwnedFd> {
     let name = std::ffi::CString::new(format!("/pod-program-{number}")).unwrap_or_default();
     let flags = libc::O_CREAT | libc::O_RDWR | libc::O_NONBLOCK;
-    // SAFETY: the name ends with zero; no attributes are given.
-    made(unsafe { libc::mq_open(name.as_ptr(), flags, 0o600, std::ptr::null::<libc::mq_attr>()) })
+    // SAFETY: the name ends with zero; zeros are valid, and the kernel reads the rest.
+    made(unsafe {
+        let mut size: libc::mq_attr = std::mem::zeroed();
+        // All queues of a user, in whichever pod, share one limit (RLIMIT_MSGQUEUE): few bytes.
+        (size.mq_maxmsg, size.mq_msgsize) = (4, 1024);
+        libc::mq_open(name.as_ptr(), flags, 0o600, &size)
+    })
 }
 
 /// Sends to a message queue.

@@ -1,0 +1,402 @@
+//! Sequences of commands on two hosts, some at once, some killed, some with the pod's monitor killed meanwhile, against a
+//! simple model of what should be: states agree, exit codes agree, nothing hangs, and nothing is left.
+//!
+//! `ZAP_SEED=… PROPTEST_CASES=…` tries a set of them again; what fails is made shorter first.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "properties/check.rs"]
+mod check;
+mod lifecycle {
+    pub(crate) mod model;
+}
+#[path = "properties/remains.rs"]
+mod remains;
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use harness::lab::{Lab, wait_until, zap_binary};
+use harness::verification::Tally;
+use lifecycle::model::{After, BRIDGED, Command, Life, Pods, State, Step, Verb, life, may_be, predict, prelude};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use proptest::prelude::*;
+use remains::Remains;
+
+type Checked<T = ()> = Result<T, TestCaseError>;
+
+/// Longer than this nothing takes, on a busy machine too.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Two hosts, the images between them, and what is known of all.
+struct World<'a> {
+    labs: &'a [Lab; 2],
+    images: PathBuf,
+    pods: Pods,
+    /// Those that there are, and the pod that each is of.
+    written: Vec<(PathBuf, usize)>,
+    /// How many commands there were.
+    count: usize,
+    tally: &'a Tally,
+}
+
+/// A command on its way.
+struct Started {
+    words: Vec<String>,
+    pid: i32,
+    output: std::sync::mpsc::Receiver<std::io::Result<Output>>,
+}
+
+fn name(pod: usize) -> String {
+    format!("p{pod}")
+}
+
+fn fail<T>(why: impl Into<String>) -> Checked<T> {
+    Err(TestCaseError::fail(why.into()))
+}
+
+impl World<'_> {
+    /// The words of a command, and the image that it writes; nothing if there is no image for it.
+    fn words(&mut self, command: Command) -> Option<(Vec<String>, Option<PathBuf>)> {
+        self.count += 1;
+        let image = self.images.join(format!("image-{}", self.count));
+        let path = image.to_str().unwrap().to_owned();
+        let pod = name(command.pod);
+        let published = format!("808{}:80", command.pod);
+        let mut words: Vec<&str> = Vec::new();
+        let restarted;
+        let way;
+        let mut writes = None;
+        match command.verb {
+            Verb::Run if command.pod == BRIDGED => words.extend(["run", "-d", "-n", &pod, "-p", &published]),
+            Verb::Run => words.extend(["run", "-d", "-n", &pod, "--net", "private"]),
+            Verb::Exec => words.extend(["exec", &pod, "true"]),
+            Verb::Suspend => words.extend(["suspend", &pod]),
+            Verb::Resume => words.extend(["resume", &pod]),
+            Verb::Checkpoint(after) => {
+                words.extend(["checkpoint", &pod, "-o", &path]);
+                words.extend(match after {
+                    After::Gone => None,
+                    After::Running => Some("--leave-running"),
+                    After::Suspended => Some("--leave-suspended"),
+                });
+                writes = Some(image);
+            }
+            Verb::Restart(which) => {
+                // A pod with an address remains one.
+                let fits = |image: &&(PathBuf, usize)| (image.1 == BRIDGED) == (command.pod == BRIDGED);
+                let fitting: Vec<_> = self.written.iter().filter(fits).collect();
+                restarted = fitting.get(which % fitting.len().max(1))?.0.to_str().unwrap().to_owned();
+                words.extend(["restart", &restarted, "-d", "-n", &pod]);
+            }
+            Verb::Migrate { pre_copy } => {
+                way = self.labs[1 - command.host].way_in();
+                let strategy = if pre_copy { "pre-copy" } else { "stop-and-copy" };
+                words.extend(["migrate", &pod, "--via", &way, "--strategy", strategy]);
+            }
+            Verb::Terminate => words.extend(["kill", "-s", "TERM", &pod]),
+            Verb::Kill => words.extend(["kill", "-s", "KILL", &pod]),
+            Verb::Stop => words.extend(["stop", "-t", "1", &pod]),
+            Verb::Remove { force: true } => words.extend(["rm", "-f", &pod]),
+            Verb::Remove { force: false } => words.extend(["rm", &pod]),
+        }
+        if matches!(command.verb, Verb::Run) {
+            words.extend(["--", "sh", "-c", "sleep 1000 & exec sleep 1000"]);
+        }
+        Some((words.into_iter().map(str::to_owned).collect(), writes))
+    }
+
+    fn start(&self, host: usize, words: Vec<String>) -> Started {
+        let lab = &self.labs[host];
+        let mut command = std::process::Command::new(zap_binary().unwrap());
+        command.arg("--state").arg(lab.state()).args(&words);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = lab.host().spawn(&mut command).unwrap();
+        let pid = child.id() as i32;
+        let (sender, output) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(child.wait_with_output()));
+        Started { words, pid, output }
+    }
+
+    /// The exit code; −1 if it was killed.
+    fn ended(&self, started: Started) -> Checked<i32> {
+        let Started { words, output, .. } = started;
+        let Ok(output) = output.recv_timeout(PATIENCE) else { return fail(format!("{words:?} hangs")) };
+        let output = output.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let code = output.status.code();
+        // What `zap receive` says over there is shown as well.
+        let most = if words[0] == "migrate" { 2 } else { 1 };
+        if said.contains("panicked") || said.lines().count() > most || (code.is_some_and(|c| c != 0) && said.is_empty())
+        {
+            return fail(format!("{words:?} ended with {code:?} and said {said:?}"));
+        }
+        self.tally.count(format!("command {}", words[0]));
+        Ok(code.unwrap_or(-1))
+    }
+
+    /// What `zap ls` says of every pod.
+    fn listed(&self) -> BTreeListed {
+        let of = |host: usize| {
+            let (text, _) = self.labs[host].zap(&["ls", "--json"]).unwrap();
+            let rows: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+            rows.into_iter().map(move |row| {
+                let pod = row["name"].as_str().unwrap()[1..].parse().unwrap();
+                ((host, pod), (row["state"].as_str().unwrap().to_owned(), row["exit_code"].as_i64()))
+            })
+        };
+        (0..2).flat_map(of).collect()
+    }
+
+    /// Waits until what there is agrees with one of these, and goes on from there.
+    fn settle(&mut self, worlds: &[Pods], done: &str) -> Checked {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let listed = self.listed();
+            let agree = |world: &&Pods| {
+                let same = |(place, state): (&(usize, usize), &State)| {
+                    listed.get(place).is_some_and(|(name, code)| state.agrees(name, *code))
+                };
+                world.len() == listed.len() && world.iter().all(same)
+            };
+            if let Some(world) = worlds.iter().find(agree) {
+                self.pods = world.clone();
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return fail(format!("after {done} there is {listed:?}, not one of {worlds:?}"));
+            }
+            std::thread::sleep(Duration::from_millis(3));
+        }
+    }
+
+    /// An image that is there is whole.
+    fn note(&mut self, image: Option<PathBuf>, pod: usize) -> Checked {
+        let Some(image) = image.filter(|image| image.exists()) else { return Ok(()) };
+        self.labs[0]
+            .zap(&["verify", image.to_str().unwrap()])
+            .map_err(|error| TestCaseError::fail(format!("{error:#}")))?;
+        self.written.push((image, pod));
+        Ok(())
+    }
+
+    fn take(&mut self, step: Step) -> Checked {
+        match step {
+            Step::One(command) => self.one(command),
+            Step::Both(one, other) => self.both(one, other),
+            Step::Cut(command, delay) => self.cut(command, delay),
+            Step::Orphan(command) => {
+                let orphaned = self.kill_monitor(command.host, command.pod);
+                self.settle(&orphaned, "the death of a monitor")
+            }
+            Step::Crash(command, delay) => self.crash(command, delay),
+        }
+    }
+
+    fn one(&mut self, command: Command) -> Checked {
+        let Some((words, image)) = self.words(command) else { return Ok(()) };
+        let (code, after) = predict(&self.pods, command);
+        let shown = format!("{words:?} on host {}", command.host);
+        let ended = self.ended(self.start(command.host, words))?;
+        if ended != code {
+            return fail(format!("{shown} with {:?} ended with {ended}, not {code}", self.pods));
+        }
+        self.settle(&[after], &shown)?;
+        self.note(image, command.pod)
+    }
+
+    /// Whatever comes first: what is there is what one order or the other makes.
+    fn both(&mut self, one: Command, other: Command) -> Checked {
+        let (Some((words, image)), Some((more, other_image))) = (self.words(one), self.words(other)) else {
+            return Ok(());
+        };
+        let shown = format!("{words:?} on host {} beside {more:?} on host {}", one.host, other.host);
+        let (first, second) = (self.start(one.host, words), self.start(other.host, more));
+        let codes = (self.ended(first)?, self.ended(second)?);
+        let orders = [(one, other), (other, one)].map(|(first, second)| {
+            let (code, between) = predict(&self.pods, first);
+            let (next, after) = predict(&between, second);
+            (code, next, after)
+        });
+        let fine = [orders[0].0, orders[1].1].contains(&codes.0) || codes.0 != 0;
+        let other_fine = [orders[0].1, orders[1].0].contains(&codes.1) || codes.1 != 0;
+        if !fine || !other_fine {
+            return fail(format!("{shown} with {:?} ended with {codes:?}", self.pods));
+        }
+        let mut worlds: Vec<Pods> = orders.map(|order| order.2).into();
+        // One may be refused because of the other, which it would not be before or after it.
+        worlds.extend([one, other].map(|command| predict(&self.pods, command).1));
+        self.settle(&worlds, &shown)?;
+        self.quiet(&worlds, &shown)?;
+        self.note(image, one.pod)?;
+        self.note(other_image, other.pod)
+    }
+
+    /// A command that is killed: what it asked for is done, or not.
+    fn cut(&mut self, command: Command, delay: u32) -> Checked {
+        let Some((words, image)) = self.words(command) else { return Ok(()) };
+        let shown = format!("{words:?} on host {}, killed after {delay} µs", command.host);
+        let worlds = may_be(&self.pods, command, false);
+        let started = self.start(command.host, words);
+        std::thread::sleep(Duration::from_micros(delay.into()));
+        // Not waited for yet, so the number is still its own; it may have ended.
+        let _ = kill(Pid::from_raw(started.pid), Signal::SIGKILL);
+        self.ended(started)?;
+        self.quiet(&worlds, &shown)?;
+        self.note(image, command.pod)
+    }
+
+    /// A monitor that is killed while it does something.
+    fn crash(&mut self, command: Command, delay: u32) -> Checked {
+        if matches!(command.verb, Verb::Migrate { .. } | Verb::Run | Verb::Restart(_)) {
+            return Ok(());
+        }
+        let Some((words, image)) = self.words(command) else { return Ok(()) };
+        let shown = format!("{words:?} on host {}, its monitor killed after {delay} µs", command.host);
+        let monitor = self.monitor(command.host, command.pod);
+        let worlds = may_be(&self.pods, command, monitor.is_some());
+        let started = self.start(command.host, words);
+        std::thread::sleep(Duration::from_micros(delay.into()));
+        if let Some(monitor) = monitor {
+            end(monitor);
+        }
+        self.ended(started)?;
+        self.quiet(&worlds, &shown)?;
+        self.note(image, command.pod)
+    }
+
+    /// The monitor of a pod, if it has one that lives.
+    fn monitor(&self, host: usize, pod: usize) -> Option<i32> {
+        let (output, _) = self.labs[host].try_zap(&["inspect", "--json", &name(pod)]).unwrap();
+        let seen: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        let pid = seen["monitor"]["pid"].as_i64()? as i32;
+        let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        (program == zap_binary().unwrap()).then_some(pid)
+    }
+
+    fn kill_monitor(&self, host: usize, pod: usize) -> Vec<Pods> {
+        let Some(monitor) = self.monitor(host, pod) else { return vec![self.pods.clone()] };
+        end(monitor);
+        let ended = |pods: &Pods| {
+            let mut pods = pods.clone();
+            if let Some(state @ State::Suspended { ended: true }) = pods.get_mut(&(host, pod)) {
+                *state = State::Stopped(None);
+            }
+            pods
+        };
+        vec![self.pods.clone(), ended(&self.pods)]
+    }
+
+    /// Waits until nobody is at work any more, and goes on from what there is then.
+    fn quiet(&mut self, worlds: &[Pods], done: &str) -> Checked {
+        for _ in 0..2 {
+            self.await_workers().map_err(|error| TestCaseError::fail(format!("after {done}: {error:#}")))?;
+            // Monitors do one thing after another: what changes nothing waits for its turn.
+            for ((host, pod), (state, _)) in self.listed() {
+                let word = match &*state {
+                    "running" => "resume",
+                    "suspended" => "suspend",
+                    _ => continue,
+                };
+                let code = self.ended(self.start(host, vec![word.to_owned(), name(pod)]))?;
+                if code == 0 {
+                    // It came in between: as before.
+                    let back = if word == "resume" { "suspend" } else { "resume" };
+                    self.ended(self.start(host, vec![back.to_owned(), name(pod)]))?;
+                }
+            }
+        }
+        self.settle(worlds, done)
+    }
+
+    /// Whoever runs `zap` on the hosts is the monitor of a pod that is listed.
+    fn await_workers(&self) -> anyhow::Result<()> {
+        let program = zap_binary()?;
+        wait_until("the last worker to end", || {
+            for (host, lab) in self.labs.iter().enumerate() {
+                let runs = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
+                let working: Vec<i32> = lab.host().processes()?.into_iter().filter(runs).collect();
+                let pods: Vec<usize> =
+                    self.listed().keys().filter(|place| place.0 == host).map(|place| place.1).collect();
+                let monitors: Vec<i32> = pods.iter().filter_map(|pod| self.monitor(host, *pod)).collect();
+                let others: Vec<_> = working.into_iter().filter(|pid| !monitors.contains(pid)).collect();
+                anyhow::ensure!(others.is_empty(), "{others:?} are no monitors: {monitors:?}");
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Kills a process, and waits until it is gone.
+fn end(pid: i32) {
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    let gone = wait_until("a process to be gone", || {
+        anyhow::ensure!(std::fs::read_link(format!("/proc/{pid}/exe")).is_err(), "{pid} is there");
+        Ok(())
+    });
+    gone.unwrap();
+}
+
+type BTreeListed = std::collections::BTreeMap<(usize, usize), (String, Option<i64>)>;
+
+/// A whole life of two hosts.
+fn live(labs: &[Lab; 2], steps: &[Step], tally: &Tally) -> Checked {
+    let before = [0, 1].map(|host| Remains::of(&labs[host]));
+    let images = labs[0].directory().join("images");
+    std::fs::create_dir_all(&images).unwrap();
+    let mut world = World { labs, images: images.clone(), pods: Pods::new(), written: Vec::new(), count: 0, tally };
+    let lived = prelude().iter().chain(steps).try_for_each(|step| {
+        tally.count(format!("step {}", format!("{step:?}").split('(').next().unwrap_or_default()));
+        world.take(*step)
+    });
+    for lab in labs {
+        for pod in lab.pods().unwrap() {
+            let removed = lab.zap(&["rm", "-f", &pod.name]);
+            lived.as_ref().map_err(Clone::clone)?;
+            removed.map_err(|error| TestCaseError::fail(format!("{error:#}")))?;
+        }
+    }
+    std::fs::remove_dir_all(&images).unwrap();
+    lived?;
+    for (lab, before) in labs.iter().zip(&before) {
+        Remains::await_equal(lab, before).map_err(TestCaseError::fail)?;
+    }
+    tally.count("lifecycles");
+    Ok(())
+}
+
+/// Directories of the registry, of the storage, and the cache of hashes are made once.
+fn used(lab: &Lab) {
+    let first = lab.directory().join("first");
+    lab.zap(&["run", "-d", "-n", "p9", "--", "sleep", "1000"]).unwrap();
+    lab.zap(&["checkpoint", "p9", "-o", first.to_str().unwrap()]).unwrap();
+    std::fs::remove_dir_all(first).unwrap();
+}
+
+#[test]
+fn states_and_exit_codes_are_what_they_should_be() {
+    let tally = Tally::default();
+    let worker = || {
+        let labs = RefCell::new(None);
+        let tally = &tally;
+        move |life: Life| {
+            let fresh = || {
+                let labs = [Lab::new().unwrap(), Lab::new().unwrap()];
+                labs.iter().for_each(used);
+                labs
+            };
+            // After a failure another pair: what is left of it is nobody else's.
+            let labs = &mut *labs.borrow_mut();
+            let lived = live(labs.get_or_insert_with(fresh), &life.0, tally);
+            if lived.is_err() {
+                *labs = None;
+            }
+            lived
+        }
+    };
+    check::side_by_side(50, life, worker);
+    tally.write("lifecycle").unwrap();
+}

@@ -1,0 +1,64 @@
+//! Trying a property on many cases, several side by side.
+
+use std::fmt::Debug;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Tries what a worker makes of a case on as many cases as `PROPTEST_CASES` says, `cases` by default. Every worker has a seed
+/// of its own, which is printed: with `ZAP_SEED` there is but one worker, with that.
+pub(crate) fn side_by_side<S, P>(cases: u32, strategy: impl Fn() -> S + Sync, worker: impl Fn() -> P + Sync)
+where
+    S: Strategy,
+    S::Value: Debug,
+    P: Fn(S::Value) -> Result<(), TestCaseError>,
+{
+    let cases = number("PROPTEST_CASES").map_or(cases, |cases| cases as u32);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from).min(4) as u32;
+    let seeds: Vec<u64> = match number("ZAP_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..processors.min(cases)).map(|_| rand::random()).collect(),
+    };
+    let each = cases.div_ceil(seeds.len() as u32);
+    let failures = std::thread::scope(|scope| {
+        let run = |seed: u64| {
+            eprintln!("ZAP_SEED={seed} PROPTEST_CASES={each}");
+            let tried = catch_unwind(AssertUnwindSafe(|| one(seed, each, strategy(), worker())));
+            tried.unwrap_or_else(|panic| Err(reason(&*panic)))
+        };
+        let workers: Vec<_> = seeds.iter().map(|seed| (seed, scope.spawn(move || run(*seed)))).collect();
+        let failed = |(seed, worker): (&u64, std::thread::ScopedJoinHandle<'_, Result<(), String>>)| {
+            let why = worker.join().unwrap_or_else(|panic| Err(reason(&*panic))).err()?;
+            Some(format!("ZAP_SEED={seed} PROPTEST_CASES={each} tries it again: {why}"))
+        };
+        workers.into_iter().filter_map(failed).collect::<Vec<_>>()
+    });
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+fn reason(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}
+
+fn one<S: Strategy>(
+    seed: u64,
+    cases: u32,
+    strategy: S,
+    property: impl Fn(S::Value) -> Result<(), TestCaseError>,
+) -> Result<(), String> {
+    let config = Config {
+        cases,
+        max_shrink_iters: number("ZAP_SHRINK").unwrap_or(40) as u32,
+        max_shrink_time: 60_000,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed.to_ne_bytes().repeat(4));
+    TestRunner::new_with_rng(config, rng).run(&strategy, property).map_err(|error| error.to_string())
+}

@@ -1,0 +1,212 @@
+//! Images that somebody made to do harm: right in all their checksums, and wrong in what they say. Whatever that is, a command
+//! ends in time and in one sentence, no process is started from an image that is found wrong, and nothing is left or made
+//! outside.
+
+#![allow(missing_docs)]
+
+mod common;
+mod hostile {
+    pub(crate) mod mutation;
+}
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::{Host, done, eventually};
+use hostile::mutation::{Change, Parts, change};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use zap::restart::{self, Options};
+
+/// Some of everything that a small program can hold.
+const RICH: &str = "
+import os, socket, select, threading, time, mmap, signal, fcntl
+r, w = os.pipe(); os.write(w, b'contents of a pipe')
+a, b = socket.socketpair(); a.send(b'queued')
+listener = socket.socket(); listener.bind(('127.0.0.1', 0)); listener.listen()
+client = socket.create_connection(listener.getsockname()); server, _ = listener.accept(); client.send(b'unread')
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.bind(('127.0.0.1', 0))
+epoll = select.epoll(); epoll.register(r); epoll.register(a)
+path = '/tmp/file'; f = open(path, 'w+'); f.write('text'); f.flush(); fcntl.lockf(f, fcntl.LOCK_EX)
+gone = open('/tmp/gone', 'w+'); gone.write('x' * 9000); gone.flush(); os.unlink('/tmp/gone')
+os.mkfifo('/tmp/fifo'); fifo = os.open('/tmp/fifo', os.O_RDWR)
+master, slave = os.openpty()
+shared = mmap.mmap(-1, 8192); shared[0:4] = b'abcd'
+signal.setitimer(signal.ITIMER_REAL, 5000); signal.signal(signal.SIGUSR1, lambda *_: None)
+if os.fork() == 0: os._exit(3)
+if os.fork() == 0:
+    os.setsid()
+    time.sleep(1000)
+threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+print('ready', flush=True)
+time.sleep(1000)
+";
+
+fn image(host: &Host, name: &str, command: &[&str]) -> std::path::PathBuf {
+    host.ok([&["run", "-d", "-n", name, "--net", "private", "--"], command].concat());
+    eventually("it is ready", || host.ok(["logs", name]).contains("ready"));
+    let image = host.path(name);
+    host.ok(["checkpoint", name, "-o", image.to_str().unwrap()]);
+    image
+}
+
+/// Tries `property` on as many cases as `PROPTEST_CASES` says, from a seed that is printed.
+fn check<S: Strategy>(cases: u32, strategy: S, property: impl Fn(S::Value) -> Result<(), TestCaseError>) {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seed = number("ZAP_SEED").unwrap_or_else(rand::random);
+    let cases = number("PROPTEST_CASES").map_or(cases, |cases| cases as u32);
+    eprintln!("ZAP_SEED={seed} PROPTEST_CASES={cases}");
+    let config = Config { cases, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed.to_ne_bytes().repeat(4));
+    if let Err(error) = TestRunner::new_with_rng(config, rng).run(&strategy, property) {
+        panic!("with ZAP_SEED={seed}: {error}");
+    }
+}
+
+fn verify(image: &Path) -> Result<(), restart::RestartError> {
+    let (binds, root) = (Vec::new(), None);
+    restart::verify(&Options {
+        image: image.into(),
+        name: None,
+        address: None,
+        publish: None,
+        binds,
+        root,
+        fault: None,
+    })
+}
+
+/// What was changed, and the image of it.
+fn changed(parts: &Parts, at: &Path, changes: &[Change]) -> String {
+    let _ = std::fs::remove_dir_all(at);
+    let mut records = parts.records.clone();
+    let said: Vec<String> = changes
+        .iter()
+        .filter(|_| true)
+        .map_while(|change| (!records.is_empty()).then(|| change.apply(&mut records)))
+        .collect();
+    parts.write(at, &records);
+    said.join("; ")
+}
+
+/// Without a process: `zap verify` of whatever comes.
+#[test]
+fn no_record_makes_verify_panic_or_hang() {
+    let host = Host::new();
+    let parts = Parts::of(&image(&host, "rich", &["python3", "-c", RICH])).with_little_data(256 << 10);
+    let at = host.path("changed");
+    let slowest = std::cell::Cell::new(Duration::ZERO);
+    check(600, proptest::collection::vec(change(), 1..3), |changes| {
+        let said = changed(&parts, &at, &changes);
+        let begun = Instant::now();
+        let verified = std::panic::catch_unwind(|| verify(&at).map_err(|error| (error.exit_code(), error.to_string())));
+        slowest.set(slowest.get().max(begun.elapsed()));
+        prop_assert!(begun.elapsed() < Duration::from_secs(20), "{}: {:?}", said, begun.elapsed());
+        match verified {
+            Err(_) => prop_assert!(false, "{}: it panicked", said),
+            Ok(Err((code, message))) => {
+                // 4: a file of the root, say, that is not what the image says.
+                prop_assert!([4, 5].contains(&code), "{}: {} {}", said, code, message);
+                prop_assert!(!message.contains('\n') && message.len() < 2000, "{}: {}", said, message);
+            }
+            Ok(Ok(())) => {}
+        }
+        Ok(())
+    });
+    eprintln!("the slowest took {:?}", slowest.get());
+}
+
+/// Everything of a host that a restart could leave something in.
+fn remains(host: &Host) -> Vec<String> {
+    let mut seen = Vec::new();
+    for place in ["pods", "storage/pods"] {
+        let entries = std::fs::read_dir(host.state().join(place)).into_iter().flatten().flatten();
+        seen.extend(entries.map(|entry| entry.path().display().to_string()));
+    }
+    seen.extend(host.cgroups().iter().map(|group| group.display().to_string()));
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    seen.extend(mounts.lines().filter(|l| l.contains(host.state().to_str().unwrap())).map(str::to_owned));
+    seen.extend(Path::new("/tmp/zap-hostile").exists().then(|| "/tmp/zap-hostile".to_owned()));
+    seen
+}
+
+/// `zap restart` of whatever comes: it ends, in one sentence if it fails, and then nothing is left.
+#[test]
+fn no_record_makes_restart_panic_hang_or_leave_something() {
+    let host = Host::new();
+    let parts = Parts::of(&image(&host, "rich", &["python3", "-c", RICH]));
+    let at = host.path("changed");
+    let before = remains(&host);
+    let tally = std::cell::RefCell::new(std::collections::BTreeMap::new());
+    check(80, proptest::collection::vec(change(), 1..3), |changes| {
+        let said = changed(&parts, &at, &changes);
+        let mut command = host.zap(["restart", at.to_str().unwrap(), "-d"]);
+        let begun = Instant::now();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (pid, (sender, receiver)) = (child.id(), std::sync::mpsc::channel());
+        std::thread::spawn(move || sender.send(child.wait_with_output()));
+        let Ok(output) = receiver.recv_timeout(Duration::from_secs(60)) else {
+            prop_assert!(false, "{}: {} hangs", said, pid);
+            unreachable!()
+        };
+        let ended = done(output.unwrap());
+        *tally.borrow_mut().entry(ended.code).or_insert(0) += 1;
+        prop_assert!(begun.elapsed() < Duration::from_secs(30), "{}: {:?}", said, begun.elapsed());
+        prop_assert!(
+            !ended.stderr.contains("panicked") && !ended.stderr.contains("unexpectedly"),
+            "{}: {:?}",
+            said,
+            ended
+        );
+        if ended.code == 0 {
+            host.ok(["rm", "-f", ended.stdout.trim()]);
+        } else {
+            prop_assert!(
+                ended.stderr.starts_with("zap: ") && ended.stderr.lines().count() == 1,
+                "{}: {:?}",
+                said,
+                ended
+            );
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while remains(&host) != before && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        prop_assert_eq!(remains(&host), before.clone(), "{}: {:?}", said, ended);
+        Ok(())
+    });
+    eprintln!("exit codes: {:?}", tally.borrow());
+}
+
+/// An image whose pod is called by a path, or whose binds lead back: refused before anything is made.
+#[test]
+fn names_and_paths_that_lead_elsewhere_are_refused() {
+    use ciborium::Value;
+    let host = Host::new();
+    let parts = Parts::of(&image(&host, "small", &["sh", "-c", "echo ready; exec sleep 1000"]));
+    let at = host.path("changed");
+    let path = at.to_str().unwrap();
+    let with = |field: &str, value: Value| {
+        let _ = std::fs::remove_dir_all(&at);
+        let mut records = parts.records.clone();
+        let pod = records.iter_mut().find(|record| record.0 == "pod").unwrap();
+        let spec = pod.2.as_map_mut().unwrap().iter_mut().find(|(key, _)| key.as_text() == Some("spec")).unwrap();
+        let found = spec.1.as_map_mut().unwrap().iter_mut().find(|(key, _)| key.as_text() == Some(field)).unwrap();
+        found.1 = value;
+        parts.write(&at, &records);
+    };
+    let text = |text: &str| Value::Text(text.into());
+    for (field, value) in [("name", text("../../elsewhere")), ("name", text("")), ("root", text("/srv/../etc"))] {
+        with(field, value);
+        for words in [&["verify", path][..], &["restart", path, "-d"]] {
+            let refused = host.run(words);
+            assert_eq!((refused.code, refused.stderr.lines().count()), (5, 1), "{field}: {refused:?}");
+        }
+    }
+    assert_eq!(host.json(["ls", "--json"]), serde_json::json!([]));
+    assert!(!host.path("elsewhere").exists() && !host.state().join("elsewhere").exists());
+    with("name", text("else.where"));
+    host.ok(["restart", path, "-d"]);
+    assert_eq!(host.row("else.where")["state"], "running");
+}
