@@ -9,6 +9,10 @@ use super::state::{Backing, MemoryState, VmaState};
 /// What a mapping is born with and keeps: where it differs, the child has mapped anew.
 const INBORN: u32 = flag::GROWSDOWN | flag::NORESERVE | flag::DROPPABLE;
 
+/// Advice that can be changed for its contrary, but not taken back: where the parent was given some after the fork, the child
+/// that was not has to be mapped anew.
+const HUGE: u32 = flag::HUGEPAGE | flag::NOHUGEPAGE;
+
 /// The addresses at which `child` still shows what `parent` shows, in order, each in one mapping of both.
 pub(super) fn kept(parent: &MemoryState, child: &MemoryState) -> Vec<Range<u64>> {
     // the executable can be changed only while the old one is not mapped
@@ -38,7 +42,7 @@ fn same(a: &VmaState, b: &VmaState) -> bool {
         }
         _ => false,
     };
-    backing && a.flags & INBORN == b.flags & INBORN
+    backing && a.flags & INBORN == b.flags & INBORN && (a.flags & HUGE == 0 || b.flags & HUGE != 0)
 }
 
 fn shows(vma: &VmaState, file: Option<crate::ids::FileId>) -> bool {
@@ -52,4 +56,23 @@ fn shows(vma: &VmaState, file: Option<crate::ids::FileId>) -> bool {
 pub(super) fn vma_at(vmas: &[VmaState], address: u64) -> Option<&VmaState> {
     let index = vmas.partition_point(|v| v.end <= address);
     vmas.get(index).filter(|v| v.start <= address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space(flags: u32) -> MemoryState {
+        let (backing, protection) = (Backing::Anonymous, 3);
+        let vma = VmaState { start: 0x1000, end: 0x3000, protection, flags, backing, name: None };
+        MemoryState { vmas: vec![vma], ..MemoryState::default() }
+    }
+
+    #[test]
+    fn advice_that_cannot_be_taken_back_is_not_inherited() {
+        let kept = |parent, child| !kept(&space(parent), &space(child)).is_empty();
+        assert!(kept(0, 0) && kept(0, flag::NOHUGEPAGE) && kept(flag::NOHUGEPAGE, flag::HUGEPAGE));
+        assert!(!kept(flag::NOHUGEPAGE, 0) && !kept(flag::HUGEPAGE, 0));
+        assert!(kept(flag::DONTDUMP, 0) && !kept(flag::NORESERVE, 0));
+    }
 }
