@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::CaptureError;
 use crate::ids::{HostPid, PodPid};
 use crate::process::discover::{Found, Population};
+use crate::process::proc_files::parse_stat;
 use crate::process::vfork;
+use crate::procfs;
 use crate::sys::kcmp::{self, Shared};
 
 const KINDS: [(Shared, &str); 3] = [
@@ -84,16 +86,55 @@ fn check_group(init: HostPid, group: &[&Found], what: Shared, name: &str) -> Res
     }
 }
 
-/// A child of vfork shares until it executes a program, and the hold waits for that. It may just have.
+/// A child of vfork shares until it executes a program, and the hold waits for that. It may just have. Two processes that
+/// are ending, and have given everything up already, share nothing: kcmp(2) finds their nothing the same.
 fn refuse(one: &Found, other: &Found, what: Shared, name: &str, how: &str) -> Result<(), CaptureError> {
     let waits = [one, other].iter().any(|found| vfork::waits(found.subject.host));
-    if waits || compare(one, other, what) != Some(Ordering::Equal) {
+    let is_same = compare(one, other, what) == Some(Ordering::Equal);
+    // Asked after comparing: whoever has given something up was ending before.
+    if waits || !is_same || [one, other].iter().any(|found| is_ending(found.subject.host)) {
         return Ok(());
     }
     let why = format!("is shared with process {}{how}, which cannot be checkpointed yet", one.subject.pod);
     Err(other.subject.refuse(name, why))
 }
 
+/// Whether a process is in exit(2) (`PF_EXITING` of the flags in `/proc/PID/stat`), or gone.
+fn is_ending(process: HostPid) -> bool {
+    const EXITING: u64 = 4;
+    let stat = procfs::read_record(process.proc("stat")).ok().and_then(|bytes| parse_stat(&bytes));
+    stat.is_none_or(|stat| stat.flags & EXITING != 0)
+}
+
 fn compare(a: &Found, b: &Found, what: Shared) -> Option<Ordering> {
     kcmp::compare(a.subject.host.0, b.subject.host.0, what).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    /// A process that has ended, and that nobody has waited for.
+    fn ended() -> Child {
+        let child = Command::new("true").spawn().unwrap();
+        let stat = HostPid(child.id() as i32).proc("stat");
+        while parse_stat(&procfs::read_record(&stat).unwrap()).unwrap().state != b'Z' {
+            std::thread::yield_now();
+        }
+        child
+    }
+
+    #[test]
+    fn processes_that_have_nothing_left_share_nothing() {
+        let mut children = [ended(), ended()];
+        let [one, other] = children.each_ref().map(|child| HostPid(child.id() as i32));
+        // The kernel compares pointers, and both are null.
+        assert_eq!(kcmp::compare(one.0, other.0, Shared::Memory).unwrap(), Ordering::Equal);
+        assert!(is_ending(one) && is_ending(other));
+        assert!(!is_ending(HostPid(std::process::id() as i32)));
+        children.iter_mut().for_each(|child| drop(child.wait().unwrap()));
+        assert!(is_ending(one));
+    }
 }
