@@ -69,6 +69,10 @@ report *ARGS: release
 gate BASELINE='results/baseline': release
     target/release/harness gate --baseline {{BASELINE}}
 
+# A desktop moves between two hosts while a viewer looks on: narrated, with a timeline
+demo-migrate *ARGS: release
+    target/release/harness demo-migrate {{ARGS}}
+
 # Micro-benchmarks (criterion)
 bench *ARGS:
     cargo bench -p harness {{ARGS}}

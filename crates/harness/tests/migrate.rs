@@ -5,11 +5,13 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::client::{Crowd, Prober};
 use harness::lab::{Lab, PATIENCE, Pair, Pod, PodOptions, Way, wait_until, zap_binary};
-use harness::workload::{Apache, Mpm, Workload};
+use harness::viewer::Viewer;
+use harness::workload::{Apache, Desktop, Mpm, Workload};
 
 /// The way to a host: at most so many bytes a second, if it is slow.
 fn way(to: &Lab, rate: Option<u64>) -> String {
@@ -108,6 +110,55 @@ fn lost_and_kept(a: &Lab, b: &Lab, says_why: bool) -> Result<()> {
     ensure!(state(a)?.as_deref() == Some("suspended"), "it is {:?}", state(a)?);
     a.zap(&["migrate", "--resolve", "guest", "keep"])?;
     check(a)
+}
+
+fn interrupt(child: &Child) {
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+}
+
+/// Ctrl-C while most of its memory is on its way, before it runs there: it goes on here.
+fn interrupted(strategy: &str) -> Result<()> {
+    let (a, b) = (Lab::new()?, Lab::new()?);
+    start(&a, "moving-threads")?;
+    let via = way(&b, SLOW);
+    let mut command = Command::new(zap_binary()?);
+    command.arg("--state").arg(a.state()).args(["migrate", "guest", "--via", &via, "--strategy", strategy]);
+    let child = a.host().spawn(command.stderr(Stdio::piped()))?;
+    std::thread::sleep(Duration::from_millis(700));
+    interrupt(&child);
+    let (code, said) = ended(child)?;
+    ensure!(code == Some(1) && said.contains("goes on here"), "{code:?} {said}");
+    ensure!(state(&a)?.as_deref() == Some("running"), "it is {:?}", state(&a)?);
+    wait_until("nothing to be there", || {
+        ensure!(b.pods()?.is_empty(), "{:?}", b.pods()?);
+        Ok(())
+    })?;
+    check(&a)
+}
+
+#[test]
+fn a_migration_that_is_interrupted_leaves_the_pod_where_it_is() {
+    for strategy in ["pre-copy", "stop-and-copy"] {
+        interrupted(strategy).with_context(|| strategy.to_owned()).unwrap();
+    }
+}
+
+#[test]
+fn while_memory_follows_an_interrupt_only_says_what_it_would_mean() {
+    let (a, b) = (Lab::new().unwrap(), Lab::new().unwrap());
+    let child = leave(&a, &b, "").unwrap();
+    // The source knows that it runs there, and the command has heard of it.
+    wait_until("something to be listed", || {
+        ensure!(a.zap(&["ls", "--residual", "--json"])?.0.contains("guest"));
+        Ok(())
+    })
+    .unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    interrupt(&child);
+    let (code, said) = ended(child).unwrap();
+    assert!(code == Some(0) && said.contains("Ctrl-C once more"), "{code:?} {said}");
+    check(&b).unwrap();
 }
 
 #[test]
@@ -221,6 +272,44 @@ fn a_server_moves_under_load_by_every_strategy() {
 #[test]
 fn a_server_hops_ten_times_back_and_forth() {
     a_server_moves("pre-copy", 10).unwrap();
+}
+
+/// Resets that the client's side of the network has seen or sent: RstIn is not counted by the kernel but in these.
+fn resets(client: &harness::lab::Netns) -> Result<(u64, u64)> {
+    let text = client.enter(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = (lines.next().context("names")?, lines.next().context("values")?);
+    let value = |wanted: &str| {
+        let found = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == wanted);
+        found.context("a counter")?.1.parse::<u64>().context("a number")
+    };
+    Ok((value("EstabResets")?, value("OutRsts")?))
+}
+
+#[test]
+fn a_desktop_moves_by_every_strategy_while_its_viewer_stays_connected() {
+    let pair = Pair::new().unwrap();
+    let desktop = Desktop::Classic;
+    let pod = pair.first.start_pod(&desktop, "desk", &PodOptions::default()).unwrap();
+    let address = pod.served_at().unwrap();
+    let client = pair.first.client();
+    let viewer = Viewer::connect(client, Desktop::screen_at(address)).unwrap();
+    let before = resets(client).unwrap();
+    let store = pair.first.directory().join("store");
+    std::fs::create_dir(&store).unwrap();
+    for (hop, strategy) in ["stop-and-copy", "pre-copy", "copy-on-reference", "flush"].into_iter().enumerate() {
+        viewer.watch();
+        let (pod, stats) = pair
+            .migrate(hop.is_multiple_of(2), "desk", Way::Link, &options(strategy, &store))
+            .context(strategy)
+            .unwrap();
+        assert_eq!(pod.served_at().unwrap(), address);
+        viewer.await_update().context(strategy).unwrap();
+        assert!(viewer.refresh().unwrap().shows_something(), "{strategy}: the screen is empty");
+        eprintln!("desktop, {strategy}: {:?}, {stats:?}", viewer.watched().unwrap());
+    }
+    assert_eq!(resets(client).unwrap(), before, "a connection was reset");
+    pair.first.pod("desk").unwrap().remove().unwrap();
 }
 
 const SLOW: Option<u64> = Some(30 << 20);

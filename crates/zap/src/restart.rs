@@ -137,8 +137,8 @@ impl RestartError {
 pub use crate::builder::run as builder;
 
 /// Asked when the whole pod is rebuilt and held: an error ends it, and nothing is left. Address spaces whose pages come later
-/// must be served when it returns.
-pub type Gate<'a> = dyn FnMut(&mut LivePod, Vec<Incomplete>) -> Result<(), String> + Send + 'a;
+/// must be served when it returns. It is told what the restart took so far.
+pub type Gate<'a> = dyn FnMut(&mut LivePod, Vec<Incomplete>, &[Phase]) -> Result<(), String> + Send + 'a;
 
 /// Starts an image again. On an error nothing is left of the attempt. The caller must be its process's only thread.
 pub fn restart(store: Store, options: &Options) -> Result<(LivePod, Stats), RestartError> {
@@ -146,7 +146,7 @@ pub fn restart(store: Store, options: &Options) -> Result<(LivePod, Stats), Rest
     // Before anything is read: PID 1 of the pod has the memory that this process has now.
     let shim = shim(options)?;
     let image = Image::of(ImageReader::open(&options.image)?, options, false)?;
-    restart_image(store, image, options, (shim, clock), &mut |_, _| Ok(()))
+    restart_image(store, image, options, (shim, clock), &mut |_, _, _| Ok(()))
 }
 
 /// Starts an image again that was received, and checked, as soon as `gate` opens. Otherwise as [`restart`].
@@ -367,7 +367,8 @@ impl Image {
             ipc::remove_marked(pod.init, &self.ipc).map_err(|e| self.failed(e))?;
             // Should this monitor die before it is told to go on, the pod dies with it.
             let incomplete = grove.take_incomplete().map_err(|e| self.failed(e))?;
-            gate(pod, incomplete).map_err(|why| RestartError::NotGiven { pod: self.pod.spec.name.clone(), why })?;
+            gate(pod, incomplete, clock.phases())
+                .map_err(|why| RestartError::NotGiven { pod: self.pod.spec.name.clone(), why })?;
             self.let_go(pod, grove, unsettled, dismissed, clock)
         })
     }

@@ -37,6 +37,24 @@ fn portrait(host: &Host) -> String {
         &["nft", "list", "ruleset"],
     ];
     let mut seen = network.map(run).concat();
+    // Sockets without what is gone but for a wait of the kernel's (TIME_WAIT).
+    seen += &run(&[
+        "ss",
+        "-H",
+        "-n",
+        "-a",
+        "-t",
+        "-u",
+        "-w",
+        "-0",
+        "state",
+        "listening",
+        "state",
+        "established",
+        "state",
+        "unconnected",
+    ]);
+    seen += &format!("{:?}", processes_of(host));
     seen += &format!("{:?}", host.cgroups());
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     seen += &mounts.lines().filter(|line| line.contains(host.state().to_str().unwrap())).collect::<String>();
@@ -46,6 +64,29 @@ fn portrait(host: &Host) -> String {
             &entries.map(|e| e.file_name().into_string().unwrap()).filter(|name| name != "pods").collect::<String>();
     }
     seen
+}
+
+/// Processes that have to do with a host: in its network namespace, or of its pods and monitors.
+fn processes_of(host: &Host) -> Vec<String> {
+    let state = host.state().to_str().unwrap().to_owned();
+    let network = std::os::unix::fs::MetadataExt::ino(&host.network().metadata().unwrap());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let text = |file: &str| {
+            String::from_utf8_lossy(&std::fs::read(entry.path().join(file)).unwrap_or_default()).replace('\0', " ")
+        };
+        let here = std::fs::metadata(entry.path().join("ns/net"));
+        let here = here.is_ok_and(|here| std::os::unix::fs::MetadataExt::ino(&here) == network);
+        if here
+            || text("environ").contains(&state)
+            || text("cmdline").contains(&state)
+            || text("cgroup").contains(&state)
+        {
+            found.push(text("cmdline"));
+        }
+    }
+    found.sort();
+    found
 }
 
 fn pods(host: &Host) -> Vec<(String, String)> {
@@ -111,6 +152,31 @@ fn a_pod_that_cannot_live_there_is_refused_before_it_is_touched() {
     refused(a.run(["migrate", "--resolve", "counter", "keep"]), 1, "not in doubt");
     refused(a.run(["migrate", "--resolve", "counter", "perhaps"]), 2, "keep");
     assert_eq!(a.run(["migrate", "nobody", "--via", "true"]).code, 6);
+}
+
+#[test]
+fn where_its_address_cannot_be_had_another_will_do_if_one_says_so() {
+    let (a, b) = (Host::new(), Host::new());
+    b.ok(["ls"]);
+    std::fs::create_dir_all(b.state()).unwrap();
+    std::fs::write(b.state().join("config.toml"), "address = \"198.19.0.1/16\"\n").unwrap();
+    let counter = Counter::start(&a, "counter", &[]);
+    let born = a.row("counter")["address"].as_str().unwrap().to_owned();
+    let done = migrate(&a, &b, "counter", &[], &[]);
+    assert!(done.code != 0 && done.stderr.contains("is not an address of the pods' network"), "{done:?}");
+    counter.goes_on();
+    assert_eq!(migrate(&a, &b, "counter", &[], &["--any-address"]).code, 0);
+    let there = b.row("counter")["address"].as_str().unwrap().to_owned();
+    assert!(there.starts_with("198.19."), "{there}");
+    assert!(b.ok(["exec", "counter", "ip", "-o", "address"]).contains(&format!("{born}/")), "it has another inside");
+    // Nobody listens, and that is what it answers from there.
+    let call = finish(b.command("bash").args(["-c", &format!("exec 3<>/dev/tcp/{there}/9")]));
+    assert!(call.stderr.contains("refused"), "{call:?}");
+    Counter::of(&b, "counter").goes_on();
+    // Back, it is reached where it was.
+    assert_eq!(migrate(&b, &a, "counter", &[], &["--any-address"]).code, 0);
+    assert_eq!(a.row("counter")["address"], born);
+    Counter::of(&a, "counter").goes_on();
 }
 
 /// After a stream that was cut: exactly one copy lives, or the source's is held and says how to resolve it.

@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod demo;
 mod gate;
 mod list;
 mod picture;
@@ -40,6 +41,8 @@ enum Command {
     ///
     /// Example: harness picture docs/desktop.png
     Picture(picture::Arguments),
+    /// A desktop moves between two hosts while a viewer looks: a timeline
+    DemoMigrate(demo::Arguments),
     /// Everything the paper shows, then the report
     Repro(repro::Arguments),
 }
@@ -97,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Report(arguments) => report::run(&arguments),
         Command::Gate(arguments) => gate::run(&arguments),
         Command::Picture(arguments) => picture::run(&arguments),
+        Command::DemoMigrate(arguments) => demo::run(&arguments),
         Command::Repro(arguments) => repro::run(&arguments),
     };
     match result {

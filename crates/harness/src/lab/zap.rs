@@ -100,6 +100,10 @@ pub struct MigrateStats {
     pub residual_bytes: u64,
     /// Microseconds for which it did.
     pub residual_us: u64,
+    /// The source's stages …
+    pub phases: Vec<Phase>,
+    /// … and the destination's, within the last of them.
+    pub there: Vec<Phase>,
 }
 
 /// The JSON object on the last line of what `--stats` printed.

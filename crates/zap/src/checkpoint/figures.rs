@@ -83,6 +83,10 @@ impl Clock {
         self.last = now;
     }
 
+    pub(crate) fn phases(&self) -> &[Phase] {
+        &self.phases
+    }
+
     pub(crate) fn finish(self) -> (Vec<Phase>, u64) {
         (self.phases, self.start.elapsed().as_micros() as u64)
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
 
+use super::following::{Following, Interrupts};
 use super::{options, print, usage};
 use crate::migrate::keys::{KeyError, Keys};
 use crate::migrate::strategies::{self, PreCopy, Strategy};
@@ -23,7 +24,7 @@ use crate::pod::Store;
     after_help = "The command of --via is run by a shell; it must end in `zap receive` on the other host, and carry bytes \
     both ways.\n\nIf the stream breaks in the one moment in which neither side can know who has the pod, the copy here \
     stays held: look at the destination, then say --resolve POD keep (it does not run there) or drop (it \
-    does).\n\nWith copy-on-reference the pod needs this host until all of its memory has \
+    does).\n\nCtrl-C ends it, and the pod goes on here, until it is handed over.\n\nWith copy-on-reference the pod needs this host until all of its memory has \
     followed: this command runs until then, and if the stream breaks before, the pod is killed there \
     and held here as it was when it left.\n\nExample:\n  zap migrate web --via \"ssh b zap receive\"\n  zap migrate --resolve web keep"
 )]
@@ -43,6 +44,11 @@ pub(super) struct Args {
     /// For flush: a directory that both hosts see under this name
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
+    /// Where its address cannot be had there, let it be reached at another
+    ///
+    /// Inside it keeps the address it was born with. Connections with others end, those inside the pod go on.
+    #[arg(long)]
+    any_address: bool,
     /// Take the root's files along that it has open or mapped
     #[arg(long)]
     carry_files: bool,
@@ -68,6 +74,9 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
     let monitor = store.load(&pod)?.monitor;
     // Reached before there is a second thread: a monitor that has died is replaced by a fork.
     let socket = client::connect(store, &pod)?;
+    let failed = |e: std::io::Error| Failure { message: format!("Ctrl-C: {e}"), code: 1 };
+    let interrupts = Interrupts::hold_back().map_err(failed)?;
+    let following = Following::start(&pod, &socket, interrupts).map_err(failed)?;
     let (way, stream) = match (&args.via, &args.to) {
         (Some(via), _) => connect(via)?,
         (_, Some(to)) => call(store, to)?,
@@ -77,11 +86,16 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         strategy: args.strategy,
         store: args.store,
         to: args.via.map_or_else(|| args.to.unwrap_or_default(), |via| format!("`{via}`")),
+        any_address: args.any_address,
         carry_files: args.carry_files,
+        // Also where nobody looks: what Ctrl-C may do depends on it.
+        progress: true,
         cut_before: crate::fault::cut_wanted("source"),
         fault: crate::fault::wanted(),
     };
-    let moved = client::converse_with::<_, Stats>(&socket, &Request::Migrate(options), stream);
+    let request = Request::Migrate(options);
+    let moved = client::converse_with::<_, Stats>(&socket, &request, stream, &mut |bytes| following.told(bytes));
+    following.end();
     let stats = way.explain(moved)?;
     client::await_end(monitor);
     if args.stats {

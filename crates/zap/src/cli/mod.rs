@@ -6,6 +6,7 @@ mod checkpoint;
 mod completions;
 mod console;
 mod exec;
+mod following;
 mod inspect;
 mod keys;
 mod kill;

@@ -11,6 +11,7 @@ use super::fetch::{Fetching, Filling, FromImage, FromSource, FromStore, Space, S
 use super::protocol::{Hello, Message, VERSION};
 use super::strategies::{self, Strategy};
 use super::wire::Wire;
+use crate::checkpoint::Phase;
 use crate::fault;
 use crate::image::{FORMAT, ImageError, ImageReader, ReceivedImage};
 use crate::monitor::protocol::Failure;
@@ -114,7 +115,9 @@ fn could_live_here(store: &Store, hello: &Hello) -> Result<(), Failure> {
     }
     if let (NetworkMode::Bridge, Some(address)) = (hello.spec.network, hello.address) {
         let config = HostConfig::load(store.state()).map_err(|e| Failure { message: e.to_string(), code: 1 })?;
-        network::could_lease(&config, address).map_err(|e| Failure::of(&e, e.exit_code()))?;
+        if let (Err(error), false) = (network::could_lease(&config, address), hello.any_address) {
+            return Err(Failure::of(&error, error.exit_code()));
+        }
     }
     if strategies::of_name(&hello.strategy).is_none() {
         return refused(4, format!("it moves memory by {}, which this zap does not know", hello.strategy));
@@ -122,12 +125,33 @@ fn could_live_here(store: &Store, hello: &Hello) -> Result<(), Failure> {
     if let Some(path) = hello.store.as_ref().filter(|path| !path.exists()) {
         return refused(4, format!("it does not see {}: both hosts must see the store", path.display()));
     }
+    if let Some(free) = available_storage(store).filter(|free| *free < hello.files) {
+        let storage = store.storage().display();
+        let (has, free) = (hello.files >> 20, free >> 20);
+        return refused(4, format!("its files take {has} MiB, and {free} are free in {storage}"));
+    }
     match available_memory() {
         Some(free) if free < hello.memory => {
             refused(4, format!("it has {} MiB of memory, and {} are free here", hello.memory >> 20, free >> 20))
         }
         _ => Ok(()),
     }
+}
+
+/// Bytes that are free where the pod's files go: in the nearest directory above that is there already.
+fn available_storage(store: &Store) -> Option<u64> {
+    let there = store.storage().ancestors().find(|directory| directory.exists())?;
+    let file_system = nix::sys::statvfs::statvfs(there).ok()?;
+    Some(file_system.blocks_available() * file_system.fragment_size())
+}
+
+/// The pod's address, if it can have it here; none if another will do.
+fn address(store: &Store, hello: &Hello) -> Option<IpAddr> {
+    let could_have = |address: &std::net::Ipv4Addr| {
+        let config = HostConfig::load(store.state());
+        config.is_ok_and(|config| network::could_lease(&config, *address).is_ok())
+    };
+    hello.address.filter(|address| !hello.any_address || could_have(address)).map(IpAddr::V4)
 }
 
 /// Bytes of memory that the kernel thinks could be had.
@@ -206,7 +230,7 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
     let options = restart::Options {
         image: reader.path().to_owned(),
         name: Some(hello.spec.name.clone()),
-        address: hello.address.map(IpAddr::V4),
+        address: address(&store, hello),
         publish: None,
         binds: Vec::new(),
         root: None,
@@ -214,14 +238,14 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
     };
     let mut supply = Some(supply(hello, &reader, wire)?);
     let mut fetching = None;
-    let mut gate = |pod: &mut LivePod, incomplete: Vec<Incomplete>| {
+    let mut gate = |pod: &mut LivePod, incomplete: Vec<Incomplete>, phases: &[Phase]| {
         let filling = match supply.take() {
             Some(supply) if !incomplete.is_empty() => Some(prepare(pod, incomplete, supply)?),
             _ => None,
         };
         let address = pod.network.as_ref().map_or_else(String::new, |n| n.outer().ipv4.to_string());
         let failed = |error: std::io::Error| cut(error).message;
-        wire.send(&Message::Ready { address }).map_err(failed)?;
+        wire.send(&Message::Ready { address, phases: phases.to_vec() }).map_err(failed)?;
         fault::point("receive-ready");
         match wire.hear().map_err(failed)? {
             Message::Go => {

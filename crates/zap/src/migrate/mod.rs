@@ -13,6 +13,7 @@ use crate::checkpoint::Phase;
 pub mod destination;
 pub mod fetch;
 pub mod keys;
+pub mod progress;
 pub mod protocol;
 pub mod relay;
 pub mod source;
@@ -30,8 +31,14 @@ pub struct Options {
     pub store: Option<PathBuf>,
     /// What the destination is called, for messages.
     pub to: String,
+    /// Be content with another address where its own cannot be had.
+    #[serde(default)]
+    pub any_address: bool,
     /// Carry the contents of the root's files that the pod has open or mapped.
     pub carry_files: bool,
+    /// Whether whoever asks wants to hear how far it is.
+    #[serde(default)]
+    pub progress: bool,
     /// For tests: the stream breaks before this frame, counted from 0, is sent.
     #[serde(default)]
     pub cut_before: Option<u64>,
@@ -61,6 +68,9 @@ pub struct Stats {
     pub residual_us: u64,
     /// look-ahead, hold, look, memory, files, write, let-go.
     pub phases: Vec<Phase>,
+    /// What the destination did while it was held: verify, namespaces, files, memory, tree.
+    #[serde(default)]
+    pub there: Vec<Phase>,
     /// The address at which it is reached over there; empty if it has none.
     pub address: String,
 }

@@ -47,8 +47,14 @@ pub struct Hello {
     pub spec: PodSpec,
     /// The address at which others reach it.
     pub address: Option<std::net::Ipv4Addr>,
+    /// Whether another will do, where that one cannot be had.
+    #[serde(default)]
+    pub any_address: bool,
     /// Bytes of private memory, roughly: what the destination must have room for.
     pub memory: u64,
+    /// Bytes of the files that it has written: likewise.
+    #[serde(default)]
+    pub files: u64,
     /// How memory is moved.
     pub strategy: String,
     /// The file in a store that both are to see.
@@ -85,6 +91,9 @@ pub enum Message {
     Ready {
         /// The address at which it will be reached.
         address: String,
+        /// How long what took.
+        #[serde(default)]
+        phases: Vec<crate::checkpoint::Phase>,
     },
     /// From the destination: it could not be rebuilt, and nothing is left of the attempt.
     Failed(Failure),
@@ -250,7 +259,7 @@ mod tests {
     #[test]
     fn every_cut_and_flip_of_a_message_is_noticed() {
         let mut wire = Vec::new();
-        write_message(&mut wire, &Message::Ready { address: "198.18.0.2".into() }).unwrap();
+        write_message(&mut wire, &Message::Ready { address: "198.18.0.2".into(), phases: Vec::new() }).unwrap();
         let mut buffer = Vec::new();
         for cut in 0..wire.len() {
             assert!(read_frame(&wire[..cut], &mut buffer).is_err());

@@ -1,14 +1,16 @@
 //! The side that gives a pod away.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::progress::{Stage, Track, Tracked};
 use super::protocol::{Hello, Message, VERSION};
 use super::store::{StoreFile, ThroughStore};
 use super::strategies::{self, Strategy};
 use super::wire::{NotSent, Wire};
 use super::{Options, Stats};
-use crate::checkpoint::{self, Afterwards, CheckpointError, Given};
+use crate::checkpoint::{self, Afterwards, CheckpointError, Given, Phase};
 use crate::fault;
 use crate::image::{Compression, FORMAT, ImageWriter, PartSink};
 use crate::memory::LeftBehind;
@@ -31,6 +33,9 @@ pub enum MigrateError {
         /// How.
         source: std::io::Error,
     },
+    /// Whoever asked for it took that back.
+    #[error("pod {0} goes on here: its migration was interrupted")]
+    Interrupted(String),
     /// The destination would not have it.
     #[error("pod {pod} goes on here: {to} refuses it: {failure}")]
     Refused {
@@ -77,16 +82,23 @@ impl MigrateError {
 }
 
 /// Moves a pod over `wire`. When this returns figures, the pod's processes here have ended and the caller removes the rest.
-pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>) -> Result<Stats, MigrateError> {
+pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>, track: &Track) -> Result<Stats, MigrateError> {
     fault::arm(options.fault.as_deref());
     let name = pod.spec.name.clone();
-    let broken = |source: std::io::Error| MigrateError::Wire { pod: name.clone(), to: options.to.clone(), source };
+    let broken = |source: std::io::Error| match wire.is_cancelled() {
+        true => MigrateError::Interrupted(name.clone()),
+        false => MigrateError::Wire { pod: name.clone(), to: options.to.clone(), source },
+    };
     let wrong = |what: String| MigrateError::Strategy { pod: name.clone(), what };
     let strategy = strategies::of_name(&options.strategy);
     let strategy = strategy.ok_or_else(|| wrong(format!("there is no strategy {}", options.strategy)))?;
     let store = store_for(pod, strategy, options)?;
+    let (counted, stored) = (wire.clone(), store.clone());
+    track.counting(move || counted.sent() + stored.as_ref().map_or(0, |file| file.written()));
     wire.greet().map_err(broken)?;
-    wire.send(&Message::Hello(Box::new(hello(pod, strategy, store.as_deref())))).map_err(broken)?;
+    let hello = hello(pod, strategy, store.as_deref(), options.any_address);
+    let tracked = Tracked { strategy, track: track.clone(), memory: hello.memory };
+    wire.send(&Message::Hello(Box::new(hello))).map_err(broken)?;
     match wire.hear().map_err(broken)? {
         Message::Welcome { .. } => {}
         Message::Refused(failure) => {
@@ -106,14 +118,15 @@ pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>) -> Result<
         fault: options.fault.clone(),
     };
     let was_suspended = pod.cgroup.is_frozen();
-    let mut handed = HandedOver { to: options.to.clone(), was_suspended, ..HandedOver::default() };
+    let mut handed =
+        HandedOver { to: options.to.clone(), was_suspended, track: track.clone(), ..HandedOver::default() };
     let mut give = |pod: &mut LivePod, left: &LeftBehind| hand_over(pod, &wire, left, &mut handed);
     let sink: Arc<dyn PartSink> = match &store {
         Some(file) => Arc::new(ThroughStore { wire: wire.clone(), file: file.clone() }),
         None => wire.clone(),
     };
     let writer = ImageWriter::sending(sink).map_err(CheckpointError::from);
-    let sent = writer.and_then(|writer| checkpoint::send(pod, &how, strategy, writer, &mut give));
+    let sent = writer.and_then(|writer| checkpoint::send(pod, &how, &tracked, writer, &mut give));
     if let Some(file) = &store {
         pod.journal.done(&Undo::Store(file.path().to_owned())).map_err(CheckpointError::from)?;
     }
@@ -121,6 +134,8 @@ pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>) -> Result<
         // The destination hears why; if it cannot hear any more it finds out by itself.
         let _ = wire.send(&Message::Abandoned(error.to_string()));
         match error {
+            CheckpointError::InDoubt { .. } => error.into(),
+            _ if wire.is_cancelled() => MigrateError::Interrupted(name.clone()),
             CheckpointError::Image(error) => broken(std::io::Error::other(error)),
             other => other.into(),
         }
@@ -133,6 +148,7 @@ pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>) -> Result<
         strategy: options.strategy.clone(),
         phases: sent.phases,
         address: handed.address,
+        there: handed.there,
         residual_bytes: handed.residual_bytes,
         residual_us: handed.residual_us,
         // The caller knows when nothing of the pod is left.
@@ -162,7 +178,7 @@ fn store_for(
     Ok(Some(Arc::new(file)))
 }
 
-fn hello(pod: &LivePod, strategy: &dyn Strategy, store: Option<&StoreFile>) -> Hello {
+fn hello(pod: &LivePod, strategy: &dyn Strategy, store: Option<&StoreFile>, any_address: bool) -> Hello {
     let memory = pod.cgroup.pids().unwrap_or_default().into_iter().filter_map(|process| {
         let status = std::fs::read_to_string(process.proc("status")).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
@@ -174,10 +190,29 @@ fn hello(pod: &LivePod, strategy: &dyn Strategy, store: Option<&StoreFile>) -> H
         records: record::KNOWN.iter().map(|(kind, version)| ((*kind).to_owned(), *version)).collect(),
         spec: pod.spec.clone(),
         address: pod.network.as_ref().map(|network| network.outer().ipv4),
+        any_address,
         memory: memory.sum::<u64>() << 10,
+        files: size_of_files(&pod.upper()),
         strategy: strategy.name().to_owned(),
         store: store.map(|file| file.path().to_owned()),
     }
+}
+
+/// Bytes on disk of all that is in a directory, as far as that can be told.
+fn size_of_files(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let mut waiting = vec![directory.to_owned()];
+    let mut bytes = 0;
+    while let Some(directory) = waiting.pop() {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => waiting.push(entry.path()),
+                Ok(metadata) => bytes += metadata.blocks() * 512,
+                Err(_) => {}
+            }
+        }
+    }
+    bytes
 }
 
 /// What came of handing a pod over.
@@ -185,8 +220,10 @@ fn hello(pod: &LivePod, strategy: &dyn Strategy, store: Option<&StoreFile>) -> H
 struct HandedOver {
     to: String,
     was_suspended: bool,
-    /// The address at which it is reached there.
+    track: Track,
+    /// The address at which it is reached there, and what it did to rebuild it.
     address: String,
+    there: Vec<Phase>,
     residual_bytes: u64,
     residual_us: u64,
 }
@@ -195,9 +232,10 @@ struct HandedOver {
 /// serves what was left behind.
 fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut HandedOver) -> Given {
     fault::point("migrate-sent");
+    handed.track.begin(Stage::HandingOver);
     let was_suspended = handed.was_suspended;
     match wire.hear() {
-        Ok(Message::Ready { address: there }) => handed.address = there,
+        Ok(Message::Ready { address, phases }) => (handed.address, handed.there) = (address, phases),
         Ok(Message::Failed(failure)) => return Given::Kept(format!("it could not be rebuilt there: {failure}")),
         Ok(other) => {
             return Given::Kept(format!("the destination says {}, which is not its turn to say", other.name()));
@@ -208,6 +246,7 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut Han
     if let Err(error) = wire.commit() {
         return Given::Kept(error.to_string());
     }
+    handed.track.begin(Stage::Given);
     // From here on it must not run here, whatever happens to us: the destination may be told the next moment.
     if let Err(error) = pod.give_up() {
         let back = pod.take_back(was_suspended);
@@ -221,6 +260,7 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut Han
                 Ok(Message::Running) => {
                     let since = Instant::now();
                     handed.residual_bytes = left.bytes();
+                    handed.track.begin(Stage::Following { bytes: left.bytes() });
                     let served = serve(pod, wire, left, &handed.to);
                     handed.residual_us = since.elapsed().as_micros() as u64;
                     return match served {

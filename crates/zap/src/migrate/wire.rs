@@ -139,10 +139,12 @@ impl Wire {
     /// From now on nothing cancels it; an error if something has.
     pub fn commit(&self) -> io::Result<()> {
         self.committed.store(true, Ordering::SeqCst);
-        match poll(&mut [PollFd::new(self.cancelled.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) {
-            Ok(0) => Ok(()),
-            _ => Err(interrupted()),
-        }
+        if self.is_cancelled() { Err(interrupted()) } else { Ok(()) }
+    }
+
+    /// Whether [`Wire::cancel`] came in time.
+    pub fn is_cancelled(&self) -> bool {
+        poll(&mut [PollFd::new(self.cancelled.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) != Ok(0)
     }
 
     /// For tests: the stream breaks before this frame, counted from 0, is sent.

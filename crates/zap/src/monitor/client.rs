@@ -119,8 +119,19 @@ impl From<NoAnswer> for Failure {
     }
 }
 
-fn hear_answer<T: DeserializeOwned>(mut socket: &UnixStream) -> Result<T, NoAnswer> {
-    let Ok(Some((Kind::Answer, payload))) = frame::read(&mut socket) else { return Err(NoAnswer::Ended) };
+fn hear_answer<T: DeserializeOwned>(socket: &UnixStream) -> Result<T, NoAnswer> {
+    hear_on(socket, &mut |_| {})
+}
+
+/// Hears how far it is, and then the answer.
+fn hear_on<T: DeserializeOwned>(mut socket: &UnixStream, told: &mut dyn FnMut(&[u8])) -> Result<T, NoAnswer> {
+    let payload = loop {
+        match frame::read(&mut socket) {
+            Ok(Some((Kind::Progress, payload))) => told(&payload),
+            Ok(Some((Kind::Answer, payload))) => break payload,
+            _ => return Err(NoAnswer::Ended),
+        }
+    };
     let senseless = |e| NoAnswer::Failed(broken("the monitor's answer", e));
     match serde_json::from_slice(&payload).map_err(senseless)? {
         Answer::Done(value) => serde_json::from_value(value).map_err(senseless),
@@ -132,22 +143,24 @@ fn hear_answer<T: DeserializeOwned>(mut socket: &UnixStream) -> Result<T, NoAnsw
 pub fn launch_with<T: DeserializeOwned>(start: &Start, stream: [OwnedFd; 2]) -> Result<(T, UnixStream), Failure> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| broken("making a socket", e))?;
     spawn_monitor(theirs.into()).map_err(|e| broken("starting the pod's monitor", e))?;
-    let answer = converse_with(&ours, start, stream)?;
+    let answer = converse_with(&ours, start, stream, &mut |_| {})?;
     Ok((answer, ours))
 }
 
-/// As [`converse`], with two files behind the question, which are closed here once they are on their way.
+/// As [`converse`], with two files behind the question, which are closed here once they are on their way. What is said before
+/// the answer goes to `told`.
 pub fn converse_with<Q: Serialize, T: DeserializeOwned>(
     socket: &UnixStream,
     question: &Q,
     files: [OwnedFd; 2],
+    told: &mut dyn FnMut(&[u8]),
 ) -> Result<T, Failure> {
     say(socket, question).map_err(|e| broken("asking the pod's monitor", e))?;
     let [from, to] = &files;
     channel::send(socket, &[0], &[from.as_fd(), to.as_fd()], true)
         .map_err(|e| broken("asking the pod's monitor", e))?;
     drop(files);
-    hear_answer(socket).map_err(Failure::from)
+    hear_on(socket, told).map_err(Failure::from)
 }
 
 /// The two files behind a question.

@@ -24,12 +24,14 @@ pub enum Kind {
     ErrorOutput = b'P',
     /// The end of the session, in JSON.
     End = b'X',
+    /// How far it is, in JSON: any number of these may come before an answer.
+    Progress = b'G',
 }
 
 impl Kind {
     fn of(byte: u8) -> Option<Kind> {
         use Kind::*;
-        [Request, Answer, Input, InputEnd, Resize, Signal, Output, ErrorOutput, End]
+        [Request, Answer, Input, InputEnd, Resize, Signal, Output, ErrorOutput, End, Progress]
             .into_iter()
             .find(|k| *k as u8 == byte)
     }

@@ -8,6 +8,7 @@ pub mod protocol;
 mod serve;
 pub mod session;
 mod start;
+mod watcher;
 
 pub use start::main;
 

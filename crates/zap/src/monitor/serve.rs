@@ -1,22 +1,20 @@
 //! Serving commands while the pod lives.
 
-use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::frame::{self, Kind};
 use super::protocol::{Exec, Failure, Request, Watch};
 use super::session::{self, End, Session};
 use super::start::{answer, keep_hashes};
+use super::watcher::Watcher;
 use crate::checkpoint::Afterwards;
 use crate::files::HashCache;
 use crate::ids::PodPid;
 use crate::migrate::fetch::Fetching;
+use crate::migrate::progress::Track;
 use crate::migrate::wire::Wire;
 use crate::pod::console::Ends;
 use crate::pod::control::{Control, exit_code};
@@ -377,17 +375,12 @@ impl Shared {
             return Err(self.in_doubt().into());
         }
         let begun = Instant::now();
+        let track = Track::default();
         let watched = socket.try_clone().map_err(broken)?;
         // A command that is interrupted takes its order back, as long as that can be done.
-        let (watching, over) = (wire.clone(), Arc::new(AtomicBool::new(false)));
-        let ended = over.clone();
-        let watcher = std::thread::spawn(move || {
-            hung_up(&watched, &ended);
-            watching.cancel();
-        });
-        let moved = crate::migrate::source::migrate(pod, options, wire);
-        over.store(true, Ordering::Relaxed);
-        drop(watcher);
+        let watcher = Watcher::start(watched, wire.clone(), track.clone(), options.progress);
+        let moved = crate::migrate::source::migrate(pod, options, wire, &track);
+        watcher.end();
         let mut stats = moved?;
         self.take_away(guard, format!("pod {} was moved to {} and is gone here", self.name, options.to));
         stats.total_us = begun.elapsed().as_micros() as u64;
@@ -476,18 +469,6 @@ impl Shared {
                 session.end(End::Exited(1));
                 Err(e.into())
             }
-        }
-    }
-}
-
-/// Returns when a client has gone, or the work that it waits for is over.
-fn hung_up(client: &UnixStream, over: &AtomicBool) {
-    while !over.load(Ordering::Relaxed) {
-        let mut gone = [PollFd::new(client.as_fd(), PollFlags::empty())];
-        match poll(&mut gone, PollTimeout::from(200u8)) {
-            Ok(1..) => return,
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(_) => return,
         }
     }
 }
