@@ -138,8 +138,9 @@ fn put_typed(master: impl AsFd, settings: &Termios, bytes: &[u8]) -> io::Result<
 
 /// Of all sizes, as much as with this one fits into a pty with no other: what was in it can always be put back.
 const PIECE: usize = 1023;
-/// How long the kernel's worker may take to make room by moving bytes to the reader's own buffer.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long the kernel's worker may take to make room by moving bytes to the reader's own buffer. Meanwhile they are
+/// nowhere but here, and on a machine that has much to do it comes late.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Writes bytes into a pty, whoever's flags it has.
 fn put(to: impl AsFd, bytes: &[u8]) -> io::Result<()> {
