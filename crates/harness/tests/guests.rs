@@ -156,6 +156,7 @@ guests! {
     semaphores_threads semaphores_undo semaphores_undo_kinds semaphores_waiting segments_protected
     owner_thread owner_group lease locks_waiting range_locks_waiting
     connecting connecting_blocked broadcast_stream udp_lite closing_always
+    rare_options packet_headers udp_lite_unread echo_unread
     handshake_put_aside handshake_put_aside_elsewhere
     locked_future droppable named_memory
     pid_namespace pid_namespace_threads pid_namespace_nested pid_namespace_of_users pid_namespace_orphans
@@ -186,6 +187,11 @@ refused! {
     directory_notify "F_NOTIFY"
     urgent "urgent data"
     urgent_read "urgent data"
+    signed_packets "TCP_MD5SIG"
+    zero_copy "SO_ZEROCOPY"
+    numbered_times "SOF_TIMESTAMPING_OPT_ID"
+    saved_request "TCP_SAVE_SYN"
+    time_untold "MSG_ERRQUEUE"
     closed_early "was closed by its program while the other end has yet to take"
     closed_early_elsewhere "was closed by its program while the other end has yet to take"
     unix_backlog "has not accepted within 200 ms"

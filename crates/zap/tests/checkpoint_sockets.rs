@@ -385,17 +385,22 @@ fn a_server_that_closes_all_the_time_loses_nobody() {
                 })
             })
             .collect();
-        for round in 0..6 {
-            let image = host.path(&format!("image{round}"));
-            let image = image.to_str().unwrap();
-            if round % 2 == 0 {
-                host.ok(["checkpoint", "--leave-running", "closer", "-o", image]);
-            } else {
-                host.ok(["checkpoint", "closer", "-o", image]);
-                host.ok(["restart", "-d", image]);
-            }
-        }
+        let taken: Vec<common::Done> = (0..6)
+            .map(|round| {
+                let image = host.path(&format!("image{round}"));
+                let image = image.to_str().unwrap();
+                let leave: &[&str] = if round % 2 == 0 { &["--leave-running"] } else { &[] };
+                let done = host.run([&["checkpoint", "closer", "-o", image], leave].concat());
+                match (done.code, leave) {
+                    (0, []) => host.run(["restart", "-d", image]),
+                    _ => done,
+                }
+            })
+            .collect();
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        // Where the machine is so busy that the server does not accept in time, it may be refused, and goes on.
+        assert!(taken.iter().all(|done| matches!(done.code, 0 | 3)), "{taken:?}");
+        assert!(taken.iter().any(|done| done.code == 0), "{taken:?}");
         let served: Vec<i32> = clients.into_iter().map(|client| client.join().unwrap()).collect();
         assert!(served.iter().all(|served| *served > 0), "{served:?}");
     });

@@ -17,6 +17,9 @@ const HELD_PATIENCE: Duration = Duration::from_millis(5);
 /// How long a handshake may take before the other end is asked about it.
 const ORDINARY: Duration = Duration::from_millis(2);
 
+/// How often it is tried to have a pod stand still at a moment at which nothing is under way.
+const ATTEMPTS: usize = 20;
+
 /// What the sockets of a pod have under way that no descriptor leads to.
 #[derive(Default)]
 pub(super) struct UnderWay {
@@ -57,7 +60,9 @@ impl Checkpoint<'_> {
     /// is under way.
     pub(super) fn stop(&mut self) -> Result<(), CheckpointError> {
         self.settle()?;
+        let mut attempts = 0;
         loop {
+            attempts += 1;
             self.clock.begin_hold();
             self.block()?;
             self.pod.journal.record(Undo::Sockets)?;
@@ -67,6 +72,9 @@ impl Checkpoint<'_> {
                 return self.admit_newcomers();
             }
             // Something came at the last moment.
+            if attempts >= ATTEMPTS {
+                self.refuse(&self.strays()?)?;
+            }
             if !self.was_suspended {
                 self.pod.cgroup.thaw()?;
             }
@@ -74,6 +82,12 @@ impl Checkpoint<'_> {
             self.clock.end_hold();
             self.settle()?;
         }
+    }
+
+    /// Refuses what is under way, if anything is.
+    fn refuse(&self, strays: &[Stray]) -> Result<(), CheckpointError> {
+        self.under_way.listeners.refuse().map_err(|e| refused(self.pod, e))?;
+        strays.first().map_or(Ok(()), |stray| Err(refused(self.pod, stray.refuse())))
     }
 
     /// The connections that only the kernel has now.
@@ -95,7 +109,7 @@ impl Checkpoint<'_> {
         }
         let deadline = *self.under_way.deadline.get_or_insert(begun + PATIENCE);
         if waiting && self.was_suspended {
-            return self.under_way.listeners.refuse().map_err(|e| refused(self.pod, e));
+            return self.refuse(&[]);
         }
         if waiting || strays.iter().any(Stray::opening) {
             self.drop_newcomers()?;
@@ -127,14 +141,10 @@ impl Checkpoint<'_> {
 
     /// Time is up: refuses what is under way, but for handshakes with who has not answered for long, and does not now.
     fn give_up(&mut self, strays: &[Stray]) -> Result<(), CheckpointError> {
-        self.under_way.listeners.refuse().map_err(|e| refused(self.pod, e))?;
-        let unanswered = |stray: &&Stray| {
-            let asked = &self.under_way.asked;
-            asked.iter().any(|other| other.is(stray) && other.is_unanswered())
-        };
-        if let Some(stray) = strays.iter().find(|stray| !unanswered(stray)) {
-            return Err(refused(self.pod, stray.refuse()));
-        }
+        let asked = &self.under_way.asked;
+        let unanswered = |stray: &Stray| asked.iter().any(|other| other.is(stray) && other.is_unanswered());
+        let missed: Vec<Stray> = strays.iter().filter(|stray| !unanswered(stray)).copied().collect();
+        self.refuse(&missed)?;
         self.under_way.given_up.extend(strays);
         Ok(())
     }

@@ -20,7 +20,9 @@ const SO_TXTIME: i32 = 61;
 const SO_PREFER_BUSY_POLL: i32 = 69;
 const SO_BUSY_POLL_BUDGET: i32 = 70;
 const SO_TXREHASH: i32 = 74;
+const SO_RESERVE_MEM: i32 = 73;
 const SO_RCVMARK: i32 = 75;
+const SO_RCVPRIORITY: i32 = 82;
 const IP_CHECKSUM: i32 = 23;
 const IP_RECVFRAGSIZE: i32 = 25;
 const IP_RECVERR_RFC4884: i32 = 26;
@@ -54,7 +56,9 @@ const GENERIC: &[Name] = &[
     sol(SO_PREFER_BUSY_POLL),
     sol(SO_BUSY_POLL_BUDGET),
     sol(SO_TXREHASH),
+    sol(SO_RESERVE_MEM),
     sol(SO_RCVMARK),
+    sol(SO_RCVPRIORITY),
     sol(libc::SO_ZEROCOPY),
     sol(libc::SO_PEEK_OFF),
 ];
@@ -90,6 +94,13 @@ pub(super) const DATAGRAM6: &[Name] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_RECVPATHMTU),
     (libc::IPPROTO_IPV6, IPV6_RECVFRAGSIZE),
     (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG),
+    // What came with a packet, in the form that programs had before RFC 3542.
+    (libc::IPPROTO_IPV6, libc::IPV6_2292PKTINFO),
+    (libc::IPPROTO_IPV6, libc::IPV6_2292HOPOPTS),
+    (libc::IPPROTO_IPV6, libc::IPV6_2292DSTOPTS),
+    (libc::IPPROTO_IPV6, libc::IPV6_2292RTHDR),
+    (libc::IPPROTO_IPV6, libc::IPV6_2292HOPLIMIT),
+    (libc::IPPROTO_IPV6, libc::IPV6_FLOWINFO),
     (libc::IPPROTO_IPV6, IPV6_MULTICAST_ALL),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
@@ -107,6 +118,18 @@ const STRUCTURED: &[(Name, usize)] = &[
     // By an address of the interface; one that was chosen by number is not shown.
     ((libc::IPPROTO_IP, libc::IP_MULTICAST_IF), 4),
 ];
+
+/// Options of a length of their own, and how long they may be: what is put into the headers of every packet.
+const VARIABLE4: &[(Name, usize)] = &[((libc::IPPROTO_IP, libc::IP_OPTIONS), 40)];
+const VARIABLE6: &[(Name, usize)] = &[
+    ((libc::IPPROTO_IPV6, libc::IPV6_HOPOPTS), 2048),
+    ((libc::IPPROTO_IPV6, libc::IPV6_RTHDRDSTOPTS), 2048),
+    ((libc::IPPROTO_IPV6, libc::IPV6_RTHDR), 2048),
+    ((libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS), 2048),
+];
+
+/// The processor whose packets it is to have, of sockets of which the kernel does not note where they came in.
+pub(super) const UNCONNECTED: &[Name] = &[sol(libc::SO_INCOMING_CPU)];
 
 /// Options of IPv4, and of IPv6 sockets when they carry IPv4.
 pub(super) const IPV4: &[Name] = &[
@@ -199,6 +222,22 @@ impl SocketOptions {
     pub(super) fn add_numbers(&mut self, fd: BorrowedFd<'_>, names: &[Name]) {
         let values = names.iter().filter_map(|&(l, n)| socket::get_int(fd, l, n).ok().map(|v| (l, n, v)));
         self.numbers.extend(values);
+    }
+
+    /// Reads what is put into the headers of every packet of a socket of this family.
+    pub(super) fn add_headers(&mut self, fd: BorrowedFd<'_>, family: i32) {
+        let six = if family == libc::AF_INET6 { VARIABLE6 } else { &[] };
+        VARIABLE4.iter().chain(six).for_each(|option| self.add_variable(fd, *option));
+    }
+
+    /// Reads a further option whose value is of a length of its own, up to `most` bytes.
+    pub(super) fn add_variable(&mut self, fd: BorrowedFd<'_>, ((level, name), most): (Name, usize)) {
+        let mut bytes = vec![0; most];
+        let length = socket::get_bytes(fd, level, name, &mut bytes).unwrap_or(0);
+        if length > 0 {
+            bytes.truncate(length);
+            self.structures.push((level, name, bytes));
+        }
     }
 
     /// Reads a further option whose value is a structure, if the socket has it.

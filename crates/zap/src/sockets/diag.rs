@@ -54,6 +54,7 @@ pub struct Sightings {
     pids: HashMap<i32, i32>,
     depth: Option<usize>,
     met: HashSet<u32>,
+    signed: Option<HashSet<u64>>,
     /// Sockets that listen.
     pub(crate) listeners: Listeners,
     /// Connections whose peers may be in the pod, too.
@@ -93,6 +94,24 @@ impl Sightings {
         *self.awaits_neighbour.get_or_insert_with(incomplete)
     }
 
+    /// The inodes of TCP sockets whose packets are signed, in the network namespaces of the pod of `init` and in `others`,
+    /// asked once per checkpoint.
+    pub(super) fn signed<'n>(
+        &mut self,
+        init: HostPid,
+        others: impl Iterator<Item = &'n OwnedFd>,
+    ) -> io::Result<&HashSet<u64>> {
+        if self.signed.is_none() {
+            let mut found = HashSet::new();
+            add_signed(std::fs::File::open(init.proc("ns/net"))?, &mut found)?;
+            for namespace in others {
+                add_signed(namespace, &mut found)?;
+            }
+            self.signed = Some(found);
+        }
+        self.signed.as_ref().ok_or_else(|| io::Error::other("no facts"))
+    }
+
     /// The PID that the pod knows a process of the host by; zero if the process is gone.
     pub(super) fn pod_pid(&mut self, init: HostPid, pid: i32) -> i32 {
         let depth = *self.depth.get_or_insert_with(|| namespace_pids(init.0).len());
@@ -127,6 +146,8 @@ fn namespace_pids(pid: i32) -> Vec<i32> {
     line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
+/// The older of two requests for a list of TCP sockets: it answers for IPv4 and IPv6 in one walk over all that there are.
+pub(super) const TCPDIAG_GETSOCK: u16 = 18;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const REQUEST_DUMP: u16 = 0x301;
 const DONE: u16 = 3;
@@ -146,6 +167,29 @@ fn dump_unix(namespace: impl AsFd + Send) -> io::Result<HashMap<u32, UnixFacts>>
         None => broken = true,
     })?;
     if broken { Err(io::Error::other("sock_diag gave an answer that is cut off")) } else { Ok(facts) }
+}
+
+/// A `struct inet_diag_req` for TCP sockets in these states (a bit for each), with what else is to be told of them.
+pub(super) fn tcp_request(states: u32, more: u8) -> Vec<u8> {
+    [&[0, 0, 0, more][..], &[0; 48], &states.to_ne_bytes(), &[0; 4]].concat()
+}
+
+/// How long a `struct inet_diag_msg` is, and where it has the inode.
+pub(super) const TCP_ANSWER: usize = 72;
+const INODE: usize = 68;
+
+/// Adds the inodes of the TCP sockets of a network namespace that have keys to sign with.
+fn add_signed(namespace: impl AsFd + Send, found: &mut HashSet<u64>) -> io::Result<()> {
+    const KEYS: u16 = 18;
+    /// `INET_DIAG_INFO`, with which they come.
+    const INFO: u8 = 1 << 1;
+    ask(&netlink_in(namespace)?, TCPDIAG_GETSOCK, &tcp_request(u32::MAX, INFO), |message| {
+        let Some((answer, rest)) = message.split_at_checked(TCP_ANSWER) else { return };
+        let inode = answer[INODE..].first_chunk::<4>().map_or(0, |word| u32::from_ne_bytes(*word));
+        if crate::pod::network::netlink::attributes(rest).any(|(kind, _)| kind == KEYS) {
+            found.insert(inode.into());
+        }
+    })
 }
 
 /// A packet socket as `sock_diag` shows it.

@@ -92,7 +92,7 @@ impl Heard {
     fn parse(packet: &[u8]) -> Option<Heard> {
         let (from, to, tcp): (IpAddr, IpAddr, &[u8]) = match (packet.first()? >> 4, packet.get(6)?, packet.get(9)?) {
             (4, _, 6) => {
-                let ends = packet[12..].first_chunk::<8>()?;
+                let ends = packet.get(12..)?.first_chunk::<8>()?;
                 let (from, to) = (ends.first_chunk::<4>()?, ends.last_chunk::<4>()?);
                 ((*from).into(), (*to).into(), packet.get(usize::from(packet[0] & 15) * 4..)?)
             }
@@ -185,15 +185,16 @@ mod tests {
             assert!(found.iter().all(|stray| stray.opening()));
             defer(0).unwrap();
             strays.hasten(&found).unwrap();
-            defer(60).unwrap();
             listener.set_nonblocking(true).unwrap();
             let deadline = Instant::now() + Duration::from_secs(20);
             while !strays.look().unwrap().is_empty() {
                 assert!(Instant::now() < deadline, "{:?}", strays.look());
                 thread::yield_now();
             }
-            for client in &mut clients {
-                let mut server = listener.accept().unwrap().0;
+            for _ in 0..clients.len() {
+                let (mut server, peer) = listener.accept().unwrap();
+                let of_peer = |client: &&mut TcpStream| client.local_addr().unwrap().port() == peer.port();
+                let client = clients.iter_mut().find(of_peer).unwrap();
                 server.set_nonblocking(false).unwrap();
                 server.write_all(b"w").unwrap();
                 client.read_exact(&mut [0]).unwrap();

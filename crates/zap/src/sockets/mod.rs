@@ -30,6 +30,7 @@ mod unix_creds;
 mod unix_name;
 mod unix_pair;
 mod unix_queue;
+mod unkept;
 mod waiting;
 
 pub use common::SocketOptions;

@@ -35,6 +35,9 @@ pub(super) fn deliver(
         }
         _ => return Err(io::Error::other("the two ends are of different families")),
     };
+    // The addresses do not count in ICMP of IPv4.
+    let pseudo = if protocol == libc::IPPROTO_ICMP { Vec::new() } else { pseudo };
+    payload[checksum_at..checksum_at + 2].fill(0);
     let sum = checksum(&[&pseudo[..], &payload].concat());
     // Zero would mean that there is none (UDP).
     let sum = if sum == 0 { 0xffff } else { sum };

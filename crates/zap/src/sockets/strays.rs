@@ -20,8 +20,7 @@ const FIN_WAIT1: u8 = 4;
 const LAST_ACK: u8 = 9;
 const CLOSING: u8 = 11;
 
-/// The older of two requests for a list of TCP sockets: it answers for IPv4 and IPv6 in one walk over all that there are.
-const TCPDIAG_GETSOCK: u16 = 18;
+const STATES: u32 = 1 << SYN_RECEIVED | 1 << FIN_WAIT1 | 1 << LAST_ACK | 1 << CLOSING;
 
 /// Where to ask for the strays of a pod: in each of its network namespaces.
 #[derive(Debug, Default)]
@@ -115,12 +114,8 @@ impl Namespace {
         if !self.has_any()? {
             return Ok(());
         }
-        // struct inet_diag_req: nothing that restricts it, the states, no index.
-        let mut request = vec![0; 4 + 48];
-        request.extend((1u32 << SYN_RECEIVED | 1 << FIN_WAIT1 | 1 << LAST_ACK | 1 << CLOSING).to_ne_bytes());
-        request.extend([0; 4]);
         let mut broken = false;
-        diag::ask(&self.diag, TCPDIAG_GETSOCK, &request, |message| match parse(message) {
+        diag::ask(&self.diag, diag::TCPDIAG_GETSOCK, &diag::tcp_request(STATES, 0), |message| match parse(message) {
             Some((stray, 0)) => found.push(Stray { namespace: number, ..stray }),
             // A descriptor leads to it.
             Some(_) => {}
@@ -149,7 +144,7 @@ fn count(table: &[u8]) -> Option<u32> {
 
 /// A `struct inet_diag_msg`: a connection, and the inode of the file that leads to it.
 fn parse(message: &[u8]) -> Option<(Stray, u32)> {
-    let message = message.first_chunk::<72>()?;
+    let message = message.first_chunk::<{ diag::TCP_ANSWER }>()?;
     let word = |at: usize| u32::from_ne_bytes([message[at], message[at + 1], message[at + 2], message[at + 3]]);
     let address = |ip: usize, port: usize| {
         let port = u16::from_be_bytes([message[port], message[port + 1]]);

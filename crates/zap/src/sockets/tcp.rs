@@ -9,7 +9,7 @@ use super::common::{self, Fresh, Name, SocketOptions};
 use super::tcp_queues::{Connection, Phase};
 use super::tcp_repair::Agreed;
 use super::waiting::{connections, has_waiting};
-use super::{address, tcp_fin};
+use super::{address, tcp_fin, unkept};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::{Descriptor, FileKind};
 use crate::ids::FileId;
@@ -21,6 +21,13 @@ use crate::sys::socket;
 const fn tcp(name: i32) -> Name {
     (libc::IPPROTO_TCP, name)
 }
+
+const TX_DELAY: i32 = 37;
+const RTO_MAX_MS: i32 = 44;
+const RTO_MIN_US: i32 = 45;
+const DELACK_MAX_US: i32 = 46;
+/// The keys by which a listener makes cookies, if it has its own.
+const FASTOPEN_KEY: (Name, usize) = (tcp(libc::TCP_FASTOPEN_KEY), 32);
 
 /// `TCP_CORK` is not here: it is put back last, when nothing of ours is to be held back by it.
 const OPTIONS: &[Name] = &[
@@ -39,6 +46,10 @@ const OPTIONS: &[Name] = &[
     tcp(libc::TCP_FASTOPEN),
     tcp(libc::TCP_FASTOPEN_CONNECT),
     tcp(libc::TCP_FASTOPEN_NO_COOKIE),
+    tcp(TX_DELAY),
+    tcp(RTO_MAX_MS),
+    tcp(RTO_MIN_US),
+    tcp(DELACK_MAX_US),
 ];
 
 /// Of a socket without a connection, this is what its owner asked for; of one with, what came of it.
@@ -200,6 +211,7 @@ impl FileKind for Tcp {
     }
 
     fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
+        unkept::refuse_signed(look, descriptor)?;
         look.queued += super::tcp_queues::queued(descriptor.as_fd());
         look.sockets.listeners.note(descriptor);
         Ok(())
@@ -214,7 +226,8 @@ impl FileKind for Tcp {
     }
 
     fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
-        refuse_layers(descriptor)
+        refuse_layers(descriptor)?;
+        unkept::refuse_tcp(descriptor, is_connected(descriptor))
     }
 
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
@@ -224,10 +237,16 @@ impl FileKind for Tcp {
         let family = get(libc::SOL_SOCKET, libc::SO_DOMAIN)?;
         let v6: &[Name] = if family == libc::AF_INET6 { common::IPV6 } else { &[] };
         let mut options = SocketOptions::capture(descriptor, &[OPTIONS, common::IPV4, v6])?;
+        options.add_headers(fd, family);
         let id = look.files.newest();
         let form = form(look, descriptor, options.reuse)?;
+        unkept::refuse_tcp(descriptor, matches!(form, Form::Connected(_)))?;
         match &form {
-            Form::Idle { .. } | Form::Listening { .. } => options.add_numbers(fd, UNCONNECTED),
+            Form::Idle { .. } | Form::Listening { .. } => {
+                options.add_numbers(fd, UNCONNECTED);
+                options.add_numbers(fd, common::UNCONNECTED);
+                options.add_variable(fd, FASTOPEN_KEY);
+            }
             Form::Connected(connection) if !connection.phase.fin_theirs() => {
                 options.shutdown = common::reading_shut(fd).capturing("polling", descriptor.object())?.into();
             }
@@ -345,6 +364,11 @@ fn ask_again(fd: BorrowedFd<'_>, peer: SocketAddr, family: i32) -> std::io::Resu
     set_flags(fd, before | libc::O_NONBLOCK)?;
     let _ = socket::connect(fd, &address::to_kernel(peer, family));
     set_flags(fd, before)
+}
+
+/// Whether it has a connection now.
+fn is_connected(descriptor: &Descriptor) -> bool {
+    Info::read(descriptor.as_fd()).is_ok_and(|info| Phase::of_state(info.state()).is_some())
 }
 
 /// A protocol on top (TLS in the kernel …) keeps state of its own.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common::{self, Name, SocketOptions, make_room};
 use super::multicast::{self, Membership};
-use super::{address, packet};
+use super::{address, packet, unkept};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::{Descriptor, FileKind, decoded};
 use crate::ids::FileId;
@@ -89,21 +89,30 @@ impl FileKind for Udp {
             )
     }
 
+    fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
+        unkept::refuse_udp(descriptor)
+    }
+
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
         let fd = descriptor.as_fd();
         let get = |level, name| socket::get_int(fd, level, name).capturing("reading an option", descriptor.object());
         let (family, protocol) = (get(libc::SOL_SOCKET, libc::SO_DOMAIN)?, get(libc::SOL_SOCKET, libc::SO_PROTOCOL)?);
         let v6: &[&[Name]] = if family == libc::AF_INET6 { &[common::IPV6, common::DATAGRAM6] } else { &[] };
-        let options = SocketOptions::capture(
+        let mut options = SocketOptions::capture(
             descriptor,
             &[&[UDP, common::DATAGRAM, common::IPV4, common::DATAGRAM4], v6].concat(),
         )?;
+        options.add_headers(fd, family);
+        unkept::refuse_udp(descriptor)?;
         if socket::ioctl_int(fd, libc::TIOCOUTQ).unwrap_or(0) > 0 && !look.sockets.awaits_neighbour(look.init) {
             let why = "holds back a datagram in the making (UDP_CORK, MSG_MORE), which cannot be read; try again later";
             return Err(descriptor.refuse(why));
         }
         let (local, peer) = super::tcp::ends(descriptor)?;
-        let queue = capture_queue(look, descriptor, &options, protocol)?;
+        if peer.is_none() {
+            options.add_numbers(fd, common::UNCONNECTED);
+        }
+        let queue = capture_queue(look, descriptor, &options)?;
         let init = look.init;
         let groups = look.sockets.groups(init).capturing("listing multicast groups for", descriptor.object())?;
         let memberships = multicast::memberships(fd, family, groups);
@@ -129,7 +138,7 @@ impl FileKind for Udp {
             let bytes =
                 crate::files::data_of(rebuild.image, datagram.bytes).rebuilding("reading the queue of", &what)?;
             make_room(fd, libc::SO_RCVBUFFORCE, 16 << 20).rebuilding("making room in", &what)?;
-            send_again(datagram, &bytes).rebuilding("filling the queue of", &what)?;
+            send_again(datagram, state.protocol, &bytes).rebuilding("filling the queue of", &what)?;
         }
         if let Some(peer) = state.peer {
             socket::connect(fd, &address::to_kernel(peer, state.family)).rebuilding("connecting", &what)?;
@@ -147,7 +156,6 @@ fn capture_queue(
     look: &mut Look<'_>,
     descriptor: &Descriptor,
     options: &SocketOptions,
-    protocol: i32,
 ) -> Result<Vec<Datagram>, CaptureError> {
     let fd = descriptor.as_fd();
     let ready = socket::readiness(fd, libc::POLLIN).capturing("polling", descriptor.object())?;
@@ -156,8 +164,6 @@ fn capture_queue(
     }
     let shared = options.number((libc::SOL_SOCKET, libc::SO_REUSEPORT)).is_some_and(|v| v != 0);
     for (is_so, why) in [
-        (protocol == IPPROTO_UDPLITE, "has unread datagrams of UDP-Lite, which cannot be checkpointed yet"),
-        (protocol != libc::IPPROTO_UDP, "has unread echo replies, which cannot be checkpointed yet"),
         (shared, "shares its port and has unread datagrams, which cannot be checkpointed yet"),
         (ready & libc::POLLERR != 0, "has an error to tell before its datagrams, which cannot be checkpointed yet"),
     ] {
@@ -210,14 +216,21 @@ fn with_destinations<T>(fd: BorrowedFd<'_>, read: impl FnOnce() -> io::Result<T>
 }
 
 /// Delivers a datagram to the socket that is bound to where it goes.
-fn send_again(datagram: &Datagram, bytes: &[u8]) -> io::Result<()> {
+fn send_again(datagram: &Datagram, protocol: i32, bytes: &[u8]) -> io::Result<()> {
+    let (from, to) = (datagram.from, datagram.to);
+    if matches!(protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6) {
+        // A reader gets the whole message, and the number of the socket is in it.
+        return packet::deliver(from, to, protocol, 2, bytes.to_vec(), 0);
+    }
     let mut payload = Vec::with_capacity(8 + bytes.len());
-    payload.extend(datagram.from.port().to_be_bytes());
-    payload.extend(datagram.to.port().to_be_bytes());
-    payload.extend((8 + bytes.len() as u16).to_be_bytes());
+    payload.extend(from.port().to_be_bytes());
+    payload.extend(to.port().to_be_bytes());
+    // Of UDP-Lite, this says how much is covered by the checksum: all.
+    let length = if protocol == IPPROTO_UDPLITE { 0 } else { 8 + bytes.len() as u16 };
+    payload.extend(length.to_be_bytes());
     payload.extend([0, 0]);
     payload.extend(bytes);
-    packet::deliver(datagram.from, datagram.to, libc::IPPROTO_UDP, 6, payload, 0)
+    packet::deliver(from, to, protocol, 6, payload, 0)
 }
 
 fn describe(id: FileId, state: &UdpState) -> String {

@@ -12,6 +12,7 @@ mod controls;
 mod family;
 mod files;
 mod handles;
+mod headers;
 mod identity;
 mod ipc;
 mod mappings;
@@ -77,6 +78,7 @@ const TOPICS: &[&[Kind]] = &[
     moving::KINDS,
     nests::KINDS,
     connections::KINDS,
+    headers::KINDS,
     shown::KINDS,
 ];
 
