@@ -222,11 +222,13 @@ impl Checkpoint<'_> {
         self.main_lives(population.live.iter().map(|found| found.subject.pod))?;
         self.make_room(&population);
         let (layouts, queued, nests) = self.check(&population, writer)?;
-        let pod = &*self.pod;
-        let trees = Trees::look_ahead(pod, writer, &nests).map_err(|e| trees_failed(pod, e));
+        let trees = Trees::look_ahead(self.pod, writer, &nests).map_err(|e| trees_failed(self.pod, e));
         let memory = match self.was_suspended || !self.strategy.another_round(&[]) {
             true => MemoryAhead::layouts(layouts),
-            false => MemoryAhead::look_ahead(layouts, &population, &mut writer.data, self.strategy),
+            false => {
+                let handles = &mut self.pod.handles;
+                MemoryAhead::look_ahead(layouts, &population, handles, &mut writer.data, self.strategy)
+            }
         };
         (self.memory, self.expected) = (Arc::new(memory), population.live.len());
         self.statuses = Arc::new(Statuses::open(&population));

@@ -30,7 +30,7 @@ pub use pages::is_empty_at;
 pub use plan::{MemoryBatch, Target, free_gap, late_batch, over_range, rebuild_batches};
 pub use state::{Backing, MemoryState, MmFields, PageRun, PageSource, VdsoState, VmaState};
 pub use survey::{Survey, layout_of, mappings, survey};
-pub use tracking::{Ahead, Round, ask_for_tracking};
+pub use tracking::{Ahead, Handle, Round, ask_for_tracking};
 
 /// Bytes of a page on x86-64.
 pub(crate) const PAGE: u64 = 4096;

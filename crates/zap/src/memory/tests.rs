@@ -444,7 +444,7 @@ fn what_is_followed_is_copied_once() {
     let (spec, mut sink) = (spec(), DataSink::default());
     let mut look = Look::new(&spec, HostPid(std::process::id() as i32), &mut sink, Console::None, false);
     let thread = own_thread(victim.parent);
-    let mut ahead = Ahead::begin(victim.parent, userfault(victim.parent, thread), &[]).unwrap();
+    let mut ahead = Ahead::begin(victim.parent, Handle::new(userfault(victim.parent, thread)).unwrap(), &[]).unwrap();
     victim.settle();
     let first = ahead.round(look.data, &subject(victim.parent), None).unwrap();
     let idle = ahead.round(look.data, &subject(victim.parent), None).unwrap();

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use super::layout::{Mapping, Nature, flag};
 use super::pages::{self, Frames};
@@ -20,10 +21,22 @@ use crate::sys::pagemap::{self, Region, Scan, page};
 use crate::sys::userfault;
 use crate::tracee::{Batch, Call};
 
-/// Adds the call that makes a userfaultfd to a batch; its result is a descriptor, to be fetched for [`Ahead::begin`] and
+/// Adds the call that makes a userfaultfd to a batch; its result is a descriptor, to be fetched for [`Handle::new`] and
 /// closed in the tracee. A kernel without it answers with an error: then there is no following.
 pub fn ask_for_tracking(batch: &mut Batch) -> Call {
     batch.attempt(libc::SYS_userfaultfd, [userfault::FLAGS.into()])
+}
+
+/// What a process's memory is followed through: a userfaultfd that it made, good for as long as it has this address space.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<OwnedFd>);
+
+impl Handle {
+    /// Takes a userfaultfd that was only just made.
+    pub fn new(userfault: OwnedFd) -> io::Result<Handle> {
+        userfault::begin(&userfault)?;
+        Ok(Handle(Arc::new(userfault)))
+    }
 }
 
 /// The memory of a process that is followed, and what was copied of it. Dropped, it ends the following.
@@ -34,8 +47,18 @@ pub struct Ahead {
     followed: Vec<Range<u64>>,
     /// The latest copies: sorted, disjoint.
     copied: Vec<PageRun>,
-    /// Closing it ends the following.
-    _userfault: OwnedFd,
+    /// What was followed at first.
+    registered: Vec<Range<u64>>,
+    handle: Handle,
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        for range in &self.registered {
+            // What is gone, or was moved, is not followed any more.
+            let _ = userfault::unregister(&self.handle.0, range);
+        }
+    }
 }
 
 /// What a round of copying did.
@@ -72,22 +95,24 @@ const NOT_ARMED: Scan =
     Scan { start: 0, end: 0, all: page::WRITTEN, none: 0, any: 0, tell: page::WRITTEN, protect: false, checked: true };
 
 impl Ahead {
-    /// Begins to follow a process, which may run, through a userfaultfd that it made. `ours` are ranges of zap's.
-    pub fn begin(process: HostPid, userfault: OwnedFd, ours: &[Range<u64>]) -> Result<Ahead, CaptureError> {
+    /// Begins to follow a process, which may run. `ours` are ranges of zap's. It is an error (ESRCH) if the handle is of an
+    /// address space that is gone.
+    pub fn begin(process: HostPid, handle: Handle, ours: &[Range<u64>]) -> Result<Ahead, CaptureError> {
         let object = || format!("the memory of process {process}");
-        userfault::begin(&userfault).capturing("following", object())?;
         let ours = ranges::joined(ours.to_vec());
         let mappings = survey::mappings(process)?;
         let private = mappings.iter().filter(|m| is_followed(m)).map(|m| m.start..m.end);
         let mut followed = Vec::new();
         for range in private.flat_map(|r| ranges::without(r, &ours)) {
-            // EBUSY: the program follows it itself. EINVAL: it is gone, or of a kind that cannot be followed
-            if userfault::register(&userfault, &range).is_ok() {
-                followed.push(range);
+            match userfault::register(&handle.0, &range) {
+                Ok(()) => followed.push(range),
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Err(e).capturing("following", object()),
+                // EBUSY: the program follows it itself. EINVAL: it is gone, or of a kind that cannot be followed
+                Err(_) => {}
             }
         }
         let pagemap = File::open(process.proc("pagemap")).capturing("opening the page map of", object())?;
-        Ok(Ahead { process, pagemap, followed, copied: Vec::new(), _userfault: userfault })
+        Ok(Ahead { process, pagemap, registered: followed.clone(), followed, copied: Vec::new(), handle })
     }
 
     /// Copies what was written since the last round into the image's data, but for what the process shares with its parent,

@@ -15,6 +15,7 @@ use crate::pod::namespaces::Shim;
 use crate::pod::network::{self, Network};
 use crate::pod::registry::{PodState, ProcessId, Record};
 use crate::pod::{Cgroup, NetworkMode, PodError, PodSpec, Store, devices, rootfs};
+use crate::process::ahead::Handles;
 use crate::sys::channel;
 use crate::sys::pidfd::PidFd;
 
@@ -95,6 +96,7 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         hush: None,
         created,
         state: PodState::Running,
+        handles: Handles::default(),
         in_doubt: false,
         residual: None,
         listener,

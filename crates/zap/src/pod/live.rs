@@ -20,6 +20,7 @@ use crate::pod::namespaces::Shim;
 use crate::pod::network::{Network, NetworkError};
 use crate::pod::registry::{Claim, PodState, ProcessId, Record, Residual};
 use crate::pod::{Cgroup, PodError, PodSpec, Store, birth, rootfs};
+use crate::process::ahead::Handles;
 use crate::sys::pidfd::PidFd;
 use crate::sys::tty::WindowSize;
 
@@ -72,6 +73,8 @@ pub struct LivePod {
     pub(super) departing: Option<JoinHandle<Result<(), NetworkError>>>,
     /// What must be undone if this monitor dies.
     pub journal: Journal,
+    /// What the memory of its processes is followed through.
+    pub handles: Handles,
     pub(super) limits: LimitGroups,
     pub(super) control: Control,
     pub(super) session: Option<Session>,

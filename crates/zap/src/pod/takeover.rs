@@ -17,6 +17,7 @@ use crate::pod::live::LivePod;
 use crate::pod::network::{self, Network};
 use crate::pod::registry::{Claim, PodState, ProcessId, Record};
 use crate::pod::{NetworkMode, PodError, Store, rootfs};
+use crate::process::ahead::Handles;
 use crate::sys::pidfd::PidFd;
 
 /// A pod that was taken over: alive, or tidied because it had ended.
@@ -181,6 +182,7 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         hush: None,
         created: record.created,
         state: record.state,
+        handles: Handles::default(),
         in_doubt: record.in_doubt,
         residual: record.residual,
         listener,

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use nix::time::{clock_getcpuclockid, clock_gettime};
 
+use crate::error::{CaptureError, Context};
 use crate::ids::HostPid;
 use crate::image::DataSink;
-use crate::memory::{self, Ahead, Mapping, ask_for_tracking};
+use crate::memory::{self, Ahead, Handle, Mapping, ask_for_tracking};
 use crate::migrate::strategies::Strategy;
 use crate::parallel;
 use crate::process::capture::pidfd;
@@ -58,6 +59,11 @@ fn processor_time(process: HostPid) -> Option<Duration> {
     Some(clock_gettime(clock).ok()?.into())
 }
 
+/// What the memory of a pod's processes is followed through, by PID on the host. A process must be held to make one, so they
+/// are kept from one checkpoint to the next; one of an address space that is gone says so.
+#[derive(Debug, Default)]
+pub struct Handles(HashMap<HostPid, Handle>);
+
 /// What is known of the memory of the processes.
 #[derive(Default)]
 pub struct MemoryAhead {
@@ -92,20 +98,19 @@ impl MemoryAhead {
     }
 
     /// Follows the big processes of a running pod, and copies their memory for as many rounds as `strategy` says. What
-    /// cannot be followed, for whatever reason, is left to the hold.
+    /// cannot be followed, for whatever reason, is left to the hold. `handles` are those of earlier checkpoints.
     pub fn look_ahead(
         layouts: Layouts,
         population: &Population,
+        handles: &mut Handles,
         data: &mut DataSink,
         strategy: &dyn Strategy,
     ) -> MemoryAhead {
         let mut ahead = MemoryAhead::layouts(layouts);
-        let big = ahead.worth_following(population);
+        handles.0.retain(|process, _| ahead.layouts.contains_key(process));
+        let big = ahead.worth_following(population, handles);
         for found in &big {
-            let begun = Instant::now();
-            let followed = follow(found);
-            ahead.holds_us.push(begun.elapsed().as_micros() as u64);
-            match followed {
+            match ahead.follow(found, handles) {
                 Ok(followed) => drop(ahead.followed.insert(found.subject.host, followed)),
                 Err(error) => tracing::info!(process = %found.subject.pod, %error, "memory is not followed"),
             }
@@ -127,21 +132,41 @@ impl MemoryAhead {
         left.map(|(_, layout)| layout.modified).sum()
     }
 
-    /// The biggest processes, all but what is little together.
-    fn worth_following<'p>(&self, population: &'p Population) -> Vec<&'p Found> {
+    /// Begins to follow a process: through the handle that there is of it, or one that it is held to make.
+    fn follow(&mut self, found: &Found, handles: &mut Handles) -> Result<Ahead, HoldError> {
+        let host = found.subject.host;
+        if let Some(handle) = handles.0.get(&host)
+            && let Ok(followed) = Ahead::begin(host, handle.clone(), &[])
+        {
+            return Ok(followed);
+        }
+        if !can_answer(found) {
+            let object = format!("the memory of process {}", found.subject.pod);
+            return Err(CaptureError::Unexpected { object, what: "lack of a thread that answers".into() }.into());
+        }
+        let begun = Instant::now();
+        let handle = make_handle(found);
+        self.holds_us.push(begun.elapsed().as_micros() as u64);
+        let handle = handles.0.entry(host).insert_entry(handle?).get().clone();
+        Ok(Ahead::begin(host, handle, &[])?)
+    }
+
+    /// Those that there are handles of, and the biggest of the others, all but what is little together.
+    fn worth_following<'p>(&self, population: &'p Population, handles: &Handles) -> Vec<&'p Found> {
         let modified = |found: &Found| -> u64 {
             let layout = self.layout_of(found.subject.host).unwrap_or_default();
             layout.iter().filter(|mapping| !mapping.shared).map(|mapping| mapping.modified).sum()
         };
-        let mut all: Vec<(u64, &Found)> = population.live.iter().map(|found| (modified(found), found)).collect();
-        let mut left: u64 = all.iter().map(|(size, _)| size).sum();
-        all.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
+        let sized = |found: &'p Found| (handles.0.contains_key(&found.subject.host), modified(found), found);
+        let mut all: Vec<(bool, u64, &Found)> = population.live.iter().map(sized).collect();
+        let mut left: u64 = all.iter().map(|(_, size, _)| size).sum();
+        all.sort_by_key(|(has_handle, size, _)| std::cmp::Reverse((*has_handle, *size)));
         let mut big = Vec::new();
-        for (size, found) in all {
-            if left <= LEFT || size < WORTH_IT {
-                break;
+        for (has_handle, size, found) in all {
+            if size < WORTH_IT || (left <= LEFT && !has_handle) {
+                continue;
             }
-            if can_answer(found) {
+            if has_handle || can_answer(found) {
                 left -= size;
                 big.push(found);
             }
@@ -172,18 +197,18 @@ fn can_answer(found: &Found) -> bool {
 }
 
 /// Holds the leader of a process for as long as it takes to have it make a userfaultfd.
-fn follow(found: &Found) -> Result<Ahead, HoldError> {
+fn make_handle(found: &Found) -> Result<Handle, HoldError> {
     let mut threads = vec![hold::seize_one(discover::leader(found))?.wait()?];
     let userfault = make_userfault(found, &mut threads);
     for held in threads {
         held.let_go()?;
     }
-    Ok(Ahead::begin(found.subject.host, userfault?, &[])?)
+    Ok(Handle::new(userfault?).capturing("following", format!("the memory of process {}", found.subject.pod))?)
 }
 
 fn make_userfault(found: &Found, threads: &mut Vec<Held>) -> Result<std::os::fd::OwnedFd, HoldError> {
     let (ground, _) = hold::prepare(found, threads)?;
-    let vanished = || crate::error::CaptureError::Vanished(found.subject.pod);
+    let vanished = || CaptureError::Vanished(found.subject.pod);
     let leader = threads.first_mut().ok_or_else(vanished)?;
     let mut ask = Batch::new();
     let made = ask_for_tracking(&mut ask);
@@ -197,5 +222,5 @@ fn make_userfault(found: &Found, threads: &mut Vec<Held>) -> Result<std::os::fd:
     }
     ground.clear(leader)?;
     let object = || format!("the memory of process {}", found.subject.pod);
-    Ok(crate::error::Context::capturing(copy, "following", object())?)
+    Ok(copy.capturing("following", object())?)
 }

@@ -27,6 +27,8 @@ const MODE_MISSING: u64 = 1 << 0;
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 /// `_IOWR(0xAA, 0x04, struct uffdio_zeropage)`
 const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
+/// `_IOR(0xAA, 0x01, struct uffdio_range)`
+const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
 /// `_IOR(0xAA, 0x02, struct uffdio_range)`
 const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
 /// `_IOWR(0xAA, 0x3F, struct uffdio_api)`
@@ -55,6 +57,11 @@ fn agree(userfault: impl AsFd, features: u64) -> io::Result<()> {
 /// Follows writes to a range, which lies in one mapping.
 pub fn register(userfault: impl AsFd, range: &Range<u64>) -> io::Result<()> {
     register_for(userfault, range, MODE_WP)
+}
+
+/// Ends what was registered of a range, whatever has become of it meanwhile. The descriptor can be used again.
+pub fn unregister(userfault: impl AsFd, range: &Range<u64>) -> io::Result<()> {
+    of_range(userfault, UFFDIO_UNREGISTER, range)
 }
 
 /// Whoever touches a page of this range that is not there waits from now on.
@@ -110,10 +117,14 @@ pub fn wake(userfault: impl AsFd, page: u64) -> io::Result<()> {
 
 /// Wakes whoever waits for a page of this range: it tries again, and is heard of again if it still has to wait.
 pub fn wake_all(userfault: impl AsFd, range: &Range<u64>) -> io::Result<()> {
+    of_range(userfault, UFFDIO_WAKE, range)
+}
+
+fn of_range(userfault: impl AsFd, request: libc::c_ulong, range: &Range<u64>) -> io::Result<()> {
     // struct uffdio_range: start, len
     let mut argument = [range.start, range.end - range.start];
-    // SAFETY: the kernel reads two words, which outlive the call.
-    let result = unsafe { libc::ioctl(userfault.as_fd().as_raw_fd(), UFFDIO_WAKE, argument.as_mut_ptr()) };
+    // SAFETY: the kernel reads two words, which outlive the call; the addresses are the other process's.
+    let result = unsafe { libc::ioctl(userfault.as_fd().as_raw_fd(), request, argument.as_mut_ptr()) };
     check(result.into()).map(drop)
 }
 
