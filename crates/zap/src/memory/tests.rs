@@ -469,6 +469,30 @@ fn what_is_followed_is_copied_once() {
     assert!(stored(&image, &captured.state) == contents(victim.parent, &captured.state));
 }
 
+#[test]
+fn what_was_followed_can_be_followed_again() {
+    let mut victim = Victim::start();
+    let (spec, mut sink) = (spec(), DataSink::default());
+    let look = Look::new(&spec, HostPid(std::process::id() as i32), &mut sink, Console::None, false);
+    let handle = Handle::new(userfault(victim.parent, own_thread(victim.parent))).unwrap();
+    victim.settle();
+    let smaps = victim.parent.proc("smaps");
+    let is_watched = || std::fs::read_to_string(&smaps).unwrap().contains(" uw");
+    for value in [51, 77] {
+        let mut ahead = Ahead::begin(victim.parent, handle.clone(), &[]).unwrap();
+        let all = ahead.round(look.data, &subject(victim.parent), None).unwrap();
+        let idle = ahead.round(look.data, &subject(victim.parent), None).unwrap();
+        assert!(is_watched());
+        victim.write(value);
+        let written = ahead.round(look.data, &subject(victim.parent), None).unwrap();
+        println!("rounds: {all:?} {idle:?} {written:?}");
+        assert!(all.copied > 300 * P && idle.copied <= 8 * P && (P..=32 * P).contains(&written.copied));
+        drop(ahead);
+        // Between checkpoints it costs the process nothing.
+        assert!(!is_watched());
+    }
+}
+
 /// The thread that obeys.
 fn own_thread(host: HostPid) -> HostPid {
     let threads = std::fs::read_dir(host.proc("task")).unwrap().flatten();

@@ -134,7 +134,9 @@ mod tests {
         assert_eq!(kcmp::compare(one.0, other.0, Shared::Memory).unwrap(), Ordering::Equal);
         assert!(is_ending(one) && is_ending(other));
         assert!(!is_ending(HostPid(std::process::id() as i32)));
-        children.iter_mut().for_each(|child| drop(child.wait().unwrap()));
+        children.iter_mut().for_each(|child| {
+            child.wait().unwrap();
+        });
         assert!(is_ending(one));
     }
 }
