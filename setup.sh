@@ -12,6 +12,8 @@ PACKAGES=(apache2 apache2-utils nftables iproute2 procps gcc libc6-dev librsvg2-
   # the other folders of workloads/
   redis-server memcached python3 postgresql openssh-server openssh-client runit supervisor cron bubblewrap
   nginx mariadb-server nodejs openjdk-17-jdk-headless caddy make git sqlite3 ffmpeg chromium chromium-sandbox
+  # workloads/overhead
+  fio redis-tools
   # workloads/xdesktop, both sizes
   tigervnc-standalone-server dbus xterm vim xdotool x11-apps busybox
   icewm tmux pcmanfm emacs-gtk dillo
@@ -88,6 +90,26 @@ packages() {
   apt_install "${missing[@]}"
 }
 
+# The source of a C project as Debian has it, to be built in a pod and natively: apt knows its checksum.
+SOURCES=target/sources SOURCE=lua5.4
+sources() {
+  if compgen -G "$SOURCES/${SOURCE}_*.orig.tar.gz" >/dev/null; then
+    echo "$SOURCE is there"
+    return
+  fi
+  local lists options
+  mkdir -p "$SOURCES"
+  lists=$(mktemp -d)
+  chmod 755 "$lists"
+  . /etc/os-release
+  echo "deb-src http://deb.debian.org/debian ${VERSION_CODENAME:-bookworm} main" >"$lists/sources.list"
+  options=(-qq -o "Dir::Etc::sourcelist=$lists/sources.list" -o Dir::Etc::sourceparts=/dev/null -o "Dir::State::lists=$lists/lists")
+  mkdir -p "$lists/lists/partial"
+  (apt-get "${options[@]}" update && cd "$SOURCES" && apt-get "${options[@]}" source --download-only "$SOURCE") ||
+    say "the source of $SOURCE could not be fetched: building it is not measured"
+  rm -rf "$lists"
+}
+
 # --- Rust --------------------------------------------------------------------------------------------------------------
 at_least() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]; } # at_least NEEDED FOUND
 cargo_version() { cargo --version 2>/dev/null | cut -d ' ' -f 2; }
@@ -138,6 +160,7 @@ machine() {
 setup() {
   part "machine" machine
   part "packages" packages
+  part "sources" sources
   part "toolchain" toolchain
   part "just" just_tool
 }

@@ -52,13 +52,28 @@ fn overhead_micro() {
 #[test]
 fn overhead_apache() {
     let samples = samples_of("overhead-apache", &[]);
-    assert_measured(&samples, &["native", "pod"], &["requests_per_second", "latency_p50", "latency_p99"]);
+    assert_measured(&samples, &["native", "pod"], &["requests_per_second", "latency_p50", "latency_p99", "latency"]);
+    let asked = |file: &str| samples.iter().any(|sample| sample.parameters.contains(file));
+    assert!(asked("file=1k.bin") && asked("file=1m.bin") && asked("file=cgi/"));
+}
+
+#[test]
+fn overhead_programs() {
+    let samples = samples_of("overhead-programs", &[]);
+    for (program, metric) in
+        [("make", "whole"), ("sqlite", "whole"), ("redis", "get_per_second"), ("fio", "random_per_second")]
+    {
+        let own: Vec<Sample> = samples.iter().filter(|sample| sample.workload == program).cloned().collect();
+        assert_measured(&own, &["native", "pod"], &[metric]);
+    }
 }
 
 #[test]
 fn checkpoint_restart() {
     let samples = samples_of("checkpoint-restart", &["sleep", "apache-event"]);
-    assert_measured(&samples, &["leave-running", "stop"], &["downtime", "whole", "bytes", "phase:hold"]);
+    let checkpoints = ["leave-running", "repeat", "lz4", "zstd", "disk", "stop"];
+    assert_measured(&samples, &checkpoints, &["downtime", "whole", "bytes", "phase:hold"]);
+    assert_measured(&samples, &["restart-disk"], &["whole"]);
     assert_measured(&samples, &["restart"], &["whole", "first_answer", "phase:tree"]);
     assert_measured(&samples, &["size-none", "size-lz4", "size-zstd"], &["image_bytes"]);
 }

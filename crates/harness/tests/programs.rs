@@ -79,6 +79,7 @@ live_on! {
     postgresql,
     python,
     redis: Expected { before: &["saving"], last: &[] },
+    redis_memory,
     sqlite,
     ssh,
     supervisor: Expected { before: &[], last: &["cron"] },

@@ -81,7 +81,7 @@ pub enum HttpError {
 pub(super) struct Head {
     pub(super) status: u16,
     /// Bytes of the content; `None` if it comes in chunks.
-    length: Option<u64>,
+    pub(super) length: Option<u64>,
     /// Bytes that the head takes, the empty line included.
     pub(super) bytes: usize,
 }

@@ -62,9 +62,18 @@ pub struct Driver<'a> {
     from: &'a Netns,
     to: SocketAddr,
     name: &'static str,
-    expected: Vec<u8>,
+    expected: Expected,
     slots: Vec<Slot>,
     epoll: Epoll,
+}
+
+/// What an answer has to be.
+#[derive(Debug)]
+enum Expected {
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// What a script says, whatever that is.
+    Anything,
 }
 
 /// A connection and its request.
@@ -76,11 +85,18 @@ struct Slot {
 }
 
 impl<'a> Driver<'a> {
-    /// Opens `connections` to the server at `to`, from the network namespace `from`, to ask for the file `name` of the site.
+    /// Opens `connections` to the server at `to`, from the network namespace `from`, to ask for the file `name` of the site, or
+    /// for what a script below `cgi/` says.
     pub fn open(from: &'a Netns, to: SocketAddr, name: &'static str, connections: usize) -> Result<Self> {
-        let size = content::size_of(name).with_context(|| format!("the site has no file {name}"))?;
-        let mut expected = vec![0; size as usize];
-        content::fill(size, 0, &mut expected);
+        let expected = match content::size_of(name) {
+            Some(size) => {
+                let mut bytes = vec![0; size as usize];
+                content::fill(size, 0, &mut bytes);
+                Expected::Bytes(bytes)
+            }
+            None if name.starts_with("cgi/") => Expected::Anything,
+            None => bail!("the site has no file {name}"),
+        };
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("making an epoll")?;
         let mut driver = Self { from, to, name, expected, slots: Vec::new(), epoll };
         let opened: Result<Vec<_>, _> =
@@ -149,10 +165,18 @@ impl<'a> Driver<'a> {
         let Some(head) = parse_head(self.name, answer)? else { return Ok(false) };
         ensure!(head.status == 200, "{} answered with status {}", self.to, head.status);
         let body = &answer[head.bytes..];
-        if body.len() < self.expected.len() {
+        let length = match &self.expected {
+            Expected::Bytes(bytes) => bytes.len(),
+            Expected::Anything => head.length.context("a script's answer has no length")? as usize,
+        };
+        if body.len() < length {
             return Ok(false);
         }
-        ensure!(body == self.expected, "{} answered with other bytes than {} has", self.to, self.name);
+        let right = match &self.expected {
+            Expected::Bytes(bytes) => body == bytes,
+            Expected::Anything => body.len() == length && length > 0,
+        };
+        ensure!(right, "{} answered with other bytes than {} has", self.to, self.name);
         burst.latencies.extend(asked.take().map(|asked| asked.elapsed().as_secs_f64() * 1e6));
         Ok(true)
     }

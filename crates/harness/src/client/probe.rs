@@ -20,13 +20,15 @@ pub struct Gaps {
     pub typical: Duration,
     /// How many answers came.
     pub answers: usize,
+    /// When each answer came since the prober was started, and how long after the one before; nothing of a viewer.
+    pub timeline: Vec<(Duration, Duration)>,
 }
 
 /// A client that asks one small file after another, over one connection, as fast as the answers come.
 #[derive(Debug)]
 pub struct Prober {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<Vec<Duration>, HttpError>>,
+    thread: JoinHandle<Result<Vec<(Duration, Duration)>, HttpError>>,
 }
 
 impl Prober {
@@ -38,11 +40,12 @@ impl Prober {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let mut gaps = Vec::new();
-            let mut last = Instant::now();
+            let begun = Instant::now();
+            let mut last = begun;
             while !stopped.load(Ordering::Relaxed) {
                 connection.get_file("1k.bin")?;
                 let now = Instant::now();
-                gaps.push(now - last);
+                gaps.push((now - begun, now - last));
                 last = now;
             }
             Ok(gaps)
@@ -53,9 +56,10 @@ impl Prober {
     /// Stops asking and says how long the pauses were.
     pub fn finish(self) -> Result<Gaps> {
         self.stop.store(true, Ordering::Relaxed);
-        let mut gaps = self.thread.join().map_err(|_| anyhow!("the prober panicked"))??;
+        let timeline = self.thread.join().map_err(|_| anyhow!("the prober panicked"))??;
+        let mut gaps: Vec<Duration> = timeline.iter().map(|(_, gap)| *gap).collect();
         gaps.sort();
         let longest = *gaps.last().ok_or_else(|| anyhow!("no answer came while the prober ran"))?;
-        Ok(Gaps { longest, typical: gaps[gaps.len() / 2], answers: gaps.len() })
+        Ok(Gaps { longest, typical: gaps[gaps.len() / 2], answers: gaps.len(), timeline })
     }
 }

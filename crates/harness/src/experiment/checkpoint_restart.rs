@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::peers::Peers;
 use super::rivals::Rivals;
@@ -15,71 +16,140 @@ use crate::workload::{self, Workload};
 pub(super) const EXPERIMENT: Experiment = Experiment {
     name: "checkpoint-restart",
     claim: "sub-second checkpoint and restart latencies",
-    what: "downtime, stages, whole-command times and image sizes: a pod that sleeps, Apache with each MPM, desktops; \
-           with --full or by name every program of workloads/, too",
+    what: "downtime, stages, whole commands and image sizes, to tmpfs and disk, first and again, compressed: servers, desktops, \
+           databases; with --full or by name every program of workloads/",
     cases: || workload::all().iter().map(|workload| workload.name()).collect(),
     runs: (15, 30),
-    share: 8,
+    share: 12,
     run,
 };
 
-/// Ways to compress an image, and the arms that their sizes belong to.
-const COMPRESSIONS: [(&str, &str); 3] = [("none", "size-none"), ("lz4", "size-lz4"), ("zstd", "size-zstd")];
+/// What is measured unless something is asked for by name.
+const USUAL: [&str; 11] = [
+    "sleep",
+    "apache-event",
+    "apache-worker",
+    "apache-prefork",
+    "desktop-classic",
+    "desktop-full",
+    "redis_memory",
+    "postgresql",
+    "node",
+    "python",
+    "java",
+];
 
 fn run(session: &mut Session) -> Result<()> {
-    let mut workloads = workload::served();
-    workloads.retain(|workload| session.wants(workload.name()));
-    // Many, and not what the claim is about: with the largest extent, or if asked for by name.
-    let programs = workload::programs();
-    workloads.extend(programs.filter(|workload| session.extent == Extent::Full || session.asks_for(workload.name())));
+    let mut workloads = workload::all();
+    workloads.retain(|workload| session.wants_of(&USUAL, workload.name()));
     session.each(&workloads, |workload| workload.name().into(), |session, workload| measure(session, workload.as_ref()))
 }
 
 /// Measures one workload, in a lab of its own.
 fn measure(session: &mut Session, workload: &dyn Workload) -> Result<()> {
     let lab = Lab::new()?;
-    let image = lab.directory().join("image");
     let mut pod = lab.start_pod(workload, "measured", &PodOptions::default())?;
     let mut peers = Peers::connect(&lab, &pod, workload)?;
     let parameters = peers.parameters();
     let mut rivals = Rivals::start(session, &lab, workload)?;
     let mut rounds = session.rounds(workload.name(), true);
     while let Some(run) = session.next(&mut rounds)? {
-        let of = |arm| Circumstances { workload: workload.name(), parameters: &parameters, arm, run };
-
+        let round = Round { lab: &lab, workload: workload.name(), parameters: &parameters, run };
         session.step(&format!("{}: left running", workload.name()));
-        for (compression, arm) in if run == 0 && !session.warms_up() { &COMPRESSIONS[..] } else { &COMPRESSIONS[..1] } {
-            peers.watch();
-            let checkpoint = checkpoint(&pod, &image, &["--leave-running", "--compress", compression])?;
-            let gap = peers.longest_gap()?;
-            session.record(&of(arm), "image_bytes", bytes_below(&image)? as f64, "bytes")?;
-            if *compression == "none" {
-                checkpoint.record(session, &of("leave-running"))?;
-                gap.map_or(Ok(()), |gap| session.record_duration(&of("leave-running"), "viewer_gap", gap))?;
-            }
-            remove(&image)?;
-        }
+        round.left_running(session, &pod, &peers)?;
+        round.on_disk(session, &pod)?;
         peers.use_once()?;
         workload.works(&pod).context("left running")?;
-
         session.step(&format!("{}: stopped and restarted", workload.name()));
-        let before = resident(&pod.processes()?)?;
-        peers.watch();
-        let stopped = checkpoint(&pod, &image, &[])?;
-        let restarted = restart(&lab, &image, &peers)?;
-        pod = restarted.pod.clone();
-        let after = resident(&pod.processes()?)?;
-        stopped.record(session, &of("stop"))?;
-        restarted.record(session, &of("restart"))?;
-        session.record(&of("stop"), "memory", before.total as f64, "bytes")?;
-        session.record(&of("restart"), "memory", after.total as f64, "bytes")?;
+        pod = round.stopped_and_restarted(session, &pod, &peers)?;
         peers.use_once()?;
         workload.works(&pod).context("restarted")?;
-        remove(&image)?;
         rivals.turn(session, &parameters, run)?;
     }
     peers.finish()?;
     pod.remove()
+}
+
+/// One round of one workload.
+#[derive(Clone, Copy)]
+struct Round<'a> {
+    lab: &'a Lab,
+    workload: &'a str,
+    parameters: &'a str,
+    run: u32,
+}
+
+impl<'a> Round<'a> {
+    fn of(&self, arm: &'a str) -> Circumstances<'a> {
+        Circumstances { workload: self.workload, parameters: self.parameters, arm, run: self.run }
+    }
+
+    /// To a tmpfs: the first checkpoint since the pod was started or restarted; a repetition at once, when its memory is
+    /// followed already; and compressed.
+    fn left_running(&self, session: &mut Session, pod: &Pod<'_>, peers: &Peers) -> Result<()> {
+        let image = self.lab.directory().join("image");
+        for (arm, size, compression) in [
+            ("leave-running", "size-none", "none"),
+            ("repeat", "", "none"),
+            ("lz4", "size-lz4", "lz4"),
+            ("zstd", "size-zstd", "zstd"),
+        ] {
+            peers.watch();
+            let checkpoint = checkpoint(pod, &image, &["--leave-running", "--compress", compression])?;
+            let gap = peers.longest_gap()?;
+            checkpoint.record(session, &self.of(arm))?;
+            gap.map_or(Ok(()), |gap| session.record_duration(&self.of(arm), "viewer_gap", gap))?;
+            if !size.is_empty() {
+                session.record(&self.of(size), "image_bytes", bytes_below(&image)? as f64, "bytes")?;
+            }
+            remove(&image)?;
+        }
+        Ok(())
+    }
+
+    /// To a disk, and a copy from there once memory has forgotten the image.
+    fn on_disk(&self, session: &mut Session, pod: &Pod<'_>) -> Result<()> {
+        let directory = tempfile::Builder::new().prefix("zap-images-").tempdir_in("/var/tmp");
+        let directory = directory.context("making a directory below /var/tmp")?;
+        let image = directory.path().join("image");
+        checkpoint(pod, &image, &["--leave-running"])?.record(session, &self.of("disk"))?;
+        forget(&image)?;
+        let (copy, stats, whole) = self.lab.restart(&image, &[])?;
+        session.record_duration(&self.of("restart-disk"), "whole", whole)?;
+        record_phases(session, &self.of("restart-disk"), &stats.phases)?;
+        copy.remove()
+    }
+
+    /// The pod that was restarted from the image of the one that was stopped.
+    fn stopped_and_restarted(&self, session: &mut Session, pod: &Pod<'_>, peers: &Peers) -> Result<Pod<'a>> {
+        let image = self.lab.directory().join("image");
+        let before = resident(&pod.processes()?)?;
+        peers.watch();
+        let stopped = checkpoint(pod, &image, &[])?;
+        let restarted = restart(self.lab, &image, peers)?;
+        let after = resident(&restarted.pod.processes()?)?;
+        stopped.record(session, &self.of("stop"))?;
+        restarted.record(session, &self.of("restart"))?;
+        session.record(&self.of("stop"), "memory", before.total as f64, "bytes")?;
+        session.record(&self.of("restart"), "memory", after.total as f64, "bytes")?;
+        remove(&image)?;
+        Ok(restarted.pod)
+    }
+}
+
+/// Has the kernel drop what it keeps of the files of an image in memory.
+fn forget(image: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(image).with_context(|| format!("reading {}", image.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            forget(&path)?;
+        } else if path.is_file() {
+            let file = std::fs::File::open(&path)?;
+            file.sync_all()?;
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        }
+    }
+    Ok(())
 }
 
 fn remove(image: &Path) -> Result<()> {

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::{Experiment, Session};
-use crate::client::Prober;
+use crate::client::{Gaps, Prober};
 use crate::lab::{Lab, PATIENCE, PodOptions};
 use crate::samples::Circumstances;
 use crate::workload::{Apache, Mpm, Workload};
@@ -44,6 +44,7 @@ fn run(session: &mut Session) -> Result<()> {
                     let of = Circumstances { workload: apache.name(), parameters: "connections=1", arm, run };
                     session.record_duration(&of, "client_gap", gaps.longest)?;
                     session.record_duration(&of, "client_typical", gaps.typical)?;
+                    record_timeline(session, &of, &gaps)?;
                     session.record(&of, "pod_downtime", stats.downtime_us as f64, "us")?;
                 }
             }
@@ -51,4 +52,26 @@ fn run(session: &mut Session) -> Result<()> {
         },
     )?;
     pod.remove()
+}
+
+/// How far before and after the longest pause answers are recorded, and in steps of what.
+const WINDOW_MS: i64 = 150;
+const STEP_MS: i64 = 2;
+
+/// The longest pause that ended in each step of a window around the longest of all; steps without an answer have none.
+fn record_timeline(session: &mut Session, of: &Circumstances<'_>, gaps: &Gaps) -> Result<()> {
+    let Some((middle, _)) = gaps.timeline.iter().max_by_key(|(_, gap)| *gap) else { return Ok(()) };
+    let mut steps: std::collections::BTreeMap<i64, std::time::Duration> = std::collections::BTreeMap::new();
+    for (at, gap) in &gaps.timeline {
+        let ms = at.as_millis() as i64 - middle.as_millis() as i64;
+        if ms.abs() <= WINDOW_MS {
+            let longest = steps.entry(ms.div_euclid(STEP_MS) * STEP_MS).or_default();
+            *longest = (*longest).max(*gap);
+        }
+    }
+    for (ms, gap) in steps {
+        let parameters = format!("{};at_ms={ms}", of.parameters);
+        session.record_duration(&Circumstances { parameters: &parameters, ..*of }, "gap", gap)?;
+    }
+    Ok(())
 }

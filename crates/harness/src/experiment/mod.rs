@@ -9,6 +9,7 @@ mod migration;
 mod overhead_apache;
 mod overhead_desktop;
 mod overhead_micro;
+mod overhead_programs;
 mod peers;
 pub(crate) mod rivals;
 pub mod scaling;
@@ -45,6 +46,7 @@ pub struct Experiment {
 pub const ALL: &[Experiment] = &[
     overhead_micro::EXPERIMENT,
     overhead_apache::EXPERIMENT,
+    overhead_programs::EXPERIMENT,
     overhead_desktop::EXPERIMENT,
     checkpoint_restart::EXPERIMENT,
     downtime_client::EXPERIMENT,

@@ -91,12 +91,12 @@ impl Session {
 
     /// Whether a case is to be measured.
     pub(super) fn wants(&self, case: &str) -> bool {
-        self.wanted.is_empty() || self.asks_for(case)
+        self.wanted.is_empty() || self.wanted.iter().any(|wanted| wanted == case)
     }
 
-    /// Whether a case is asked for by its name.
-    pub(super) fn asks_for(&self, case: &str) -> bool {
-        self.wanted.iter().any(|wanted| wanted == case)
+    /// The same, where only `usual` ones are measured if none was asked for by name and not everything is measured.
+    pub(super) fn wants_of(&self, usual: &[&str], case: &str) -> bool {
+        self.wants(case) && (!self.wanted.is_empty() || self.extent == Extent::Full || usual.contains(&case))
     }
 
     /// Does `work` with each of `parts`, which have names. One that fails does not keep the others from being measured.
@@ -177,11 +177,6 @@ impl Session {
         self.until.is_some_and(|until| Instant::now() > until)
     }
 
-    /// Whether nothing is recorded now.
-    pub(super) fn warms_up(&self) -> bool {
-        !self.recording
-    }
-
     /// Says what comes next.
     pub(super) fn step(&self, what: &str) {
         self.bar.set_message(format!("{}: {what}", self.time_left()));
@@ -256,7 +251,7 @@ mod tests {
                         std::thread::sleep(each);
                         let of = Circumstances { workload: part, parameters: "", arm: "a", run };
                         session.record(&of, "whole", 1.0, "us")?;
-                        if !session.warms_up() {
+                        if session.recording {
                             counts[usize::from(part == &PARTS[1])] += 1;
                             anyhow::ensure!(*part != fails, "it broke");
                         }

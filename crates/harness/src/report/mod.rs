@@ -4,6 +4,7 @@
 mod beside;
 mod claims;
 mod contents;
+mod costs;
 mod document;
 mod findings;
 mod markdown;

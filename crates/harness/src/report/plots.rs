@@ -10,10 +10,13 @@ use anyhow::{Context, Result};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use self::draw::{Bar, Interval, Line};
+use plotters::prelude::SeriesLabelPosition;
+
+use self::draw::{Bar, Group, Interval, Line};
+use super::costs;
 use crate::experiment::scaling::{DIMENSIONS, Dimension};
 use crate::samples::{Sample, values, values_by};
-use crate::stats::{Estimate, bootstrap, median, paired_ratio};
+use crate::stats::{Estimate, bootstrap, median};
 
 /// A plot: its file name without an extension, what it shows, and the SVG.
 #[derive(Clone, Debug)]
@@ -47,14 +50,32 @@ impl Plot {
 
 /// Every plot that there are samples for.
 pub(super) fn all(samples: &[Sample]) -> Result<Vec<Plot>> {
-    let plots = [latencies(samples), phases(samples), overhead(samples), downtime(samples), sizes(samples)];
+    let plots = [
+        latencies(samples),
+        phases(samples),
+        sizes(samples),
+        overhead_micro(samples),
+        overhead(samples),
+        distribution(samples),
+        downtime(samples),
+        timeline(samples),
+        migration(samples),
+    ];
     let scaling = DIMENSIONS.iter().map(|dimension| scaling(samples, dimension));
     let more = [density(samples), frequency(samples)];
     plots.into_iter().chain(scaling).chain(more).filter_map(Result::transpose).collect()
 }
 
-const WORKLOADS: [&str; 6] =
-    ["sleep", "apache-event", "apache-worker", "apache-prefork", "desktop-classic", "desktop-full"];
+/// The workloads whose checkpoints were measured, in the order in which that was.
+fn workloads(samples: &[Sample]) -> Vec<&str> {
+    let mut found: Vec<&str> = Vec::new();
+    for sample in samples.iter().filter(|sample| sample.experiment == "checkpoint-restart") {
+        if !found.contains(&&*sample.workload) {
+            found.push(&sample.workload);
+        }
+    }
+    found
+}
 
 fn median_ms(samples: &[Sample], workload: &str, arm: &str, metric: &str) -> Option<Estimate> {
     let values: Vec<f64> =
@@ -66,7 +87,7 @@ fn latencies(samples: &[Sample]) -> Result<Option<Plot>> {
     let measures =
         [("downtime", "leave-running", "downtime"), ("checkpoint", "stop", "whole"), ("restart", "restart", "whole")];
     let mut rows = Vec::new();
-    for workload in WORKLOADS {
+    for workload in workloads(samples) {
         for (label, arm, metric) in measures {
             let estimate = median_ms(samples, workload, arm, metric);
             rows.extend(estimate.map(|estimate| Interval { label: format!("{workload}: {label}"), estimate }));
@@ -83,7 +104,7 @@ fn latencies(samples: &[Sample]) -> Result<Option<Plot>> {
 
 fn phases(samples: &[Sample]) -> Result<Option<Plot>> {
     let mut bars = Vec::new();
-    for workload in WORKLOADS {
+    for workload in workloads(samples) {
         for (arm, label) in [("leave-running", "left running"), ("stop", "stopped"), ("restart", "restart")] {
             let parts = medians_of_phases(samples, workload, arm);
             if !parts.is_empty() {
@@ -111,36 +132,118 @@ fn medians_of_phases(samples: &[Sample], workload: &str, arm: &str) -> Vec<(Stri
     order.into_iter().filter_map(|phase| Some((phase.to_string(), median(found.get(phase)?)?))).collect()
 }
 
+/// Of system calls and processes, in every place.
+fn overhead_micro(samples: &[Sample]) -> Result<Option<Plot>> {
+    let costs = costs::all(samples).into_iter().filter(|cost| cost.experiment == "overhead-micro");
+    let groups: Vec<Group> = costs.map(|cost| Group { label: cost.label, points: cost.slower }).collect();
+    let series = ["pod", "namespaces", "bubblewrap"];
+    let svg = draw::grouped("What single operations cost", "percent slower than native", &series, &groups, 0.0)?;
+    Ok(svg.map(|svg| Plot {
+        name: "overhead-micro".into(),
+        caption: "Batches in turns within one run: median of the ratio to native with its 95 % interval. Right of zero is \
+                  slower. The pod has the default seccomp profile; bare namespaces and bubblewrap have none.",
+        svg,
+    }))
+}
+
+/// Of whole programs.
 fn overhead(samples: &[Sample]) -> Result<Option<Plot>> {
-    let mut rows = Vec::new();
-    let mut add = |label: &str, experiment: &str, workload: &str, arm: &str, metric: &str, sign: f64| {
-        let of = |arm| values(samples, experiment, workload, arm, metric);
-        let pairs: Vec<_> = of("native").into_iter().zip(of(arm)).collect();
-        if let Some(e) = paired_ratio(&pairs, &mut StdRng::seed_from_u64(1)) {
-            let [value, a, b] = [e.value, e.low, e.high].map(|ratio| sign * (ratio - 1.0) * 100.0);
-            rows.push(Interval { label: label.into(), estimate: Estimate { value, low: a.min(b), high: a.max(b) } });
-        }
+    let costs = costs::all(samples).into_iter().filter(|cost| cost.experiment != "overhead-micro");
+    let row = |cost: costs::Cost| {
+        let (_, estimate) = *cost.slower.iter().find(|(arm, _)| *arm == "pod")?;
+        Some(Interval { label: cost.label, estimate })
     };
-    for (metric, label) in
-        [("getpid", "getpid"), ("read", "read"), ("fork_exit", "fork+exit"), ("fork_exec", "fork+exec")]
-    {
-        add(&format!("{label}, no seccomp"), "overhead-micro", "micro", "pod-unconfined", metric, 1.0);
-        add(&format!("{label}, empty profile"), "overhead-micro", "micro", "pod-allow-all", metric, 1.0);
-        add(&format!("{label}, default"), "overhead-micro", "micro", "pod", metric, 1.0);
-    }
-    add("Apache, requests/s", "overhead-apache", "apache-event", "pod", "requests_per_second", -1.0);
-    add("Apache, median latency", "overhead-apache", "apache-event", "pod", "latency_p50", 1.0);
-    add("Apache, p99 latency", "overhead-apache", "apache-event", "pod", "latency_p99", 1.0);
-    add("desktop, x11perf", "overhead-desktop", "desktop-classic", "pod", "x11perf", -1.0);
-    add("desktop, key to screen", "overhead-desktop", "desktop-classic", "pod", "key_to_screen", 1.0);
-    let svg = draw::intervals("What a pod costs", "percent slower than native", &rows, &[0.0])?;
+    let rows: Vec<Interval> = costs.filter_map(row).collect();
+    let svg = draw::intervals("What a pod costs programs", "percent slower than native", &rows, &[0.0])?;
     Ok(svg.map(|svg| Plot {
         name: "overhead".into(),
         caption: "Pairs measured one right after the other: median of the ratio with its 95 % interval. Right of zero is \
-                  slower in the pod. An empty seccomp profile allows everything: it shows what the kernel takes for having \
-                  one.",
+                  slower in the pod.",
         svg,
     }))
+}
+
+/// Of Apache's answers.
+fn distribution(samples: &[Sample]) -> Result<Option<Plot>> {
+    let line = |arm: &str| {
+        let of_file = |s: &&Sample| s.workload == "apache-event" && s.parameters.contains("file=1k.bin");
+        let some: Vec<Sample> = samples.iter().filter(of_file).cloned().collect();
+        let by_percent = values_by(&some, ["overhead-apache", "apache-event", arm, "latency"], "percent");
+        let points = by_percent.into_iter().filter_map(|(percent, us)| Some((median(&us)? / 1e3, percent))).collect();
+        Line { name: arm.into(), points, limit: false }
+    };
+    let axes = ("milliseconds", "percent of the answers within");
+    let lines = [line("native"), line("pod")];
+    let svg = draw::lines("Latency of Apache (event), 1 kB", axes, &lines, true, SeriesLabelPosition::LowerRight)?;
+    Ok(svg.map(|svg| Plot {
+        name: "latency-distribution".into(),
+        caption: "50 connections with a request on their way all the time; medians over the runs of each percentile.",
+        svg,
+    }))
+}
+
+/// What a client sees around a checkpoint.
+fn timeline(samples: &[Sample]) -> Result<Option<Plot>> {
+    let line = |run: u32| {
+        let own: Vec<Sample> = samples.iter().filter(|s| s.run == run).cloned().collect();
+        let gaps = values_by(&own, ["downtime-client", "apache-event", "leave-running", "gap"], "at_ms");
+        let points = gaps.into_iter().filter_map(|(ms, us)| Some((ms, median(&us)? / 1e3))).collect();
+        Line { name: format!("checkpoint {}", run + 1), points, limit: false }
+    };
+    let lines: Vec<Line> = (0..5).map(line).filter(|line| !line.points.is_empty()).collect();
+    let axes = ("milliseconds before and after the answer that came latest", "milliseconds since the answer before");
+    let svg =
+        draw::lines("A client while its server is checkpointed", axes, &lines, false, SeriesLabelPosition::UpperLeft)?;
+    Ok(svg.map(|svg| Plot {
+        name: "client-gaps".into(),
+        caption: "Apache (event), left running; one client that asks for 1 kB again and again. The longest wait that ended \
+                  in every two milliseconds.",
+        svg,
+    }))
+}
+
+fn migration(samples: &[Sample]) -> Result<Option<Plot>> {
+    let series = ["stop-and-copy", "pre-copy", "copy-on-reference", "flush"];
+    let mut parameters: Vec<(&str, &str)> = Vec::new();
+    for sample in samples.iter().filter(|s| s.experiment == "migration" && s.metric == "downtime") {
+        if !parameters.contains(&(&sample.workload, &sample.parameters)) {
+            parameters.push((&sample.workload, &sample.parameters));
+        }
+    }
+    let group = |(workload, case): (&str, &str)| {
+        let point = |strategy: &'static str| {
+            let is_it = |s: &&Sample| {
+                [&*s.experiment, &*s.workload, &*s.parameters, &*s.arm, &*s.metric]
+                    == ["migration", workload, case, strategy, "downtime"]
+            };
+            let ms: Vec<f64> = samples.iter().filter(is_it).map(|s| s.value / 1e3).collect();
+            Some((strategy, bootstrap(&ms, &mut StdRng::seed_from_u64(1), median)?))
+        };
+        let label = if workload == "memory" { described(case) } else { workload.into() };
+        Group { label, points: series.iter().filter_map(|strategy| point(strategy)).collect() }
+    };
+    let groups: Vec<Group> = parameters.into_iter().map(group).collect();
+    let svg = draw::grouped("Downtime of a move", "milliseconds", &series, &groups, 0.0)?;
+    Ok(svg.map(|svg| Plot {
+        name: "migration".into(),
+        caption: "Medians with 95 % intervals, by strategy: a program with so much memory that writes so much of it a \
+                  second, over a link of so many megabits a second (as fast as it goes where none is named); Apache and a \
+                  desktop.",
+        svg,
+    }))
+}
+
+/// `memory=64;dirty=5;link=100` for people.
+fn described(case: &str) -> String {
+    let of = |key: &str| case.split(';').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('=')).unwrap_or("0");
+    let mut words = format!("{} MiB", of("memory"));
+    if of("dirty") != "0" {
+        words += &format!(", {} MiB/s", of("dirty"));
+    }
+    if of("link") != "0" {
+        words += &format!(", {} Mbit/s", of("link"));
+    }
+    words
 }
 
 fn scaling(samples: &[Sample], dimension: &Dimension) -> Result<Option<Plot>> {
@@ -221,7 +324,7 @@ fn downtime(samples: &[Sample]) -> Result<Option<Plot>> {
 
 fn sizes(samples: &[Sample]) -> Result<Option<Plot>> {
     let mut bars = Vec::new();
-    for workload in WORKLOADS {
+    for workload in workloads(samples) {
         for compression in ["none", "lz4", "zstd"] {
             let arm = format!("size-{compression}");
             if let Some(bytes) = median(&values(samples, "checkpoint-restart", workload, &arm, "image_bytes")) {

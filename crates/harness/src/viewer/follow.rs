@@ -144,7 +144,12 @@ impl Viewer {
         let mut gaps: Vec<Duration> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
         ensure!(!gaps.is_empty(), "nothing moved on the screen");
         gaps.sort();
-        Ok(Gaps { longest: gaps[gaps.len() - 1], typical: gaps[gaps.len() / 2], answers: gaps.len() })
+        Ok(Gaps {
+            longest: gaps[gaps.len() - 1],
+            typical: gaps[gaps.len() / 2],
+            answers: gaps.len(),
+            timeline: Vec::new(),
+        })
     }
 
     /// Types a text.

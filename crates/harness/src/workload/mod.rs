@@ -85,6 +85,7 @@ pub fn served() -> Vec<Box<dyn Workload>> {
         Box::new(Apache { mpm: Mpm::Worker }),
         Box::new(Apache { mpm: Mpm::Prefork }),
         Box::new(Desktop::Classic),
+        Box::new(Desktop::Full),
     ]
 }
 

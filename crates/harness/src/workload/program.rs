@@ -52,6 +52,7 @@ pub const PROGRAMS: &[Program] = &[
     Program::packaged("postgresql"),
     Program::packaged("python"),
     Program::packaged("redis"),
+    Program::packaged("redis_memory"),
     Program::packaged("sqlite"),
     Program::packaged("ssh"),
     Program::packaged("supervisor"),

@@ -9,6 +9,8 @@ use crate::stats::Estimate;
 
 const WIDTH: u32 = 900;
 const ROW: u32 = 28;
+/// Height of a row of a group.
+const GROUPED_ROW: u32 = 11;
 const LABELS: u32 = 220;
 /// Half of the last number of a scale is beyond its end.
 const MARGIN_RIGHT: u32 = 26;
@@ -52,7 +54,7 @@ pub(super) fn intervals(title: &str, unit: &str, rows: &[Interval], marks: &[f64
     let pad = (high - low).max(1e-9) * 0.05;
     let range = (if low < 0.0 { low - pad } else { 0.0 })..high + pad;
     let labels: Vec<&str> = rows.iter().map(|row| row.label.as_str()).collect();
-    rows_chart(title, unit, &labels, range, false, |chart, count| {
+    rows_chart((title, unit), (&labels, ROW), range, false, |chart, count| {
         for mark in marks {
             let line = [(*mark, SegmentValue::Exact(0)), (*mark, SegmentValue::Exact(count))];
             chart.draw_series(LineSeries::new(line, BLACK.mix(0.5)))?;
@@ -62,6 +64,53 @@ pub(super) fn intervals(title: &str, unit: &str, rows: &[Interval], marks: &[f64
             let style = COLOURS[0].stroke_width(2);
             chart.draw_series(LineSeries::new([(e.low, at.clone()), (e.high, at.clone())], style))?;
             chart.draw_series([Circle::new((e.value, at), 4, COLOURS[0].filled())])?;
+        }
+        Ok(())
+    })
+    .map(Some)
+}
+
+/// A group of rows with one label: a dot for each series that has one.
+pub(super) struct Group {
+    pub(super) label: String,
+    pub(super) points: Vec<(&'static str, Estimate)>,
+}
+
+/// Dots with whiskers, a colour for each of `series`. `None` if there are no groups.
+pub(super) fn grouped(title: &str, unit: &str, series: &[&str], groups: &[Group], mark: f64) -> Result<Option<String>> {
+    let all = || groups.iter().flat_map(|group| &group.points).map(|(_, estimate)| estimate);
+    if all().next().is_none() {
+        return Ok(None);
+    }
+    let (low, high) = all().fold((mark, mark), |(low, high), e| (low.min(e.low), high.max(e.high)));
+    let pad = (high - low).max(1e-9) * 0.05;
+    // An empty row between groups, and one below the last for the legend.
+    let of_each = series.len() + 1;
+    let mut labels = vec![""; groups.len() * of_each];
+    for (place, group) in groups.iter().rev().enumerate() {
+        labels[place * of_each + of_each / 2] = &group.label;
+    }
+    let at = |group: usize, series: usize| (groups.len() - group) * of_each - 1 - series;
+    rows_chart((title, unit), (&labels, GROUPED_ROW), low - pad..high + pad * 6.0, true, |chart, count| {
+        let line = [(mark, SegmentValue::Exact(0)), (mark, SegmentValue::Exact(count))];
+        chart.draw_series(LineSeries::new(line, BLACK.mix(0.5)))?;
+        for (number, name) in series.iter().enumerate() {
+            let colour = COLOURS[number % COLOURS.len()];
+            let points: Vec<_> = (0..)
+                .zip(groups)
+                .flat_map(|(place, group)| {
+                    let own = group.points.iter().filter(|(of, _)| of == name);
+                    own.map(move |(_, estimate)| (place, *estimate))
+                })
+                .collect();
+            for (place, e) in &points {
+                let row = SegmentValue::CenterOf(at(*place, number));
+                chart.draw_series(LineSeries::new([(e.low, row.clone()), (e.high, row)], colour.stroke_width(2)))?;
+            }
+            let dots = points.iter().map(|(place, e)| {
+                Circle::new((e.value, SegmentValue::CenterOf(at(*place, number))), 3, colour.filled())
+            });
+            chart.draw_series(dots)?.label(*name).legend(key(colour));
         }
         Ok(())
     })
@@ -84,7 +133,7 @@ pub(super) fn stacked(title: &str, unit: &str, bars: &[Bar]) -> Result<Option<St
     let labels: Vec<&str> = bars.iter().map(|bar| bar.label.as_str()).collect();
     // Room for the legend beside the bars.
     let room = if names.len() > 1 { 1.25 } else { 1.05 };
-    rows_chart(title, unit, &labels, 0.0..longest * room, names.len() > 1, |chart, _| {
+    rows_chart((title, unit), (&labels, ROW), 0.0..longest * room, names.len() > 1, |chart, _| {
         for (n, name) in names.iter().enumerate() {
             let colour = COLOURS[n % COLOURS.len()];
             let rectangles = bars.iter().enumerate().filter_map(|(i, bar)| {
@@ -153,6 +202,53 @@ pub(super) fn logarithmic(title: &str, axes: (&str, &str), lines: &[Line]) -> Re
         Ok(())
     })
     .map(Some)
+}
+
+/// Lines over two scales of numbers, the first one's logarithm where `logarithmic`. `None` if there are no points.
+pub(super) fn lines(
+    title: &str,
+    axes: (&str, &str),
+    lines: &[Line],
+    logarithmic: bool,
+    legend_at: SeriesLabelPosition,
+) -> Result<Option<String>> {
+    let all = || lines.iter().flat_map(|line| &line.points);
+    if all().next().is_none() {
+        return Ok(None);
+    }
+    let ends = |of: fn(&(f64, f64)) -> f64| {
+        all().map(of).fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(value), high.max(value)))
+    };
+    let ((left, right), (_, top)) = (ends(|point| point.0), ends(|point| point.1));
+    let y = 0.0..top * 1.05 + 1e-9;
+    let drawn = if logarithmic {
+        polylines(title, axes, (left / 1.1..right * 1.1).log_scale(), y, legend_at, lines)
+    } else {
+        polylines(title, axes, left..right.max(left + 1e-9), y, legend_at, lines)
+    };
+    drawn.map(Some)
+}
+
+fn polylines<X, Y>(
+    title: &str,
+    axes: (&str, &str),
+    x: X,
+    y: Y,
+    legend_at: SeriesLabelPosition,
+    lines: &[Line],
+) -> Result<String>
+where
+    X: AsRangedCoord<Value = f64, CoordDescType: ValueFormatter<f64>>,
+    Y: AsRangedCoord<Value = f64, CoordDescType: ValueFormatter<f64>>,
+{
+    plane(title, axes, x, y, Some(legend_at), |chart| {
+        for (place, line) in lines.iter().enumerate() {
+            let colour = COLOURS[place % COLOURS.len()];
+            let drawn = LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)).point_size(2);
+            chart.draw_series(drawn)?.label(&line.name).legend(key(colour));
+        }
+        Ok(())
+    })
 }
 
 /// A chart of two scales of numbers, drawn by `draw`.
@@ -241,9 +337,8 @@ fn number(value: &f64) -> String {
 
 /// A chart with a labelled row each, drawn top to bottom by `draw`.
 fn rows_chart<'b>(
-    title: &str,
-    unit: &str,
-    labels: &[&str],
+    (title, unit): (&str, &str),
+    (labels, row): (&[&str], u32),
     range: std::ops::Range<f64>,
     named: bool,
     draw: impl FnOnce(&mut RowChart<'_, '_>, usize) -> Drawn<'b>,
@@ -251,7 +346,7 @@ fn rows_chart<'b>(
     let mut svg = String::new();
     {
         let failed = |e: &dyn std::fmt::Display| anyhow!("drawing {title}: {e}");
-        let height = 90 + ROW * labels.len() as u32;
+        let height = 90 + row * labels.len() as u32;
         let root = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
         root.fill(&WHITE).map_err(|e| failed(&e))?;
         let mut chart = ChartBuilder::on(&root)
