@@ -101,8 +101,9 @@ sources() {
   mkdir -p "$SOURCES"
   lists=$(mktemp -d)
   chmod 755 "$lists"
-  . /etc/os-release
-  echo "deb-src http://deb.debian.org/debian ${VERSION_CODENAME:-bookworm} main" >"$lists/sources.list"
+  # From wherever this machine has its packages.
+  apt-get indextargets --format 'deb-src $(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' |
+    grep ' main$' | sort -u >"$lists/sources.list"
   options=(-qq -o "Dir::Etc::sourcelist=$lists/sources.list" -o Dir::Etc::sourceparts=/dev/null -o "Dir::State::lists=$lists/lists")
   mkdir -p "$lists/lists/partial"
   (apt-get "${options[@]}" update && cd "$SOURCES" && apt-get "${options[@]}" source --download-only "$SOURCE") ||

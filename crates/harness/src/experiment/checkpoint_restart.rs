@@ -8,7 +8,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::peers::Peers;
 use super::rivals::Rivals;
-use super::{Experiment, Extent, Session, bytes_below};
+use super::{Experiment, Session, bytes_below};
 use crate::lab::{Lab, Phase, Pod, PodOptions, resident};
 use crate::samples::Circumstances;
 use crate::workload::{self, Workload};
