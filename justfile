@@ -40,6 +40,10 @@ test-quick:
 soak CASES='100000': build
     PROPTEST_CASES={{CASES}} cargo test -p harness --test properties cannot_be_told -- --nocapture
 
+# Lines of crates/zap that its tests run (cargo-llvm-cov; `cargo install cargo-llvm-cov` where it is missing)
+coverage *ARGS:
+    cargo llvm-cov --package zap --package harness --ignore-filename-regex 'harness|/sys/probe' {{ARGS}}
+
 # Fuzz what reads others' bytes: `just fuzz state 600` for ten minutes; needs a nightly compiler and cargo-fuzz.
 # Targets are the names in crates/zap/src/fuzzing.rs; what is found goes to fuzz/artifacts, and then to fuzz/corpus
 fuzz TARGET='state' SECONDS='60':

@@ -55,3 +55,12 @@ pub fn read(name: &str) -> Option<(Vec<String>, Vec<Vec<String>>)> {
     let rows = table.records().map(|record| record.map(|record| words(&record)));
     Some((columns, rows.collect::<Result<_, _>>().ok()?))
 }
+
+/// The names of all tables that there are.
+pub fn names() -> Vec<String> {
+    let entries = std::fs::read_dir(directory()).into_iter().flatten().flatten();
+    let name = |entry: std::fs::DirEntry| Some(entry.file_name().to_str()?.strip_suffix(".csv")?.to_owned());
+    let mut names: Vec<String> = entries.filter_map(name).collect();
+    names.sort();
+    names
+}

@@ -397,6 +397,6 @@ fn states_and_exit_codes_are_what_they_should_be() {
             lived
         }
     };
-    check::side_by_side(50, life, worker);
+    check::side_by_side(&tally, 50, life, worker);
     tally.write("lifecycle").unwrap();
 }

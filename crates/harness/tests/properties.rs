@@ -52,7 +52,7 @@ fn a_checkpoint_cannot_be_told_from_none() {
             compared
         }
     };
-    side_by_side(300, case, worker);
+    side_by_side(&tally, 300, case, worker);
     tally.write("equivalence").unwrap();
 }
 
@@ -131,7 +131,9 @@ fn names_are_the_pods_own() {
         let lab = Lab::new().unwrap();
         move |(count, orders): (usize, Vec<(bool, u64, u64)>)| keep_their_names(&lab, count, &orders, ROUNDS)
     };
-    side_by_side(6, || (2..=4usize, orders()), worker);
+    let tally = Tally::default();
+    side_by_side(&tally, 6, || (2..=4usize, orders()), worker);
+    tally.write("names").unwrap();
 }
 
 fn keep_their_names(lab: &Lab, count: usize, orders: &[(bool, u64, u64)], rounds: usize) -> Result<(), TestCaseError> {

@@ -9,7 +9,7 @@ mod counter;
 use std::path::Path;
 use std::process::Stdio;
 
-use common::{Done, Host, eventually, finish};
+use common::{Done, Host, Outcomes, eventually, finish};
 use counter::Counter;
 
 fn points(prefix: &str) -> impl Iterator<Item = &'static str> {
@@ -29,6 +29,8 @@ fn others(directory: &Path, known: &[&str]) -> Vec<String> {
 }
 
 fn checkpoint_dies(options: &[&str]) {
+    let mut outcomes = Outcomes::of(if options.is_empty() { "checkpoint" } else { "checkpoint-left-running" });
+    let mut note = |point: &str, outcome: &str| outcomes.note(format!("monitor killed at {point}"), outcome);
     for point in points("checkpoint-") {
         if point == "checkpoint-let-go" && options.is_empty() {
             continue; // A pod that is to be gone is not let go.
@@ -47,10 +49,11 @@ fn checkpoint_dies(options: &[&str]) {
             host.ok(["rm", "counter"]);
             host.ok(["restart", image.to_str().unwrap(), "-d"]);
             Counter::of(&host, "counter").goes_on();
+            note(point, "the pod has ended and its image is whole");
             continue;
         }
         assert_eq!(host.row("counter")["state"], "running", "{point}");
-        eprintln!("{point}: it lives");
+        note(point, "the pod runs on");
         counter.goes_on();
         if image.exists() {
             // It was killed after the image got its name: then it is whole.
@@ -63,6 +66,7 @@ fn checkpoint_dies(options: &[&str]) {
         host.ok(["restart", again.to_str().unwrap(), "-d"]);
         Counter::of(&host, "counter").goes_on();
     }
+    outcomes.write();
 }
 
 #[test]
@@ -90,12 +94,16 @@ fn nothing_is_left_of_a_restart_that_is_killed() {
     let image = image.to_str().unwrap();
     host.ok(["checkpoint", "counter", "-o", image]);
     eventually("the network is as before", || network(&host) == before);
+    let mut outcomes = Outcomes::of("restart");
     for point in points("restart-") {
         let died = die_at(&host, point, &["restart", image, "-d"]);
         assert_eq!(died.code, 125, "{point}: {died:?}");
         assert!(died.stderr.starts_with("zap: ") && died.stderr.lines().count() == 1, "{point}: {died:?}");
         let listed = host.json(["ls", "--json"]);
-        if point == "restart-done" && listed != serde_json::json!([]) {
+        let lives = point == "restart-done" && listed != serde_json::json!([]);
+        let outcome = if lives { "the pod lives" } else { "nothing is left" };
+        outcomes.note(format!("monitor killed at {point}"), outcome);
+        if lives {
             // All was done: the pod lives.
             Counter::of(&host, "counter").goes_on();
             host.ok(["rm", "-f", "counter"]);
@@ -113,4 +121,32 @@ fn nothing_is_left_of_a_restart_that_is_killed() {
         Counter::of(&host, "counter").goes_on();
         host.ok(["rm", "-f", "counter"]);
     }
+    outcomes.write();
+}
+
+/// A destination that says so many bytes and then nothing more: whoever interrupts the command has the pod as it was, also
+/// where the destination had put it together already.
+#[test]
+fn a_pod_outlives_a_peer_that_stalls() {
+    let (host, other) = (Host::new(), Host::new());
+    let counter = Counter::start(&host, "counter", &["--net", "private"]);
+    let receive = other.zap(["receive"]);
+    let words: Vec<&str> =
+        std::iter::once(receive.get_program()).chain(receive.get_args()).map(|w| w.to_str().unwrap()).collect();
+    let mut outcomes = Outcomes::of("stalled");
+    for bytes in [0, 8, 30, 60, 90] {
+        let state = other.state();
+        let way = format!("ZAP_STATE={} {} | (head -c {bytes}; exec sleep 5)", state.display(), words.join(" "));
+        let mut migrate = host.zap(["migrate", "counter", "--via", &way]);
+        let mut child = migrate.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        assert_eq!(child.try_wait().unwrap(), None, "{bytes} bytes: it has not stalled");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        eventually("the pod runs here", || host.row("counter")["state"] == "running");
+        counter.goes_on();
+        eventually("nothing is there", || other.json(["ls", "--json"]) == serde_json::json!([]));
+        outcomes.note(format!("destination stalls after {bytes} bytes; command killed"), "the pod runs on here alone");
+    }
+    outcomes.write();
 }

@@ -9,7 +9,7 @@ mod counter;
 
 use std::process::Stdio;
 
-use common::{Done, Host, eventually, finish};
+use common::{Done, Host, Outcomes, eventually, finish};
 use counter::Counter;
 
 /// The command that leads to `zap receive` on a host.
@@ -235,7 +235,8 @@ fn the_destination_is_cut_off_before_every_frame() {
     cut_everywhere("destination");
 }
 
-fn killed_everywhere(side: &str) {
+fn killed_everywhere(side: &'static str) {
+    let mut outcomes = Outcomes::of(side.trim_end_matches('-'));
     for point in zap::fault::POINTS.iter().filter(|point| point.starts_with(side)) {
         let (a, b) = (Host::new(), Host::new());
         Counter::start(&a, "counter", &[]);
@@ -248,7 +249,10 @@ fn killed_everywhere(side: &str) {
             a.ok(["rm", "counter"]);
         }
         one_lives(&a, &b, &done, point);
+        let outcome = if runs(&a) { "it lives at the source alone" } else { "it lives at the destination alone" };
+        outcomes.note(format!("monitor killed at {point}"), outcome);
     }
+    outcomes.write();
 }
 
 #[test]

@@ -42,6 +42,7 @@ pub(super) fn blocks(of: &Material<'_>) -> Vec<Block> {
     let failed = of.notes.iter().filter(|(_, note)| note.who == "failed");
     let rows = failed.map(|(name, note)| vec![Cell::words(*name), Cell::words(&*note.part), Cell::words(&*note.words)]);
     section(&mut blocks, "What could not be measured", &["experiment", "part", "why"], rows.collect());
+    blocks.extend(super::verified::blocks());
     facts(&mut blocks, of);
     blocks
 }

@@ -12,6 +12,7 @@ mod page;
 mod plots;
 mod slopes;
 mod table;
+mod verified;
 
 use std::path::{Path, PathBuf};
 

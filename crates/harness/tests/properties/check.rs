@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use harness::verification::Tally;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
@@ -12,8 +13,12 @@ fn number(name: &str) -> Option<u64> {
 
 /// Tries what a worker makes of a case on as many cases as `PROPTEST_CASES` says, `cases` by default. Every worker has a seed
 /// of its own, which is printed: with `ZAP_SEED` there is but one worker, with that.
-pub(crate) fn side_by_side<S, P>(cases: u32, strategy: impl Fn() -> S + Sync, worker: impl Fn() -> P + Sync)
-where
+pub(crate) fn side_by_side<S, P>(
+    tally: &Tally,
+    cases: u32,
+    strategy: impl Fn() -> S + Sync,
+    worker: impl Fn() -> P + Sync,
+) where
     S: Strategy,
     S::Value: Debug,
     P: Fn(S::Value) -> Result<(), TestCaseError>,
@@ -39,6 +44,7 @@ where
         workers.into_iter().filter_map(failed).collect::<Vec<_>>()
     });
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+    seeds.iter().for_each(|seed| tally.add(format!("seed {seed}"), each.into()));
 }
 
 fn reason(panic: &(dyn std::any::Any + Send)) -> String {

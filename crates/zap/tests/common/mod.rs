@@ -159,3 +159,32 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// What became of faults, written down as a table for the report: `target/verification/faults-NAME.csv`.
+pub struct Outcomes {
+    name: &'static str,
+    rows: Vec<(String, String)>,
+}
+
+impl Outcomes {
+    /// An empty table.
+    pub fn of(name: &'static str) -> Outcomes {
+        Outcomes { name, rows: Vec::new() }
+    }
+
+    /// Notes what became of a fault.
+    pub fn note(&mut self, fault: impl Into<String>, outcome: &str) {
+        self.rows.push((fault.into(), outcome.to_owned()));
+    }
+
+    /// Writes it down, once everything has been seen to.
+    pub fn write(self) {
+        let directory = match std::env::var_os("ZAP_VERIFICATION") {
+            Some(directory) => PathBuf::from(directory),
+            None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/verification"),
+        };
+        std::fs::create_dir_all(&directory).unwrap();
+        let rows: String = self.rows.iter().map(|(fault, outcome)| format!("{fault},{outcome}\n")).collect();
+        std::fs::write(directory.join(format!("faults-{}.csv", self.name)), format!("fault,outcome\n{rows}")).unwrap();
+    }
+}
