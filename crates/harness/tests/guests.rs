@@ -158,7 +158,7 @@ guests! {
     connecting connecting_blocked broadcast_stream udp_lite closing_always
     rare_options packet_headers udp_lite_unread echo_unread
     handshake_put_aside handshake_put_aside_elsewhere
-    locked_future droppable named_memory
+    locked_future locked_unreadable droppable named_memory
     pid_namespace pid_namespace_threads pid_namespace_nested pid_namespace_of_users pid_namespace_orphans
     pid_namespace_groups pid_namespace_abandoned pid_namespace_entered pid_namespace_unborn pid_namespace_handles
     browser_sandbox

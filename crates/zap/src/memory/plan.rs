@@ -422,7 +422,12 @@ fn protect(planner: &mut Planner, target: &Target<'_>, vma: &VmaState, kept: &[R
 fn lock(planner: &mut Planner, vma: &VmaState) {
     if vma.has(flag::LOCKED) {
         let on_fault = if vma.has(flag::LOCK_ON_FAULT) { libc::MLOCK_ONFAULT } else { 0 };
-        planner.call(libc::SYS_mlock2, over(vma.range(), on_fault as i32), || what("locking", vma.start));
+        let args = over(vma.range(), on_fault as i32);
+        if vma.protection == libc::PROT_NONE {
+            // The kernel locks it, and then says ENOMEM: what nobody may touch it cannot put in place (`__mm_populate`).
+            return planner.attempt(libc::SYS_mlock2, args);
+        }
+        planner.call(libc::SYS_mlock2, args, || what("locking", vma.start));
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("advice", advice),
     ("advice-changing", advice_changing),
     ("locked", locked),
+    ("locked-unreadable", locked_unreadable),
     ("many-mappings", many_mappings),
     ("executable-memory", executable),
     ("low-address", low_address),
@@ -226,6 +227,22 @@ fn memfd() -> Checked {
     check_filled("the one view", one, PAGE, 122)?;
     let seals = unsafe { libc::fcntl(file, libc::F_GET_SEALS) };
     equal("the seals", seals, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW)
+}
+
+/// Locked memory that cannot be touched any more, and what was locked when it could not: which the kernel does, and says
+/// that it failed.
+fn locked_unreadable() -> Checked {
+    let (region, never) = (anonymous(2 * PAGE)?, anonymous(2 * PAGE)?);
+    fill(region, 2 * PAGE, 112);
+    let lock = |at: *mut u8| unsafe { libc::mlock(at.cast(), 2 * PAGE) };
+    done("mlock", lock(region))?;
+    for at in [region, never] {
+        done("mprotect", unsafe { libc::mprotect(at.cast(), 2 * PAGE, libc::PROT_NONE) })?;
+    }
+    check(lock(never) != 0, "memory that nobody can touch was put in place")?;
+    hold()?;
+    done("mprotect", unsafe { libc::mprotect(region.cast(), 2 * PAGE, libc::PROT_READ) })?;
+    check_filled("locked memory", region, 2 * PAGE, 112)
 }
 
 /// All memory that is still to come is locked.
