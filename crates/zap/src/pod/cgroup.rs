@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::HostPid;
@@ -15,6 +16,9 @@ use crate::pod::{PodError, Store};
 
 /// How long processes may take to stand still, or to die: longer only in uninterruptible sleep.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// For how long a change may not be reported, and how often to look for it meanwhile.
+const UNREPORTED: Duration = Duration::from_millis(20);
+const LOOK_AGAIN: Duration = Duration::from_micros(100);
 
 /// The cgroup of a pod. Written down by its place in the hierarchy, which a process elsewhere may find mounted elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,11 +120,13 @@ impl Cgroup {
         fs::write(&path, text).map_err(failed("writing", &path))
     }
 
-    /// Waits until `cgroup.events` has this line; the kernel reports changes of that file as POLLPRI.
+    /// Waits until `cgroup.events` has this line. The kernel reports changes of that file as POLLPRI, but not more often than
+    /// every 10 ms (`CGROUP_FILE_NOTIFY_MIN_INTV`): whoever freezes, thaws and kills in a row would wait for that.
     fn wait_until(&self, line: &str, step: &'static str) -> Result<(), PodError> {
         let path = self.path.join("cgroup.events");
         let mut events = File::open(&path).map_err(failed("opening", &path))?;
-        let deadline = Instant::now() + PATIENCE;
+        let begun = Instant::now();
+        let deadline = begun + PATIENCE;
         loop {
             let mut text = String::new();
             events.rewind().and_then(|()| events.read_to_string(&mut text)).map_err(failed("reading", &path))?;
@@ -131,8 +137,12 @@ impl Cgroup {
             if left.is_zero() {
                 return Err(failed(step, &self.path)(io::ErrorKind::TimedOut.into()));
             }
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout) {
+            let pause = if begun.elapsed() < UNREPORTED { LOOK_AGAIN } else { left };
+            match ppoll(
+                &mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)],
+                Some(TimeSpec::from_duration(pause)),
+                None,
+            ) {
                 Err(nix::Error::EINTR) | Ok(_) => {}
                 Err(e) => return Err(failed(step, &self.path)(e.into())),
             }
