@@ -32,8 +32,7 @@ const PODS: [&str; 3] = ["pod", "pod-unconfined", "pod-allow-all"];
 /// New namespaces of every kind that a pod has, but for the network's, which the harness makes.
 const NAMESPACES: [&str; 8] =
     ["--pid", "--fork", "--kill-child", "--mount-proc", "--ipc", "--uts", "--cgroup", "--time"];
-const BUBBLEWRAP: [&str; 10] =
-    ["--unshare-all", "--die-with-parent", "--bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--"];
+const BUBBLEWRAP: [&str; 9] = ["--unshare-all", "--bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--"];
 /// Batches of each operation in a run, arm after arm, so that all see the same machine.
 const TURNS: usize = 20;
 

@@ -190,7 +190,8 @@ fn timeline(samples: &[Sample]) -> Result<Option<Plot>> {
         let points = gaps.into_iter().filter_map(|(ms, us)| Some((ms, median(&us)? / 1e3))).collect();
         Line { name: format!("checkpoint {}", run + 1), points, limit: false }
     };
-    let lines: Vec<Line> = (0..5).map(line).filter(|line| !line.points.is_empty()).collect();
+    // One answer alone, the latest, is no line.
+    let lines: Vec<Line> = (0..5).map(line).filter(|line| line.points.len() > 2).collect();
     let axes = ("milliseconds before and after the answer that came latest", "milliseconds since the answer before");
     let svg =
         draw::lines("A client while its server is checkpointed", axes, &lines, false, SeriesLabelPosition::UpperLeft)?;
