@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -205,4 +206,63 @@ fn a_sleep_ends_neither_early_nor_late() {
     // Late by what a busy machine takes to hold it, write it down and let it go.
     assert!((2.0..3.5).contains(&slept[0]), "{slept:?}");
     assert!(slept[1] - slept[0] >= 0.2, "{slept:?}");
+}
+
+const RECEIVER: &str = "
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('0.0.0.0', 80))
+print('ready', flush=True)
+while True:
+    print(s.recv(100).decode(), flush=True)
+";
+
+fn datagrams_wait(lab: &Lab) -> Result<()> {
+    lab.zap(&["run", "-d", "-n", "receiver", "--", "python3", "-c", RECEIVER])?;
+    lab.attach_client()?;
+    let log = || Ok::<_, anyhow::Error>(lab.pod("receiver")?.log());
+    wait_until("the receiver", || {
+        ensure!(log()?.contains("ready"), "it is not ready");
+        Ok(())
+    })?;
+    let address: Ipv4Addr = lab.pods()?[0].address.clone().context("it has no address")?.parse()?;
+    let end = AtomicBool::new(false);
+    let sent = std::thread::scope(|scope| -> Result<u32> {
+        let sender = scope.spawn(|| {
+            lab.client().enter(|| -> Result<u32> {
+                let socket = UdpSocket::bind("0.0.0.0:0")?;
+                let mut sent = 0;
+                while !end.load(Ordering::SeqCst) {
+                    socket.send_to(sent.to_string().as_bytes(), served_at(address))?;
+                    sent += 1;
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Ok(sent)
+            })
+        });
+        let held = (0..10).try_for_each(|round| {
+            let image = lab.directory().join(format!("image-{round}"));
+            lab.zap(&["checkpoint", "receiver", "-o", image.to_str().unwrap(), "--leave-running"]).map(drop)
+        });
+        end.store(true, Ordering::SeqCst);
+        let sent = sender.join().unwrap()?;
+        held.and(sent)
+    })?;
+    wait_until("the last of them", || {
+        let log = log()?;
+        let mut came: Vec<u32> = log.lines().filter_map(|line| line.parse().ok()).collect();
+        came.sort_unstable();
+        ensure!(came == (0..sent).collect::<Vec<_>>(), "{} of {sent} came", came.len());
+        Ok(())
+    })
+}
+
+/// Nobody sends a datagram again: those that come while the pod is held wait for it on the host.
+#[test]
+fn datagrams_for_a_held_pod_wait() {
+    if !Path::new("/dev/net/tun").exists() {
+        println!("skipped: the host has no tap devices (/dev/net/tun)");
+        return;
+    }
+    let lab = Lab::new().unwrap();
+    datagrams_wait(&lab).map_err(|error| panic!("{error:#}")).unwrap();
 }

@@ -241,6 +241,11 @@ impl Checkpoint<'_> {
         trees
     }
 
+    /// Whether the pod is not to go on here.
+    fn leaves(&self) -> bool {
+        self.options.afterwards == Afterwards::Gone
+    }
+
     /// Has room for copies of all files be made: in the hold it would take long.
     fn make_room(&self, population: &Population) {
         let of =
@@ -267,6 +272,9 @@ impl Checkpoint<'_> {
         let hosts = population.live.iter().map(|found| found.subject.host).collect();
         let layouts: Vec<Layout> = parallel::map(hosts, Layout::read);
         capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
+        if let (Some(network), true, false) = (&pod.network, look.sockets.hear, self.leaves()) {
+            network.make_waiting_room();
+        }
         let listeners = std::mem::take(&mut look.sockets.listeners);
         self.under_way = UnderWay::look_into(pod, listeners, look.namespaces.networks())
             .map_err(|e| refused(pod, unexpected("asking sock_diag", &e)))?;

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -429,12 +430,27 @@ impl Image {
         files::awaken_all(unsettled).map_err(|e| self.failed(e))?;
         builder.await_end();
         clock.lap("network");
+        let touched = self.touched(&grove);
         grove.let_go().map_err(|e| self.failed(e))?;
         if let Some(network) = &pod.network {
             network.announce();
         }
+        // Nobody waits for it: whoever needs one of these pages first has it mapped in by itself.
+        std::thread::spawn(move || {
+            for (process, windows) in touched {
+                if let Err(error) = memory::touch(process, &windows) {
+                    tracing::debug!(%error, "pages of files are not mapped in ahead");
+                }
+            }
+        });
         clock.lap("let-go");
         Ok(())
+    }
+
+    /// Where the processes had pages of files mapped in.
+    fn touched(&self, grove: &Grove<'_>) -> Vec<(HostPid, Vec<Range<u64>>)> {
+        let of = |process: &ProcessState| Some((grove.host_of(process.place.pid)?, process.memory.touched.clone()));
+        self.processes.iter().filter_map(of).collect()
     }
 
     /// The contents of the tmpfs mounts, and every file, open in the builder.

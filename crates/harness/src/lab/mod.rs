@@ -11,6 +11,7 @@ mod pair;
 mod pod;
 mod zap;
 
+use std::ffi::{OsStr, OsString};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -154,7 +155,7 @@ impl Lab {
     /// Starts `zap` with `arguments` in the lab, with pipes as its stdin and stdout.
     pub fn spawn_zap(&self, arguments: &[&str]) -> Result<Child> {
         let mut command = Command::new(&self.inner.zap);
-        command.arg("--state").arg(self.state()).args(arguments);
+        command.arg("--state").arg(self.state()).args(shown(&self.inner.zap, arguments));
         self.host().spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()))
     }
 
@@ -182,10 +183,30 @@ impl Inner {
 
     fn zap_in_any_case<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<(Output, Duration)> {
         let mut command = Command::new(&self.zap);
-        command.arg("--state").arg(self.directory.join("state")).args(arguments);
+        command.arg("--state").arg(self.directory.join("state")).args(shown(&self.zap, arguments));
         let start = Instant::now();
         let output = self.host.output(command.stdin(Stdio::null()))?;
         Ok((output, start.elapsed()))
+    }
+}
+
+/// What a pod does not see of the host: it has its own.
+const OWN: [&str; 3] = ["/dev", "/run", "/tmp"];
+
+/// The same arguments; if they run a pod, and what was built with `zap` lies where a pod does not see it, with that shown to
+/// it in its place.
+fn shown<S: AsRef<OsStr>>(zap: &Path, arguments: &[S]) -> Vec<OsString> {
+    let mut words: Vec<OsString> = arguments.iter().map(|word| word.as_ref().to_owned()).collect();
+    match zap.parent().filter(|built| OWN.iter().any(|own| built.starts_with(own))) {
+        Some(built) if words.first().is_some_and(|verb| verb == "run") => {
+            let mut bind = built.as_os_str().to_owned();
+            bind.push(":");
+            bind.push(built);
+            bind.push(":ro");
+            words.splice(1..1, [OsString::from("-v"), bind]);
+            words
+        }
+        _ => words,
     }
 }
 

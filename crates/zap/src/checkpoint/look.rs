@@ -63,7 +63,8 @@ pub(super) fn processes(
 /// Surveys the memory of the processes of a tracer.
 fn survey(share: &mut Share, ahead: Arc<MemoryAhead>) -> Result<Vec<(PodPid, memory::Survey)>, HoldError> {
     let survey = |(host, pod, layout, scratch): (HostPid, PodPid, _, _)| {
-        Ok((pod, memory::survey(host, layout, &[scratch], ahead.layout_of(host), ahead.of(host))?))
+        let survey = memory::survey(host, layout, &[scratch], ahead.layout_of(host), ahead.of(host))?;
+        Ok((pod, survey.with_touched(ahead.touched_by(host))))
     };
     share.layouts().map(survey).collect()
 }

@@ -64,10 +64,11 @@ impl Checkpoint<'_> {
         loop {
             attempts += 1;
             self.clock.begin_hold();
-            self.block()?;
+            self.divert()?;
             self.pod.journal.record(Undo::Sockets)?;
             self.pod.journal.record(Undo::Thaw)?;
             self.freeze()?;
+            self.block()?;
             if self.let_depart()? && !self.under_way.listeners.have_waiting() {
                 return self.admit_newcomers();
             }
@@ -183,6 +184,15 @@ impl Checkpoint<'_> {
         }
         self.block()?;
         Ok(self.strays()?.is_empty())
+    }
+
+    /// Has packets for the pod wait: what it sends until it stands still passes, or its peers would have to wait for it.
+    fn divert(&mut self) -> Result<(), CheckpointError> {
+        if let Some(network) = &self.pod.network {
+            self.pod.journal.record(Undo::Unblock)?;
+            network.divert().map_err(|source| network_failed(self.pod, source))?;
+        }
+        Ok(())
     }
 
     fn block(&mut self) -> Result<(), CheckpointError> {

@@ -67,6 +67,7 @@ pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: Survey) -> Re
         fields: MmFields { brk: request.brk, exe, ..survey.fields.clone() },
         vdso: vdso::capture(&survey.mappings),
         guards: guards(&survey),
+        touched: touched(&vmas, &survey),
         vmas,
         pages: Vec::new(),
         left: Vec::new(),
@@ -135,6 +136,13 @@ fn wanted(state: &MemoryState, survey: &Survey) -> Vec<Range<u64>> {
     let found = survey.regions.iter().filter(|r| r.is & page::GUARD == 0).map(|r| r.start..r.end);
     let there = found.chain(survey.unchanged.iter().map(|r| r.start..r.end)).collect();
     ranges::common(&ranges::joined(private), &ranges::joined(there))
+}
+
+/// Where pages of files are mapped in, as far as the files are still mapped.
+fn touched(vmas: &[VmaState], survey: &Survey) -> Vec<Range<u64>> {
+    let of_file = |vma: &&VmaState| matches!(vma.backing, Backing::Private { .. } | Backing::Shared { .. });
+    let files = ranges::joined(vmas.iter().filter(of_file).map(VmaState::range).collect());
+    ranges::common(&survey.touched, &files)
 }
 
 fn guards(survey: &Survey) -> Vec<Range<u64>> {

@@ -18,6 +18,7 @@ mod state;
 mod survey;
 #[cfg(test)]
 mod tests;
+mod touched;
 mod tracking;
 mod vdso;
 
@@ -30,6 +31,7 @@ pub use pages::is_empty_at;
 pub use plan::{MemoryBatch, Target, free_gap, late_batch, over_range, rebuild_batches};
 pub use state::{Backing, MemoryState, MmFields, PageRun, PageSource, VdsoState, VmaState};
 pub use survey::{Survey, layout_of, mappings, survey};
+pub use touched::{touch, touched};
 pub use tracking::{Ahead, Handle, Round, ask_for_tracking};
 
 /// Bytes of a page on x86-64.

@@ -20,6 +20,9 @@ pub struct MemoryState {
     pub left: Vec<PageRun>,
     /// Guard pages (`MADV_GUARD_INSTALL`).
     pub guards: Vec<Range<u64>>,
+    /// Where pages of files were mapped in. Contents are none of it: a restart may leave it out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub touched: Vec<Range<u64>>,
     /// The vDSO; `None` for a process that unmapped it.
     pub vdso: Option<VdsoState>,
 }

@@ -26,6 +26,15 @@ pub struct Survey {
     /// Fields of the kernel's; `brk` and `exe` are still open.
     pub(super) fields: MmFields,
     pub(super) pagemap: File,
+    /// Where pages of files were mapped in.
+    pub(super) touched: Vec<Range<u64>>,
+}
+
+impl Survey {
+    /// Notes where pages of files were mapped in while the process ran.
+    pub fn with_touched(self, windows: &[Range<u64>]) -> Survey {
+        Survey { touched: windows.to_vec(), ..self }
+    }
 }
 
 /// The mappings of a process, without their flags: cheap.
@@ -83,7 +92,7 @@ pub fn survey(
     let regions = pages::find(&pagemap, &mappings, &pages::runs(&unchanged))
         .capturing("scanning the pages", format!("process {process}"))?;
     let fields = read_fields(process)?;
-    Ok(Survey { process, mappings, regions, unchanged, fields, pagemap })
+    Ok(Survey { process, mappings, regions, unchanged, fields, pagemap, touched: Vec::new() })
 }
 
 /// The parts of a mapping that are not ours.

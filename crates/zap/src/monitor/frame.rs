@@ -40,15 +40,18 @@ impl Kind {
 /// No frame is longer.
 pub const LONGEST: usize = 16 << 20;
 
-const HEAD: usize = 5;
+/// How long what precedes the bytes is.
+pub const HEAD: usize = 5;
 
 /// The bytes of a frame.
 pub fn encode(kind: Kind, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEAD + payload.len());
-    bytes.push(kind as u8);
-    bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
-    bytes.extend_from_slice(payload);
-    bytes
+    [&head(kind, payload.len()), payload].concat()
+}
+
+/// What precedes the bytes of a frame.
+pub fn head(kind: Kind, length: usize) -> [u8; HEAD] {
+    let [a, b, c, d] = (length as u32).to_le_bytes();
+    [kind as u8, a, b, c, d]
 }
 
 /// Writes a frame.
@@ -69,7 +72,8 @@ pub fn read(mut from: impl Read) -> io::Result<Option<(Kind, Vec<u8>)>> {
     Ok(Some((kind, payload)))
 }
 
-fn parse_head(head: &[u8; HEAD]) -> io::Result<(Kind, usize)> {
+/// What a frame is, and how long.
+pub fn parse_head(head: &[u8; HEAD]) -> io::Result<(Kind, usize)> {
     let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
     match Kind::of(head[0]) {
         Some(kind) if length <= LONGEST => Ok((kind, length)),

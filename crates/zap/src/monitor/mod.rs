@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod frame;
+pub mod log;
 pub mod protocol;
 mod serve;
 pub mod session;

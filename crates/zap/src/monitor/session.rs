@@ -1,7 +1,6 @@
 //! A console at work: a thread that carries output to the log and to whoever is attached, and input from them.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -15,6 +14,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};
 
 use super::frame::{self, Collector, Kind};
+use super::log::Log;
 use crate::pod::console::Ends;
 use crate::sys::file::set_nonblocking;
 use crate::sys::pidfd::PidFd;
@@ -53,7 +53,7 @@ enum Order {
 #[derive(Default)]
 pub struct Plan {
     /// Where output is logged.
-    pub log: Option<File>,
+    pub log: Option<Log>,
     /// Called when stdin has been closed for good.
     pub stdin_closed: Option<Box<dyn FnOnce() + Send>>,
 }
@@ -299,9 +299,22 @@ impl Pump {
 
     /// Reads one piece of an output; false when there is nothing.
     fn carry_output(&mut self, index: usize) -> bool {
-        let mut buffer = [0; CHUNK];
         let output = &mut self.outputs[index];
         let kind = output.kind;
+        if let (Some(log), false) = (&mut self.plan.log, self.is_tty) {
+            match log.take(kind, &output.file, CHUNK) {
+                Ok(0) => {}
+                Ok(length) => {
+                    if !self.clients.is_empty() {
+                        let bytes = log.moved(length).unwrap_or_default();
+                        self.show(kind, &bytes);
+                    }
+                    return true;
+                }
+                Err(error) => tracing::warn!("the log takes no more: {error}"),
+            }
+        }
+        let mut buffer = [0; CHUNK];
         let length = match nix::unistd::read(&output.file, &mut buffer) {
             Err(Errno::EAGAIN | Errno::EINTR) => return false,
             // EIO: a terminal that was hung up, because its session's leader ended.
@@ -317,11 +330,14 @@ impl Pump {
 
     /// Into the log, and to whoever is attached.
     fn spread(&mut self, kind: Kind, bytes: &[u8]) {
-        let bytes = frame::encode(kind, bytes);
         if let Some(log) = &mut self.plan.log {
-            // A full disk must not stop the pod.
-            let _ = log.write_all(&bytes);
+            log.add(kind, bytes);
         }
+        self.show(kind, bytes);
+    }
+
+    fn show(&mut self, kind: Kind, bytes: &[u8]) {
+        let bytes = frame::encode(kind, bytes);
         for client in &mut self.clients {
             client.unsent.extend(&bytes);
         }

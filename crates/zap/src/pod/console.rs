@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use crate::ids::HostPid;
+use crate::monitor::frame::Kind;
 use crate::sys::{file, tty};
 
 /// What zap holds of a console.
@@ -77,6 +78,15 @@ impl Ends {
                 stdin.chain([(1, stdout.as_fd()), (2, stderr.as_fd())]).collect()
             }
             Ends::Pty { master, .. } => vec![(0, master.as_fd())],
+        }
+    }
+
+    /// The pipe of this kind of output.
+    pub fn output(&self, kind: Kind) -> Option<&OwnedFd> {
+        match (self, kind) {
+            (Ends::Pipes { stdout, .. }, Kind::Output) => Some(stdout),
+            (Ends::Pipes { stderr, .. }, Kind::ErrorOutput) => Some(stderr),
+            _ => None,
         }
     }
 

@@ -1,6 +1,5 @@
 //! A pod that is alive, as its monitor holds it.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -10,6 +9,7 @@ use std::thread::JoinHandle;
 use crate::error::RebuildError;
 use crate::ids::{HostPid, PodPid};
 use crate::look::Console;
+use crate::monitor::log::Log;
 use crate::monitor::session::{self, Session};
 use crate::pod::console::Ends;
 use crate::pod::control::{self, Control};
@@ -127,10 +127,7 @@ impl LivePod {
     }
 
     pub(super) fn start_session(&mut self, ends: Ends) -> Result<(), PodError> {
-        let mut options = File::options();
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let path = self.store.log_file(&self.spec.name);
-        let log = options.create(true).append(true).open(path).map_err(self.failed("opening the log"))?;
+        let log = Log::open(&self.store.log_file(&self.spec.name)).map_err(self.failed("opening the log"))?;
         let control = self.control.clone();
         let stdin_closed = Box::new(move || drop(control.drop_kept(0)));
         let plan = session::Plan { log: Some(log), stdin_closed: Some(stdin_closed) };

@@ -7,6 +7,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::ids::PodPid;
 use crate::migrate::destination::whose;
 use crate::migrate::fetch::{Fetching, Filling};
+use crate::monitor::log::Log;
 use crate::monitor::session::End;
 use crate::pod::console::Ends;
 use crate::pod::control::Control;
@@ -193,6 +194,7 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         pod.destroy(End::Exited(128 + libc::SIGKILL))?;
         return Ok(Found::Ended);
     };
+    end_torn_frame(&pod, &ends);
     pod.start_session(ends)?;
     pod.open_console();
     let status = known_status(&pod, main)?;
@@ -233,4 +235,14 @@ fn fetch_console(process: &PidFd, record: &Record) -> std::io::Result<Ends> {
     let is_pipe =
         |file: &OwnedFd| crate::sys::file::fstat(file).is_ok_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFIFO);
     Ends::of_pipes(Some(slot(0)?).filter(is_pipe), slot(1)?, slot(2)?)
+}
+
+/// The monitor before may have been killed while it moved output into the log.
+fn end_torn_frame(pod: &LivePod, ends: &Ends) {
+    let path = pod.store.log_file(&pod.spec.name);
+    let mended = Log::open(&path).and_then(|mut log| log.mend(|kind| ends.output(kind)));
+    if let Err(error) = mended {
+        // A log is no reason to give a pod up.
+        tracing::warn!("{}: {error}", path.display());
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use nix::time::{clock_getcpuclockid, clock_gettime};
@@ -32,6 +33,8 @@ const READ_AGAIN: u64 = 64 << 20;
 pub struct Layout {
     /// Its mappings, with their flags.
     pub mappings: Vec<Mapping>,
+    /// Where pages of files were mapped in.
+    touched: Vec<Range<u64>>,
     /// Bytes of modified memory.
     modified: u64,
     /// Processor time that it had taken before.
@@ -43,7 +46,8 @@ impl Layout {
     pub fn read(process: HostPid) -> Layout {
         let ran = processor_time(process);
         let mappings = memory::layout_of(process).unwrap_or_default();
-        Layout { modified: mappings.iter().map(|mapping| mapping.modified).sum(), mappings, ran }
+        let touched = memory::touched(process, &mappings);
+        Layout { modified: mappings.iter().map(|mapping| mapping.modified).sum(), mappings, touched, ran }
     }
 
     /// Whether it can have changed without a change of its lines.
@@ -68,6 +72,7 @@ pub struct Handles(HashMap<HostPid, Handle>);
 #[derive(Default)]
 pub struct MemoryAhead {
     layouts: Layouts,
+    touched: HashMap<HostPid, Vec<Range<u64>>>,
     followed: HashMap<HostPid, Ahead>,
     /// How long, in microseconds, a thread was held each time to begin following its process.
     pub holds_us: Vec<u64>,
@@ -86,6 +91,11 @@ impl MemoryAhead {
         self.layouts.get(&process).map(|layout| layout.mappings.as_slice())
     }
 
+    /// Where it had pages of files mapped in.
+    pub fn touched_by(&self, process: HostPid) -> &[Range<u64>] {
+        self.touched.get(&process).map_or(&[], Vec::as_slice)
+    }
+
     /// Forgets the layouts of small processes that have run since: `madvise(2)` and `mlock(2)` change flags that show
     /// nowhere else. To be called when the pod is about to be frozen.
     pub fn forget_stale(&mut self) {
@@ -93,8 +103,9 @@ impl MemoryAhead {
     }
 
     /// Nothing but layouts.
-    pub fn layouts(layouts: Layouts) -> MemoryAhead {
-        MemoryAhead { layouts, ..MemoryAhead::default() }
+    pub fn layouts(mut layouts: Layouts) -> MemoryAhead {
+        let touched = layouts.iter_mut().map(|(process, layout)| (*process, std::mem::take(&mut layout.touched)));
+        MemoryAhead { touched: touched.collect(), layouts, ..MemoryAhead::default() }
     }
 
     /// Follows the big processes of a running pod, and copies their memory for as many rounds as `strategy` says. What

@@ -55,6 +55,8 @@ pub struct Sightings {
     depth: Option<usize>,
     met: HashSet<u32>,
     signed: Option<HashSet<u64>>,
+    /// Whether any of them may hear from outside the pod at any time.
+    pub(crate) hear: bool,
     /// Sockets that listen.
     pub(crate) listeners: Listeners,
     /// Connections whose peers may be in the pod, too.

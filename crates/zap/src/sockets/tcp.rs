@@ -213,6 +213,7 @@ impl FileKind for Tcp {
     fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
         unkept::refuse_signed(look, descriptor)?;
         look.queued += super::tcp_queues::queued(descriptor.as_fd());
+        look.sockets.hear = true;
         look.sockets.listeners.note(descriptor);
         Ok(())
     }

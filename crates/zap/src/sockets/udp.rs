@@ -89,6 +89,11 @@ impl FileKind for Udp {
             )
     }
 
+    fn look_ahead(&self, look: &mut Look<'_>, _descriptor: &Descriptor) -> Result<(), CaptureError> {
+        look.sockets.hear = true;
+        Ok(())
+    }
+
     fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
         unkept::refuse_udp(descriptor)
     }

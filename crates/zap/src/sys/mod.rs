@@ -28,6 +28,7 @@ pub mod sched;
 pub mod seccomp;
 pub mod seed;
 pub mod socket;
+pub mod tap;
 pub mod terminal;
 #[cfg(test)]
 pub(crate) mod testing;

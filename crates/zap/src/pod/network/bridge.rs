@@ -6,6 +6,7 @@
 use super::lease::{ipv6_of, leased, mac_of};
 use super::links::{self, FarEnd, Link};
 use super::netlink::{Batch, Channel};
+use super::waiting_room;
 use super::way_out::{self, WayOut};
 use super::{NetworkError, kernel, open};
 use crate::pod::host_config::HostConfig;
@@ -189,11 +190,13 @@ fn remove(config: &HostConfig, links: &[Link], last: Option<&str>) -> Result<(),
     // A number that is no other bridge's.
     let group = 0x5a00_0000 | bridge.index;
     let [near, _] = keeper(config);
-    let together = |l: &&Link| l.index == bridge.index || l.name == near || Some(l.name.as_str()) == last;
+    let room = last.map(waiting_room::name);
+    let is_pods = |l: &Link| [last, room.as_deref()].contains(&Some(l.name.as_str()));
+    let together = |l: &&Link| l.index == bridge.index || l.name == near || is_pods(l);
     for link in links.iter().filter(together) {
         links::set_group(&mut batch, &link.name, group);
-        if Some(link.name.as_str()) == last {
-            // The kernel removes it with the pod's namespace, and may get to that first.
+        if is_pods(link) {
+            // The kernel removes it with the pod's namespace or the monitor, and may get to that first.
             batch.optional();
         }
     }

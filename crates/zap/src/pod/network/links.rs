@@ -16,7 +16,13 @@ const ADDR_GEN_NONE: u8 = 1;
 const IFLA_BR_FORWARD_DELAY: u16 = 1;
 const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 const IFLA_BRPORT_STATE: u16 = 1;
+const IFLA_BRPORT_LEARNING: u16 = 8;
+const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
+const IFLA_BRPORT_MCAST_FLOOD: u16 = 27;
+const IFLA_BRPORT_BCAST_FLOOD: u16 = 30;
 const VETH_INFO_PEER: u16 = 1;
+const NUD_REACHABLE: u16 = 0x02;
+const NTF_STICKY: u8 = 0x40;
 const OPERSTATE_UP: u8 = 6;
 const SKIP_STATISTICS: u32 = 1 << 3;
 
@@ -146,6 +152,56 @@ pub(super) fn set_port(batch: &mut Batch, (name, index): (&str, u32), state: Por
         link.nest(libc::IFLA_PROTINFO, |port| {
             port.put(IFLA_BRPORT_STATE, &[state as u8]);
         });
+    });
+}
+
+/// Gives a link an address that no bridge prefers to its own, and room for this many packets.
+pub(super) fn set_aside(batch: &mut Batch, name: &str, mac: [u8; 6], packets: u32) {
+    batch.push(("preparing", name), (libc::RTM_NEWLINK, 0), &link_header(0, 0, 0), |link| {
+        link.put_str(libc::IFLA_IFNAME, name)
+            .put(libc::IFLA_ADDRESS, &[&[0xfe], &mac[1..]].concat())
+            .put_u32(libc::IFLA_TXQLEN, packets);
+    });
+}
+
+/// Has a port get nothing but what is led to it, and the bridge learn nothing from it.
+pub(super) fn set_deaf(batch: &mut Batch, (name, index): (&str, u32)) {
+    let mut header = link_header(index, 0, 0);
+    header[0] = libc::PF_BRIDGE as u8;
+    batch.push(("setting the port", name), (libc::RTM_SETLINK, 0), &header, |link| {
+        link.nest(libc::IFLA_PROTINFO, |port| {
+            for what in
+                [IFLA_BRPORT_LEARNING, IFLA_BRPORT_UNICAST_FLOOD, IFLA_BRPORT_MCAST_FLOOD, IFLA_BRPORT_BCAST_FLOOD]
+            {
+                port.put(what, &[0]);
+            }
+        });
+    });
+}
+
+/// How firmly a bridge believes where an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lead {
+    /// Whatever it sees.
+    Fixed,
+    /// As if it had learnt it.
+    Learnt,
+}
+
+/// Tells the bridge behind which of its ports an address is.
+pub(super) fn lead_to(batch: &mut Batch, mac: [u8; 6], index: u32, lead: Lead) {
+    let (state, flags) = match lead {
+        Lead::Fixed => (libc::NUD_NOARP, libc::NTF_MASTER | NTF_STICKY),
+        Lead::Learnt => (NUD_REACHABLE, libc::NTF_MASTER),
+    };
+    // struct ndmsg: family, padding, index, state, flags, type.
+    let mut header = vec![libc::PF_BRIDGE as u8, 0, 0, 0];
+    header.extend(index.to_ne_bytes());
+    header.extend(state.to_ne_bytes());
+    header.extend([flags, 0]);
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+    batch.push(("leading packets", "to the pod"), (libc::RTM_NEWNEIGH, flags), &header, |entry| {
+        entry.put(libc::NDA_LLADDR, &mac);
     });
 }
 

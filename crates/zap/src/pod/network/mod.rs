@@ -16,12 +16,14 @@ mod newcomers;
 mod probe;
 mod publish;
 mod translate;
+mod waiting_room;
 mod way_out;
 
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +33,7 @@ use crate::pod::{AddressPlan, Publish};
 use crate::sys::packet;
 use links::{FarEnd, PortState};
 use netlink::{Batch, Channel};
+use waiting_room::WaitingRoom;
 
 /// What a pod asks of the network.
 #[derive(Clone, Debug, Default)]
@@ -62,6 +65,9 @@ pub struct Network {
     /// The host's ports, as long as this process lives.
     #[serde(skip)]
     held: Vec<publish::Held>,
+    /// Where packets wait while it is held for a moment, once that has been prepared: nowhere if it cannot be.
+    #[serde(skip)]
+    waiting_room: OnceLock<Option<WaitingRoom>>,
 }
 
 /// Why a pod could not be connected.
@@ -159,7 +165,17 @@ impl Network {
         links::set_up(&mut batch, &link);
         channel.run(&batch)?;
         let publish = request.publish.to_vec();
-        Ok(Network { config: config.clone(), init, link, index: next, inner, outer, publish, held: Vec::new() })
+        Ok(Network {
+            config: config.clone(),
+            init,
+            link,
+            index: next,
+            inner,
+            outer,
+            publish,
+            held: Vec::new(),
+            waiting_room: OnceLock::new(),
+        })
     }
 
     /// Translates and publishes, where need be: most pods need no rule at all.
@@ -219,15 +235,56 @@ impl Network {
         &self.outer
     }
 
-    /// Drops the pod's packets from now on, both ways, on the host's side: the pod cannot tell, and what the bridge has
-    /// learned stays.
-    pub fn block(&self) -> Result<(), NetworkError> {
-        self.set_port(PortState::Disabled)
+    /// Prepares for [`Network::block`] so that it lets packets for the pod wait instead of dropping them. Where the host
+    /// cannot do that, they are dropped.
+    pub fn make_waiting_room(&self) {
+        self.waiting_room.get_or_init(|| {
+            let make = || {
+                let channel = Channel::route()?;
+                let links = links::list(&channel)?;
+                let master = links.iter().find(|l| l.index == self.index).and_then(|l| l.master);
+                let master = master.ok_or_else(|| io::Error::other("the pod's link is on no bridge"))?;
+                WaitingRoom::make(&channel, &self.link, self.outer.mac, master)
+            };
+            make().inspect_err(|error| tracing::info!("packets for a held pod are dropped: {error}")).ok()
+        });
     }
 
-    /// Lets packets through again.
+    fn waiting_room(&self) -> Option<&WaitingRoom> {
+        self.waiting_room.get().and_then(Option::as_ref)
+    }
+
+    /// Has packets for the pod wait from now on, if there is a place for them; what it sends itself passes.
+    pub fn divert(&self) -> Result<(), NetworkError> {
+        let Some(room) = self.waiting_room() else { return self.block() };
+        let mut batch = Batch::default();
+        room.open(&mut batch);
+        Ok(open()?.run(&batch)?)
+    }
+
+    /// Stops the pod's packets from now on, both ways, on the host's side: the pod cannot tell, and what the bridge has
+    /// learned stays. Those that wait go on waiting.
+    pub fn block(&self) -> Result<(), NetworkError> {
+        let mut batch = Batch::default();
+        if let Some(room) = self.waiting_room() {
+            room.open(&mut batch);
+        }
+        links::set_port(&mut batch, (&self.link, self.index), PortState::Disabled);
+        Ok(open()?.run(&batch)?)
+    }
+
+    /// Lets packets through again, those first that wait.
     pub fn unblock(&self) -> Result<(), NetworkError> {
-        self.set_port(PortState::Forwarding)
+        let mut batch = Batch::default();
+        links::set_port(&mut batch, (&self.link, self.index), PortState::Forwarding);
+        if let Some(room) = self.waiting_room() {
+            room.close(&mut batch, self.index);
+        }
+        open()?.run(&batch)?;
+        match self.waiting_room() {
+            Some(room) => room.empty().map_err(kernel("sending on", "what has waited")),
+            None => Ok(()),
+        }
     }
 
     /// Has the pod ask anew for the neighbours that it asked for while it was blocked: it would wait for a second before it
@@ -245,12 +302,6 @@ impl Network {
     /// Lets them through again. It is no error if they were not dropped.
     pub fn admit_newcomers(&self) -> Result<(), NetworkError> {
         newcomers::admit_at(&self.link)
-    }
-
-    fn set_port(&self, state: PortState) -> Result<(), NetworkError> {
-        let mut batch = Batch::default();
-        links::set_port(&mut batch, (&self.link, self.index), state);
-        Ok(open()?.run(&batch)?)
     }
 
     /// Tells the bridge's neighbours where the pod's addresses are now (gratuitous ARP, unsolicited NA).
@@ -284,6 +335,10 @@ impl Network {
         }
         let mut batch = Batch::default();
         links::delete(&mut batch, &self.link);
+        if self.waiting_room().is_some() {
+            links::delete(&mut batch, &waiting_room::name(&self.link));
+            batch.optional();
+        }
         match channel.remove(batch, self.index) {
             // The pod's last process ended, and the kernel has removed the link with the pod's namespace.
             Err(gone) if gone.source.raw_os_error() == Some(libc::ENODEV) => Ok(()),
