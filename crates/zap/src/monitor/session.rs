@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};
@@ -297,8 +298,8 @@ impl Pump {
         Ok(())
     }
 
-    /// Reads one piece of an output; false when there is nothing.
-    fn carry_output(&mut self, index: usize) -> bool {
+    /// Reads one piece of an output; how long it was, 0 when there is nothing.
+    fn carry_output(&mut self, index: usize) -> usize {
         let output = &mut self.outputs[index];
         let kind = output.kind;
         if let (Some(log), false) = (&mut self.plan.log, self.is_tty) {
@@ -309,23 +310,23 @@ impl Pump {
                         let bytes = log.moved(length).unwrap_or_default();
                         self.show(kind, &bytes);
                     }
-                    return true;
+                    return length;
                 }
                 Err(error) => tracing::warn!("the log takes no more: {error}"),
             }
         }
         let mut buffer = [0; CHUNK];
         let length = match nix::unistd::read(&output.file, &mut buffer) {
-            Err(Errno::EAGAIN | Errno::EINTR) => return false,
+            Err(Errno::EAGAIN | Errno::EINTR) => return 0,
             // EIO: a terminal that was hung up, because its session's leader ended.
             Ok(0) | Err(_) => {
                 output.ended = true;
-                return false;
+                return 0;
             }
             Ok(length) => length,
         };
         self.spread(kind, &buffer[..length]);
-        true
+        length
     }
 
     /// Into the log, and to whoever is attached.
@@ -343,9 +344,16 @@ impl Pump {
         }
     }
 
+    /// Reads what is there. Somebody may be writing all the while, and without end: no more is read than there can have been.
     fn drain(&mut self) {
         for index in 0..self.outputs.len() {
-            while !self.outputs[index].ended && self.carry_output(index) {}
+            let mut left = held_by(&self.outputs[index].file);
+            while left > 0 && !self.outputs[index].ended {
+                match self.carry_output(index) {
+                    0 => break,
+                    length => left = left.saturating_sub(length),
+                }
+            }
         }
     }
 
@@ -450,6 +458,12 @@ impl Pump {
     }
 }
 
+/// How many bytes an output can have to read: the size of a pipe, and of a terminal more than the kernel lets it have.
+fn held_by(output: &OwnedFd) -> usize {
+    const TERMINAL: usize = 1 << 20;
+    fcntl(output, FcntlArg::F_GETPIPE_SZ).map_or(TERMINAL, |size| size.max(0) as usize)
+}
+
 /// Sends what is unsent, as far as it goes; false when the client has gone.
 fn flush(client: &mut Client) -> bool {
     let (front, _) = client.unsent.as_slices();
@@ -459,4 +473,27 @@ fn flush(client: &mut Client) -> bool {
         Err(_) => return false,
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// A command has ended, and what it has left in the background writes on.
+    #[test]
+    fn whoever_writes_without_end_does_not_keep_a_session_from_ending() {
+        let (ends, [_stdin, stdout, _stderr]) = Ends::pipes(false).unwrap();
+        let session = Session::start(ends, Plan::default()).unwrap();
+        let writer = std::thread::spawn(move || while nix::unistd::write(&stdout, &[b'y'; 4096]).is_ok() {});
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        session.attach(theirs, false);
+        let begun = Instant::now();
+        session.drain();
+        session.end(End::Exited(0));
+        assert!(begun.elapsed() < 4 * LAST_WORDS, "{:?}", begun.elapsed());
+        drop((ours, session));
+        writer.join().unwrap();
+    }
 }
