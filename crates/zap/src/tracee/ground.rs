@@ -10,6 +10,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use crate::ids::{HostPid, PodPid};
+use crate::process::proc_files::Status;
+use crate::procfs;
 use crate::tracee::batch::{Arg, Batch, OnFailure, Results};
 use crate::tracee::held::{Held, TraceeError};
 use crate::tracee::interrupted;
@@ -21,7 +23,7 @@ pub const SMALL_SEAT: usize = 4 << 10;
 /// The prepared ground of one process.
 #[derive(Debug)]
 pub struct Ground {
-    process: PodPid,
+    process: (HostPid, PodPid),
     memory: File,
     pub(super) stub: u64,
     pub(super) single: u64,
@@ -38,10 +40,31 @@ pub fn open_memory(process: HostPid) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(process.proc("mem"))
 }
 
+/// Why the memory of a process could not be written to. The kernel says EIO if it cannot have the page: that of a process that
+/// is being killed (`oom_reaper` may have emptied it already), or a new one, with the host or a control group out of memory.
+fn unwritten((host, pod): (HostPid, PodPid), error: io::Error) -> TraceeError {
+    match error.raw_os_error() {
+        Some(libc::EIO) if is_being_killed(host) => TraceeError::Died(pod),
+        Some(libc::EIO) => {
+            let source = io::Error::other("there is no memory for a page of it on this host, or in its control group");
+            TraceeError::Kernel { step: "writing to", thread: pod, source }
+        }
+        _ => TraceeError::kernel("writing to", pod)(error),
+    }
+}
+
+/// Whether SIGKILL is on its way to a process, or has arrived.
+fn is_being_killed(process: HostPid) -> bool {
+    let Ok(status) = procfs::read_record(process.proc("status")).map(Status::new) else { return true };
+    let killed = 1 << (libc::SIGKILL - 1);
+    let ended = status.field("State").is_none_or(|state| state.starts_with(['Z', 'X']));
+    ended || (status.mask("SigPnd") | status.mask("ShdPnd")) & killed != 0
+}
+
 /// A vDSO with room for the stub and a seat behind its code, or with a stub that somebody left there.
 #[derive(Debug)]
 pub struct Site {
-    process: PodPid,
+    process: (HostPid, PodPid),
     memory: File,
     stub: Stub,
     /// Where the stub goes, or is.
@@ -73,7 +96,7 @@ impl Site {
         }
         let left = found.and_then(|at| crate::sys::plain::from_bytes(&bytes[at + seat_offset..]));
         let start = vdso.start + offset as u64;
-        Ok(Site { process: process.1, memory, stub, tail: start..start + needed as u64, left })
+        Ok(Site { process, memory, stub, tail: start..start + needed as u64, left })
     }
 
     /// Where an earlier zap, which died, left its stub: a thread in there is on its way home.
@@ -126,7 +149,7 @@ impl Ground {
         let args = [scratch.start, length, read_write as u64, flags as u64, u64::MAX, 0];
         let mapped = held.single(&ground, seat_at, libc::SYS_mmap, args)?;
         if mapped as u64 != scratch.start {
-            return Err(TraceeError::NoRoom(process));
+            return Err(TraceeError::NoRoom(process.1));
         }
         if let Some(leaked) = leaked.filter(|leaked| *leaked != scratch) {
             let args = [leaked.start, leaked.end - leaked.start, 0, 0, 0, 0];
@@ -145,7 +168,7 @@ impl Ground {
     ) -> Result<Ground, TraceeError> {
         let memory = open_memory(process.0).map_err(TraceeError::kernel("opening the memory of", process.1))?;
         let single = code + stub::assemble().single;
-        Ok(Ground { process: process.1, memory, stub: code, single, marker, scratch, seat_size, tail: None })
+        Ok(Ground { process, memory, stub: code, single, marker, scratch, seat_size, tail: None })
     }
 
     /// Unmaps the scratch through the stub in the vDSO's tail and puts zeros back there. `held` goes home afterwards.
@@ -177,9 +200,9 @@ impl Ground {
     pub fn begin_to_leave(self, held: &mut Held, code: u64, vdso: &Range<u64>) -> Result<(), TraceeError> {
         let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
         let read = self.memory.read_exact_at(&mut bytes, vdso.start);
-        read.map_err(TraceeError::kernel("reading the vDSO of", self.process))?;
+        read.map_err(TraceeError::kernel("reading the vDSO of", self.process.1))?;
         let instruction =
-            bytes.windows(2).position(|two| two == [0x0f, 0x05]).ok_or(TraceeError::NoRoom(self.process))?;
+            bytes.windows(2).position(|two| two == [0x0f, 0x05]).ok_or(TraceeError::NoRoom(self.process.1))?;
         let args = [code, self.scratch.end - code, 0, 0, 0, 0];
         held.begin_call_from(vdso.start + instruction as u64, libc::SYS_munmap, args)
     }
@@ -209,7 +232,7 @@ impl Ground {
     }
 
     fn write(&self, at: u64, bytes: &[u8]) -> Result<(), TraceeError> {
-        self.memory.write_all_at(bytes, at).map_err(TraceeError::kernel("writing to", self.process))
+        self.memory.write_all_at(bytes, at).map_err(|error| unwritten(self.process, error))
     }
 
     fn seat_of(&self, held: &Held, at: u64, calls: usize) -> Seat {
@@ -273,7 +296,7 @@ impl Ground {
     /// Writes the seats of several threads that are to run the same batch, one behind the other from `first` on.
     pub(super) fn place_all(&self, first: usize, all: &[Held], batch: &Batch) -> Result<(), TraceeError> {
         if batch.size() > self.seat_size {
-            return Err(TraceeError::NoRoom(self.process));
+            return Err(TraceeError::NoRoom(self.process.1));
         }
         let mut bytes = Vec::with_capacity(all.len() * self.seat_size);
         for (place, held) in all.iter().enumerate() {
@@ -288,7 +311,7 @@ impl Ground {
         let header = self.seat_of(held, at, batch.steps.len());
         let data_at = header.calls_end;
         if data_at + batch.data.len() as u64 > self.scratch.end {
-            return Err(TraceeError::NoRoom(self.process));
+            return Err(TraceeError::NoRoom(self.process.1));
         }
         let result_of = |call: usize| header.calls + (call * size_of::<RawCall>() + offset_of!(RawCall, result)) as u64;
         let mut bytes = Vec::with_capacity((data_at - at) as usize + batch.data.len());
@@ -322,7 +345,7 @@ impl Ground {
     pub(super) fn collect_all(&self, first: usize, count: usize, batch: &Batch) -> Result<Vec<Results>, TraceeError> {
         let Some(last) = count.checked_sub(1) else { return Ok(Vec::new()) };
         let mut bytes = vec![0; last * self.seat_size + batch.size()];
-        let failed = TraceeError::kernel("reading from", self.process);
+        let failed = TraceeError::kernel("reading from", self.process.1);
         self.memory.read_exact_at(&mut bytes, self.seat(first)).map_err(failed)?;
         let of = |place: usize| Self::results(self.seat(first + place), &bytes[place * self.seat_size..], batch);
         Ok((0..count).map(of).collect())
