@@ -17,6 +17,7 @@ mod inherit;
 mod manifest;
 mod reader;
 mod received;
+mod room;
 mod sink;
 mod stored;
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use chunk::{Compression, FileEntry};
 pub use manifest::FORMAT;
 pub use reader::{ImageReader, LayerReader, StoredData};
 pub use received::ReceivedImage;
+pub(crate) use room::Room;
 pub use sink::DataSink;
 pub(crate) use stored::memory_file;
 pub use writer::{ImageWriter, LayerWriter, Summary, remove_partials};

@@ -5,17 +5,21 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, channel, sync_channel}
 
 use super::DataRef;
 use super::chunk::{ChunkWriter, Written};
+use super::room::Room;
 
 /// Bytes of a page; what [`DataSink::append_pages`] aligns to.
 const PAGE: u64 = 4096;
 
 /// Collects bulk bytes. What is appended has its place at once; it reaches the disk when [`DataSink::flush`] is called
-/// (before the hold, or after it), never while the pod is held.
+/// (before the hold, or after it), never while the pod is held unless the host's memory runs out.
 #[derive(Default)]
 pub struct DataSink {
     pending: Vec<Vec<u8>>,
     end: u64,
     out: Option<ChunkWriter>,
+    room: Room,
+    /// Why what was pending could not be written when memory ran out.
+    failed: Option<io::Error>,
 }
 
 impl DataSink {
@@ -29,6 +33,9 @@ impl DataSink {
         self.end += here.length;
         if !bytes.is_empty() {
             self.pending.push(bytes);
+        }
+        if self.room.is_scarce_after(here.length) && self.failed.is_none() {
+            self.failed = self.flush().err();
         }
         here
     }
@@ -47,6 +54,9 @@ impl DataSink {
 
     /// Writes what is pending to the image. A sink of no image keeps everything.
     pub fn flush(&mut self) -> io::Result<()> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         if let Some(out) = &mut self.out {
             for bytes in self.pending.drain(..) {
                 out.append(&bytes)?;

@@ -25,6 +25,9 @@ pub(super) struct Entry {
 pub(super) enum What {
     /// A file with what is known of it.
     File(Kind, Facts),
+    /// A regular file that was packed before, of which some bytes differ by now. `stretches` are all that are no hole now,
+    /// `changed` those whose bytes follow.
+    Patched { size: u64, stretches: Vec<(u64, u64)>, changed: Vec<(u64, u64)>, facts: Facts },
     /// Another name of the regular file that was packed under this path.
     Link(#[serde(with = "serde_bytes")] Vec<u8>),
     /// It is gone.

@@ -92,7 +92,7 @@ fn a_tree_of_every_sort_comes_back() {
         tree_of_every_sort(from.path());
         let mut archive = Vec::new();
         let index = pack(from.path(), &mut archive).unwrap();
-        pack_changes(from.path(), &index, &Inodes::new(), &mut archive).unwrap();
+        pack_changes(from.path(), index, &Inodes::new(), &mut archive).unwrap();
         assert!(archive.len() < 10_000_000, "holes are left out: {}", archive.len());
         fs::write(into.path().join("a"), "in the way").unwrap();
         unpack(&mut &archive[..], into.path()).unwrap();
@@ -115,10 +115,83 @@ fn only_changes_are_added() {
     change(from.path());
     let mapped = fs::metadata(from.path().join("a/null")).unwrap();
     let always = Inodes::from([(mapped.dev(), mapped.ino())]);
-    pack_changes(from.path(), &index, &always, &mut archive).unwrap();
+    pack_changes(from.path(), index, &always, &mut archive).unwrap();
     assert!(archive.len() - whole < 10_000, "{} bytes were added", archive.len() - whole);
     unpack(&mut &archive[..], into.path()).unwrap();
     assert_eq!(portrait(from.path()), portrait(into.path()));
+}
+
+/// A large file that is written to all the time is packed whole once, and block by block from then on.
+#[test]
+fn blocks_that_differ_are_added() {
+    for home in ["/var/tmp", "/dev/shm"] {
+        let (from, into) = (tempfile::tempdir_in(home).unwrap(), tempfile::tempdir_in(home).unwrap());
+        let path = from.path().join("log");
+        let log = File::create(&path).unwrap();
+        log.write_all_at(&vec![1; 3 << 20], 0).unwrap();
+        log.write_all_at(b"far", 9 << 20).unwrap();
+        let mut archive = Vec::new();
+        let mut index = pack(from.path(), &mut archive).unwrap();
+        assert!(index.has_large());
+        log.write_all_at(b"first", 70_000).unwrap();
+        assert!(follow(from.path(), &mut index, &mut archive).unwrap() >= 3 << 20);
+        log.write_all_at(b"second", 1 << 20).unwrap();
+        let added = follow(from.path(), &mut index, &mut archive).unwrap();
+        assert!((1..200_000).contains(&added), "{added} bytes were added");
+        let before = archive.len();
+        // In the hold: something in the middle, something at the end, and a hole where something was.
+        log.write_all_at(b"third", 2 << 20).unwrap();
+        log.write_all_at(b"end", 12 << 20).unwrap();
+        let hole = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        nix::fcntl::fallocate(&log, hole, 256 << 10, 512 << 10).unwrap();
+        pack_changes(from.path(), index, &Inodes::new(), &mut archive).unwrap();
+        assert!(archive.len() - before < 400_000, "{} bytes were added", archive.len() - before);
+        unpack(&mut &archive[..], into.path()).unwrap();
+        assert_eq!(portrait(from.path()), portrait(into.path()));
+    }
+}
+
+/// One that becomes another file, or gets another name, is not taken for what it was.
+#[test]
+fn blocks_are_those_of_one_file() {
+    let (from, into) = (directory(), directory());
+    let at = |name: &str| from.path().join(name);
+    for (name, byte) in [("replaced", 1), ("linked", 2), ("shrunk", 3), ("moved", 4)] {
+        fs::write(at(name), vec![byte; 2 << 20]).unwrap();
+    }
+    let mut archive = Vec::new();
+    let mut index = pack(from.path(), &mut archive).unwrap();
+    for name in ["replaced", "linked", "shrunk", "moved"] {
+        File::options().write(true).open(at(name)).unwrap().write_all_at(b"x", 5).unwrap();
+    }
+    follow(from.path(), &mut index, &mut archive).unwrap();
+    fs::write(at("new"), vec![5; 2 << 20]).unwrap();
+    fs::rename(at("new"), at("replaced")).unwrap();
+    fs::hard_link(at("linked"), at("other name")).unwrap();
+    File::options().write(true).open(at("shrunk")).unwrap().set_len(1_500_001).unwrap();
+    fs::rename(at("moved"), at("there")).unwrap();
+    pack_changes(from.path(), index, &Inodes::new(), &mut archive).unwrap();
+    unpack(&mut &archive[..], into.path()).unwrap();
+    assert_eq!(portrait(from.path()), portrait(into.path()));
+}
+
+#[test]
+fn bytes_of_what_is_no_file_do_not_differ() {
+    let into = directory();
+    let patched = |path: &[u8], changed| {
+        let facts = Facts { mode: 0o755, ..Facts::default() };
+        Entry { path: path.into(), what: What::Patched { size: 4, stretches: vec![(0, 4)], changed, facts } }
+    };
+    let fifo = || entry(b"p", Kind::Node(libc::S_IFIFO, 0));
+    let file = || entry(b"f", Kind::Regular(0, Vec::new()));
+    for hostile in [
+        vec![fifo(), patched(b"p", vec![])],
+        vec![patched(b"missing", vec![])],
+        vec![file(), patched(b"f", vec![(2, 3)])],
+        vec![file(), patched(b"f", vec![(u64::MAX, 3)])],
+    ] {
+        assert!(unpack(&mut &archive(hostile)[..], into.path()).is_err());
+    }
 }
 
 fn archive(entries: Vec<Entry>) -> Vec<u8> {
@@ -166,7 +239,7 @@ proptest! {
         symlink("f", from.path().join("d/l")).unwrap();
         let mut bytes = Vec::new();
         let index = pack(from.path(), &mut bytes).unwrap();
-        pack_changes(from.path(), &index, &Inodes::new(), &mut bytes).unwrap();
+        pack_changes(from.path(), index, &Inodes::new(), &mut bytes).unwrap();
         let place = place.index(bytes.len());
         if cut { bytes.truncate(place) } else { bytes[place] = byte }
         let result = unpack(&mut &bytes[..], into.path());
@@ -182,7 +255,7 @@ fn names_are_bytes() {
     fs::write(tree::magic_path(directory.as_fd(), &name), "x").unwrap();
     let mut bytes = Vec::new();
     let index = pack(from.path(), &mut bytes).unwrap();
-    pack_changes(from.path(), &index, &Inodes::new(), &mut bytes).unwrap();
+    pack_changes(from.path(), index, &Inodes::new(), &mut bytes).unwrap();
     unpack(&mut &bytes[..], into.path()).unwrap();
     assert_eq!(portrait(from.path()), portrait(into.path()));
 }

@@ -6,15 +6,18 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, fstatat, mkdirat, mknodat, utimensat};
+use nix::fcntl::{AtFlags, FallocateFlags, OFlag, OpenHow, ResolveFlag, fallocate, openat, openat2};
+use nix::sys::stat::{
+    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens, mkdirat, mknodat, utimensat,
+};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat};
+use xattr::FileExt as _;
 
 use super::format::{self, Entry, Facts, Kind, TITLE, What};
 use super::tree::magic_path;
@@ -118,13 +121,27 @@ impl Unpacker {
                 self.directories.insert(entry.path, facts);
                 return Ok(());
             }
+            What::File(Kind::Regular(size, stretches), facts) => {
+                let file = self.make_regular(&directory, &name, &entry.path)?;
+                within(size, &stretches)?;
+                self.fill(&file, &stretches, from)?;
+                if stretches.last().map_or(0, |(at, length)| at + length) != size {
+                    file.set_len(size)?;
+                }
+                return settle_file(&file, &facts);
+            }
+            What::Patched { size, stretches, changed, facts } => {
+                let file = open_regular(&directory, &name)?;
+                within(size, &stretches)?;
+                within(size, &changed)?;
+                make_holes(&file, size, &stretches)?;
+                self.fill(&file, &changed, from)?;
+                file.set_len(size)?;
+                return settle_file(&file, &facts);
+            }
             _ => self.clear(&directory, &name, &entry.path)?,
         }
         match entry.what {
-            What::File(Kind::Regular(size, stretches), facts) => {
-                self.fill(&directory, &name, size, &stretches, from)?;
-                settle(&directory, &name, &facts, false)
-            }
             What::File(Kind::Symlink(target), facts) => {
                 symlinkat(OsStr::from_bytes(&target), &directory, name.as_c_str())?;
                 settle(&directory, &name, &facts, true)
@@ -140,7 +157,7 @@ impl Unpacker {
                 let there = self.open(there)?;
                 Ok(linkat(&there, first.as_c_str(), &directory, name.as_c_str(), AtFlags::empty())?)
             }
-            What::File(Kind::Directory, _) | What::Removed | What::End => Ok(()),
+            What::File(..) | What::Patched { .. } | What::Removed | What::End => Ok(()),
         }
     }
 
@@ -169,20 +186,22 @@ impl Unpacker {
         }
     }
 
-    fn fill(
-        &mut self,
-        directory: &OwnedFd,
-        name: &CString,
-        size: u64,
-        stretches: &[(u64, u64)],
-        from: &mut dyn Read,
-    ) -> io::Result<()> {
+    /// Most names are free: whether this one is comes out by making the file.
+    fn make_regular(&mut self, directory: &OwnedFd, name: &CString, path: &[u8]) -> io::Result<File> {
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = File::from(openat(directory, name.as_c_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
-        for (offset, length) in stretches {
-            if offset.checked_add(*length).is_none_or(|end| end > size) {
-                return Err(invalid("a file has bytes behind its end"));
+        let make = || openat(directory, name.as_c_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        let file = match make() {
+            Err(Errno::EEXIST) => {
+                self.clear(directory, name, path)?;
+                make()
             }
+            made => made,
+        };
+        Ok(File::from(file?))
+    }
+
+    fn fill(&mut self, file: &File, stretches: &[(u64, u64)], from: &mut dyn Read) -> io::Result<()> {
+        for (offset, length) in stretches {
             let mut done = 0;
             while done < *length {
                 let now = (self.buffer.len() as u64).min(length - done) as usize;
@@ -191,7 +210,7 @@ impl Unpacker {
                 done += now as u64;
             }
         }
-        file.set_len(size)
+        Ok(())
     }
 
     /// Directories get their facts when nothing is put into them any more, the inner ones first.
@@ -202,6 +221,37 @@ impl Unpacker {
         }
         Ok(())
     }
+}
+
+/// Refuses stretches that do not lie in a file of that size.
+fn within(size: u64, stretches: &[(u64, u64)]) -> io::Result<()> {
+    let lies = |(offset, length): &(u64, u64)| offset.checked_add(*length).is_some_and(|end| end <= size);
+    match stretches.iter().all(lies) {
+        true => Ok(()),
+        false => Err(invalid("a file has bytes behind its end")),
+    }
+}
+
+/// A regular file that was made before.
+fn open_regular(directory: &OwnedFd, name: &CString) -> io::Result<File> {
+    let stat = fstatat(directory, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
+        return Err(invalid("bytes of what is no file differ"));
+    }
+    let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    Ok(File::from(openat(directory, name.as_c_str(), flags, Mode::empty())?))
+}
+
+/// Makes holes where a file has no stretch.
+fn make_holes(file: &File, size: u64, stretches: &[(u64, u64)]) -> io::Result<()> {
+    let (mode, mut at) = (FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, 0);
+    for (offset, length) in stretches.iter().copied().chain([(size, 0)]) {
+        if at < offset {
+            fallocate(file, mode, at as i64, (offset - at) as i64)?;
+        }
+        at = offset + length;
+    }
+    Ok(())
 }
 
 fn is_directory(directory: &OwnedFd, name: &CString) -> io::Result<bool> {
@@ -236,17 +286,31 @@ fn settle(directory: &OwnedFd, name: &CString, facts: &Facts, link: bool) -> io:
     }
     let path = magic_path(directory.as_fd(), name);
     for (attribute, value) in &facts.attributes {
-        set_attribute(&path, attribute, value)?;
+        labelled(attribute, xattr::set(&path, OsStr::from_bytes(attribute), value))?;
     }
     let (accessed, modified) = (facts.accessed, facts.modified);
     let times = (TimeSpec::new(accessed.0, accessed.1), TimeSpec::new(modified.0, modified.1));
     Ok(utimensat(directory, name.as_c_str(), &times.0, &times.1, UtimensatFlags::NoFollowSymlink)?)
 }
 
+/// The same for a file that is open: what it has already is not given to it again.
+fn settle_file(file: &File, facts: &Facts) -> io::Result<()> {
+    let now = file.metadata()?;
+    if (now.uid(), now.gid()) != (facts.uid, facts.gid) {
+        fchown(file, Some(Uid::from_raw(facts.uid)), Some(Gid::from_raw(facts.gid)))?;
+    }
+    fchmod(file, Mode::from_bits_truncate(facts.mode))?;
+    for (attribute, value) in &facts.attributes {
+        labelled(attribute, file.set_xattr(OsStr::from_bytes(attribute), value))?;
+    }
+    let (accessed, modified) = (facts.accessed, facts.modified);
+    Ok(futimens(file, &TimeSpec::new(accessed.0, accessed.1), &TimeSpec::new(modified.0, modified.1))?)
+}
+
 /// Labels of a security module are the host's: without it they cannot be set, nor missed.
-fn set_attribute(path: &Path, name: &[u8], value: &[u8]) -> io::Result<()> {
+fn labelled(name: &[u8], set: io::Result<()>) -> io::Result<()> {
     let label = name.starts_with(b"security.") && name != b"security.capability";
-    match xattr::set(path, OsStr::from_bytes(name), value) {
+    match set {
         Err(e) if label && e.raw_os_error() == Some(libc::ENOTSUP) => Ok(()),
         other => other,
     }

@@ -1,14 +1,14 @@
 //! The directory trees of a pod that travel in its images: the upper layers of its overlays, and its tmpfs mounts.
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::ids::{FileId, HostPid};
-use crate::image::{ImageError, ImageReader, ImageWriter, LayerWriter};
+use crate::image::{ImageError, ImageReader, ImageWriter, LayerWriter, Room};
 use crate::layer::{self, Index, Inodes};
 use crate::look::Look;
 use crate::memory::{Backing, MemoryState, VmaState};
@@ -30,12 +30,66 @@ fn inside(init: HostPid, mount: &str) -> PathBuf {
 /// A tree of which a copy was taken while the pod ran.
 struct Tree {
     top: PathBuf,
-    archive: LayerWriter,
+    archive: Archive,
     index: Index,
-    /// What changed since, held in memory until the pod runs again.
-    changes: Vec<u8>,
     /// Of a tmpfs that was made inside the pod: its device, the name of its archive, and what keeps it in sight.
     fresh: Option<(Vec<u8>, String, OwnedFd)>,
+}
+
+impl Tree {
+    /// Packs a tree, and what changes in the meantime as long as that is much.
+    fn pack(top: PathBuf, out: LayerWriter) -> Result<Tree, TreesError> {
+        const MUCH: u64 = 8 << 20;
+        const ROUNDS: usize = 4;
+        let mut archive = Archive { out, gathered: Vec::new(), gathers: false, room: Room::default() };
+        let mut index = layer::pack(&top, &mut archive)?;
+        for _ in 0..ROUNDS {
+            if !index.has_large() || layer::follow(&top, &mut index, &mut archive)? < MUCH {
+                break;
+            }
+        }
+        Ok(Tree { top, archive, index, fresh: None })
+    }
+}
+
+/// An archive on its way into an image.
+struct Archive {
+    out: LayerWriter,
+    /// What was packed with the pod held: it stays in memory until the pod runs again, as long as there is room.
+    gathered: Vec<Vec<u8>>,
+    gathers: bool,
+    room: Room,
+}
+
+impl Archive {
+    fn write_gathered(&mut self) -> io::Result<()> {
+        self.gathered.drain(..).try_for_each(|piece| self.out.write_all(&piece))
+    }
+}
+
+impl Write for Archive {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        const PIECE: usize = 1 << 20;
+        if !self.gathers {
+            return self.out.write(bytes);
+        }
+        match self.gathered.last_mut().filter(|piece| piece.capacity() - piece.len() >= bytes.len()) {
+            Some(piece) => piece.extend_from_slice(bytes),
+            None => {
+                let mut piece = Vec::with_capacity(PIECE.max(bytes.len()));
+                piece.extend_from_slice(bytes);
+                self.gathered.push(piece);
+            }
+        }
+        if self.room.is_scarce_after(bytes.len() as u64) {
+            self.write_gathered()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The trees of a pod on their way into an image.
@@ -59,16 +113,13 @@ impl Trees {
         let mounts = rootfs::tmpfs_mounts().iter().map(|mount| (archive_of(mount), inside(pod.init, mount)));
         let mut trees = Vec::new();
         for (name, top) in std::iter::once(upper).chain(mounts) {
-            let mut archive = writer.layer(&name)?;
-            let index = layer::pack(&top, &mut archive)?;
-            trees.push(Tree { top, archive, index, changes: Vec::new(), fresh: None });
+            trees.push(Tree::pack(top, writer.layer(&name)?)?);
         }
         let home = Home::look(&pod.spec, pod.init, &pod.mounts_file())?;
         let made = mounts::fresh(&pod.spec, pod.init, &pod.mounts_file())?;
         for Fresh { device, archive: name, top: view } in made.into_iter().chain(nests.fresh(&home)?) {
-            let (top, mut archive) = (mounts::path_of(&view), writer.layer(&name)?);
-            let index = layer::pack(&top, &mut archive)?;
-            trees.push(Tree { top, archive, index, changes: Vec::new(), fresh: Some((device, name, view)) });
+            let tree = Tree::pack(mounts::path_of(&view), writer.layer(&name)?)?;
+            trees.push(Tree { fresh: Some((device, name, view)), ..tree });
         }
         let trees = Trees(trees);
         // What cannot be made again is refused ahead.
@@ -87,7 +138,8 @@ impl Trees {
     /// ([`mapped_for_writing`]).
     pub fn catch_up(&mut self, always: &Inodes) -> Result<(), CaptureError> {
         for tree in &mut self.0 {
-            layer::pack_changes(&tree.top, &tree.index, always, &mut tree.changes)?;
+            tree.archive.gathers = true;
+            layer::pack_changes(&tree.top, std::mem::take(&mut tree.index), always, &mut tree.archive)?;
         }
         Ok(())
     }
@@ -95,8 +147,8 @@ impl Trees {
     /// Writes what changed, and makes the archives part of the image.
     pub fn finish(self, writer: &mut ImageWriter) -> Result<(), TreesError> {
         for mut tree in self.0 {
-            tree.archive.write_all(&tree.changes).capturing("writing the changes of", tree.top.display())?;
-            writer.close_layer(tree.archive)?;
+            tree.archive.write_gathered().capturing("writing the changes of", tree.top.display())?;
+            writer.close_layer(tree.archive.out)?;
         }
         Ok(())
     }
