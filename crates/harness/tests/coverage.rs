@@ -21,6 +21,7 @@ const FILES: &[(&str, &[&str])] = &[
     ),
     ("memfd", &["memfd", "sealed-memory"]),
     ("shared-memory", &["shared-anonymous"]),
+    ("huge-memory", &["huge-pages"]),
     ("directory", &["directory-half-read"]),
     ("pipe", &["pipe_with_contents", "packets_in_a_pipe", "pipe-resized"]),
     ("fifo", &["fifo-one-sided", "fifo-deleted"]),
@@ -35,9 +36,10 @@ const FILES: &[(&str, &[&str])] = &[
     ("timerfd", &["timerfd"]),
     ("signalfd", &["signalfd", "signal-files"]),
     ("pty", &["pty", "console_that_is_a_terminal"]),
-    ("unix", &["unix-names", "rights-cycle"]),
+    ("unix", &["unix-names", "rights-cycle", "unix-backlog-silent"]),
     ("pidfd", &["pidfd", "pidfd-thread", "pidfd-ended"]),
     ("inotify", &["inotify", "inotify-renamed", "inotify-unread", "inotify-many"]),
+    ("namespace-file", &["namespace-handles"]),
 ];
 
 fn here() -> PathBuf {

@@ -12,6 +12,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::{Rng, SeedableRng};
 
+/// What a pod that may changes of its own network.
+const HOME: [&str; 6] =
+    ["network-interface", "network-address", "network-route", "network-rule", "network-mtu", "network-queueing"];
+
 /// A pod in which a guest runs.
 struct Guest<'a> {
     lab: &'a Lab,
@@ -25,12 +29,10 @@ impl<'a> Guest<'a> {
         let mounts = kind.starts_with("mounts");
         let add = match kind {
             _ if mounts => &["--cap-add", "sys_admin"][..],
-            _ if ["network-kept", "network-interface", "network-address", "network-route", "network-rule"]
-                .contains(&kind) =>
-            {
-                &["--cap-add", "net_admin"][..]
-            }
-            "seccomp-strict" => &["--seccomp", "unconfined"][..],
+            _ if kind == "network-kept" || HOME.contains(&kind) => &["--cap-add", "net_admin"][..],
+            "seccomp-strict" | "io-uring" | "io-uring-mapped" => &["--seccomp", "unconfined"][..],
+            "fanotify" | "performance-counter" | "bpf-map" => &["--cap-add", "sys_admin"][..],
+            "userfaultfd" => &["--cap-add", "sys_ptrace"][..],
             _ => &["--cap-add", "sys_nice"][..],
         };
         lab.zap(&[&["run", "-d", "-n", name, "--net", "private"], add, &["--", program, kind]].concat())?;
@@ -75,6 +77,7 @@ impl<'a> Guest<'a> {
 
 /// What is kept: five ways, three pods of them at once.
 fn keeps(kind: &str) -> Result<()> {
+    let _huge = (kind == "huge-pages").then(HugePages::have).transpose()?;
     let lab = Lab::new()?;
     let (first, second) = (lab.directory().join("first"), lab.directory().join("second"));
     Guest::start(&lab, "undisturbed", kind)?.check()?;
@@ -139,15 +142,15 @@ guests! {
     general_registers vector_registers x87 segments
     actions action_works pending pending_thread pending_kinds terminal_full terminal_typed_full terminal_stopped
     pending_all all_handled signal_files alternate_stack in_handler autodisarm sigsuspend
-    interval_timers interval_ticks posix_timers posix_ticks absolute_timer thread_timer clocks clock_watchers
+    interval_timers interval_ticks posix_timers posix_ticks absolute_timer thread_timer many_timers many_signals clocks clock_watchers
     credentials capabilities no_new_privileges securebits limits names umask cwd cwd_deleted chroot scheduling oom_score
     undumpable personality
-    private shared_anonymous file_private file_shared file_deleted copy_on_write heap big
+    private shared_anonymous file_private file_shared file_deleted copy_on_write huge_pages heap big
     protections grows_down advice advice_changing locked many_mappings executable_memory low_address vdso program_replaced memfd
-    waiting_calls waiting_timeouts sleeps long_sleep survivor respawner
+    waiting_calls waiting_timeouts sleeps long_sleep survivor respawner fork_storm thread_storm
     inotify inotify_renamed inotify_nameless inotify_shared inotify_unread inotify_many
     user_namespace user_namespace_unmapped user_namespace_threads user_namespace_nested network_namespace
-    network_namespace_off host_name_namespace ipc_namespace cgroup_namespace time_namespace namespace_shared
+    network_namespace_off namespace_handles host_name_namespace ipc_namespace cgroup_namespace time_namespace namespace_shared
     sandbox thread_filters
     pidfd pidfd_thread pidfd_ended proc_files proc_ended proc_ended_root
     cpu_affinity io_priority timer_slack speculation memory_policy write_or_execute machine_checks time_stamps
@@ -155,10 +158,10 @@ guests! {
     mqueue mqueue_unlinked mqueue_waiting named_semaphore
     semaphores_threads semaphores_undo semaphores_undo_kinds semaphores_waiting segments_protected
     owner_thread owner_group lease locks_waiting range_locks_waiting
-    connecting connecting_blocked broadcast_stream udp_lite closing_always
+    connecting connecting_blocked broadcast_stream unix_backlog_silent udp_lite closing_always
     rare_options packet_headers udp_lite_unread echo_unread
     handshake_put_aside handshake_put_aside_elsewhere
-    locked_future locked_unreadable droppable named_memory
+    locked_future locked_unreadable droppable named_memory protection_keys
     pid_namespace pid_namespace_threads pid_namespace_nested pid_namespace_of_users pid_namespace_orphans
     pid_namespace_groups pid_namespace_abandoned pid_namespace_entered pid_namespace_unborn pid_namespace_handles
     browser_sandbox
@@ -175,6 +178,15 @@ guests! {
 
 refused! {
     vfork "vfork"
+    io_uring "is an io_uring, which cannot be checkpointed"
+    io_uring_mapped "is an io_uring, which cannot be checkpointed"
+    userfaultfd "is a userfaultfd, which cannot be checkpointed yet"
+    fanotify "is a fanotify group, which cannot be checkpointed yet"
+    performance_counter "is a performance counter of this host's, which cannot be checkpointed"
+    bpf_map "is a BPF object of this host's, which cannot be checkpointed"
+    seccomp_listener "is a seccomp listener, which cannot be checkpointed yet"
+    huge_memfd "is of a kind that cannot be checkpointed yet"
+    namespace_handle_mounts "is a mount namespace in which no process lives, which cannot be checkpointed"
     no_vdso "vDSO"
     thread_namespace "a thread is in another"
     shared_strangely "its descriptor table is shared with process 2, which is no relative"
@@ -201,6 +213,59 @@ refused! {
     network_address "has the address 10.9.9.9"
     network_route "has a route to 10.8.0.0/16"
     network_rule "has a rule for routes"
+    network_mtu "has packets of another size at lo: 60000"
+    network_queueing "has the queueing discipline pfifo"
+}
+
+/// More huge pages of the host's, until this is dropped. There is one number of them, so one has them at a time.
+struct HugePages {
+    before: u32,
+    _alone: std::sync::MutexGuard<'static, ()>,
+}
+
+impl HugePages {
+    const NUMBER: &str = "/proc/sys/vm/nr_hugepages";
+    /// Three pods at once, each with four and a copy of one.
+    const MORE: u32 = 24;
+
+    fn have() -> Result<HugePages> {
+        static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let before = std::fs::read_to_string(Self::NUMBER)?.trim().parse()?;
+        let huge = HugePages { before, _alone: alone };
+        huge.set(before + Self::MORE)?;
+        Ok(huge)
+    }
+
+    fn set(&self, number: u32) -> Result<()> {
+        std::fs::write(Self::NUMBER, number.to_string()).context("having huge pages")
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = self.set(self.before);
+    }
+}
+
+/// A host that has no huge page free is said to lack them, and keeps nothing of what it tried.
+#[test]
+fn a_host_that_lacks_huge_pages_says_so() {
+    with_room(|| {
+        let lab = Lab::new()?;
+        let image = lab.directory().join("image");
+        let huge = HugePages::have()?;
+        let guest = Guest::start(&lab, "original", "huge-pages")?;
+        guest.checkpoint(&image, &[])?;
+        huge.set(0)?;
+        let (output, _) = lab.try_zap(&["restart", &image.to_string_lossy(), "-d", "-n", "copy"])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(4), "it ended with {}: {said}", output.status);
+        ensure!(said.contains("huge pages"), "it does not say what is missing: {said}");
+        ensure!(lab.pods()?.is_empty(), "a pod is left");
+        huge.set(huge.before + HugePages::MORE)?;
+        Guest::restart(&lab, &image, "copy")?.check()
+    });
 }
 
 /// The monitor of a pod, as the registry has it.

@@ -56,6 +56,7 @@ pub(super) fn processes(
     let (answers, mut memories) = (answers?, memories?);
     for (memory, answers) in memories.iter_mut().zip(&answers) {
         memory.state.fields.brk = answers.brk;
+        memory.state.keys = answers.keys;
     }
     Ok(Looked { answers, directories, memories })
 }

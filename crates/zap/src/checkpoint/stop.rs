@@ -110,6 +110,7 @@ impl Checkpoint<'_> {
         }
         let deadline = *self.under_way.deadline.get_or_insert(begun + PATIENCE);
         if waiting && self.was_suspended {
+            self.under_way.listeners.tolerate();
             return self.refuse(&[]);
         }
         if waiting || strays.iter().any(Stray::opening) {
@@ -142,6 +143,7 @@ impl Checkpoint<'_> {
 
     /// Time is up: refuses what is under way, but for handshakes with who has not answered for long, and does not now.
     fn give_up(&mut self, strays: &[Stray]) -> Result<(), CheckpointError> {
+        self.under_way.listeners.tolerate();
         let asked = &self.under_way.asked;
         let unanswered = |stray: &Stray| asked.iter().any(|other| other.is(stray) && other.is_unanswered());
         let missed: Vec<Stray> = strays.iter().filter(|stray| !unanswered(stray)).copied().collect();

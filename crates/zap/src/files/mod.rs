@@ -21,6 +21,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod fifo;
 mod hashes;
+pub mod huge_memory;
 pub mod identity;
 pub mod inotify;
 mod late;
@@ -29,6 +30,7 @@ pub mod memfd;
 pub mod mounts;
 pub mod mqueue;
 pub mod name_only;
+pub mod namespace;
 pub mod owner;
 pub mod pidfd;
 pub mod pipe;
@@ -270,6 +272,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &regular::Regular,
     &memfd::Memfd,
     &shared_memory::SharedMemory,
+    &huge_memory::HugeMemory,
     &directory::Directory,
     &pipe::Pipe,
     &fifo::Fifo,
@@ -287,6 +290,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &crate::sockets::Unix,
     &pidfd::Pidfd,
     &inotify::Inotify,
+    &namespace::NamespaceFile,
 ];
 
 /// The kind of that name.

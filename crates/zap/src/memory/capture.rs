@@ -53,7 +53,8 @@ pub(super) const CARRIED: u32 = flag::GROWSDOWN
     | flag::SEQUENTIAL
     | flag::NORESERVE
     | flag::DROPPABLE
-    | flag::SEALED;
+    | flag::SEALED
+    | flag::HUGETLB;
 
 /// Writes down the address space that `survey` saw.
 pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: Survey) -> Result<Captured, CaptureError> {
@@ -71,6 +72,7 @@ pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: Survey) -> Re
         vmas,
         pages: Vec::new(),
         left: Vec::new(),
+        keys: 0,
     };
     let wanted = wanted(&state, &survey);
     let copied = PageRun::parts(&survey.unchanged, &wanted);
@@ -175,6 +177,7 @@ fn vma(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<VmaS
         flags: mapping.flags.known & CARRIED,
         backing,
         name: mapping.given_name().map(|name| serde_bytes::ByteBuf::from(name.to_vec())),
+        key: mapping.key as u8,
     })
 }
 
@@ -194,10 +197,12 @@ fn why_not(mapping: &Mapping) -> Option<&'static str> {
     let has = |flags: u32| mapping.flags.known & flags != 0;
     match &mapping.path[..] {
         _ if has(flag::DEVICE | flag::FRAMES) => Some("shows the memory of a device"),
-        _ if has(flag::HUGETLB) => Some("is of hugetlbfs"),
+        path if has(flag::HUGETLB) && path != b"/anon_hugepage (deleted)" => {
+            Some("is of a file, a segment or a memfd of huge pages")
+        }
         _ if has(flag::SHADOW_STACK) => Some("is a shadow stack"),
         _ if has(flag::FAULTS_MISSING | flag::FAULTS_MINOR) => Some("is served by a userfaultfd"),
-        _ if mapping.key != 0 => Some("has a protection key"),
+        path if path.starts_with(b"anon_inode:[io_uring]") => Some("is an io_uring"),
         path if path.starts_with(b"anon_inode:") => Some("shows a kernel object"),
         _ if mapping.nature() == Nature::SystemV && mapping.offset != 0 => {
             Some("is the rest of a segment that was cut")

@@ -133,6 +133,7 @@ mod tests {
             protection: 3,
             flags,
             backing: Backing::Anonymous,
+            key: 0,
             name: None,
         };
         MemoryState { vmas: vec![vma(1, 3, 0), vma(4, 6, flag::LOCKED), vma(7, 8, 0)], ..MemoryState::default() }

@@ -5,6 +5,7 @@
 
 pub mod asynchronous;
 mod capture;
+pub mod keys;
 mod kinship;
 pub mod layout;
 mod left;

@@ -142,7 +142,15 @@ fn vmas(recipe: &Recipe) -> Vec<VmaState> {
             3 => (Backing::Private { file: FileId(4), offset }, 0),
             _ => (Backing::Shared { file: FileId(3), offset }, 0),
         };
-        let vma = VmaState { start: start * PAGE, end: at * PAGE, protection: *protection, flags, backing, name: None };
+        let vma = VmaState {
+            start: start * PAGE,
+            end: at * PAGE,
+            protection: *protection,
+            flags,
+            backing,
+            name: None,
+            key: 0,
+        };
         vmas.push(vma);
     }
     vmas

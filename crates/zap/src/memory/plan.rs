@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::keys::{self, Step};
 use super::kinship::{self, vma_at};
 use super::layout::flag;
 use super::pages::runs;
@@ -82,6 +83,7 @@ pub fn rebuild_batches(target: &Target<'_>) -> Result<Vec<MemoryBatch>, RebuildE
     }
     drop_pages(&mut planner, target, &kept);
     fill(&mut planner, target, &kept);
+    have_keys(&mut planner, target)?;
     for vma in &state.vmas {
         protect(&mut planner, target, vma, &kept);
         lock(&mut planner, vma);
@@ -254,7 +256,9 @@ fn first_protection(state: &MemoryState, vma: &VmaState, range: &Range<u64>) -> 
         return vma.protection & libc::PROT_EXEC | libc::PROT_READ | write;
     }
     let fill = vma.is_private() && is_filled(state, range);
-    vma.protection | if fill { libc::PROT_WRITE } else { 0 }
+    // The kernel would take a key for it at once.
+    let read = if vma.is_execute_only() { libc::PROT_READ } else { 0 };
+    vma.protection | read | if fill { libc::PROT_WRITE } else { 0 }
 }
 
 fn map(planner: &mut Planner, target: &Target<'_>, vma: &VmaState, kept: &[Range<u64>]) -> Result<(), RebuildError> {
@@ -284,7 +288,10 @@ fn map(planner: &mut Planner, target: &Target<'_>, vma: &VmaState, kept: &[Range
             file.into(),
             offset.into(),
         ];
-        planner.call(libc::SYS_mmap, args, || what("mapping", piece.start));
+        let huge = vma.has(flag::HUGETLB);
+        let doing =
+            if huge { "having huge pages, of which enough must be free (vm.nr_hugepages), at" } else { "mapping" };
+        planner.call(libc::SYS_mmap, args, || what(doing, piece.start));
         name(planner, vma, &piece);
     }
     Ok(())
@@ -319,15 +326,16 @@ fn name(planner: &mut Planner, vma: &VmaState, piece: &Range<u64>) {
     }
 }
 
-/// The parts of `vma` with what they begin as: flags and protection of the parent's, or none and what they were mapped with.
-fn parts(target: &Target<'_>, vma: &VmaState, kept: &[Range<u64>]) -> Vec<(Range<u64>, u32, i32)> {
+/// The parts of `vma` with what they begin as: flags, protection and key of the parent's, or none and what they were mapped
+/// with.
+fn parts(target: &Target<'_>, vma: &VmaState, kept: &[Range<u64>]) -> Vec<(Range<u64>, u32, i32, u8)> {
     let inherited = |r: Range<u64>| {
         let parent = target.inherited.and_then(|p| vma_at(&p.vmas, r.start));
-        let (flags, protection) = parent.map_or((0, 0), |p| (p.flags, p.protection));
-        (r, flags, protection)
+        let (flags, protection, key) = parent.map_or((0, 0, 0), |p| (p.flags, p.protection, p.key));
+        (r, flags, protection, key)
     };
     let anew = ranges::without(vma.range(), kept);
-    let anew = anew.into_iter().map(|r| (r.clone(), 0, first_protection(target.state, vma, &r)));
+    let anew = anew.into_iter().map(|r| (r.clone(), 0, first_protection(target.state, vma, &r), 0));
     ranges::common(&[vma.range()], kept).into_iter().map(inherited).chain(anew).collect()
 }
 
@@ -342,7 +350,7 @@ const ADVICE: [(u32, i32, Option<i32>); 6] = [
 ];
 
 fn advise(planner: &mut Planner, target: &Target<'_>, vma: &VmaState, kept: &[Range<u64>]) {
-    for (range, has, _) in parts(target, vma, kept) {
+    for (range, has, ..) in parts(target, vma, kept) {
         let changes = ADVICE.iter().filter(|(flag, ..)| (has ^ vma.flags) & flag != 0);
         // what is taken back comes first: MADV_NORMAL takes back two
         type Changes<'c> = Vec<&'c (u32, i32, Option<i32>)>;
@@ -408,14 +416,46 @@ fn inherited_parts(target: &Target<'_>, range: &Range<u64>) -> Vec<(Range<u64>, 
 }
 
 fn protect(planner: &mut Planner, target: &Target<'_>, vma: &VmaState, kept: &[Range<u64>]) {
-    for (range, _, protection) in parts(target, vma, kept) {
+    for (range, _, protection, key) in parts(target, vma, kept) {
         let inherited = !ranges::common(kept, std::slice::from_ref(&range)).is_empty();
         let opened = inherited && vma.is_private() && is_filled(target.state, &range);
         let now = if opened { protection | libc::PROT_WRITE } else { protection };
-        if now != vma.protection {
-            planner.call(libc::SYS_mprotect, over(range.clone(), vma.protection), || what("protecting", range.start));
+        if now == vma.protection && key == vma.key {
+            continue;
+        }
+        let args = over(range.clone(), vma.protection);
+        let doing = || what("protecting", range.start);
+        if key == vma.key || vma.is_execute_only() {
+            planner.call(libc::SYS_mprotect, args, doing);
+        } else {
+            let [start, length, protection] = args;
+            planner.call(libc::SYS_pkey_mprotect, [start, length, protection, i32::from(vma.key).into()], doing);
         }
     }
+}
+
+/// Its protection keys. Memory is filled before: not every key lets everybody write.
+fn have_keys(planner: &mut Planner, target: &Target<'_>) -> Result<(), RebuildError> {
+    let steps = keys::steps(target.state, target.inherited);
+    if !steps.is_empty() && !keys::are_offered() {
+        return Err(RebuildError::Lacks("protection keys (the processor feature pku)".into()));
+    }
+    for step in steps {
+        match step {
+            Step::Have(key) => {
+                planner
+                    .call(libc::SYS_pkey_alloc, [0u64.into(), 0u64.into()], || format!("having protection key {key}"));
+            }
+            Step::ExecuteOnly(range) => {
+                let args = over(range.clone(), libc::PROT_EXEC);
+                planner.call(libc::SYS_mprotect, args, || what("having executed only what is at", range.start));
+            }
+            Step::Free(key) => {
+                planner.call(libc::SYS_pkey_free, [key.into()], || format!("giving back protection key {key}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Locks are not inherited, and locking gives a process its own copies of what it shares: so before it has children.

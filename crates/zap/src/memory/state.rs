@@ -25,6 +25,13 @@ pub struct MemoryState {
     pub touched: Vec<Range<u64>>,
     /// The vDSO; `None` for a process that unmapped it.
     pub vdso: Option<VdsoState>,
+    /// The protection keys that it has, as bits.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub keys: u16,
+}
+
+fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A mapping.
@@ -43,6 +50,9 @@ pub struct VmaState {
     /// Name given by the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<serde_bytes::ByteBuf>,
+    /// Protection key; 0 is the one that everything has.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub key: u8,
 }
 
 /// What a mapping shows.

@@ -53,8 +53,12 @@ fn changed(spec: &PodSpec, route: &Channel) -> io::Result<Option<String>> {
         match (is_own, link.up) {
             (true, false) => return Ok(Some(format!("has the interface {} off", link.name))),
             (false, _) if !link.is_everywhere() => return Ok(Some(format!("has the interface {}", link.name))),
+            (true, true) if let Some(what) = resized(&link, &body) => return Ok(Some(what)),
             _ => {}
         }
+    }
+    if let Some(what) = queued(route)? {
+        return Ok(Some(what));
     }
     let mut own: Vec<IpAddr> = vec![IpAddr::from([127, 0, 0, 1]), std::net::Ipv6Addr::LOCALHOST.into()];
     let given = |plan: &AddressPlan| [plan.ipv4.into(), plan.ipv6.into(), IpAddr::from(link_local(plan.mac))];
@@ -84,6 +88,37 @@ fn changed(spec: &PodSpec, route: &Channel) -> io::Result<Option<String>> {
     let old6 = std::fs::read_to_string("/proc/thread-self/net/ip6_tables_names").unwrap_or_default();
     let filters = links::has_tables() || !old.is_empty() || !old6.is_empty();
     Ok(filters.then(|| "has packet filters".into()))
+}
+
+/// What is not usual of an interface of the pod's own: the size of its packets, the length of its queue.
+fn resized(link: &Link, body: &[u8]) -> Option<String> {
+    let is_loopback = link.index == LOOPBACK;
+    let usual =
+        [(libc::IFLA_MTU, "packets", if is_loopback { 65536 } else { 1500 }), (libc::IFLA_TXQLEN, "a queue", 1000)];
+    let number = |wanted: u16| {
+        let (_, value) = attributes(body.get(16..)?).find(|(kind, _)| *kind == wanted)?;
+        value.first_chunk().map(|word| u32::from_ne_bytes(*word))
+    };
+    usual.into_iter().find_map(|(kind, what, usual)| match number(kind) {
+        Some(size) if size != usual => Some(format!("has {what} of another size at {}: {size}", link.name)),
+        _ => None,
+    })
+}
+
+/// A queueing discipline: by themselves the pod's interfaces have none.
+fn queued(route: &Channel) -> io::Result<Option<String>> {
+    /// `struct tcmsg`, and `TCA_KIND` behind it.
+    const HEADER: usize = 20;
+    const KIND: u16 = 1;
+    for body in route.ask(libc::RTM_GETQDISC, DUMP, &[0; HEADER])? {
+        let kind = attributes(body.get(HEADER..).unwrap_or_default()).find(|(kind, _)| *kind == KIND);
+        let kind = kind.map_or_else(String::new, |(_, name)| String::from_utf8_lossy(name).into_owned());
+        let kind = kind.trim_end_matches('\0');
+        if kind != "noqueue" {
+            return Ok(Some(format!("has the queueing discipline {kind}")));
+        }
+    }
+    Ok(None)
 }
 
 /// A route that is neither the kernel's nor the way out.

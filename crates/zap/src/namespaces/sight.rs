@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use super::{Births, Body, Kind, Membership, NamespaceId, NamespaceState, PidState, ipc, links, time, user, uts};
 use crate::error::{CaptureError, Context};
 use crate::files::Descriptor;
-use crate::ids::HostPid;
+use crate::ids::{HostPid, PodPid};
 use crate::look::Subject;
 use crate::mounts::NestState;
 use crate::pod::{PodSpec, capabilities};
@@ -39,7 +39,7 @@ struct Met {
     /// Through whom.
     subject: Subject,
     /// A process that is in it.
-    member: Option<HostPid>,
+    member: Option<Subject>,
 }
 
 impl Sightings {
@@ -82,7 +82,7 @@ impl Sightings {
             if inode != self.home(kind)? {
                 let namespace = File::open(subject.host.proc(&format!("ns/{file}"))).map_err(|e| lost(subject, e))?;
                 let id = self.meet_one(kind, namespace.into(), subject)?;
-                self.met[id.0 as usize].member.get_or_insert(subject.host);
+                self.met[id.0 as usize].member.get_or_insert_with(|| subject.clone());
                 membership.0.insert(kind, id);
             }
             match kind {
@@ -214,7 +214,31 @@ impl Sightings {
             return Ok(None);
         }
         let why = "belongs to a network namespace in which no process lives, which cannot be checkpointed yet";
-        self.by_inode.get(&inode).map(|id| Some(*id)).ok_or_else(|| descriptor.refuse(why))
+        let lived_in = |id: &&NamespaceId| self.met[id.0 as usize].member.is_some();
+        self.by_inode.get(&inode).filter(lived_in).map(|id| Some(*id)).ok_or_else(|| descriptor.refuse(why))
+    }
+
+    /// The namespace that a handle is on, if it is not the pod's own. Every process has been met.
+    pub fn of_handle(&mut self, kind: Kind, descriptor: &Descriptor) -> Result<Option<NamespaceId>, CaptureError> {
+        let inode = descriptor.stat.st_ino;
+        if inode == self.home(kind)? {
+            return Ok(None);
+        }
+        if let Some(id) = self.by_inode.get(&inode) {
+            return Ok(Some(*id));
+        }
+        if matches!(kind, Kind::Pid | Kind::Mount | Kind::Time) {
+            let why = format!("is a {} namespace in which no process lives, which cannot be checkpointed", kind.name());
+            return Err(descriptor.refuse(why + "; have it closed first"));
+        }
+        let file = descriptor.as_fd().try_clone_to_owned().capturing("copying", descriptor.object())?;
+        let id = self.meet_one(kind, file, &descriptor.subject)?;
+        self.body(&self.met[id.0 as usize]).map(|_| Some(id))
+    }
+
+    /// A process that is in a namespace that was met.
+    pub fn member(&self, id: NamespaceId) -> Option<PodPid> {
+        self.met.get(id.0 as usize)?.member.as_ref().map(|member| member.pod)
     }
 
     /// What is in the namespaces that were met, or a refusal.
@@ -229,8 +253,8 @@ impl Sightings {
         let object = || format!("the {} namespace of {}", met.kind.name(), met.subject.object());
         let refuse = |why: String| met.subject.refuse(format!("its {} namespace", met.kind.name()), why);
         let body = match met.kind {
-            Kind::User => match met.member.filter(|_| met.owner.is_none()) {
-                Some(member) => user::capture_through(member, &met.file).map(Body::User),
+            Kind::User => match met.member.as_ref().filter(|_| met.owner.is_none()) {
+                Some(member) => user::capture_through(member.host, &met.file).map(Body::User),
                 None => user::capture(&met.file).map(Body::User),
             },
             Kind::Network => {

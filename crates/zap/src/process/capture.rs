@@ -54,6 +54,8 @@ pub struct Answers {
     timers: TimersState,
     /// What `brk(0)` said.
     pub brk: u64,
+    /// The protection keys that it has, as bits.
+    pub keys: u16,
     limits: Vec<(u64, u64)>,
     dumpable: i32,
     subreaper: bool,
@@ -145,6 +147,7 @@ struct Asked {
     actions: Vec<(i32, Output)>,
     timers: timers::Asked,
     brk: Call,
+    keys: Option<(memory::keys::Asked, Vec<u8>)>,
     limits: Vec<Output>,
     dumpable: Call,
     subreaper: Output,
@@ -165,6 +168,7 @@ fn ask(process: &mut HeldProcess, proc: &PodProc, questions: &Questions) -> Resu
     let actions = signals::ask_actions(&mut batch);
     let timers = timers::ask(posix, &mut batch);
     let brk = batch.attempt(libc::SYS_brk, [0u64.into()]);
+    let keys = ask_keys(leader, &mut batch)?;
     let limits = limits::ask(&mut batch);
     let dumpable = batch.attempt(libc::SYS_prctl, [libc::PR_GET_DUMPABLE.into()]);
     let subreaper = batch.output(8);
@@ -181,6 +185,7 @@ fn ask(process: &mut HeldProcess, proc: &PodProc, questions: &Questions) -> Resu
         actions,
         timers,
         brk,
+        keys,
         limits,
         dumpable,
         subreaper,
@@ -189,6 +194,17 @@ fn ask(process: &mut HeldProcess, proc: &PodProc, questions: &Questions) -> Resu
         close_on_exec,
         stops,
     })
+}
+
+/// Questions about protection keys, where there are any, and the registers that they change.
+fn ask_keys(leader: &Held, batch: &mut Batch) -> Result<Option<(memory::keys::Asked, Vec<u8>)>, HoldError> {
+    if !memory::keys::are_offered() {
+        return Ok(None);
+    }
+    let mut before = Vec::new();
+    ptrace::extended_state(leader.name.host, &mut before)
+        .capturing("reading the extended registers of", format!("thread {}", leader.name.pod))?;
+    Ok(Some((memory::keys::ask(batch), before)))
 }
 
 /// Asks, without taking it, whether there is news of a child's stop.
@@ -212,6 +228,11 @@ fn answers(
     let subject = &process.found.subject;
     let leader = process.threads.first_mut().ok_or(CaptureError::Vanished(subject.pod))?;
     let results = leader.finish(&process.ground, last, &asked.batch)?;
+    if let Some((_, before)) = &asked.keys {
+        // What the questions about keys have changed.
+        ptrace::set_extended_state(leader.name.host, before)
+            .capturing("putting back the extended registers of", subject.object())?;
+    }
     let at = (subject.host, process.found.level());
     let state = threads::capture(leader, at, statuses, &asked.thread, &results, buffer)?;
     let mut threads: Vec<ThreadState> = std::iter::once(state).chain(process.learned.drain(..)).collect();
@@ -235,6 +256,7 @@ fn answers(
         threads,
         actions: signals::actions(&asked.actions, &results),
         brk: results.get(asked.brk) as u64,
+        keys: asked.keys.as_ref().map_or(0, |(keys, _)| keys.answer(&results)),
         limits: limits::capture(&asked.limits, &results),
         dumpable: results.get(asked.dumpable) as i32,
         subreaper: results.output(asked.subreaper)[0] != 0,

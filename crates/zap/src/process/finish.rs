@@ -113,25 +113,37 @@ fn await_stop(child: &ProcessState, level: usize, batch: &mut Batch) {
     }
 }
 
-/// The last batch of a process, in its leader, which calls itself `own`: what the restart itself caused goes, what was pending comes, timers run.
-pub fn last_batch<'a>(
+/// The last batches of a process, in its leader, which calls itself `own`: what the restart itself caused goes, what was
+/// pending comes, timers run.
+pub fn last_batches<'a>(
     state: &ProcessState,
     children: impl Iterator<Item = &'a ProcessState>,
     own: (i32, i32),
-) -> Batch {
-    let mut batch = Batch::new();
-    children.for_each(|child| await_stop(child, state.place.level(), &mut batch));
-    signals::drain(&mut batch);
-    if let Some(thread) = state.threads.first() {
-        signals::requeue(&thread.pending, own, false, &mut batch);
+) -> Vec<Batch> {
+    /// Signals that one batch queues at most.
+    const MANY: usize = 1000;
+    let mut first = Batch::new();
+    children.for_each(|child| await_stop(child, state.place.level(), &mut first));
+    signals::drain(&mut first);
+    let mut batches = vec![first];
+    let leader = state.threads.first().map_or(&[][..], |thread| &thread.pending);
+    for (pending, of_process) in [(leader, false), (&state.pending[..], true)] {
+        batches.extend(pending.chunks(MANY).map(|some| {
+            let mut batch = Batch::new();
+            signals::requeue(some, own, of_process, &mut batch);
+            batch
+        }));
     }
-    signals::requeue(&state.pending, own, true, &mut batch);
+    let mut batch = Batch::new();
     let dumpable = i32::from(state.dumpable == 1);
     batch.call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), dumpable.into()], "setting the dumpable flag");
     controls::restrict_process(&state.controls, &mut batch);
-    timers::arm(&state.timers, &mut batch);
+    batches.push(batch);
+    batches.extend(timers::arm(&state.timers));
     if let Some(signal) = state.stopped {
-        batch.call(libc::SYS_kill, [own.0.into(), signal.into()], "stopping it again");
+        let mut stop = Batch::new();
+        stop.call(libc::SYS_kill, [own.0.into(), signal.into()], "stopping it again");
+        batches.push(stop);
     }
-    batch
+    batches
 }

@@ -10,6 +10,7 @@ use crate::process::crew::{Crew, Pending};
 use crate::process::discover::{self, Found, PodProc, Zombie};
 use crate::process::signals;
 use crate::process::threads::ThreadState;
+use crate::process::timers;
 use crate::sys::ptrace;
 use crate::tracee::{Ground, Held, Seized, Site, TraceeError, seize};
 
@@ -180,7 +181,8 @@ pub(super) fn prepare(found: &Found, threads: &mut Vec<Held>) -> Result<(Ground,
         0..=FEW => 0,
         _ => std::fs::metadata(host.proc("fd")).map_or(0, |listed| listed.len() as usize),
     };
-    let size = (threads.len() * QUESTIONS + LEADER + descriptors * DESCRIPTOR).next_multiple_of(4096) as u64;
+    let timers = timers::count(host, &found.status) * timers::QUESTION;
+    let size = (threads.len() * QUESTIONS + LEADER + descriptors * DESCRIPTOR + timers).next_multiple_of(4096) as u64;
     let scratch = gap(&layout, size).ok_or(TraceeError::NoRoom(pod))?;
     let marker = marker(found).ok_or(TraceeError::NoRoom(pod))?;
     let leader = threads.first_mut().ok_or(CaptureError::Vanished(pod))?;

@@ -4,6 +4,9 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::HostPid;
+use crate::process::proc_files::Status;
+use crate::procfs;
 use crate::tracee::{Arg, Batch, Call, Output, Results};
 
 /// `struct itimerval` / `itimerspec` as four words: interval (s, fraction), time left (s, fraction).
@@ -135,18 +138,39 @@ pub fn capture(asked: Asked, results: &Results) -> TimersState {
     TimersState { intervals: asked.intervals.map(|out| words(results.output(out))), posix: posix.collect() }
 }
 
-/// Makes the POSIX timers, unarmed, with the ids that they had.
-pub fn create(state: &TimersState, batch: &mut Batch) {
-    const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
-    if state.posix.is_empty() {
-        return;
+/// Timers that one batch takes care of at most.
+const MANY: usize = 1000;
+/// Bytes of a batch that asks for a timer.
+pub const QUESTION: usize = 256;
+
+/// How many POSIX timers a process has, by the entries that are reserved for the signals of its user (`SigQ` of its status):
+/// nearly nobody has so many that it would be worth asking.
+pub fn count(process: HostPid, status: &Status) -> usize {
+    const FEW: usize = 100;
+    let queued = status.field("SigQ").and_then(|queued| queued.split('/').next()?.parse::<usize>().ok());
+    match queued {
+        Some(0..=FEW) => 0,
+        _ => procfs::read_text(process.proc("timers")).map_or(0, |text| text.matches("ID:").count()),
     }
+}
+
+/// Makes the POSIX timers, unarmed, with the ids that they had.
+pub fn create(state: &TimersState) -> impl Iterator<Item = Batch> {
+    state.posix.chunks(MANY).map(|some| {
+        let mut batch = Batch::new();
+        create_some(some, &mut batch);
+        batch
+    })
+}
+
+fn create_some(timers: &[PosixTimer], batch: &mut Batch) {
+    const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
     batch.call(
         libc::SYS_prctl,
         [PR_TIMER_CREATE_RESTORE_IDS.into(), 1i32.into()],
         "asking for timer ids of our choice",
     );
-    for timer in &state.posix {
+    for timer in timers {
         let mut event = [0u8; 64];
         event[..8].copy_from_slice(&timer.value.to_ne_bytes());
         event[8..12].copy_from_slice(&timer.signal.to_ne_bytes());
@@ -160,11 +184,23 @@ pub fn create(state: &TimersState, batch: &mut Batch) {
 }
 
 /// Arms what was armed: the last thing before the process is let go.
-pub fn arm(state: &TimersState, batch: &mut Batch) {
-    let put = |batch: &mut Batch, setting: &TimerWords| -> Arg {
-        let bytes: Vec<u8> = setting.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        batch.bytes(&bytes)
-    };
+pub fn arm(state: &TimersState) -> impl Iterator<Item = Batch> {
+    let mut intervals = Batch::new();
+    arm_intervals(state, &mut intervals);
+    let posix = state.posix.chunks(MANY).map(|some| {
+        let mut batch = Batch::new();
+        arm_some(some, &mut batch);
+        batch
+    });
+    std::iter::once(intervals).chain(posix)
+}
+
+fn put(batch: &mut Batch, setting: &TimerWords) -> Arg {
+    let bytes: Vec<u8> = setting.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    batch.bytes(&bytes)
+}
+
+fn arm_intervals(state: &TimersState, batch: &mut Batch) {
     for (which, setting) in state.intervals.iter().enumerate().filter(|(_, setting)| **setting != [0; 4]) {
         let mut setting = *setting;
         if which != 0 {
@@ -177,7 +213,10 @@ pub fn arm(state: &TimersState, batch: &mut Batch) {
         let setting = put(batch, &setting);
         batch.call(libc::SYS_setitimer, [which.into(), setting, 0u64.into()], "arming an interval timer");
     }
-    for timer in state.posix.iter().filter(|timer| timer.setting[2..] != [0, 0]) {
+}
+
+fn arm_some(timers: &[PosixTimer], batch: &mut Batch) {
+    for timer in timers.iter().filter(|timer| timer.setting[2..] != [0, 0]) {
         let setting = put(batch, &timer.setting);
         let args = [timer.id.into(), 0u64.into(), setting, 0u64.into()];
         batch.call(libc::SYS_timer_settime, args, format!("arming POSIX timer {}", timer.id));

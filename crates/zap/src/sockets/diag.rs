@@ -26,7 +26,7 @@ pub(crate) struct UnixFacts {
     pub(super) peer: Option<u32>,
     /// Of a listener: the inodes of those that wait to be accepted.
     pub(super) waiting: Vec<u32>,
-    /// Of a listener: how many may wait.
+    /// Of a listener: how many may wait. Of another: what it has sent and its peer has not read, in the kernel's bytes.
     pub(super) backlog: u32,
     /// Bit 0 reading, bit 1 writing.
     pub(super) shutdown: u8,
@@ -36,6 +36,11 @@ pub(crate) struct UnixFacts {
 pub(super) type Names = HashMap<(u8, Vec<u8>), usize>;
 
 impl UnixFacts {
+    /// Whether those that wait to be accepted have said nothing yet, so that nothing but they themselves waits there.
+    pub(super) fn waiting_say_nothing(&self, all: &HashMap<u32, UnixFacts>) -> bool {
+        self.waiting.iter().all(|waiting| *waiting != 0 && all.get(waiting).is_some_and(|client| client.backlog == 0))
+    }
+
     /// Its type and name.
     pub(super) fn whose(&self) -> (u8, Vec<u8>) {
         (self.kind, self.name.clone())
@@ -155,7 +160,7 @@ const REQUEST_DUMP: u16 = 0x301;
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
 
-fn dump_unix(namespace: impl AsFd + Send) -> io::Result<HashMap<u32, UnixFacts>> {
+pub(super) fn dump_unix(namespace: impl AsFd + Send) -> io::Result<HashMap<u32, UnixFacts>> {
     let mut request = vec![libc::AF_UNIX as u8, 0, 0, 0];
     request.extend(u32::MAX.to_ne_bytes());
     request.extend(0u32.to_ne_bytes());

@@ -59,6 +59,14 @@ pub enum UnixForm {
     Listening {
         /// How many connections may wait to be accepted.
         backlog: u32,
+        /// Who waits, by inode, in the order in which they are accepted.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        waiting: Vec<u64>,
+    },
+    /// It waits to be accepted by a listener of the pod, and has said nothing yet.
+    Waiting {
+        /// Who connected: its holder, as far as the kernel tells.
+        who: Credentials,
     },
     /// It is connected.
     Connected {
@@ -91,8 +99,21 @@ impl Unix {
         let shares = |facts: &UnixFacts| !facts.name.is_empty() && names.get(&facts.whose()).is_some_and(|n| *n > 1);
         let shared = shares(facts);
         if facts.state == LISTEN {
-            refuse_waiting(descriptor, facts.waiting.len())?;
-            return Ok((UnixForm::Listening { backlog: facts.backlog }, shared, facts.shutdown));
+            if !facts.waiting_say_nothing(all) {
+                return Err(descriptor.refuse(has_waiting(&connections(facts.waiting.len() as u32))));
+            }
+            let (waiting, shutdown) = (facts.waiting.clone(), facts.shutdown);
+            let form = UnixForm::Listening {
+                backlog: facts.backlog,
+                waiting: waiting.iter().copied().map(u64::from).collect(),
+            };
+            waiting.into_iter().for_each(|client| look.sockets.expect_unix(client, descriptor));
+            return Ok((form, shared, shutdown));
+        }
+        if let Some(listener) = all.iter().find(|(_, other)| other.waiting.contains(&inode)).map(|(inode, _)| *inode) {
+            let shutdown = facts.shutdown;
+            look.sockets.expect_unix(listener, descriptor);
+            return Ok((UnixForm::Waiting { who: unix_creds::of_holder(&descriptor.subject) }, shared, shutdown));
         }
         // A datagram socket is called connected also when others are connected to it.
         let connected = facts.state == ESTABLISHED && facts.kind != libc::SOCK_DGRAM as u8;
@@ -118,13 +139,6 @@ impl Unix {
             look.sockets.expect_unix(peer, descriptor);
         }
         Ok((form, shared, shutdown))
-    }
-}
-
-fn refuse_waiting(descriptor: &Descriptor, waiting: usize) -> Result<(), CaptureError> {
-    match waiting {
-        0 => Ok(()),
-        n => Err(descriptor.refuse(has_waiting(&connections(n as u32)))),
     }
 }
 
@@ -187,6 +201,12 @@ impl FileKind for Unix {
         let state: UnixState = decoded(state)?;
         let what = state.describe(id);
         unix_queue::fill(rebuild, id, &state, &what)?;
+        if let UnixForm::Listening { waiting, .. } = &state.form {
+            waiting
+                .iter()
+                .try_for_each(|client| ask_for(rebuild, id, &state, *client))
+                .rebuilding("connecting to", &what)?;
+        }
         if let UnixForm::Connected { peer, peer_name, reset, .. } = &state.form {
             if !state.comes_in_pairs() {
                 unix_pair::connect_datagram(rebuild, id, *peer, peer_name).rebuilding("connecting", &what)?;
@@ -220,6 +240,17 @@ impl FileKind for Unix {
     }
 }
 
+/// Has the socket of that inode wait to be accepted by the listener `id`.
+fn ask_for(rebuild: &mut Rebuild<'_>, id: FileId, listener: &UnixState, client: u64) -> std::io::Result<()> {
+    let missing = || std::io::Error::other("who waits to be accepted is not in the image");
+    let number = *rebuild.object::<FileId>(unix_pair::NUMBER, client).ok_or_else(missing)?;
+    let who = unix_creds::of_waiting(rebuild, client);
+    let (client, listening) = (rebuild.file(number), rebuild.file(id));
+    let (client, listening) = (client.map_err(std::io::Error::other)?, listening.map_err(std::io::Error::other)?);
+    let way = unix_name::way_to(listening, &listener.name)?;
+    unix_creds::acting(who, &|| socket::connect(client, &way.0))
+}
+
 impl UnixState {
     /// Whether the socket and its peer were made, and must be made again, together.
     pub(super) fn comes_in_pairs(&self) -> bool {
@@ -242,8 +273,8 @@ impl UnixState {
                 socket
             }
         };
-        if let UnixForm::Listening { backlog } = self.form {
-            unix_creds::acting(self.peer_credentials, &|| socket::listen(&socket, backlog as i32))
+        if let UnixForm::Listening { backlog, .. } = &self.form {
+            unix_creds::acting(self.peer_credentials, &|| socket::listen(&socket, *backlog as i32))
                 .rebuilding("listening on", what)?;
             unix_pair::offer_listener(rebuild, self.kind, &self.name, &socket).rebuilding("copying", what)?;
         }

@@ -7,12 +7,14 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::files::FileState;
 use crate::ids::PodPid;
-use crate::look::Look;
+use crate::look::{Look, Subject};
+use crate::process::proc_files::Status;
+use crate::procfs;
 use crate::rebuild::Rebuild;
 use crate::sys::message::Credentials;
 use crate::sys::{clone, ipc, socket};
 
-use super::unix::UnixState;
+use super::unix::{UnixForm, UnixState};
 
 /// `SO_PEERCRED` of a connected socket; of a listener, who listens.
 pub(super) fn of_peer(look: &mut Look<'_>, fd: BorrowedFd<'_>) -> Option<Credentials> {
@@ -28,20 +30,45 @@ pub(super) fn in_pod(look: &mut Look<'_>, (pid, user, group): Credentials) -> Cr
     (look.sockets.pod_pid(init, pid), user, group)
 }
 
-/// The credentials that the sockets of an image have of their peers, by inode.
-struct All(HashMap<u64, Credentials>);
+/// Those of a process that holds a socket: the kernel tells nobody but its peer who connected it.
+pub(super) fn of_holder(subject: &Subject) -> Credentials {
+    let status = procfs::read_record(subject.host.proc("status")).map(Status::new);
+    let effective = |label| status.as_ref().ok().and_then(|status| status.numbers(label).get(1).copied()).unwrap_or(0);
+    (subject.pod.0, effective("Uid"), effective("Gid"))
+}
+
+/// Who connected a socket that waits to be accepted.
+pub(super) fn of_waiting(rebuild: &mut Rebuild<'_>, inode: u64) -> Option<Credentials> {
+    all(rebuild).waiting.get(&inode).copied()
+}
+
+/// The credentials that the sockets of an image have of their peers, and of who connected those that wait, by inode.
+#[derive(Default)]
+struct All {
+    peers: HashMap<u64, Credentials>,
+    waiting: HashMap<u64, Credentials>,
+}
 
 /// What the socket of that inode knows of its peer.
 pub(super) fn known_by(rebuild: &mut Rebuild<'_>, inode: u64) -> Option<Credentials> {
+    all(rebuild).peers.get(&inode).copied()
+}
+
+fn all<'r>(rebuild: &'r mut Rebuild<'_>) -> &'r All {
     const ALL: &str = "unix-credentials";
     if rebuild.object::<All>(ALL, 0).is_none() {
         let files: Vec<FileState> = rebuild.image.every("file").unwrap_or_default();
         let unix = files.iter().filter(|f| f.kind == "unix");
-        let states = unix.filter_map(|f| crate::image::decode::<UnixState>(&f.state).ok());
-        let all = states.filter_map(|s| Some((s.inode, s.peer_credentials?))).collect();
-        rebuild.keep_object(ALL, 0, All(all));
+        let mut all = All::default();
+        for state in unix.filter_map(|f| crate::image::decode::<UnixState>(&f.state).ok()) {
+            all.peers.extend(state.peer_credentials.map(|known| (state.inode, known)));
+            if let UnixForm::Waiting { who } = state.form {
+                all.waiting.insert(state.inode, who);
+            }
+        }
+        rebuild.keep_object(ALL, 0, all);
     }
-    rebuild.object::<All>(ALL, 0)?.0.get(&inode).copied()
+    rebuild.object_or_default(ALL, 0)
 }
 
 /// Runs `work`, which must not allocate, with these credentials.

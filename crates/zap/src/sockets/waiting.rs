@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use super::address;
+use super::diag::dump_unix;
 use super::handshakes::Deferring;
 use super::tcp::Info;
 use crate::error::CaptureError;
@@ -24,6 +25,8 @@ pub const PAUSE: Duration = Duration::from_micros(500);
 pub struct Listeners {
     all: Vec<Listener>,
     inodes: HashSet<u64>,
+    /// Those of unix sockets at which connections may wait that say nothing: a restart has them wait again.
+    tolerated: HashSet<u64>,
 }
 
 #[derive(Debug)]
@@ -48,9 +51,19 @@ impl Listeners {
         }
     }
 
-    /// Whether any connection waits to be accepted.
+    /// Whether any connection waits to be accepted that cannot be written down so.
     pub fn have_waiting(&self) -> bool {
-        self.all.iter().any(|listener| listener.waiting().is_some())
+        self.all.iter().any(|listener| !self.tolerates(listener) && listener.waiting().is_some())
+    }
+
+    /// Time is up: connections that wait at unix sockets, and have said nothing, go on waiting.
+    pub fn tolerate(&mut self) {
+        let waiting = self.all.iter().filter(|listener| listener.waiting().is_some());
+        self.tolerated.extend(waiting.filter(|listener| listener.waiting_say_nothing()).map(|listener| listener.inode));
+    }
+
+    fn tolerates(&self, listener: &Listener) -> bool {
+        self.tolerated.contains(&listener.inode) && listener.waiting_say_nothing()
     }
 
     /// Those of TCP at these ports that wait for data before they have a connection accepted (`TCP_DEFER_ACCEPT`).
@@ -61,7 +74,7 @@ impl Listeners {
     /// Refuses the first listener at which a connection waits.
     pub fn refuse(&self) -> Result<(), CaptureError> {
         let waiting = |listener: &Listener| {
-            let why = has_waiting(&listener.waiting()?);
+            let why = has_waiting(&listener.waiting().filter(|_| !self.tolerates(listener))?);
             Some(listener.subject.refuse(&listener.object, why))
         };
         self.all.iter().find_map(waiting).map_or(Ok(()), Err)
@@ -95,6 +108,13 @@ impl Listener {
         let local = address::from_kernel(&socket::local_name(copy.as_fd()).ok()?)?;
         let deferring = Deferring { host: self.subject.host, number: self.number, inode: self.inode, seconds };
         (seconds != 0 && ports.contains(&local.port())).then_some(deferring)
+    }
+
+    /// Whether it is a unix socket, at which nothing waits but those who want to be accepted.
+    fn waiting_say_nothing(&self) -> bool {
+        let namespace = std::fs::File::open(self.subject.host.proc("ns/net"));
+        let all = namespace.and_then(dump_unix).unwrap_or_default();
+        all.get(&(self.inode as u32)).is_some_and(|facts| facts.waiting_say_nothing(&all))
     }
 
     /// Which connections wait to be accepted, in words; none if the socket is no longer there.

@@ -39,6 +39,7 @@ mod survivor;
 mod terminals;
 mod threads;
 mod timers;
+mod unkept;
 mod watches;
 mod wires;
 
@@ -80,6 +81,7 @@ const TOPICS: &[&[Kind]] = &[
     connections::KINDS,
     headers::KINDS,
     shown::KINDS,
+    unkept::KINDS,
 ];
 
 fn main() {

@@ -22,6 +22,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("locked-future", locked_future),
     ("droppable", droppable),
     ("named-memory", named_memory),
+    ("protection-keys", protection_keys),
 ];
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -278,4 +279,73 @@ fn named_memory() -> Checked {
     let args = [0x5356_4d41, 0, region as u64, 4 * PAGE as u64, name.as_ptr() as u64];
     let _ = call("PR_SET_VMA", libc::SYS_prctl, args);
     hold()
+}
+
+/// What each protection key allows this thread.
+fn allowed() -> u32 {
+    let allowed: u32;
+    unsafe { std::arch::asm!("rdpkru", in("ecx") 0, out("eax") allowed, out("edx") _) };
+    allowed
+}
+
+/// The keys of all mappings that have one but the first, by address.
+fn keys() -> Result<Vec<(String, String)>, String> {
+    let (mut found, mut place) = (Vec::new(), String::new());
+    for line in read("/proc/self/smaps")?.lines() {
+        match line.strip_prefix("ProtectionKey:").map(str::trim) {
+            Some("0") => {}
+            Some(key) => found.push((place.clone(), key.to_owned())),
+            None if line.starts_with(|c: char| c.is_ascii_digit() || c.is_ascii_lowercase()) => {
+                place = line.split(' ').next().unwrap_or_default().to_owned();
+            }
+            None => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Protection keys, as engines that compile at run time use them, and a mapping for which the kernel takes one itself. Where
+/// the processor has none, there are none afterwards either.
+fn protection_keys() -> Checked {
+    let alloc = || call("pkey_alloc", libc::SYS_pkey_alloc, [0, 0]);
+    let Ok(first) = alloc() else {
+        hold()?;
+        return check(alloc().is_err(), "there are protection keys");
+    };
+    let (second, third) = (alloc()?, alloc()?);
+    let memory = anonymous(4 * PAGE)?;
+    let executed = anonymous(PAGE)?;
+    fill(memory, 4 * PAGE, 1);
+    let give = |page: usize, key: i64| {
+        let args = [memory as u64 + (page * PAGE) as u64, PAGE as u64, READ_WRITE as u64, key as u64];
+        call("pkey_mprotect", libc::SYS_pkey_mprotect, args).map(drop)
+    };
+    give(1, first)?;
+    give(2, third)?;
+    protect(executed, PAGE, libc::PROT_EXEC)?;
+    call("pkey_free", libc::SYS_pkey_free, [second as u64])?;
+    // Nobody writes to the page with the third key: PKEY_DISABLE_WRITE.
+    let restricted = allowed() | 2 << (2 * third);
+    unsafe { std::arch::asm!("wrpkru", in("eax") restricted, in("ecx") 0, in("edx") 0) };
+    let before = keys()?;
+    equal("mappings with keys", before.len(), 3)?;
+    let set_up = Gate::new()?;
+    let child = fork(|| {
+        unsafe { memory.add(PAGE).write(7) };
+        set_up.open()?;
+        await_go();
+        equal("the byte of a child", unsafe { memory.add(PAGE).read() }, 7)?;
+        equal("the keys of a child", alloc()?, second)
+    })?;
+    set_up.pass(1)?;
+    hold()?;
+    reap(child)?;
+    equal("keys of mappings", keys()?, before)?;
+    equal("what keys allow", allowed(), restricted)?;
+    check_filled("memory behind keys", memory, 4 * PAGE, 1)?;
+    equal("the next key", alloc()?, second)?;
+    // The kernel minds keys as well: nobody may write there.
+    let zeros = std::fs::File::open("/dev/zero").map_err(|e| e.to_string())?;
+    let written = unsafe { libc::read(std::os::fd::AsRawFd::as_raw_fd(&zeros), memory.add(2 * PAGE).cast(), 1) };
+    equal("bytes written behind a key", written, -1)
 }

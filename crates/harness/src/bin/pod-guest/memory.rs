@@ -9,6 +9,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("file-shared", file_shared),
     ("file-deleted", file_deleted),
     ("copy-on-write", copy_on_write),
+    ("huge-pages", huge_pages),
     ("heap", heap),
     ("big", big),
 ];
@@ -195,6 +196,37 @@ fn copy_on_write() -> Checked {
     })?;
     check_filled("the parent's pages", memory, PAGES * PAGE, 41)?;
     pids[1..].iter().try_for_each(|pid| reap(*pid))
+}
+
+/// Pages of 2 MiB: private ones, of which a child has its own, shared ones, and some that nobody can touch.
+fn huge_pages() -> Checked {
+    const HUGE: usize = 2 << 20;
+    let flags = libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
+    let private = map(2 * HUGE, READ_WRITE, flags | libc::MAP_PRIVATE, -1)?;
+    let shared = map(2 * HUGE, READ_WRITE, flags | libc::MAP_SHARED, -1)?;
+    map(HUGE, libc::PROT_NONE, flags | libc::MAP_PRIVATE | libc::MAP_NORESERVE, -1)?;
+    let (behind, third) = (unsafe { private.add(HUGE / 2) }, unsafe { shared.add(3 * HUGE / 2) });
+    fill(private, PAGE, 1);
+    fill(behind, PAGE, 2);
+    fill(shared, PAGE, 3);
+    let set_up = Gate::new()?;
+    let child = fork(|| {
+        fill(behind, PAGE, 4);
+        set_up.open()?;
+        await_go();
+        check_filled("what a child shares with its parent", private, PAGE, 1)?;
+        check_filled("what it has written", behind, PAGE, 4)?;
+        check_filled("what all share", shared, PAGE, 3)?;
+        fill(third, PAGE, 5);
+        Ok(())
+    })?;
+    set_up.pass(1)?;
+    hold()?;
+    reap(child)?;
+    check_filled("the beginning", private, PAGE, 1)?;
+    check_filled("the middle", behind, PAGE, 2)?;
+    check_filled("what a child has written", third, PAGE, 5)?;
+    check(bytes(unsafe { private.add(HUGE) }, HUGE).iter().all(|b| *b == 0), "what nobody wrote is not zero")
 }
 
 /// The heap of a child that allocates nothing else grows as before.

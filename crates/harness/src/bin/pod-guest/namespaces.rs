@@ -1,7 +1,10 @@
 //! What browser sandboxes and container programs make: namespaces of their own, roots that are nowhere, filters.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 
 use crate::stage::*;
 
@@ -17,6 +20,8 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("cgroup-namespace", cgroup_namespace),
     ("time-namespace", time_namespace),
     ("namespace-shared", namespace_shared),
+    ("namespace-handles", namespace_handles),
+    ("namespace-handle-mounts", namespace_handle_mounts),
     ("sandbox", sandbox),
     ("thread-filters", thread_filters),
     ("thread-namespace", thread_namespace),
@@ -55,6 +60,80 @@ fn elsewhere(go_there: impl FnOnce() -> Checked, afterwards: impl FnOnce() -> Ch
     hold()?;
     tell_home()?;
     reap(child)
+}
+
+const OF_PROCESSES: [&str; 8] = ["mnt", "net", "pid", "user", "uts", "ipc", "cgroup", "time"];
+
+fn handle(process: &str, kind: &str) -> Result<File, String> {
+    File::open(format!("/proc/{process}/ns/{kind}")).map_err(|e| format!("opening a handle on {kind}: {e}"))
+}
+
+/// Each handle is on that namespace of a process.
+fn are_on(handles: &[(&str, File)], process: &str) -> Checked {
+    handles.iter().try_for_each(|(kind, handle)| {
+        let named = std::fs::metadata(format!("/proc/{process}/ns/{kind}")).map_err(|e| e.to_string())?;
+        let open = handle.metadata().map_err(|e| e.to_string())?;
+        equal(&format!("the {kind} namespace behind a handle"), open.ino(), named.ino())
+    })
+}
+
+/// Goes into namespaces, and looks at the host name there.
+fn host_name_in(handles: &[&File]) -> Checked {
+    reap(fork(|| {
+        handles.iter().try_for_each(|file| done("setns", unsafe { libc::setns(file.as_raw_fd(), 0) }).map(drop))?;
+        equal("the host name there", read("/proc/sys/kernel/hostname")?.trim().into(), "inside".to_string())
+    })?)
+}
+
+/// Handles on namespaces: this program's own, a child's, and those of a child that has ended.
+fn namespace_handles() -> Checked {
+    let set_up = Gate::new()?;
+    let there = |kinds: i32| {
+        let name_it = move || {
+            become_root(kinds)?;
+            done("sethostname", unsafe { libc::sethostname(c"inside".as_ptr(), 6) })?;
+            set_up.open()?;
+            await_go();
+            Ok(())
+        };
+        let child = fork(name_it)?;
+        set_up.pass(1)?;
+        Ok::<_, String>(child)
+    };
+    let child = there(libc::CLONE_NEWNET | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWPID)?;
+    let name = child.to_string();
+    let of = |process: &str, kinds: &[&'static str]| -> Result<Vec<(&'static str, File)>, String> {
+        kinds.iter().map(|kind| Ok((*kind, handle(process, kind)?))).collect()
+    };
+    let own = of("self", &OF_PROCESSES)?;
+    let theirs = of(&name, &["user", "net", "uts", "ipc", "time_for_children"])?;
+    let ended = there(libc::CLONE_NEWUTS)?;
+    let left = of(&ended.to_string(), &["user", "uts"])?;
+    done("kill", unsafe { libc::kill(ended, libc::SIGKILL) })?;
+    status_of(ended)?;
+    hold_loosely()?;
+    are_on(&own, "self")?;
+    are_on(&theirs, &name)?;
+    host_name_in(&[&theirs[0].1, &theirs[2].1])?;
+    host_name_in(&[&left[0].1, &left[1].1])?;
+    reap(child)
+}
+
+/// A handle on mounts that nobody sees any more.
+fn namespace_handle_mounts() -> Checked {
+    let set_up = Gate::new()?;
+    let child = fork(|| {
+        become_root(libc::CLONE_NEWNS)?;
+        set_up.open()?;
+        await_go();
+        Ok(())
+    })?;
+    set_up.pass(1)?;
+    let left = handle(&child.to_string(), "mnt")?;
+    done("kill", unsafe { libc::kill(child, libc::SIGKILL) })?;
+    status_of(child)?;
+    hold_loosely()?;
+    left.metadata().map(drop).map_err(|e| e.to_string())
 }
 
 /// The namespace of a process, by its number. After a restart it has another one, which may be that of any namespace before.

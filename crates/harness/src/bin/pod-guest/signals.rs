@@ -11,6 +11,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("pending-thread", pending_thread),
     ("pending-kinds", pending_kinds),
     ("pending-all", pending_all),
+    ("many-signals", many_signals),
     ("all-handled", all_handled),
     ("signal-files", signal_files),
     ("alternate-stack", alternate_stack),
@@ -176,6 +177,26 @@ fn pending() -> Checked {
         equal("a queued signal", take(&[low, high]), Some((high, libc::SI_QUEUE, value, itself)))?;
     }
     equal("what is left", take(&all), None)
+}
+
+/// Thousands of signals wait, to the process and to a thread.
+fn many_signals() -> Checked {
+    const MANY: usize = 3000;
+    let (process, thread) = (libc::SIGRTMIN() + 1, libc::SIGRTMIN() + 2);
+    block(&[process, thread]);
+    let itself = unsafe { libc::pthread_self() };
+    for number in 0..MANY {
+        queue(process, number)?;
+        let value = libc::sigval { sival_ptr: number as *mut libc::c_void };
+        equal("queueing a signal", unsafe { libc::pthread_sigqueue(itself, thread, value) }, 0)?;
+    }
+    hold()?;
+    for signal in [process, thread] {
+        for number in 0..MANY {
+            equal("a queued signal", take(&[signal]).map(|t| (t.0, t.2)), Some((signal, number)))?;
+        }
+    }
+    equal("what is left", take(&[process, thread]), None)
 }
 
 /// Signals queued to one thread are for that thread alone.

@@ -14,6 +14,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("urgent-read", urgent_read),
     ("udp-lite", udp_lite),
     ("unix-backlog", unix_backlog),
+    ("unix-backlog-silent", unix_backlog_silent),
 ];
 
 fn said<T>(result: std::io::Result<T>) -> Result<T, String> {
@@ -202,6 +203,52 @@ fn udp_lite() -> Checked {
     let (length, from) = said(other.recv_from(&mut text))?;
     equal("what was said", &text[..length], b"hello")?;
     equal("by whom", from, said(one.local_addr())?)
+}
+
+/// Connections that nobody accepted yet, and that have said nothing: they wait on in their order, also when one has no more
+/// to say.
+fn unix_backlog_silent() -> Checked {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let listener = said(UnixListener::bind("/tmp/listener"))?;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(said(UnixStream::connect("/tmp/listener"))?);
+    }
+    said(clients[2].shutdown(std::net::Shutdown::Write))?;
+    let child = fork(|| {
+        // Its connection is the last, and its own.
+        let client = said(UnixStream::connect("/tmp/listener"))?;
+        await_go();
+        said((&client).write_all(b"child"))
+    })?;
+    until("a connection", || read("/proc/net/unix").is_ok_and(|all| all.matches("/tmp/listener").count() >= 5))?;
+    until_asleep(child)?;
+    hold()?;
+    for (number, client) in (0u8..).zip(&mut clients[..2]) {
+        said(client.write_all(&[number; 10]))?;
+        let (mut server, _) = said(listener.accept())?;
+        let mut text = [0; 10];
+        said(server.read_exact(&mut text))?;
+        equal("what was said", text, [number; 10])?;
+        said(server.write_all(b"answer"))?;
+        let mut answer = [0; 6];
+        said(client.read_exact(&mut answer))?;
+    }
+    let mut text = String::new();
+    let (mut silent, _) = said(listener.accept())?;
+    said(silent.read_to_string(&mut text))?;
+    equal("what one who has no more to say said", text.as_str(), "")?;
+    let (mut server, _) = said(listener.accept())?;
+    said(server.read_to_string(&mut text))?;
+    equal("what a child said", text.as_str(), "child")?;
+    let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = size_of::<libc::ucred>() as u32;
+    let at = (&raw mut who).cast();
+    let asked =
+        unsafe { libc::getsockopt(server.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, at, &raw mut length) };
+    done("SO_PEERCRED", asked)?;
+    equal("who connected", who.pid, child)?;
+    reap(child)
 }
 
 /// Connections that nobody accepted yet, with what was said already.

@@ -15,7 +15,7 @@ pub(crate) type Kind = (&'static str, fn() -> Checked);
 /// The driver's word.
 const GO: &str = "/tmp/go";
 /// This program's own word to its threads and children, once it has seen that nothing has changed.
-const ON: &str = "/tmp/on";
+pub(crate) const ON: &str = "/tmp/on";
 
 pub(crate) fn equal<T: PartialEq + Debug>(what: &str, now: T, before: T) -> Checked {
     if now == before { Ok(()) } else { Err(format!("{what}: {now:?}, not {before:?}")) }

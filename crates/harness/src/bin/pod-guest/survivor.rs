@@ -7,7 +7,8 @@ use std::thread::JoinHandle;
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[crate::stage::Kind] = &[("survivor", survivor), ("respawner", respawner)];
+pub(crate) const KINDS: &[crate::stage::Kind] =
+    &[("survivor", survivor), ("respawner", respawner), ("fork-storm", fork_storm), ("thread-storm", thread_storm)];
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -39,6 +40,56 @@ fn respawner() -> Checked {
     hold_loosely()?;
     others.into_iter().try_for_each(reap)?;
     keeper.join().map_err(|_| "a thread panicked")?
+}
+
+/// Processes that do nothing but have children, which have children, and wait for them.
+fn fork_storm() -> Checked {
+    const STORMS: usize = 3;
+    let begun = Gate::new()?;
+    let storm = || {
+        for round in 0.. {
+            let child = fork(|| {
+                reap(fork(|| Ok(()))?)?;
+                unsafe { libc::_exit(round % 251) }
+            })?;
+            equal("how a child ended", status_of(child)?, (round % 251) << 8)?;
+            if round == 10 {
+                begun.open()?;
+            }
+            if std::path::Path::new(ON).exists() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    };
+    let storms: Vec<i32> = (0..STORMS).map(|_| fork(storm)).collect::<Result<_, _>>()?;
+    begun.pass(STORMS)?;
+    hold_loosely()?;
+    storms.into_iter().try_for_each(reap)
+}
+
+/// Threads that do nothing but have other threads, and wait for them.
+fn thread_storm() -> Checked {
+    let storm = |_| {
+        std::thread::spawn(|| {
+            for round in 0u64.. {
+                let thread = std::thread::spawn(move || round * 7);
+                equal("what a thread gave", thread.join().map_err(|_| "a thread panicked")?, round * 7)?;
+                if !goes_on() {
+                    return Ok(round);
+                }
+            }
+            Ok(0)
+        })
+    };
+    let storms: Vec<JoinHandle<Result<u64, String>>> = (0..3).map(storm).collect();
+    hold_loosely()?;
+    STOP.store(true, Ordering::SeqCst);
+    for storm in storms {
+        let rounds = storm.join().map_err(|_| "a thread panicked")??;
+        check(rounds > 0, "a storm did not begin")?;
+    }
+    Ok(())
 }
 
 fn survivor() -> Checked {

@@ -10,6 +10,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("posix-ticks", posix_ticks),
     ("absolute-timer", absolute_timer),
     ("thread-timer", thread_timer),
+    ("many-timers", many_timers),
 ];
 
 type Setting = [i64; 4];
@@ -103,6 +104,28 @@ fn posix_timers() -> Checked {
     equal("a timer's signal", wait_for(&[signal]), signal)?;
     let next = timer(libc::CLOCK_MONOTONIC, libc::SIGEV_NONE, 0, 0, 0)?;
     check(!ids.contains(&next), "a new timer got the id of another")
+}
+
+/// Thousands of timers, every third of them armed.
+fn many_timers() -> Checked {
+    const MANY: usize = 5000;
+    let signal = libc::SIGRTMIN() + 5;
+    block(&[signal]);
+    let kind = |number: usize| (libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, signal, number as u64, 0);
+    let make = |(clock, notify, signal, value, thread)| timer(clock, notify, signal, value, thread);
+    let ids: Vec<i32> = (0..MANY).map(|number| make(kind(number))).collect::<Result<_, _>>()?;
+    for id in ids.iter().step_by(3) {
+        set_timer(*id, 0, [0, 0, 5000, 0])?;
+    }
+    let list = read("/proc/self/timers")?;
+    hold()?;
+    equal("/proc/self/timers", read("/proc/self/timers")?, list)?;
+    for (place, id) in ids.iter().enumerate() {
+        let left = timer_now(*id)?[2];
+        check(if place % 3 == 0 { (4500..5001).contains(&left) } else { left == 0 }, format!("timer {id}: {left} s"))?;
+    }
+    set_timer(ids[MANY - 1], 0, [0, 0, 0, 1_000_000])?;
+    equal("a timer's signal", wait_for(&[signal]), signal)
 }
 
 fn posix_ticks() -> Checked {

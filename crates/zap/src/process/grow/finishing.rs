@@ -45,7 +45,8 @@ impl<'a> Grove<'a> {
         self.beside(some, |grove, state| {
             let own = grove.grown.get(&state.place.pid).ok_or(TraceeError::Died(state.place.pid))?.threads[0].name.own;
             let children = grove.children.get(&state.place.pid).into_iter().flatten().copied();
-            Ok(finish::last_batch(state, children, own))
+            let batches = finish::last_batches(state, children, own);
+            Ok(grove.all_but_last(state.place.pid, batches)?)
         })?;
         self.clear(some)
     }

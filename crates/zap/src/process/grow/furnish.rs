@@ -33,11 +33,7 @@ impl<'a> Grove<'a> {
                 self.prepare_births(state)?;
             }
             // A timer may notify any thread.
-            self.beside(some, |_, state| {
-                let mut batch = Batch::new();
-                timers::create(&state.timers, &mut batch);
-                Ok(batch)
-            })?;
+            self.beside(some, |grove, state| Ok(grove.all_but_last(state.place.pid, timers::create(&state.timers))?))?;
         }
         Ok(())
     }
