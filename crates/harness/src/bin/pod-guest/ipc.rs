@@ -171,10 +171,14 @@ fn values(set: i32, count: usize) -> Vec<i32> {
 fn semaphores_threads() -> Checked {
     let set = semaphores(&[3, 0])?;
     operate(set, 1, 2, 0)?;
+    // A thread that comes later brings memory of its own.
+    let set_up = Gate::new()?;
     let thread = std::thread::spawn(move || {
+        set_up.open()?;
         await_go();
         operate(set, 0, -1, 0)
     });
+    set_up.pass(1)?;
     hold()?;
     thread.join().map_err(|_| "the thread failed")??;
     equal("values", values(set, 2), vec![2, 2])

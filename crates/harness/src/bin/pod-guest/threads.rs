@@ -195,8 +195,17 @@ fn robust_death() -> Checked {
 
 /// A thread that waits for another to end: the kernel clears its tid where it was told to.
 fn joining() -> Checked {
-    let worker = std::thread::spawn(await_go);
-    let joiner = std::thread::spawn(move || worker.join().is_ok());
+    let set_up = Gate::new()?;
+    let worker = std::thread::spawn(move || {
+        let opened = set_up.open();
+        await_go();
+        opened
+    });
+    let joiner = std::thread::spawn(move || {
+        let opened = set_up.open();
+        opened.is_ok() && matches!(worker.join(), Ok(Ok(())))
+    });
+    set_up.pass(2)?;
     hold()?;
     check(joiner.join().is_ok_and(|joined| joined), "a thread was not joined")
 }
