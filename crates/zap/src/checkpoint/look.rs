@@ -193,7 +193,7 @@ impl Looked {
     /// Puts the parts of every process together.
     pub(super) fn assemble(self, look: &Look<'_>, held: &HeldPod) -> Result<Vec<ProcessState>, HoldError> {
         let news: Vec<PodPid> = self.answers.iter().flat_map(|answers| answers.news.iter().copied()).collect();
-        let locked = files::locked(look);
+        let (locked, login) = (files::locked(look), capture::login_of(look.init));
         let parts = self.answers.into_iter().zip(self.directories).zip(self.memories);
         let mut states = Vec::with_capacity(held.processes.len());
         for (process, ((answers, directories), memory)) in held.processes.iter().zip(parts) {
@@ -201,6 +201,8 @@ impl Looked {
             let host = process.found.subject.host;
             let namespaces = (look.namespaces.of(host), look.namespaces.births_of(host));
             let mut state = capture::assemble(process, answers, directories, locks, memory.state, namespaces);
+            // What zap's own processes have, a restart's have too.
+            state.login = state.login.filter(|_| state.login != login);
             state.stop_is_news = news.contains(&state.place.pid);
             let parent = held.processes.binary_search_by_key(&state.place.parent, |other| other.found.subject.pod);
             let parent = parent.ok().map(|place| held.processes[place].found.subject.host);

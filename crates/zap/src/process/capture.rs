@@ -96,6 +96,7 @@ struct Numbers {
     oom_score_adj: i32,
     autogroup: i32,
     coredump_filter: u32,
+    login: Option<u32>,
     personality: u32,
 }
 
@@ -268,10 +269,18 @@ fn answers(
             oom_score_adj: number_in(subject, "oom_score_adj", 10),
             autogroup: if process.found.stat.session == subject.pod { autogroup(subject) } else { 0 },
             coredump_filter: number_in(subject, "coredump_filter", 16),
+            login: login_of(subject.host),
             personality: number_in(subject, "personality", 16),
         },
         descriptors,
     })
+}
+
+/// Who logged in, as the kernel's audit notes it; `None` where it does not, or nobody did.
+pub fn login_of(process: HostPid) -> Option<u32> {
+    const NOBODY: u32 = u32::MAX;
+    let text = procfs::read_record_text(process.proc("loginuid")).ok()?;
+    text.trim().parse().ok().filter(|user| *user != NOBODY)
 }
 
 /// The working directory of a process, and its root if that is not the pod's.
@@ -307,6 +316,7 @@ pub fn assemble(
         oom_score_adj: answers.numbers.oom_score_adj,
         autogroup: answers.numbers.autogroup,
         coredump_filter: answers.numbers.coredump_filter,
+        login: answers.numbers.login,
         personality: answers.numbers.personality,
         dumpable: answers.dumpable,
         subreaper: answers.subreaper,

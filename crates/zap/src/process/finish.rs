@@ -11,7 +11,7 @@ use crate::process::grow::{GrowError, Grown};
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::threads::{Identity, ThreadState};
 use crate::process::{controls, credentials, signals, threads, timers};
-use crate::tracee::{Batch, Ground, Held, TraceeError};
+use crate::tracee::{Arg, Batch, Ground, Held, TraceeError};
 
 /// Attributes of the process that it sets itself while it is still root.
 pub fn attributes(state: &ProcessState, batch: &mut Batch) {
@@ -19,7 +19,9 @@ pub fn attributes(state: &ProcessState, batch: &mut Batch) {
     batch.call(libc::SYS_personality, [state.personality.into()], "setting the personality");
     let subreaper = i32::from(state.subreaper);
     batch.call(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), subreaper.into()], "setting the subreaper flag");
-    let thp = [libc::PR_SET_THP_DISABLE.into(), state.thp_disable.into(), 0u64.into(), 0u64.into(), 0u64.into()];
+    // Bit 0 says whether; the others are flags (PR_THP_DISABLE_EXCEPT_ADVISED, since Linux 6.18).
+    let (off, flags) = (state.thp_disable & 1, state.thp_disable & !1);
+    let thp = [libc::PR_SET_THP_DISABLE.into(), off.into(), flags.into(), 0u64.into(), 0u64.into()];
     batch.call(libc::SYS_prctl, thp, "setting the huge page policy");
     undo::restart(&state.undo, batch);
     controls::restart_process(&state.controls, batch);
@@ -47,6 +49,17 @@ pub fn from_outside(state: &ProcessState, host: HostPid) -> Result<(), TraceeErr
         write("autogroup", state.autogroup.to_string())?;
     }
     write("coredump_filter", format!("{:#x}", state.coredump_filter))
+}
+
+/// Notes who logged in, which a process may do for itself, and once only unless it may do more.
+pub fn log_in(state: &ProcessState, batch: &mut Batch) {
+    let Some(login) = state.login else { return };
+    let path = batch.bytes(b"/proc/self/loginuid\0");
+    let opened = batch.attempt(libc::SYS_openat, [libc::AT_FDCWD.into(), path, libc::O_WRONLY.into()]);
+    let text = login.to_string();
+    let bytes = batch.bytes(text.as_bytes());
+    batch.attempt(libc::SYS_write, [Arg::ResultOf(opened), bytes, text.len().into()]);
+    batch.attempt(libc::SYS_close, [Arg::ResultOf(opened)]);
 }
 
 /// Every thread: what the kernel keeps for it, then its registers (which it goes home with).

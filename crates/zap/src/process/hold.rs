@@ -144,6 +144,7 @@ fn stop_share(share: &mut Share, (): ()) -> Result<Vec<Standing>, HoldError> {
         if let [only] = &mut threads[..] {
             only.alone = true;
         }
+        refuse_dispatch(&found, &threads)?;
         stopped.push((found, threads));
     }
     let mut standing = Vec::with_capacity(stopped.len());
@@ -154,6 +155,16 @@ fn stop_share(share: &mut Share, (): ()) -> Result<Vec<Standing>, HoldError> {
         share.held.push(HeldProcess { found, threads, ground, layout, learned: Vec::new() });
     }
     Ok(standing)
+}
+
+/// Calls of a batch would come back to such a thread as signals. Nobody can tell before it is held.
+fn refuse_dispatch(found: &Found, threads: &[Held]) -> Result<(), CaptureError> {
+    let dispatches = |held: &Held| ptrace::dispatches_calls(held.name.host).unwrap_or(false);
+    let Some(held) = threads.iter().find(|held| dispatches(held)) else { return Ok(()) };
+    Err(found.subject.refuse(
+        format!("thread {}", held.name.pod),
+        "sees to its own system calls (PR_SET_SYSCALL_USER_DISPATCH, as Wine does), which cannot be checkpointed yet",
+    ))
 }
 
 /// Bytes of a seat during a checkpoint, where a thread is asked a handful of questions.

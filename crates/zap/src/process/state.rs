@@ -141,6 +141,9 @@ pub struct ProcessState {
     pub dumpable: i32,
     /// `PR_GET_CHILD_SUBREAPER`.
     pub subreaper: bool,
+    /// Who logged in (`loginuid`), if that is not as it is for zap's own processes in the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<u32>,
     /// `PR_GET_THP_DISABLE`.
     pub thp_disable: i32,
     /// Switches that it has set.

@@ -214,6 +214,16 @@ pub fn rseq_configuration(tid: HostPid) -> io::Result<RseqConfiguration> {
     Ok(configuration)
 }
 
+/// Whether a thread sees to some of its own system calls (`PR_SET_SYSCALL_USER_DISPATCH`). Before Linux 6.4 nobody can tell.
+pub fn dispatches_calls(tid: HostPid) -> io::Result<bool> {
+    const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
+    // struct ptrace_sud_config: mode, selector, offset, length.
+    let mut configuration = [0u64; 4];
+    let size = size_of_val(&configuration);
+    request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, &raw mut configuration as usize)?;
+    Ok(configuration[0] != 0)
+}
+
 /// How a tracee stopped or ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {

@@ -19,6 +19,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("scheduling", scheduling),
     ("oom-score", oom_score),
     ("undumpable", undumpable),
+    ("login-user", login_user),
     ("personality", personality),
 ];
 
@@ -213,11 +214,14 @@ fn chroot() -> Checked {
 
 /// Nice value, policy, affinity, I/O priority, timer slack; each thread's own.
 fn scheduling() -> Checked {
-    let thread = std::thread::spawn(|| -> Checked {
+    let set_up = Gate::new()?;
+    let thread = std::thread::spawn(move || -> Checked {
         done("setpriority", unsafe { libc::setpriority(libc::PRIO_PROCESS, libc::gettid() as u32, 11) })?;
+        set_up.open()?;
         await_go();
         equal("a thread's nice value", unsafe { libc::getpriority(libc::PRIO_PROCESS, libc::gettid() as u32) }, 11)
     });
+    set_up.pass(1)?;
     done("setpriority", unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 5) })?;
     let none = libc::sched_param { sched_priority: 0 };
     done("sched_setscheduler", unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const none) })?;
@@ -255,4 +259,21 @@ fn personality() -> Checked {
     equal("the personality", call("personality", libc::SYS_personality, [0xffff_ffff])?, NO_RANDOMIZE as i64)?;
     let itself = std::fs::read_link("/proc/self/exe").map_err(|e| e.to_string())?;
     check(itself.as_os_str().as_bytes().ends_with(b"pod-guest"), format!("the executable is {}", itself.display()))
+}
+
+/// Who logged in, as `sshd` and `cron` note it.
+fn login_user() -> Checked {
+    let child = fork(|| {
+        write("/proc/self/loginuid", "1234")?;
+        let grandchild = fork(|| {
+            await_go();
+            equal("who logged in, for a child", read("/proc/self/loginuid")?.trim(), "1234")
+        })?;
+        await_go();
+        equal("who logged in", read("/proc/self/loginuid")?.trim(), "1234")?;
+        reap(grandchild)
+    })?;
+    until_asleep(child)?;
+    hold()?;
+    reap(child)
 }

@@ -11,6 +11,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("bpf-map", bpf_map),
     ("seccomp-listener", seccomp_listener),
     ("huge-memfd", huge_memfd),
+    ("dispatched-calls", dispatched_calls),
 ];
 
 /// A ring; its parameters, in which the kernel says where everything is.
@@ -99,6 +100,16 @@ fn seccomp_listener() -> Checked {
     let listener = call("seccomp", libc::SYS_seccomp, [1, NEW_LISTENER, (&raw const program) as u64])? as i32;
     hold_loosely()?;
     done("fcntl", unsafe { libc::fcntl(listener, libc::F_GETFD) }).map(drop)
+}
+
+/// A thread that may have its calls come back to it as signals.
+fn dispatched_calls() -> Checked {
+    const ALLOW: u8 = 0;
+    let selector = Box::leak(Box::new(ALLOW));
+    const PR_SET_SYSCALL_USER_DISPATCH: u64 = 59;
+    let args = [PR_SET_SYSCALL_USER_DISPATCH, 1, 0, 0, std::ptr::from_mut(selector) as u64];
+    call("prctl", libc::SYS_prctl, args)?;
+    hold_loosely()
 }
 
 /// Huge pages that have a descriptor.

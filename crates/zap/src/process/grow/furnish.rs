@@ -127,6 +127,8 @@ impl<'a> Grove<'a> {
     fn places(&mut self, state: &ProcessState) -> Result<Batch, GrowError> {
         let pid = state.place.pid;
         let mut batch = Batch::new();
+        // While `/proc` is where it is.
+        finish::log_in(state, &mut batch);
         let (levels, born) = (self.around.levels, self.user_of(pid));
         // Others it was born in.
         let reached = |id| levels.rules(born, levels.owner(id));
