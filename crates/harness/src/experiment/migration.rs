@@ -95,6 +95,8 @@ fn of_memory(session: &mut Session, pair: &Pair, store: &Path, (mib, rate, link)
 
 /// A workload with a client that asks without a pause, where it serves pages.
 fn of_workload(session: &mut Session, pair: &Pair, store: &Path, workload: &dyn Workload) -> Result<()> {
+    // A case before this one may have failed with the link as slow as that wanted it.
+    pair.shape(None)?;
     let pod = pair.first.start_pod(workload, "moved", &PodOptions::default())?;
     let address = pod.served_at()?;
     let mut at_first = true;

@@ -203,7 +203,7 @@ fn shown<S: AsRef<OsStr>>(zap: &Path, arguments: &[S]) -> Vec<OsString> {
             bind.push(":");
             bind.push(built);
             bind.push(":ro");
-            words.splice(1..1, [OsString::from("-v"), bind]);
+            words.splice(1..1, [OsString::from("--bind"), bind]);
             words
         }
         _ => words,

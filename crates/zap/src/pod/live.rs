@@ -319,13 +319,13 @@ impl LivePod {
     }
 
     /// Kills every process of a pod that is here no more, PID 1 too, and returns when all are gone. Its packets are blocked,
-    /// so nobody hears of it; its link is removed beside everything else that has to go, for the kernel takes longest over that.
+    /// so nobody hears of it; its link is removed beside everything else that has to go, for the kernel takes longest over
+    /// that, and begun before the kernel removes the pod's network namespace, which would keep it waiting.
     pub fn end_silently(&mut self) -> Result<(), PodError> {
-        self.cgroup.begin_kill()?;
         if let Some(network) = self.network.take() {
             self.departing = Some(std::thread::spawn(move || network.detach()));
         }
-        self.cgroup.await_end()
+        self.cgroup.kill()
     }
 
     /// Ends every process and takes everything away but the record and the log, which then say `stopped`.
