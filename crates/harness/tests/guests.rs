@@ -155,7 +155,7 @@ guests! {
     network_namespace_off namespace_handles host_name_namespace ipc_namespace cgroup_namespace time_namespace namespace_shared
     sandbox thread_filters
     pidfd pidfd_thread pidfd_ended proc_files proc_ended proc_ended_root
-    cpu_affinity io_priority timer_slack speculation memory_policy write_or_execute machine_checks time_stamps
+    cpu_affinity io_priority timer_slack speculation memory_policy memory_policy_ranges memory_barriers write_or_execute machine_checks time_stamps
     sealed_memory moving_memory moving_threads
     mqueue mqueue_unlinked mqueue_waiting named_semaphore
     semaphores_threads semaphores_undo semaphores_undo_kinds semaphores_waiting segments_protected
@@ -187,6 +187,7 @@ refused! {
     performance_counter "is a performance counter of this host's, which cannot be checkpointed"
     bpf_map "is a BPF object of this host's, which cannot be checkpointed"
     seccomp_listener "is a seccomp listener, which cannot be checkpointed yet"
+    own_segments "segments of its own were set up with modify_ldt(2)"
     dispatched_calls "sees to its own system calls"
     huge_memfd "is of a kind that cannot be checkpointed yet"
     namespace_handle_mounts "is a mount namespace in which no process lives, which cannot be checkpointed"

@@ -57,6 +57,7 @@ pub(super) fn processes(
     for (memory, answers) in memories.iter_mut().zip(&answers) {
         memory.state.fields.brk = answers.brk;
         memory.state.keys = answers.keys;
+        memory.state.note_policies(&answers.policies);
     }
     Ok(Looked { answers, directories, memories })
 }

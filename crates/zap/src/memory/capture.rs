@@ -178,6 +178,7 @@ fn vma(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<VmaS
         backing,
         name: mapping.given_name().map(|name| serde_bytes::ByteBuf::from(name.to_vec())),
         key: mapping.key as u8,
+        policy: None,
     })
 }
 

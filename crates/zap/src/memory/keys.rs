@@ -103,6 +103,7 @@ mod tests {
             flags: 0,
             backing: Backing::Anonymous,
             name: None,
+            policy: None,
             key,
         };
         MemoryState { keys, vmas: executed.map(vma).into_iter().collect(), ..MemoryState::default() }

@@ -64,7 +64,7 @@ mod tests {
 
     fn space(flags: u32) -> MemoryState {
         let (backing, protection) = (Backing::Anonymous, 3);
-        let vma = VmaState { start: 0x1000, end: 0x3000, protection, flags, backing, name: None, key: 0 };
+        let vma = VmaState { start: 0x1000, end: 0x3000, protection, flags, backing, name: None, key: 0, policy: None };
         MemoryState { vmas: vec![vma], ..MemoryState::default() }
     }
 

@@ -134,6 +134,7 @@ mod tests {
             flags,
             backing: Backing::Anonymous,
             key: 0,
+            policy: None,
             name: None,
         };
         MemoryState { vmas: vec![vma(1, 3, 0), vma(4, 6, flag::LOCKED), vma(7, 8, 0)], ..MemoryState::default() }

@@ -14,6 +14,7 @@ mod mapped;
 mod model;
 mod pages;
 mod plan;
+pub mod policy;
 mod ranges;
 mod state;
 mod survey;

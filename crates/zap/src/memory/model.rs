@@ -150,6 +150,7 @@ fn vmas(recipe: &Recipe) -> Vec<VmaState> {
             backing,
             name: None,
             key: 0,
+            policy: None,
         };
         vmas.push(vma);
     }

@@ -6,6 +6,7 @@ use super::keys::{self, Step};
 use super::kinship::{self, vma_at};
 use super::layout::flag;
 use super::pages::runs;
+use super::policy;
 use super::state::{Backing, MemoryState, PageSource, VmaState};
 use super::{ranges, vdso};
 use crate::error::RebuildError;
@@ -77,6 +78,9 @@ pub fn rebuild_batches(target: &Target<'_>) -> Result<Vec<MemoryBatch>, RebuildE
     set_fields(&mut planner, target);
     for vma in &state.vmas {
         map(&mut planner, target, vma, &kept)?;
+    }
+    for vma in &state.vmas {
+        bind(&mut planner, target, vma, &kept);
     }
     for vma in &state.vmas {
         advise(&mut planner, target, vma, &kept);
@@ -359,6 +363,17 @@ fn advise(planner: &mut Planner, target: &Target<'_>, vma: &VmaState, kept: &[Ra
         for advice in back.chain(wanted.iter().map(|change| change.1)) {
             planner.attempt(libc::SYS_madvise, over(range.clone(), advice));
         }
+    }
+}
+
+/// Memory is where it shall be before it is filled.
+fn bind(planner: &mut Planner, target: &Target<'_>, vma: &VmaState, kept: &[Range<u64>]) {
+    let of_parent = |range: &Range<u64>| target.inherited.and_then(|p| vma_at(&p.vmas, range.start)?.policy.as_ref());
+    let inherited = ranges::common(&[vma.range()], kept).into_iter().map(|range| (of_parent(&range), range));
+    let anew = ranges::without(vma.range(), kept).into_iter().map(|range| (None, range));
+    for (_, range) in inherited.chain(anew).filter(|(has, _)| *has != vma.policy.as_ref()) {
+        planner.make_room(256);
+        policy::bind(range, vma.policy.as_ref(), &mut planner.batch);
     }
 }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use super::policy::PolicyState;
 use crate::ids::FileId;
 
 /// An address space: what is mapped, what is in it, and what the kernel knows of it.
@@ -53,6 +54,9 @@ pub struct VmaState {
     /// Protection key; 0 is the one that everything has.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub key: u8,
+    /// Where its pages are to be, if that is not as its threads have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyState>,
 }
 
 /// What a mapping shows.

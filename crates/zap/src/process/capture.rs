@@ -10,6 +10,7 @@ use crate::error::{CaptureError, Context};
 use crate::files::{self, DescriptorState, PosixLock};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::look::{Look, Subject};
+use crate::memory::policy::{self, PolicyState};
 use crate::memory::{self, MemoryState};
 use crate::namespaces::{Births, Kind, Membership, NamespaceId};
 use crate::process::ahead::Layout;
@@ -31,7 +32,7 @@ use crate::procfs;
 use crate::sys::file::open_path;
 use crate::sys::pidfd::PidFd;
 use crate::sys::ptrace;
-use crate::tracee::{Batch, Call, Held, Output};
+use crate::tracee::{Batch, Call, Ground, Held, Output};
 
 const P_PID: i32 = 1;
 /// Bytes of `siginfo_t`; the first word, the signal's number, is zero if there is no news.
@@ -56,6 +57,8 @@ pub struct Answers {
     pub brk: u64,
     /// The protection keys that it has, as bits.
     pub keys: u16,
+    /// The memory policies of its mappings, by their first addresses.
+    pub policies: HashMap<u64, PolicyState>,
     limits: Vec<(u64, u64)>,
     dumpable: i32,
     subreaper: bool,
@@ -149,6 +152,7 @@ struct Asked {
     timers: timers::Asked,
     brk: Call,
     keys: Option<(memory::keys::Asked, Vec<u8>)>,
+    policies: policy::Asked,
     limits: Vec<Output>,
     dumpable: Call,
     subreaper: Output,
@@ -170,6 +174,7 @@ fn ask(process: &mut HeldProcess, proc: &PodProc, questions: &Questions) -> Resu
     let timers = timers::ask(posix, &mut batch);
     let brk = batch.attempt(libc::SYS_brk, [0u64.into()]);
     let keys = ask_keys(leader, &mut batch)?;
+    let policies = policy::ask(&process.asked_about, &mut batch);
     let limits = limits::ask(&mut batch);
     let dumpable = batch.attempt(libc::SYS_prctl, [libc::PR_GET_DUMPABLE.into()]);
     let subreaper = batch.output(8);
@@ -187,6 +192,7 @@ fn ask(process: &mut HeldProcess, proc: &PodProc, questions: &Questions) -> Resu
         timers,
         brk,
         keys,
+        policies,
         limits,
         dumpable,
         subreaper,
@@ -206,6 +212,23 @@ fn ask_keys(leader: &Held, batch: &mut Batch) -> Result<Option<(memory::keys::As
     ptrace::extended_state(leader.name.host, &mut before)
         .capturing("reading the extended registers of", format!("thread {}", leader.name.pod))?;
     Ok(Some((memory::keys::ask(batch), before)))
+}
+
+/// The memory policies at these addresses, of which there are few, if any.
+fn policies(
+    leader: &mut Held,
+    ground: &Ground,
+    seat: usize,
+    addresses: Vec<u64>,
+) -> Result<HashMap<u64, PolicyState>, HoldError> {
+    const MANY: usize = 128;
+    let mut policies = HashMap::new();
+    for some in addresses.chunks(MANY) {
+        let mut batch = Batch::new();
+        let asked = policy::ask_whole(some, &mut batch);
+        policies.extend(asked.answers(&leader.run(ground, seat, &batch)?));
+    }
+    Ok(policies)
 }
 
 /// Asks, without taking it, whether there is news of a child's stop.
@@ -234,6 +257,7 @@ fn answers(
         ptrace::set_extended_state(leader.name.host, before)
             .capturing("putting back the extended registers of", subject.object())?;
     }
+    let policies = policies(leader, &process.ground, last, asked.policies.unusual(&results))?;
     let at = (subject.host, process.found.level());
     let state = threads::capture(leader, at, statuses, &asked.thread, &results, buffer)?;
     let mut threads: Vec<ThreadState> = std::iter::once(state).chain(process.learned.drain(..)).collect();
@@ -245,6 +269,10 @@ fn answers(
     let mut descriptors = questions.descriptors.clone();
     asked.close_on_exec.fill(&results, &mut descriptors);
     let mut controls = asked.controls.answers(&results);
+    if asked.controls.has_segments(&results) {
+        let why = "were set up with modify_ldt(2), as programs for 16-bit code do, which cannot be checkpointed yet";
+        return Err(subject.refuse("segments of its own", why).into());
+    }
     // Whoever has nothing locked locks nothing.
     let locked = process.found.status.kilobytes("VmLck");
     if locked != 0 {
@@ -257,6 +285,7 @@ fn answers(
         threads,
         actions: signals::actions(&asked.actions, &results),
         brk: results.get(asked.brk) as u64,
+        policies,
         keys: asked.keys.as_ref().map_or(0, |(keys, _)| keys.answer(&results)),
         limits: limits::capture(&asked.limits, &results),
         dumpable: results.get(asked.dumpable) as i32,

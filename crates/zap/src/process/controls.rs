@@ -34,6 +34,9 @@ pub struct ProcessControls {
     /// How memory that is still to come is locked (`mlockall`): `MCL_FUTURE`, perhaps with `MCL_ONFAULT`, or 0.
     #[serde(default)]
     pub lock_future: i32,
+    /// The memory barriers that it has registered for (`membarrier(2)`): the commands `MEMBARRIER_CMD_REGISTER_…`.
+    #[serde(default)]
+    pub barriers: i32,
     /// Extended registers that it has asked for (`ARCH_GET_XCOMP_PERM`).
     pub extended: u64,
 }
@@ -47,6 +50,9 @@ const ARCH_GET_XCOMP_PERM: i32 = 0x1022;
 const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
 /// Feature and bit of the tiles of AMX.
 const TILES: u32 = 18;
+const MEMBARRIER_CMD_GET_REGISTRATIONS: i32 = 1 << 9;
+/// Barriers that fail unless they were registered for; the command that registers is the next bit.
+const BARRIERS: [i32; 3] = [1 << 3, 1 << 5, 1 << 7];
 const PR_SPEC_PRCTL: i32 = 1;
 const PR_SPEC_ENABLE: i32 = 2;
 /// Disabled, disabled for good, disabled until the next program.
@@ -127,6 +133,9 @@ pub fn restart_thread(state: &ThreadControls, batch: &mut Batch) {
 pub struct AskedProcess {
     write_or_execute: Call,
     merge: Call,
+    registrations: Call,
+    barriers: [Call; 3],
+    segments: Call,
     extended: Output,
 }
 
@@ -134,9 +143,13 @@ pub struct AskedProcess {
 pub fn ask_process(batch: &mut Batch) -> AskedProcess {
     let write_or_execute = batch.attempt(libc::SYS_prctl, [PR_GET_MDWE.into()]);
     let merge = batch.attempt(libc::SYS_prctl, [PR_GET_MEMORY_MERGE.into()]);
+    let registrations = batch.attempt(libc::SYS_membarrier, [MEMBARRIER_CMD_GET_REGISTRATIONS.into()]);
+    let barriers = BARRIERS.map(|barrier| batch.attempt(libc::SYS_membarrier, [barrier.into()]));
+    let entry = batch.output(8);
+    let segments = batch.attempt(libc::SYS_modify_ldt, [0i32.into(), entry.into(), 8i32.into()]);
     let extended = batch.output(8);
     batch.attempt(libc::SYS_arch_prctl, [ARCH_GET_XCOMP_PERM.into(), extended.into()]);
-    AskedProcess { write_or_execute, merge, extended }
+    AskedProcess { write_or_execute, merge, registrations, barriers, segments, extended }
 }
 
 impl AskedProcess {
@@ -147,8 +160,24 @@ impl AskedProcess {
             write_or_execute: results.get(self.write_or_execute).max(0) as i32,
             merge: results.get(self.merge) == 1,
             extended: bits,
+            barriers: self.barriers(results),
             lock_future: 0,
         }
+    }
+
+    /// Before Linux 6.3 only the barriers themselves tell whether they were registered for.
+    fn barriers(&self, results: &Results) -> i32 {
+        let told = results.get(self.registrations);
+        if told >= 0 {
+            return told as i32;
+        }
+        let pairs = BARRIERS.iter().zip(self.barriers);
+        pairs.filter(|(_, call)| results.get(*call) == 0).map(|(barrier, _)| barrier << 1).sum()
+    }
+
+    /// Whether it has segments of its own (`modify_ldt(2)`).
+    pub fn has_segments(&self, results: &Results) -> bool {
+        results.get(self.segments) > 0
     }
 }
 
@@ -171,6 +200,10 @@ pub fn lock_future(process: HostPid, locked: u64, scratch: &Range<u64>) -> i32 {
 pub fn restart_process(state: &ProcessControls, batch: &mut Batch) {
     if state.extended & 1 << TILES != 0 {
         batch.call(libc::SYS_arch_prctl, [ARCH_REQ_XCOMP_PERM.into(), TILES.into()], "asking for the registers of AMX");
+    }
+    // With more than one thread the kernel would wait for all processors.
+    for register in (0..i32::BITS - 1).map(|bit| 1 << bit).filter(|bit| state.barriers & bit != 0) {
+        batch.call(libc::SYS_membarrier, [register.into()], "registering for memory barriers");
     }
     if state.lock_future != 0 {
         batch.call(libc::SYS_mlockall, [state.lock_future.into()], "locking memory that is still to come");

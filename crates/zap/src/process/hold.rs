@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::error::CaptureError;
 use crate::ids::{HostPid, PodPid};
-use crate::memory::{self, Mapping};
+use crate::memory::{self, Mapping, policy};
 use crate::process::capture::without_vdso;
 use crate::process::crew::{Crew, Pending};
 use crate::process::discover::{self, Found, PodProc, Zombie};
@@ -24,6 +24,8 @@ pub struct HeldProcess {
     pub ground: Ground,
     /// Its mappings.
     layout: Vec<Mapping>,
+    /// Those that may have a memory policy of their own, by their first addresses.
+    pub asked_about: Vec<u64>,
     /// What was learned of its threads, but for the leader.
     pub learned: Vec<ThreadState>,
 }
@@ -150,9 +152,10 @@ fn stop_share(share: &mut Share, (): ()) -> Result<Vec<Standing>, HoldError> {
     let mut standing = Vec::with_capacity(stopped.len());
     for (found, mut threads) in stopped {
         let (ground, layout) = prepare(&found, &mut threads)?;
+        let asked_about = policy::worth_asking(&layout);
         let group_stop = threads.first().and_then(|leader| leader.group_stop);
         standing.push(Standing { found: found.clone(), threads: threads.len(), group_stop });
-        share.held.push(HeldProcess { found, threads, ground, layout, learned: Vec::new() });
+        share.held.push(HeldProcess { found, threads, ground, layout, asked_about, learned: Vec::new() });
     }
     Ok(standing)
 }
@@ -193,7 +196,9 @@ pub(super) fn prepare(found: &Found, threads: &mut Vec<Held>) -> Result<(Ground,
         _ => std::fs::metadata(host.proc("fd")).map_or(0, |listed| listed.len() as usize),
     };
     let timers = timers::count(host, &found.status) * timers::QUESTION;
-    let size = (threads.len() * QUESTIONS + LEADER + descriptors * DESCRIPTOR + timers).next_multiple_of(4096) as u64;
+    let policies = policy::worth_asking(&layout).len() * policy::QUESTION;
+    let size = threads.len() * QUESTIONS + LEADER + descriptors * DESCRIPTOR + timers + policies;
+    let size = size.next_multiple_of(4096) as u64;
     let scratch = gap(&layout, size).ok_or(TraceeError::NoRoom(pod))?;
     let marker = marker(found).ok_or(TraceeError::NoRoom(pod))?;
     let leader = threads.first_mut().ok_or(CaptureError::Vanished(pod))?;

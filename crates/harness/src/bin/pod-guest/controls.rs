@@ -8,6 +8,8 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("timer-slack", timer_slack),
     ("speculation", speculation),
     ("memory-policy", memory_policy),
+    ("memory-policy-ranges", memory_policy_ranges),
+    ("memory-barriers", memory_barriers),
     ("write-or-execute", write_or_execute),
     ("machine-checks", machine_checks),
     ("time-stamps", time_stamps),
@@ -97,6 +99,73 @@ fn memory_policy() -> Checked {
         }
     };
     stays(set(1), set(3 | 1 << 15), read)
+}
+
+/// Ranges bound to a node, spread over nodes, in shared memory; a child has bound one otherwise.
+fn memory_policy_ranges() -> Checked {
+    use crate::memory::{PAGE, anonymous, check_filled, fill, shared};
+    const BIND: u64 = 2;
+    const INTERLEAVE: u64 = 3;
+    const STATIC: u64 = 1 << 15;
+    let bind = |at: *mut u8, mode: u64| {
+        let nodes = 1u64;
+        let mask = if mode == 0 { 0 } else { &raw const nodes as u64 };
+        call("mbind", libc::SYS_mbind, [at as u64, PAGE as u64, mode, mask, 64, 0]).map(drop)
+    };
+    let read = |at: *mut u8| {
+        let (mut mode, mut nodes) = (0i32, [0u64; 16]);
+        let args = [&raw mut mode as u64, nodes.as_mut_ptr() as u64, 1024, at as u64, 2];
+        call("get_mempolicy", libc::SYS_get_mempolicy, args)?;
+        Ok::<_, String>((mode as u64, nodes[0]))
+    };
+    let (private, common) = (anonymous(4 * PAGE)?, shared(2 * PAGE)?);
+    let (second, third) = (unsafe { private.add(PAGE) }, unsafe { private.add(2 * PAGE) });
+    fill(private, 4 * PAGE, 1);
+    bind(private, BIND)?;
+    bind(second, INTERLEAVE | STATIC)?;
+    bind(common, BIND)?;
+    let set_up = Gate::new()?;
+    let child = fork(|| {
+        bind(private, 0)?;
+        bind(third, BIND)?;
+        set_up.open()?;
+        await_go();
+        equal("a range that a child has freed", read(private)?, (0, 0))?;
+        equal("what a child has inherited", read(second)?, (INTERLEAVE | STATIC, 1))?;
+        equal("what a child has bound", read(third)?, (BIND, 1))
+    })?;
+    set_up.pass(1)?;
+    hold()?;
+    reap(child)?;
+    equal("a bound range", read(private)?, (BIND, 1))?;
+    equal("a spread range", read(second)?, (INTERLEAVE | STATIC, 1))?;
+    equal("a range as it comes", read(third)?, (0, 0))?;
+    equal("shared memory", (read(common)?, read(unsafe { common.add(PAGE) })?), ((BIND, 1), (0, 0)))?;
+    check_filled("what is in it", private, 4 * PAGE, 1)
+}
+
+/// Barriers that a process has registered for, which fail for others: runtimes count on them. A child has inherited one, and
+/// registered for another.
+fn memory_barriers() -> Checked {
+    let barrier = |command: u64| call("membarrier", libc::SYS_membarrier, [command, 0, 0]);
+    const PLAIN: u64 = 1 << 3;
+    const CORES: u64 = 1 << 5;
+    const SEQUENCES: u64 = 1 << 7;
+    barrier(PLAIN << 1)?;
+    let set_up = Gate::new()?;
+    let child = fork(|| {
+        barrier(CORES << 1)?;
+        set_up.open()?;
+        await_go();
+        barrier(PLAIN)?;
+        barrier(CORES)?;
+        check(barrier(SEQUENCES).is_err(), "a child can use a barrier that it did not register for")
+    })?;
+    set_up.pass(1)?;
+    hold()?;
+    reap(child)?;
+    barrier(PLAIN)?;
+    check(barrier(CORES).is_err(), "a barrier can be used that was not registered for")
 }
 
 /// Memory that was written to cannot become executable.

@@ -12,6 +12,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("seccomp-listener", seccomp_listener),
     ("huge-memfd", huge_memfd),
     ("dispatched-calls", dispatched_calls),
+    ("own-segments", own_segments),
 ];
 
 /// A ring; its parameters, in which the kernel says where everything is.
@@ -110,6 +111,18 @@ fn dispatched_calls() -> Checked {
     let args = [PR_SET_SYSCALL_USER_DISPATCH, 1, 0, 0, std::ptr::from_mut(selector) as u64];
     call("prctl", libc::SYS_prctl, args)?;
     hold_loosely()
+}
+
+/// A segment of 16-bit code.
+fn own_segments() -> Checked {
+    // struct user_desc: number, base, limit, flags.
+    let mut segment = [3u32, 0x1000, 0xfff, 0];
+    let size = size_of_val(&segment) as u64;
+    call("modify_ldt", libc::SYS_modify_ldt, [0x11, segment.as_mut_ptr() as u64, size])?;
+    hold_loosely()?;
+    let mut entries = [0u64; 8];
+    let read = call("modify_ldt", libc::SYS_modify_ldt, [0, entries.as_mut_ptr() as u64, 64])?;
+    check(read > 0, "the segment is gone")
 }
 
 /// Huge pages that have a descriptor.
