@@ -3,13 +3,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::client::{Crowd, Prober};
-use harness::lab::{Lab, PATIENCE, Pair, Pod, PodOptions, Way, wait_until, zap_binary};
+use harness::lab::{Lab, PATIENCE, Pair, Pod, PodOptions, Way, served_at, wait_until, zap_binary};
 use harness::viewer::Viewer;
 use harness::workload::{Apache, Desktop, Mpm, Workload};
 
@@ -272,6 +274,66 @@ fn a_server_moves_under_load_by_every_strategy() {
 #[test]
 fn a_server_hops_ten_times_back_and_forth() {
     a_server_moves("pre-copy", 10).unwrap();
+}
+
+/// Says which of the numbers below the one of the last datagram have not come.
+const RECEIVER: &str = "
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('0.0.0.0', 80))
+came = set()
+print('ready', flush=True)
+while True:
+    word, number = s.recv(100).decode().split()
+    came.add(int(number))
+    if word == 'last':
+        print('missing', sorted(set(range(int(number))) - came), flush=True)
+";
+
+/// Nobody sends a datagram again: those that come for a pod while it is on its way go after it.
+fn datagrams_go_after_a_pod() -> Result<()> {
+    let pair = Pair::new()?;
+    pair.first.zap(&["run", "-d", "-n", "receiver", "--", "python3", "-c", RECEIVER])?;
+    pair.first.attach_client()?;
+    wait_until("the receiver", || {
+        ensure!(pair.first.pod("receiver")?.log().contains("ready"), "it is not ready");
+        Ok(())
+    })?;
+    let address: Ipv4Addr = pair.first.pods()?[0].address.clone().context("it has no address")?.parse()?;
+    let end = AtomicBool::new(false);
+    let send = || -> Result<()> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        for number in 0.. {
+            let word = if end.load(Ordering::SeqCst) { "last" } else { "another" };
+            socket.send_to(format!("{word} {number}").as_bytes(), served_at(address))?;
+            if word == "last" {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| -> Result<()> {
+        let sender = scope.spawn(|| pair.first.client().enter(send));
+        let moved = (0..4).try_for_each(|hop: u32| {
+            pair.migrate(hop.is_multiple_of(2), "receiver", Way::Link, &["--stats"]).map(drop).context(hop)
+        });
+        end.store(true, Ordering::SeqCst);
+        moved.and(sender.join().unwrap()?)
+    })?;
+    wait_until("the last datagram", || {
+        let log = pair.first.pod("receiver")?.log();
+        ensure!(log.contains("missing []"), "it says {log:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn datagrams_for_a_pod_on_its_way_go_after_it() {
+    if !Path::new("/dev/net/tun").exists() {
+        println!("skipped: the host has no tap devices (/dev/net/tun)");
+        return;
+    }
+    datagrams_go_after_a_pod().unwrap();
 }
 
 /// Resets that the client's side of the network has seen or sent: RstIn is not counted by the kernel but in these.

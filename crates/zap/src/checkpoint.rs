@@ -241,9 +241,9 @@ impl Checkpoint<'_> {
         trees
     }
 
-    /// Whether the pod is not to go on here.
-    fn leaves(&self) -> bool {
-        self.options.afterwards == Afterwards::Gone
+    /// Whether the pod is to run again in a moment, here or on another host.
+    fn goes_on(&self) -> bool {
+        self.sends || self.options.afterwards != Afterwards::Gone
     }
 
     /// Has room for copies of all files be made: in the hold it would take long.
@@ -272,7 +272,7 @@ impl Checkpoint<'_> {
         let hosts = population.live.iter().map(|found| found.subject.host).collect();
         let layouts: Vec<Layout> = parallel::map(hosts, Layout::read);
         capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
-        if let (Some(network), true, false) = (&pod.network, look.sockets.hear, self.leaves()) {
+        if let (Some(network), true, true) = (&pod.network, look.sockets.hear, self.goes_on()) {
             network.make_waiting_room();
         }
         let listeners = std::mem::take(&mut look.sockets.listeners);

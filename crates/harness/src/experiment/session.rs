@@ -70,7 +70,7 @@ impl Session {
                 .unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
         bar.set_prefix(experiment);
-        let begun = Instant::now();
+        let begun = now();
         Ok(Self {
             extent: settings.extent,
             peers: settings.peers.clone(),
@@ -133,7 +133,7 @@ impl Session {
     /// The rounds of a part: one that warms up, where `warms_up`, then as many as were asked for; fewer where its share of
     /// the time that is left allows no more, but one at least.
     pub(super) fn rounds(&mut self, part: &str, warms_up: bool) -> Rounds {
-        let now = Instant::now();
+        let now = now();
         let share = |until: Instant| now + until.saturating_duration_since(now) / self.parts.max(1);
         let done = self.progress.rounds_of(part);
         Rounds {
@@ -149,16 +149,16 @@ impl Session {
     /// The number of the next round, if there is to be one; what was measured in the one before is whole now.
     pub(super) fn next(&mut self, rounds: &mut Rounds) -> Result<Option<u32>> {
         if let Some(On { warms_up, begun, from }) = rounds.on.take() {
-            rounds.longest = rounds.longest.max(begun.elapsed());
+            rounds.longest = rounds.longest.max(now() - begun);
             if !warms_up {
                 rounds.done += 1;
-                self.progress.round(&rounds.part, begun.elapsed(), (from, self.recorder.bytes()?))?;
+                self.progress.round(&rounds.part, now() - begun, (from, self.recorder.bytes()?))?;
             }
             self.bar.inc(1);
         }
         self.recording = true;
         let enough = rounds.done >= self.runs;
-        let late = rounds.until.is_some_and(|until| Instant::now() + rounds.longest > until);
+        let late = rounds.until.is_some_and(|until| now() + rounds.longest > until);
         if enough || (late && rounds.done > 0) || (late && self.is_over()) {
             if rounds.done == 0 {
                 self.note(&rounds.part, "failed", "there was no time left to measure it")?;
@@ -166,7 +166,7 @@ impl Session {
             return Ok(None);
         }
         self.recording = rounds.next.is_some();
-        rounds.on = Some(On { warms_up: !self.recording, begun: Instant::now(), from: self.recorder.bytes()? });
+        rounds.on = Some(On { warms_up: !self.recording, begun: now(), from: self.recorder.bytes()? });
         let number = rounds.next.unwrap_or(0);
         rounds.next = Some(rounds.done + u32::from(rounds.next.is_some()));
         Ok(Some(number))
@@ -174,7 +174,7 @@ impl Session {
 
     /// Whether the time for everything is used up.
     fn is_over(&self) -> bool {
-        self.until.is_some_and(|until| Instant::now() > until)
+        self.until.is_some_and(|until| now() > until)
     }
 
     /// Says what comes next.
@@ -185,9 +185,9 @@ impl Session {
 
     fn time_left(&self) -> String {
         let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
-        let passed = self.begun.elapsed().as_secs_f64();
+        let passed = (now() - self.begun).as_secs_f64();
         let by_rounds = (done > 0).then(|| passed / done as f64 * all.saturating_sub(done) as f64);
-        let by_clock = self.until.map(|until| until.saturating_duration_since(Instant::now()).as_secs_f64());
+        let by_clock = self.until.map(|until| until.saturating_duration_since(now()).as_secs_f64());
         match by_rounds.into_iter().chain(by_clock).reduce(f64::min) {
             Some(seconds) => format!("{} left", crate::progress::readable(Duration::from_secs_f64(seconds))),
             None => "time left not known yet".into(),
@@ -231,9 +231,24 @@ pub(super) fn bytes_below(directory: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
+#[cfg(not(test))]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Time passes where a test says so.
+#[cfg(test)]
+fn now() -> Instant {
+    tests::NOW.get()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    thread_local! {
+        pub(super) static NOW: std::cell::Cell<Instant> = std::cell::Cell::new(Instant::now());
+    }
 
     const PARTS: [&str; 2] = ["first", "second"];
 
@@ -248,7 +263,7 @@ mod tests {
                 |session, part| {
                     let mut rounds = session.rounds(part, true);
                     while let Some(run) = session.next(&mut rounds)? {
-                        std::thread::sleep(each);
+                        NOW.set(NOW.get() + each);
                         let of = Circumstances { workload: part, parameters: "", arm: "a", run };
                         session.record(&of, "whole", 1.0, "us")?;
                         if session.recording {
@@ -276,10 +291,10 @@ mod tests {
         // Each has 100 ms: one round that warms up, then two of 30 ms.
         let some = Settings { budget: Some(Duration::from_millis(200)), ..settings.clone() };
         let (counts, _) = rounds(&some, Duration::from_millis(30), "");
-        assert!(counts.iter().all(|count| (1..=3).contains(count)), "{counts:?}");
+        assert_eq!(counts, [2, 2]);
         let little = Settings { budget: Some(Duration::from_millis(25)), ..settings };
         let (counts, _) = rounds(&little, Duration::from_millis(5), "");
-        assert!(counts.iter().all(|count| (1..5).contains(count)), "{counts:?}");
+        assert_eq!(counts, [1, 2]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::memory::LeftBehind;
 use crate::monitor::protocol::Failure;
 use crate::pod::LivePod;
 use crate::pod::journal::Undo;
+use crate::pod::network::Network;
 use crate::pod::registry::Residual;
 use crate::record;
 
@@ -259,6 +260,7 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut Han
             match hear_and_serve(wire, left) {
                 Ok(Message::Running) => {
                     let since = Instant::now();
+                    send_after(pod);
                     handed.residual_bytes = left.bytes();
                     handed.track.begin(Stage::Following { bytes: left.bytes() });
                     let served = serve(pod, wire, left, &handed.to);
@@ -282,6 +284,13 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut Han
     match pod.take_back(was_suspended) {
         Ok(()) => Given::Kept(kept),
         Err(error) => Given::InDoubt(format!("{kept}; and here: {error}")),
+    }
+}
+
+/// What came for the pod while it was away is lost if it cannot be sent after it: peers send it again.
+fn send_after(pod: &LivePod) {
+    if let Some(Err(error)) = pod.network.as_ref().map(Network::send_after) {
+        tracing::warn!("what came for pod {} while it moved: {error}", pod.spec.name);
     }
 }
 

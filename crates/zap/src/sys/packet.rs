@@ -6,8 +6,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::check;
 
-/// Sends an Ethernet frame out of the interface `index` of this thread's network namespace.
-pub fn send_frame(index: u32, frame: &[u8]) -> io::Result<()> {
+/// Sends Ethernet frames out of the interface `index` of this thread's network namespace. Closing the socket, which is
+/// returned, takes the kernel tens of milliseconds.
+pub fn send_frames(index: u32, frames: &[Vec<u8>]) -> io::Result<OwnedFd> {
     // SAFETY: numbers only; on success the result is a fresh descriptor that nobody else owns. Protocol 0 receives nothing.
     let socket = check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) }.into())?;
     // SAFETY: as above.
@@ -16,8 +17,11 @@ pub fn send_frame(index: u32, frame: &[u8]) -> io::Result<()> {
     let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     to.sll_family = libc::AF_PACKET as u16;
     to.sll_ifindex = index as i32;
-    let (bytes, address) = (frame.as_ptr().cast(), (&raw const to).cast());
-    let length = size_of::<libc::sockaddr_ll>() as u32;
-    // SAFETY: the kernel reads `frame.len()` bytes of the frame and the address, both of which outlive the call.
-    check(unsafe { libc::sendto(socket.as_raw_fd(), bytes, frame.len(), 0, address, length) } as libc::c_long).map(drop)
+    let (address, length) = ((&raw const to).cast(), size_of::<libc::sockaddr_ll>() as u32);
+    for frame in frames {
+        let bytes = frame.as_ptr().cast();
+        // SAFETY: the kernel reads `frame.len()` bytes of the frame and the address, both of which outlive the call.
+        check(unsafe { libc::sendto(socket.as_raw_fd(), bytes, frame.len(), 0, address, length) } as libc::c_long)?;
+    }
+    Ok(socket)
 }

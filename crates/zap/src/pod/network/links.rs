@@ -194,15 +194,27 @@ pub(super) fn lead_to(batch: &mut Batch, mac: [u8; 6], index: u32, lead: Lead) {
         Lead::Fixed => (libc::NUD_NOARP, libc::NTF_MASTER | NTF_STICKY),
         Lead::Learnt => (NUD_REACHABLE, libc::NTF_MASTER),
     };
+    let create = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+    batch.push(("leading packets", "to the pod"), (libc::RTM_NEWNEIGH, create), &entry(index, state, flags), |entry| {
+        entry.put(libc::NDA_LLADDR, &mac);
+    });
+}
+
+/// Has the bridge forget that an address is behind this port of its.
+pub(super) fn forget(batch: &mut Batch, mac: [u8; 6], index: u32) {
+    let header = entry(index, 0, libc::NTF_MASTER);
+    batch.push(("forgetting", "where the pod was"), (libc::RTM_DELNEIGH, 0), &header, |entry| {
+        entry.put(libc::NDA_LLADDR, &mac);
+    });
+}
+
+fn entry(index: u32, state: u16, flags: u8) -> Vec<u8> {
     // struct ndmsg: family, padding, index, state, flags, type.
     let mut header = vec![libc::PF_BRIDGE as u8, 0, 0, 0];
     header.extend(index.to_ne_bytes());
     header.extend(state.to_ne_bytes());
     header.extend([flags, 0]);
-    let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-    batch.push(("leading packets", "to the pod"), (libc::RTM_NEWNEIGH, flags), &header, |entry| {
-        entry.put(libc::NDA_LLADDR, &mac);
-    });
+    header
 }
 
 /// Removes a link.

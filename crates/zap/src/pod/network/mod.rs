@@ -250,6 +250,15 @@ impl Network {
         });
     }
 
+    /// The pod, which is blocked here, runs on another host of the same network: what has waited for it goes there.
+    pub fn send_after(&self) -> Result<(), NetworkError> {
+        let Some(room) = self.waiting_room() else { return Ok(()) };
+        let mut batch = Batch::default();
+        room.leave(&mut batch);
+        open()?.run(&batch)?;
+        room.empty().map_err(kernel("sending on", "what has waited"))
+    }
+
     fn waiting_room(&self) -> Option<&WaitingRoom> {
         self.waiting_room.get().and_then(Option::as_ref)
     }
@@ -306,15 +315,24 @@ impl Network {
 
     /// Tells the bridge's neighbours where the pod's addresses are now (gratuitous ARP, unsolicited NA).
     ///
-    /// It is done beside the caller: the kernel takes tens of milliseconds to close a packet socket.
+    /// Returns when they have been told. The rest is done beside the caller: the kernel takes tens of milliseconds to close a
+    /// packet socket.
     pub fn announce(&self) {
         let (frames, init, address) = (announce::frames(&self.inner), self.init, self.outer.ipv4);
+        let (told, done) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            let send = || frames.iter().try_for_each(|frame| packet::send_frame(ETH0.1, frame));
+            let send = move || {
+                let socket = packet::send_frames(ETH0.1, &frames)?;
+                drop(told);
+                drop(socket);
+                Ok(())
+            };
             if let Err(error) = namespace::inside(init, send) {
                 tracing::warn!("announcing {address}: {error}");
             }
         });
+        // Nothing is ever said: it ends when they have been told, or cannot be.
+        let _: Result<(), _> = done.recv();
     }
 
     /// Takes back what this process holds for the pod (published ports), after reading a written-down connection.

@@ -56,6 +56,11 @@ impl WaitingRoom {
         links::lead_to(batch, self.mac, link, links::Lead::Learnt);
     }
 
+    /// Has them go wherever the bridge hears of the address next.
+    pub(super) fn leave(&self, batch: &mut Batch) {
+        links::forget(batch, self.mac, self.index);
+    }
+
     /// Sends on what has waited.
     pub(super) fn empty(&self) -> io::Result<()> {
         let mut frame = vec![0; tap::LONGEST];
