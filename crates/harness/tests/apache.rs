@@ -194,7 +194,8 @@ fn a_storm_of_short_connections_loses_no_request_to_a_checkpoint() {
     let over = AtomicBool::new(false);
     let storm = || {
         let mut served = 0;
-        while !over.load(Ordering::Relaxed) {
+        // Each leaves a port behind for a minute: together fewer than a host has.
+        while !over.load(Ordering::Relaxed) && served < 6000 {
             Connection::open(to, PATIENCE)?.get_file("1k.bin")?;
             served += 1;
         }

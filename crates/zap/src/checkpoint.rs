@@ -429,13 +429,19 @@ impl Checkpoint<'_> {
         }
         self.pod.journal.done(&Undo::Thaw)?;
         self.pod.journal.done(&Undo::Sockets)?;
+        // Newcomers first: those that wait go on waiting for as long as others are dropped.
+        let admitted = self.admit_newcomers();
         self.unblock()?;
-        self.admit_newcomers()
+        admitted
     }
 
     fn unblock(&mut self) -> Result<(), CheckpointError> {
         if let Some(network) = &self.pod.network {
-            network.unblock().map_err(|source| network_failed(self.pod, source))?;
+            let opened = match self.under_way.newcomers_dropped() {
+                true => network.unblock_for_known(),
+                false => network.unblock(),
+            };
+            opened.map_err(|source| network_failed(self.pod, source))?;
             self.pod.journal.done(&Undo::Unblock)?;
         }
         Ok(())

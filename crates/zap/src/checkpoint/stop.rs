@@ -40,6 +40,11 @@ pub(super) struct UnderWay {
 }
 
 impl UnderWay {
+    /// Whether requests for new connections are being dropped.
+    pub(super) fn newcomers_dropped(&self) -> bool {
+        self.newcomers_dropped
+    }
+
     /// Prepares to look for strays in these network namespaces beside the pod's own. Those of a pod that shares the host's
     /// cannot be told from the host's.
     pub(super) fn look_into<'n>(
@@ -178,6 +183,8 @@ impl Checkpoint<'_> {
         if strays.is_empty() || strays.iter().any(Stray::opening) {
             return Ok(strays.is_empty());
         }
+        // What is let through must not bring new ones.
+        self.drop_newcomers()?;
         let deadline = Instant::now() + HELD_PATIENCE.max(2 * self.under_way.took).min(PATIENCE);
         self.unblock()?;
         while !strays.is_empty() && Instant::now() < deadline {

@@ -33,7 +33,7 @@ use crate::pod::{AddressPlan, Publish};
 use crate::sys::packet;
 use links::{FarEnd, PortState};
 use netlink::{Batch, Channel};
-use waiting_room::WaitingRoom;
+use waiting_room::{Waiting, WaitingRoom};
 
 /// What a pod asks of the network.
 #[derive(Clone, Debug, Default)]
@@ -256,7 +256,7 @@ impl Network {
         let mut batch = Batch::default();
         room.leave(&mut batch);
         open()?.run(&batch)?;
-        room.empty().map_err(kernel("sending on", "what has waited"))
+        room.empty(Waiting::All).map_err(kernel("sending on", "what has waited"))
     }
 
     fn waiting_room(&self) -> Option<&WaitingRoom> {
@@ -284,6 +284,15 @@ impl Network {
 
     /// Lets packets through again, those first that wait.
     pub fn unblock(&self) -> Result<(), NetworkError> {
+        self.open_port(Waiting::All)
+    }
+
+    /// The same for as long as newcomers are dropped ([`Network::drop_newcomers`]): those that wait already go on waiting.
+    pub fn unblock_for_known(&self) -> Result<(), NetworkError> {
+        self.open_port(Waiting::Known)
+    }
+
+    fn open_port(&self, who: Waiting) -> Result<(), NetworkError> {
         let mut batch = Batch::default();
         links::set_port(&mut batch, (&self.link, self.index), PortState::Forwarding);
         if let Some(room) = self.waiting_room() {
@@ -291,7 +300,7 @@ impl Network {
         }
         open()?.run(&batch)?;
         match self.waiting_room() {
-            Some(room) => room.empty().map_err(kernel("sending on", "what has waited")),
+            Some(room) => room.empty(who).map_err(kernel("sending on", "what has waited")),
             None => Ok(()),
         }
     }

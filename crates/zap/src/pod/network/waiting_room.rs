@@ -6,9 +6,10 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::sync::{Mutex, PoisonError};
 
-use super::links;
 use super::netlink::{Batch, Channel};
+use super::{links, newcomers};
 use crate::sys::tap;
 
 /// Packets that wait at most: more are dropped.
@@ -20,6 +21,17 @@ pub(super) struct WaitingRoom {
     tap: File,
     index: u32,
     mac: [u8; 6],
+    /// Requests for new connections that go on waiting.
+    newcomers: Mutex<Vec<Vec<u8>>>,
+}
+
+/// Who of those that wait goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// Everybody.
+    All,
+    /// All but requests for new TCP connections.
+    Known,
 }
 
 /// The name of the room of the pod with this link.
@@ -42,7 +54,7 @@ impl WaitingRoom {
         let mut batch = Batch::default();
         links::set_deaf(&mut batch, (&name, index));
         channel.run(&batch)?;
-        Ok(WaitingRoom { tap, index, mac })
+        Ok(WaitingRoom { tap, index, mac, newcomers: Mutex::default() })
     }
 
     /// Has packets for the pod wait from now on, whatever the pod sends meanwhile.
@@ -62,7 +74,11 @@ impl WaitingRoom {
     }
 
     /// Sends on what has waited.
-    pub(super) fn empty(&self) -> io::Result<()> {
+    pub(super) fn empty(&self, who: Waiting) -> io::Result<()> {
+        let mut newcomers = self.newcomers.lock().unwrap_or_else(PoisonError::into_inner);
+        if who == Waiting::All {
+            newcomers.drain(..).try_for_each(|frame| (&self.tap).write_all(&frame))?;
+        }
         let mut frame = vec![0; tap::LONGEST];
         for _ in 0..MOST {
             let length = match (&self.tap).read(&mut frame) {
@@ -70,9 +86,11 @@ impl WaitingRoom {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(e),
             };
-            // What the device itself was sent is nobody else's.
-            let is_pods = frame[..length].get(tap::HEADER..).is_some_and(|frame| frame.starts_with(&self.mac));
-            if is_pods {
+            let packet = frame.get(tap::HEADER..length).unwrap_or_default();
+            if who == Waiting::Known && newcomers::is_one(packet) {
+                newcomers.push(frame[..length].to_vec());
+            } else if packet.starts_with(&self.mac) {
+                // What the device itself was sent is nobody else's.
                 (&self.tap).write_all(&frame[..length])?;
             }
         }
