@@ -36,7 +36,7 @@ use crate::pod::journal::Undo;
 use crate::pod::trees::{self, Trees};
 use crate::process::ahead::{Layout, Layouts, MemoryAhead};
 use crate::process::capture;
-use crate::process::discover::{self, Found, Population};
+use crate::process::discover::{self, Found, PodProc, Population};
 use crate::process::hold::{self, Cleared, HeldPod, HoldError, Tracers};
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::statuses::Statuses;
@@ -123,7 +123,6 @@ fn tell_stages(
         was_suspended: pod.cgroup.is_frozen(),
         memory: Arc::default(),
         statuses: Arc::default(),
-        expected: 1,
         mapped: MappedFiles::default(),
         under_way: UnderWay::default(),
         left: LeftBehind::default(),
@@ -192,10 +191,8 @@ struct Checkpoint<'a> {
     was_suspended: bool,
     /// What is known of its memory from when it ran.
     memory: Arc<MemoryAhead>,
-    /// The `status` of its threads, opened then.
+    /// What `/proc` says of its processes and threads, opened then.
     statuses: Arc<Statuses>,
-    /// How many processes it had then.
-    expected: usize,
     /// The mapped files that were captured then.
     mapped: MappedFiles,
     /// What its sockets have under way.
@@ -222,16 +219,12 @@ impl Checkpoint<'_> {
         self.main_lives(population.live.iter().map(|found| found.subject.pod))?;
         self.make_room(&population);
         let (layouts, queued, nests) = self.check(&population, writer)?;
-        let trees = Trees::look_ahead(self.pod, writer, &nests).map_err(|e| trees_failed(self.pod, e));
-        let memory = match self.was_suspended || !self.strategy.another_round(&[]) {
-            true => MemoryAhead::layouts(layouts),
-            false => {
-                let handles = &mut self.pod.handles;
-                MemoryAhead::look_ahead(layouts, &population, handles, &mut writer.data, self.strategy)
-            }
-        };
-        (self.memory, self.expected) = (Arc::new(memory), population.live.len());
-        self.statuses = Arc::new(Statuses::open(&population));
+        let (trees, mut memory) = self.copy_ahead(writer, &nests, layouts, &population);
+        if self.options.afterwards == Afterwards::Gone {
+            memory.want_no_handles();
+        }
+        self.memory = Arc::new(memory);
+        self.statuses = Arc::new(Statuses::open(&population, &PodProc::new(self.pod.init)));
         let unfollowed = if self.strategy.leaves_pages() { 0 } else { self.memory.unfollowed() };
         let room = (unfollowed + queued).min(MOST_ROOM) as usize;
         if room > LITTLE_ROOM {
@@ -244,6 +237,29 @@ impl Checkpoint<'_> {
     /// Whether the pod is to run again in a moment, here or on another host.
     fn goes_on(&self) -> bool {
         self.sends || self.options.afterwards != Afterwards::Gone
+    }
+
+    /// Copies files, and beside that memory.
+    fn copy_ahead(
+        &mut self,
+        writer: &mut ImageWriter,
+        nests: &Nests,
+        layouts: Layouts,
+        population: &Population,
+    ) -> (Result<Trees, CheckpointError>, MemoryAhead) {
+        let follows = !self.was_suspended && self.strategy.another_round(&[]);
+        let (mut data, mut handles) = (std::mem::take(&mut writer.data), std::mem::take(&mut self.pod.handles));
+        let (pod, strategy) = (&*self.pod, self.strategy);
+        let (trees, memory) = std::thread::scope(|scope| {
+            let memory = scope.spawn(|| match follows {
+                true => MemoryAhead::look_ahead(layouts, population, &mut handles, &mut data, strategy),
+                false => MemoryAhead::layouts(layouts),
+            });
+            let trees = Trees::look_ahead(pod, writer, nests).map_err(|e| trees_failed(pod, e));
+            (trees, memory.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        (writer.data, self.pod.handles) = (data, handles);
+        (trees, memory)
     }
 
     /// Has room for copies of all files be made: in the hold it would take long.
@@ -296,15 +312,15 @@ impl Checkpoint<'_> {
     /// Everybody stands still when this returns, and no packet reaches or leaves the pod.
     fn hold(&mut self) -> Result<HeldPod, CheckpointError> {
         let failed = |e| unexpected("starting tracers", &e);
-        let tracers = Tracers::start(self.expected).map_err(|e| refused(self.pod, failed(e)))?;
+        let tracers = Tracers::start(self.statuses.processes()).map_err(|e| refused(self.pod, failed(e)))?;
         let seized = self.stop().and_then(|()| {
             fault::point("checkpoint-frozen");
             let members = self.pod.cgroup.pids()?;
-            hold::seize_all(tracers, self.pod.init, &members).map_err(|e| held_failed(self.pod, e))
+            hold::seize_all(tracers, self.pod.init, &members, &self.statuses).map_err(|e| held_failed(self.pod, e))
         });
         // Tracees stay stopped when the group thaws.
         self.pod.cgroup.thaw()?;
-        let held = seized.and_then(|seized| seized.wait().map_err(|e| held_failed(self.pod, e)));
+        let held = seized.and_then(|seized| seized.wait(&self.memory).map_err(|e| held_failed(self.pod, e)));
         let held = held.and_then(|held| {
             self.main_lives(held.processes.iter().map(|process| process.found.subject.pod))?;
             Ok(held)
@@ -348,6 +364,7 @@ impl Checkpoint<'_> {
             looked.leave_pages(&look, held, &mut self.left)?;
         }
         looked.read_pages(&mut look)?;
+        let handles = looked.take_handles(held);
         if self.sends && !self.strategy.leaves_pages() {
             looked.put_off_pages(&look, held, self.strategy)?;
         }
@@ -363,6 +380,7 @@ impl Checkpoint<'_> {
         let namespaces = mounts::fill(look.namespaces.states()?, &look, &trees.fresh())?;
         let mounts = mounts::capture(&pod.spec, pod.init, &pod.mounts_file(), &trees.fresh())?;
         let captured = Captured { pod: PodRecord::of(pod)?, processes, zombies, files, ipc, namespaces, mounts, trees };
+        handles.into_iter().for_each(|(process, handle)| self.pod.handles.insert(process, handle));
         self.clock.lap("files");
         Ok(captured)
     }
@@ -459,10 +477,10 @@ impl Checkpoint<'_> {
         let pages = captured.processes.iter().map(|process| process.memory.stored_bytes() / memory::PAGE);
         stats.pages = pages.sum();
         writer.record("pod", 1, &captured.pod);
-        captured.processes.iter().for_each(|process| writer.record("process", 1, process));
+        writer.records("process", 1, &captured.processes)?;
         writer.record("zombies", 1, &captured.zombies);
         writer.record("ipc", 1, &captured.ipc);
-        captured.files.iter().for_each(|file| writer.record("file", 1, file));
+        writer.records("file", 1, &captured.files)?;
         captured.namespaces.iter().for_each(|namespace| writer.record("namespace", 1, namespace));
         captured.mounts.iter().for_each(|mount| writer.record("mount", 1, mount));
         captured.trees.finish(&mut writer).map_err(|e| trees_failed(self.pod, e))?;

@@ -31,7 +31,7 @@ pub use manifest::FORMAT;
 pub use reader::{ImageReader, LayerReader, StoredData};
 pub use received::ReceivedImage;
 pub(crate) use room::Room;
-pub use sink::DataSink;
+pub use sink::{DataSink, Feed};
 pub(crate) use stored::memory_file;
 pub use writer::{ImageWriter, LayerWriter, Summary, remove_partials};
 

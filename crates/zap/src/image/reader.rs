@@ -375,6 +375,11 @@ impl ImageReader {
         self.plain_data()?.read_exact_at(bytes, offset).map_err(failed)
     }
 
+    /// Whether the data is stored in one file, as it is.
+    pub fn is_plain(&self) -> bool {
+        self.file("data").is_some_and(Stored::is_plain)
+    }
+
     /// The data as a plain file: a [`DataRef`]'s offset is an offset into it.
     pub fn data_file(&self) -> Result<BorrowedFd<'_>, ImageError> {
         Ok(self.plain_data()?.as_fd())

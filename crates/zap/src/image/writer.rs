@@ -14,6 +14,7 @@ use super::frame::{self, Record};
 use super::inherit::{self, Contents, Parent, Stretches};
 use super::manifest::Manifest;
 use super::{DataSink, ImageError, PartSink, encode};
+use crate::parallel;
 
 /// An image that is being written. Dropped before [`ImageWriter::finish`], it leaves nothing.
 pub struct ImageWriter {
@@ -128,6 +129,25 @@ impl ImageWriter {
     /// Adds a record of state. It stays in memory until the end.
     pub fn record(&mut self, kind: &str, version: u16, state: &impl Serialize) {
         frame::push(&mut self.state, Record { kind, version, body: &encode(state) });
+    }
+
+    /// Adds a record of each state, in their order; bulk bytes that wait are written meanwhile.
+    pub fn records<T: Serialize + Sync>(&mut self, kind: &str, version: u16, states: &[T]) -> Result<(), ImageError> {
+        /// Fewer are not worth another thread.
+        const SOME: usize = 4;
+        if states.len() < SOME {
+            states.iter().for_each(|state| self.record(kind, version, state));
+            return Ok(());
+        }
+        let data = &mut self.data;
+        let (flushed, bodies) = std::thread::scope(|scope| {
+            let flushing = scope.spawn(|| data.flush());
+            let bodies = parallel::map(states.iter().collect(), encode);
+            (flushing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), bodies)
+        });
+        flushed.map_err(ImageError::io("writing", &self.home.place("data")))?;
+        bodies.iter().for_each(|body| frame::push(&mut self.state, Record { kind, version, body }));
+        Ok(())
     }
 
     /// Starts an archive. Its name is plain: no slash.

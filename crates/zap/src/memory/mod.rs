@@ -32,7 +32,7 @@ pub use mapped::MappedFiles;
 pub use pages::is_empty_at;
 pub use plan::{MemoryBatch, Target, free_gap, late_batch, over_range, rebuild_batches};
 pub use state::{Backing, MemoryState, MmFields, PageRun, PageSource, VdsoState, VmaState};
-pub use survey::{Survey, layout_of, mappings, survey};
+pub use survey::{Survey, are_still, layout_of, mappings, survey};
 pub use touched::{touch, touched};
 pub use tracking::{Ahead, Handle, Round, ask_for_tracking};
 

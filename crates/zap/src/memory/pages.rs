@@ -10,7 +10,7 @@ use super::layout::Mapping;
 use super::{PAGE, ranges};
 use crate::error::{CaptureError, Context};
 use crate::ids::HostPid;
-use crate::image::DataSink;
+use crate::image::{DataSink, Feed};
 use crate::look::Subject;
 use crate::sys::memory;
 use crate::sys::pagemap::{self, Region, Scan, page};
@@ -22,10 +22,10 @@ const PIECE: u64 = 2 << 20;
 /// A gap between pages that is read through rather than stepped over.
 const NEAR: u64 = 256 * PAGE;
 /// Pages in a row that a scan leaves out if they are known: each such gap is a call more.
-const WORTH_STEPPING_OVER: u64 = 2 << 20;
+pub(super) const WORTH_STEPPING_OVER: u64 = 2 << 20;
 
-/// The private pages that hold something (present or swapped, not of a file, not the page of zeros), and the guards.
-/// Whether those at `known` addresses (sorted, disjoint) are found is left open.
+/// The private pages that hold something (present or swapped, not of a file, not the page of zeros), and the guards; whether
+/// they are followed, and were written. Those at `known` addresses (sorted, disjoint) are left out.
 pub(super) fn find(pagemap: &File, mappings: &[Mapping], known: &[Range<u64>]) -> io::Result<Vec<Region>> {
     match find_by_scan(pagemap, mappings, known) {
         // before Linux 6.7
@@ -36,11 +36,10 @@ pub(super) fn find(pagemap: &File, mappings: &[Mapping], known: &[Range<u64>]) -
 
 fn find_by_scan(pagemap: &File, mappings: &[Mapping], known: &[Range<u64>]) -> io::Result<Vec<Region>> {
     let Some(last) = mappings.iter().map(|m| m.end).rfind(|end| *end <= 1 << 56) else { return Ok(Vec::new()) };
-    let tell = page::PRESENT | page::SWAPPED | guard_bit(pagemap);
+    let tell = page::PRESENT | page::SWAPPED | page::WP_ALLOWED | page::WRITTEN | guard_bit(pagemap);
     let (none, any) = (page::FILE | page::ZERO, page::PRESENT | page::SWAPPED);
     let mut found = Vec::new();
-    let large: Vec<Range<u64>> = known.iter().filter(|r| r.end - r.start >= WORTH_STEPPING_OVER).cloned().collect();
-    for part in ranges::without(0..last, &large) {
+    for part in ranges::without(0..last, known) {
         pagemap::scan(
             pagemap,
             Scan { start: part.start, end: part.end, none, any, tell, ..Scan::default() },
@@ -197,30 +196,20 @@ pub(super) fn runs(pages: &[PageRun]) -> Vec<Range<u64>> {
 
 /// Copies the pages at `wanted` (sorted, disjoint; `frames` knows them) of a running process into the image's data, and
 /// gives those that were there.
-pub(super) fn store(
-    data: &mut DataSink,
-    subject: &Subject,
-    wanted: &[Range<u64>],
-    frames: &Frames,
-) -> io::Result<Vec<PageRun>> {
-    if wanted.is_empty() {
-        return Ok(Vec::new());
-    }
+pub(super) fn store(feed: &mut Feed<'_>, subject: &Subject, wanted: &[Range<u64>], frames: &Frames) -> Vec<PageRun> {
     let elsewhere = frames.mapped_elsewhere();
     let mut reader = Reader { process: subject.host, forced: None };
     let mut runs = Vec::with_capacity(wanted.len());
-    data.stream(|feed| {
-        for piece in pieces(wanted) {
-            let mut buffer = feed.buffer(total(&piece));
-            // Some may vanish meanwhile: the piece is in the image for nothing then.
-            let read = reader.read(&piece, &elsewhere, &mut buffer);
-            let offset = feed.append(buffer).offset;
-            if read.is_ok() {
-                note(&piece, offset, &mut runs);
-            }
+    for piece in pieces(wanted) {
+        let mut buffer = feed.buffer(total(&piece));
+        // Some may vanish meanwhile: the piece is in the image for nothing then.
+        let read = reader.read(&piece, &elsewhere, &mut buffer);
+        let offset = feed.append(buffer).offset;
+        if read.is_ok() {
+            note(&piece, offset, &mut runs);
         }
-    })?;
-    Ok(runs)
+    }
+    runs
 }
 
 /// `wanted` in portions that are read in one go.

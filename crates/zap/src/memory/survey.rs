@@ -12,6 +12,7 @@ use crate::error::{CaptureError, Context};
 use crate::ids::HostPid;
 use crate::procfs;
 use crate::sys::pagemap::Region;
+use crate::sys::procmap::{self, Queried};
 
 /// What was read.
 pub struct Survey {
@@ -53,44 +54,50 @@ pub fn layout_of(process: HostPid) -> Result<Vec<Mapping>, CaptureError> {
     read_mappings(process, "smaps")
 }
 
-/// The mappings with the flags that were noted `before`, if all of them are still there.
-fn layout_since(
-    process: HostPid,
-    mut found: Vec<Mapping>,
-    before: &[Mapping],
-    ours: &[Range<u64>],
-) -> Result<Vec<Mapping>, CaptureError> {
-    let mut known = before.iter().peekable();
-    let is_ours = |m: &Mapping| ours.iter().any(|r| r.start <= m.start && m.end <= r.end);
-    for mapping in found.iter_mut().filter(|m| !is_ours(m)) {
-        while known.next_if(|k| k.start < mapping.start).is_some() {}
-        match known.next_if(|k| k.same_line(mapping)) {
-            Some(same) => (mapping.flags, mapping.key) = (same.flags.clone(), same.key),
-            None => return layout_of(process),
+/// Whether the mappings of a process are what they were `before`. The kernel's text has the path of each in it, which takes
+/// long to write: whose file is the same is not asked for it.
+pub fn are_still(process: HostPid, before: &[Mapping]) -> bool {
+    let Ok(maps) = File::open(process.proc("maps")) else { return false };
+    let mut at = 0;
+    for known in before.iter().filter(|known| known.start < TOP) {
+        match procmap::query(&maps, at, known.inode == 0) {
+            Ok(Some(found)) if is_line(&found, known) => at = found.end,
+            // Before Linux 6.11 nobody can be asked.
+            _ => return false,
         }
     }
-    Ok(found)
+    matches!(procmap::query(&maps, at, false), Ok(None))
 }
 
-/// Looks at the address space of a process that is held, with these `mappings`. `ours` are ranges that zap itself has put
-/// there: as if they were not there. What was noted of its layout `before` is believed of mappings that are still there.
+/// What lies above is the kernel's, and cannot be asked for.
+const TOP: u64 = 1 << 56;
+
+fn is_line(found: &Queried, known: &Mapping) -> bool {
+    let bit = |flag: u64, bit: i32| if found.flags & flag != 0 { bit } else { 0 };
+    let protection = bit(procmap::READ, libc::PROT_READ)
+        | bit(procmap::WRITE, libc::PROT_WRITE)
+        | bit(procmap::EXECUTE, libc::PROT_EXEC);
+    let device = libc::makedev(found.device.0, found.device.1);
+    (found.start, found.end, protection, found.flags & procmap::SHARED != 0, found.offset, device, found.inode)
+        == (known.start, known.end, known.protection, known.shared, known.offset, known.device, known.inode)
+        && (known.inode != 0 || found.name == known.path)
+}
+
+/// Looks at the address space of a process that is held, with these `mappings` and their flags. `ours` are ranges that zap
+/// itself has put there: as if they were not there.
 pub fn survey(
     process: HostPid,
-    mappings: Vec<Mapping>,
+    mappings: &[Mapping],
     ours: &[Range<u64>],
-    before: Option<&[Mapping]>,
     ahead: Option<&Ahead>,
 ) -> Result<Survey, CaptureError> {
-    let found = match before {
-        Some(before) => layout_since(process, mappings, before, ours)?,
-        None => layout_of(process)?,
-    };
     let ours = ranges::joined(ours.to_vec());
-    let mappings: Vec<Mapping> = found.iter().flat_map(|m| cut(m, &ours)).collect();
+    let mappings: Vec<Mapping> = mappings.iter().flat_map(|m| cut(m, &ours)).collect();
     let pagemap = File::open(process.proc("pagemap")).capturing("opening", format!("/proc/{process}/pagemap"))?;
-    let unchanged = ahead.map_or(Ok(Vec::new()), |ahead| ahead.unchanged(&mappings))?;
-    let regions = pages::find(&pagemap, &mappings, &pages::runs(&unchanged))
-        .capturing("scanning the pages", format!("process {process}"))?;
+    let much = ahead.map_or(Ok(Vec::new()), |ahead| ahead.much_unchanged(&mappings))?;
+    let regions =
+        pages::find(&pagemap, &mappings, &much).capturing("scanning the pages", format!("process {process}"))?;
+    let unchanged = ahead.map_or(Vec::new(), |ahead| ahead.unchanged(&mappings, much, &regions));
     let fields = read_fields(process)?;
     Ok(Survey { process, mappings, regions, unchanged, fields, pagemap, touched: Vec::new() })
 }
@@ -148,6 +155,37 @@ mod tests {
         assert!(fields.start_code < fields.end_code);
         assert!(parse_stat(b"1 (x) y) R 1 2", Vec::new()).is_none());
         assert!(parse_stat(b"", Vec::new()).is_none());
+    }
+
+    #[test]
+    fn mappings_that_are_still_there_are_told_from_others() {
+        let own = HostPid(std::process::id() as i32);
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let host = HostPid(child.id() as i32);
+        while std::fs::read_link(host.proc("exe")).unwrap() == std::fs::read_link(own.proc("exe")).unwrap()
+            || !std::fs::read_to_string(host.proc("wchan")).unwrap().contains("nanosleep")
+        {
+            std::thread::yield_now();
+        }
+        let before = layout_of(host).unwrap();
+        let is_known = procmap::query(&File::open(host.proc("maps")).unwrap(), 0, false).is_ok();
+        assert_eq!(are_still(host, &before), is_known);
+        type Change = fn(&mut Vec<Mapping>);
+        let changes: [Change; 6] = [
+            |m| m[1].end += 4096,
+            |m| m[1].protection ^= libc::PROT_WRITE,
+            |m| m[0].inode += 1,
+            |m| drop(m.remove(2)),
+            |m| m.iter_mut().find(|m| m.path == b"[heap]").unwrap().path = b"[anon:a]".to_vec(),
+            |m| m.retain(|m| m.path != b"[stack]"),
+        ];
+        for change in changes {
+            let mut other = before.clone();
+            change(&mut other);
+            assert!(!are_still(host, &other));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -182,7 +182,7 @@ fn take(
     known: &mut Known,
     ahead: Option<&Ahead>,
 ) -> Captured {
-    let seen = survey(host, mappings(host).unwrap(), &[], None, ahead).unwrap();
+    let seen = survey(host, &layout_of(host).unwrap(), &[], ahead).unwrap();
     know(look, host, &seen, known);
     let heap = seen.mappings.iter().find(|m| m.path == b"[heap]").unwrap();
     let request = Request { subject: &subject(host), brk: heap.end, parent };
@@ -266,7 +266,7 @@ impl Drop for Ended {
 type Line = (Range<u64>, i32, bool, u64, Vec<u8>, u32);
 
 fn lines(host: HostPid, ours: &[Range<u64>]) -> Vec<Line> {
-    let found = survey(host, mappings(host).unwrap(), ours, None, None).unwrap().mappings;
+    let found = survey(host, &layout_of(host).unwrap(), ours, None).unwrap().mappings;
     let mut lines: Vec<Line> = Vec::new();
     for m in found {
         let offset = if m.inode == 0 { 0 } else { m.offset };
@@ -308,8 +308,8 @@ fn compare(old: HostPid, new: HostPid, state: &MemoryState, keep: &Range<u64>) {
     assert!(contents(old, state) == contents(new, state), "contents differ");
     let ours = std::slice::from_ref(keep);
     let (before, after) = (
-        survey(old, mappings(old).unwrap(), &[], None, None).unwrap(),
-        survey(new, mappings(new).unwrap(), ours, None, None).unwrap(),
+        survey(old, &layout_of(old).unwrap(), &[], None).unwrap(),
+        survey(new, &layout_of(new).unwrap(), ours, None).unwrap(),
     );
     assert_eq!(before.fields, after.fields);
     assert_eq!(std::fs::read_link(old.proc("exe")).unwrap(), std::fs::read_link(new.proc("exe")).unwrap());
@@ -446,10 +446,10 @@ fn what_is_followed_is_copied_once() {
     let thread = own_thread(victim.parent);
     let mut ahead = Ahead::begin(victim.parent, Handle::new(userfault(victim.parent, thread)).unwrap(), &[]).unwrap();
     victim.settle();
-    let first = ahead.round(look.data, &subject(victim.parent), None).unwrap();
-    let idle = ahead.round(look.data, &subject(victim.parent), None).unwrap();
+    let first = look.data.stream(|feed| ahead.round(feed, &subject(victim.parent), None)).unwrap().unwrap();
+    let idle = look.data.stream(|feed| ahead.round(feed, &subject(victim.parent), None)).unwrap().unwrap();
     victim.write(51);
-    let second = ahead.round(look.data, &subject(victim.parent), None).unwrap();
+    let second = look.data.stream(|feed| ahead.round(feed, &subject(victim.parent), None)).unwrap().unwrap();
     println!("rounds: {first:?} {idle:?} {second:?}");
     assert!(first.copied > 300 * P && idle.copied <= 8 * P && second.copied <= 32 * P);
     victim.write(77);
@@ -480,11 +480,11 @@ fn what_was_followed_can_be_followed_again() {
     let is_watched = || std::fs::read_to_string(&smaps).unwrap().contains(" uw");
     for value in [51, 77] {
         let mut ahead = Ahead::begin(victim.parent, handle.clone(), &[]).unwrap();
-        let all = ahead.round(look.data, &subject(victim.parent), None).unwrap();
-        let idle = ahead.round(look.data, &subject(victim.parent), None).unwrap();
+        let all = look.data.stream(|feed| ahead.round(feed, &subject(victim.parent), None)).unwrap().unwrap();
+        let idle = look.data.stream(|feed| ahead.round(feed, &subject(victim.parent), None)).unwrap().unwrap();
         assert!(is_watched());
         victim.write(value);
-        let written = ahead.round(look.data, &subject(victim.parent), None).unwrap();
+        let written = look.data.stream(|feed| ahead.round(feed, &subject(victim.parent), None)).unwrap().unwrap();
         println!("rounds: {all:?} {idle:?} {written:?}");
         assert!(all.copied > 300 * P && idle.copied <= 8 * P && (P..=32 * P).contains(&written.copied));
         drop(ahead);

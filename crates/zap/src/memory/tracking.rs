@@ -15,7 +15,7 @@ use super::state::PageRun;
 use super::{ranges, survey};
 use crate::error::{CaptureError, Context};
 use crate::ids::HostPid;
-use crate::image::DataSink;
+use crate::image::Feed;
 use crate::look::Subject;
 use crate::sys::pagemap::{self, Region, Scan, page};
 use crate::sys::userfault;
@@ -70,11 +70,10 @@ pub struct Round {
     pub copied: u64,
 }
 
-/// Anonymous memory only: a modified page of a private file mapping that is dropped (MADV_DONTNEED) leaves a marker that
-/// looks like the page itself, unwritten.
 fn is_followed(mapping: &Mapping) -> bool {
     let odd = flag::DROPPABLE | flag::DEVICE | flag::FRAMES | flag::HUGETLB | flag::SHADOW_STACK;
-    !mapping.shared && mapping.nature() == Nature::Anonymous && mapping.flags.known & odd == 0
+    let kind = matches!(mapping.nature(), Nature::Anonymous | Nature::File);
+    !mapping.shared && kind && mapping.flags.known & odd == 0
 }
 
 /// Private pages that hold something and were written.
@@ -95,15 +94,17 @@ const NOT_ARMED: Scan =
     Scan { start: 0, end: 0, all: page::WRITTEN, none: 0, any: 0, tell: page::WRITTEN, protect: false, checked: true };
 
 impl Ahead {
-    /// Begins to follow a process, which may run. `ours` are ranges of zap's. It is an error (ESRCH) if the handle is of an
-    /// address space that is gone.
-    pub fn begin(process: HostPid, handle: Handle, ours: &[Range<u64>]) -> Result<Ahead, CaptureError> {
+    /// Begins to follow a process, which may run; of its mappings that were known `before` only those in which something was
+    /// modified. It is an error (ESRCH) if the handle is of an address space that is gone.
+    pub fn begin(process: HostPid, handle: Handle, before: &[Mapping]) -> Result<Ahead, CaptureError> {
         let object = || format!("the memory of process {process}");
-        let ours = ranges::joined(ours.to_vec());
-        let mappings = survey::mappings(process)?;
-        let private = mappings.iter().filter(|m| is_followed(m)).map(|m| m.start..m.end);
+        let is_empty = |m: &Mapping| {
+            let known = before.binary_search_by_key(&m.start, |known| known.start).ok().map(|place| &before[place]);
+            known.is_some_and(|known| known.end == m.end && (known.modified == 0 || !is_followed(known)))
+        };
         let mut followed = Vec::new();
-        for range in private.flat_map(|r| ranges::without(r, &ours)) {
+        for mapping in survey::mappings(process)?.iter().filter(|m| is_followed(m) && !is_empty(m)) {
+            let range = mapping.start..mapping.end;
             match userfault::register(&handle.0, &range) {
                 Ok(()) => followed.push(range),
                 Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Err(e).capturing("following", object()),
@@ -119,7 +120,7 @@ impl Ahead {
     /// whose page map is `parent`.
     pub fn round(
         &mut self,
-        data: &mut DataSink,
+        feed: &mut Feed<'_>,
         subject: &Subject,
         parent: Option<&File>,
     ) -> Result<Round, CaptureError> {
@@ -134,18 +135,22 @@ impl Ahead {
         let theirs = parent.map(|pagemap| frames.shared_with(pagemap, &written));
         let shared = theirs.transpose().capturing("looking at", doing())?.unwrap_or_default();
         let wanted = ranges::minus(&written, &shared);
-        let before = data.end();
         // pages may vanish while they are read: they are left to the hold
-        self.copied.extend(pages::store(data, subject, &wanted, &frames).capturing("writing", doing())?);
+        let copied = pages::store(feed, subject, &wanted, &frames);
+        let bytes = copied.iter().map(|run| run.end - run.start).sum();
+        self.copied.extend(copied);
         self.copied.sort_by_key(|r| r.start);
-        Ok(Round { written: pages::total(&written) as u64, copied: data.end() - before })
+        Ok(Round { written: pages::total(&written) as u64, copied: bytes })
     }
 
-    /// The copies that are still true. The process is held, with these mappings.
-    pub(super) fn unchanged(&self, mappings: &[Mapping]) -> Result<Vec<PageRun>, CaptureError> {
-        let candidates = ranges::common(&pages::runs(&self.copied), &self.followed);
+    /// Where in much memory the copies are still true, which takes a look at nothing but the page tables. The process is held,
+    /// with these mappings.
+    pub(super) fn much_unchanged(&self, mappings: &[Mapping]) -> Result<Vec<Range<u64>>, CaptureError> {
+        let is_much = |range: &Range<u64>| range.end - range.start >= pages::WORTH_STEPPING_OVER;
+        let mut candidates = ranges::common(&pages::runs(&self.copied), &self.followed);
+        candidates.retain(is_much);
         let mut still = Vec::new();
-        for mapping in mappings {
+        for mapping in mappings.iter().filter(|m| m.nature() == Nature::Anonymous) {
             let concerned = ranges::common(&candidates, std::slice::from_ref(&(mapping.start..mapping.end)));
             let (Some(first), Some(last)) = (concerned.first(), concerned.last()) else { continue };
             let mut written = Vec::new();
@@ -159,7 +164,27 @@ impl Ahead {
                 Err(e) => return Err(e).capturing("scanning", format!("the memory of process {}", self.process)),
             }
         }
-        Ok(PageRun::parts(&self.copied, &still))
+        still.retain(is_much);
+        Ok(still)
+    }
+
+    /// The copies that are still true: where `much` is unchanged, and of what was found in these mappings ([`pages::find`]) the
+    /// pages that are followed still and were not written.
+    ///
+    /// A modified page of a private file mapping that is dropped (`MADV_DONTNEED`) leaves a marker that looks like itself,
+    /// swapped out and unwritten: there, what is not present counts as written.
+    pub(super) fn unchanged(&self, mappings: &[Mapping], much: Vec<Range<u64>>, found: &[Region]) -> Vec<PageRun> {
+        let of_files = mappings.iter().filter(|m| m.nature() != Nature::Anonymous).map(|m| m.start..m.end);
+        let of_files = ranges::joined(of_files.collect());
+        let unwritten = found.iter().filter(|r| r.is & (page::WP_ALLOWED | page::WRITTEN) == page::WP_ALLOWED);
+        let true_parts = unwritten.flat_map(|r| match r.is & page::PRESENT {
+            0 => ranges::without(r.start..r.end, &of_files),
+            _ => std::iter::once(r.start..r.end).collect(),
+        });
+        let candidates = ranges::common(&pages::runs(&self.copied), &self.followed);
+        let mut still = ranges::common(&candidates, &ranges::joined(true_parts.collect()));
+        still.extend(much);
+        PageRun::parts(&self.copied, &ranges::joined(still))
     }
 }
 

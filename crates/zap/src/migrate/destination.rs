@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::fetch::{Fetching, Filling, FromImage, FromSource, FromStore, Space, Supply, Whose};
+use super::fetch::{Fetching, Filling, FromImage, FromSource, FromStore, Supply, Whose};
 use super::protocol::{Hello, Message, VERSION};
 use super::strategies::{self, Strategy};
 use super::wire::Wire;
@@ -16,9 +16,8 @@ use crate::fault;
 use crate::image::{FORMAT, ImageError, ImageReader, ReceivedImage};
 use crate::monitor::protocol::Failure;
 use crate::pod::host_config::HostConfig;
-use crate::pod::journal::Undo;
 use crate::pod::network;
-use crate::pod::{LivePod, NetworkMode, PodError, PodSpec, Store};
+use crate::pod::{LivePod, NetworkMode, PodSpec, Store};
 use crate::process::grow::Incomplete;
 use crate::record;
 use crate::restart;
@@ -240,7 +239,7 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
     let mut fetching = None;
     let mut gate = |pod: &mut LivePod, incomplete: Vec<Incomplete>, phases: &[Phase]| {
         let filling = match supply.take() {
-            Some(supply) if !incomplete.is_empty() => Some(prepare(pod, incomplete, supply)?),
+            Some(supply) if !incomplete.is_empty() => Some(Filling::entrust(pod, incomplete, supply)?),
             _ => None,
         };
         let address = pod.network.as_ref().map_or_else(String::new, |n| n.outer().ipv4.to_string());
@@ -250,7 +249,7 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
         match wire.hear().map_err(failed)? {
             Message::Go => {
                 fault::point("receive-told");
-                fetching = filling.map(|filling| filling.begin(whose(pod))).transpose().map_err(failed)?;
+                fetching = filling.map(|filling| filling.begin(Whose::of(pod))).transpose().map_err(failed)?;
                 Ok(())
             }
             Message::Abandoned(why) => Err(format!("the source thought better of it: {why}")),
@@ -279,31 +278,4 @@ fn supply(hello: &Hello, reader: &ImageReader, wire: &Arc<Wire>) -> Result<Box<d
     }
     let data = reader.data_file().map_err(damaged)?.try_clone_to_owned();
     Ok(Box::new(FromImage::new(data.map_err(|e| Failure { message: format!("sharing the image: {e}"), code: 1 })?)))
-}
-
-/// From here on the pod must not outlive this monitor without the rest of its memory, or somebody who goes on putting it in
-/// place.
-fn prepare(pod: &mut LivePod, incomplete: Vec<Incomplete>, supply: Box<dyn Supply>) -> Result<Filling, String> {
-    let failed = |e: PodError| e.to_string();
-    let spaces = incomplete.into_iter().map(|space| Space { userfault: space.userfault, left: space.left });
-    let filling = Filling::new(spaces.collect(), supply).map_err(|e| e.to_string())?;
-    let undo = if filling.outlives_us() { Undo::Filling } else { Undo::Fetching };
-    pod.journal.record(undo).map_err(failed)?;
-    for some in filling.hoard().chunks(HOARDED_AT_ONCE) {
-        pod.control().hoard(some).map_err(failed)?;
-    }
-    Ok(filling)
-}
-
-/// Fewer than a message can carry (SCM_MAX_FD).
-const HOARDED_AT_ONCE: usize = 200;
-
-/// The pod, for whoever fills its memory.
-pub(crate) fn whose(pod: &LivePod) -> Whose {
-    Whose {
-        pod: pod.spec.name.clone(),
-        cgroup: pod.cgroup.clone(),
-        control: pod.control().clone(),
-        console: pod.session().cloned(),
-    }
 }

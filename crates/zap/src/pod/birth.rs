@@ -15,7 +15,7 @@ use crate::pod::namespaces::Shim;
 use crate::pod::network::{self, Network};
 use crate::pod::registry::{PodState, ProcessId, Record};
 use crate::pod::{Cgroup, NetworkMode, PodError, PodSpec, Store, devices, rootfs};
-use crate::process::ahead::Handles;
+use crate::process::handles::Handles;
 use crate::sys::channel;
 use crate::sys::pidfd::PidFd;
 

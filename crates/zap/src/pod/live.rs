@@ -20,7 +20,7 @@ use crate::pod::namespaces::Shim;
 use crate::pod::network::{Network, NetworkError};
 use crate::pod::registry::{Claim, PodState, ProcessId, Record, Residual};
 use crate::pod::{Cgroup, PodError, PodSpec, Store, birth, rootfs};
-use crate::process::ahead::Handles;
+use crate::process::handles::Handles;
 use crate::sys::pidfd::PidFd;
 use crate::sys::tty::WindowSize;
 

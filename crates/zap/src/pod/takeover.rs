@@ -5,8 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::ids::PodPid;
-use crate::migrate::destination::whose;
-use crate::migrate::fetch::{Fetching, Filling};
+use crate::migrate::fetch::{Fetching, Filling, Whose};
 use crate::monitor::log::Log;
 use crate::monitor::session::End;
 use crate::pod::console::Ends;
@@ -18,7 +17,7 @@ use crate::pod::live::LivePod;
 use crate::pod::network::{self, Network};
 use crate::pod::registry::{Claim, PodState, ProcessId, Record};
 use crate::pod::{NetworkMode, PodError, Store, rootfs};
-use crate::process::ahead::Handles;
+use crate::process::handles::Handles;
 use crate::sys::pidfd::PidFd;
 
 /// A pod that was taken over: alive, or tidied because it had ended.
@@ -61,7 +60,7 @@ fn go_on_filling(pod: &LivePod, pending: &[Undo]) -> std::io::Result<Option<Fetc
         return Ok(None);
     }
     let init = PidFd::open(pod.init)?;
-    let fetching = Filling::left_undone(&init)?.begin(whose(pod))?;
+    let fetching = Filling::left_undone(&init)?.begin(Whose::of(pod))?;
     fetching.settle();
     Ok(Some(fetching))
 }

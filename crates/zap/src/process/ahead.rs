@@ -1,25 +1,25 @@
 //! What is learned of a pod's memory while it runs: the layout of every process, and copies of the big ones, so that the
 //! hold does not grow with them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use nix::time::{clock_getcpuclockid, clock_gettime};
 
-use crate::error::{CaptureError, Context};
+use crate::error::CaptureError;
 use crate::ids::HostPid;
 use crate::image::DataSink;
-use crate::memory::{self, Ahead, Handle, Mapping, ask_for_tracking};
+use crate::memory::{self, Ahead, Mapping};
 use crate::migrate::strategies::Strategy;
 use crate::parallel;
-use crate::process::capture::pidfd;
-use crate::process::discover::{self, Found, Population};
-use crate::process::hold::{self, HoldError};
-use crate::tracee::{Batch, Held};
+use crate::process::discover::{Found, Population};
+use crate::process::handles::{self, Handles, can_answer};
+use crate::process::hold::HoldError;
 
-/// Modified memory that copying in the hold takes less for than following: of the whole pod, and of a process.
+/// Modified memory that copying in the hold takes less for than holding a process to make a handle: of the whole pod. And what
+/// of a process is not worth following.
 const LEFT: u64 = 10 << 20;
 const WORTH_IT: u64 = 256 << 10;
 
@@ -50,9 +50,14 @@ impl Layout {
         Layout { modified: mappings.iter().map(|mapping| mapping.modified).sum(), mappings, touched, ran }
     }
 
+    /// Whether the process has run since.
+    fn has_run(&self, process: HostPid) -> bool {
+        self.ran.is_none() || processor_time(process) != self.ran
+    }
+
     /// Whether it can have changed without a change of its lines.
     fn is_stale(&self, process: HostPid) -> bool {
-        self.modified <= READ_AGAIN && (self.ran.is_none() || processor_time(process) != self.ran)
+        self.modified <= READ_AGAIN && self.has_run(process)
     }
 }
 
@@ -62,11 +67,6 @@ fn processor_time(process: HostPid) -> Option<Duration> {
     let clock = clock_getcpuclockid(nix::unistd::Pid::from_raw(process.0)).ok()?;
     Some(clock_gettime(clock).ok()?.into())
 }
-
-/// What the memory of a pod's processes is followed through, by PID on the host. A process must be held to make one, so they
-/// are kept from one checkpoint to the next; one of an address space that is gone says so.
-#[derive(Debug, Default)]
-pub struct Handles(HashMap<HostPid, Handle>);
 
 /// What is known of the memory of the processes.
 #[derive(Default)]
@@ -78,12 +78,24 @@ pub struct MemoryAhead {
     pub holds_us: Vec<u64>,
     /// Times that the memory of those followed was looked through.
     pub rounds: u64,
+    /// Processes that are to be followed from the next checkpoint on: a handle is made of each while the pod is held.
+    later: HashSet<HostPid>,
 }
 
 impl MemoryAhead {
     /// What is followed of a process.
     pub fn of(&self, process: HostPid) -> Option<&Ahead> {
         self.followed.get(&process)
+    }
+
+    /// Whether a handle is to be made of a process while the pod is held.
+    pub fn wants_handle(&self, process: HostPid) -> bool {
+        self.later.contains(&process)
+    }
+
+    /// The pod is not going to be followed any more.
+    pub fn want_no_handles(&mut self) {
+        self.later.clear();
     }
 
     /// How its memory looked, if it was there.
@@ -118,7 +130,7 @@ impl MemoryAhead {
         strategy: &dyn Strategy,
     ) -> MemoryAhead {
         let mut ahead = MemoryAhead::layouts(layouts);
-        handles.0.retain(|process, _| ahead.layouts.contains_key(process));
+        handles.retain(|process| ahead.layouts.contains_key(&process));
         let big = ahead.worth_following(population, handles);
         for found in &big {
             match ahead.follow(found, handles) {
@@ -131,9 +143,10 @@ impl MemoryAhead {
             written.push(ahead.round(&big, population, data));
         }
         ahead.rounds = written.len() as u64;
-        let followed: Vec<HostPid> = ahead.followed.keys().copied().collect();
+        let has_run = |process: &HostPid| ahead.layouts.get(process).is_none_or(|layout| layout.has_run(*process));
+        let changed: Vec<HostPid> = ahead.followed.keys().copied().filter(has_run).collect();
         let layout = |process| (process, Layout::read(process));
-        ahead.layouts.extend(parallel::map(followed, layout));
+        ahead.layouts.extend(parallel::map(changed, layout));
         ahead
     }
 
@@ -146,8 +159,9 @@ impl MemoryAhead {
     /// Begins to follow a process: through the handle that there is of it, or one that it is held to make.
     fn follow(&mut self, found: &Found, handles: &mut Handles) -> Result<Ahead, HoldError> {
         let host = found.subject.host;
-        if let Some(handle) = handles.0.get(&host)
-            && let Ok(followed) = Ahead::begin(host, handle.clone(), &[])
+        let before = self.layouts.get(&host).map_or(&[][..], |layout| &layout.mappings);
+        if let Some(handle) = handles.of(host)
+            && let Ok(followed) = Ahead::begin(host, handle.clone(), before)
         {
             return Ok(followed);
         }
@@ -156,30 +170,34 @@ impl MemoryAhead {
             return Err(CaptureError::Unexpected { object, what: "lack of a thread that answers".into() }.into());
         }
         let begun = Instant::now();
-        let handle = make_handle(found);
+        let handle = handles::make(found);
         self.holds_us.push(begun.elapsed().as_micros() as u64);
-        let handle = handles.0.entry(host).insert_entry(handle?).get().clone();
-        Ok(Ahead::begin(host, handle, &[])?)
+        let handle = handle?;
+        handles.insert(host, handle.clone());
+        Ok(Ahead::begin(host, handle, before)?)
     }
 
-    /// Those that there are handles of, and the biggest of the others, all but what is little together.
-    fn worth_following<'p>(&self, population: &'p Population, handles: &Handles) -> Vec<&'p Found> {
+    /// Those that there are handles of, and the biggest of the others, all but what is little together: of that handles
+    /// are made while the pod is held.
+    fn worth_following<'p>(&mut self, population: &'p Population, handles: &Handles) -> Vec<&'p Found> {
         let modified = |found: &Found| -> u64 {
             let layout = self.layout_of(found.subject.host).unwrap_or_default();
             layout.iter().filter(|mapping| !mapping.shared).map(|mapping| mapping.modified).sum()
         };
-        let sized = |found: &'p Found| (handles.0.contains_key(&found.subject.host), modified(found), found);
+        let sized = |found: &'p Found| (handles.of(found.subject.host).is_some(), modified(found), found);
         let mut all: Vec<(bool, u64, &Found)> = population.live.iter().map(sized).collect();
         let mut left: u64 = all.iter().map(|(_, size, _)| size).sum();
+        all.retain(|(_, size, _)| *size >= WORTH_IT);
         all.sort_by_key(|(has_handle, size, _)| std::cmp::Reverse((*has_handle, *size)));
         let mut big = Vec::new();
         for (has_handle, size, found) in all {
-            if size < WORTH_IT || (left <= LEFT && !has_handle) {
-                continue;
-            }
-            if has_handle || can_answer(found) {
-                left -= size;
-                big.push(found);
+            match (has_handle, can_answer(found)) {
+                (false, true) if left <= LEFT => drop(self.later.insert(found.subject.host)),
+                (true, _) | (_, true) => {
+                    left -= size;
+                    big.push(found);
+                }
+                _ => {}
             }
         }
         big
@@ -187,51 +205,25 @@ impl MemoryAhead {
 
     /// One round of copying over all of them; how much had been written.
     fn round(&mut self, big: &[&Found], population: &Population, data: &mut DataSink) -> u64 {
-        let mut written = 0;
-        for found in big {
-            let host = found.subject.host;
-            let Some(followed) = self.followed.get_mut(&host) else { continue };
-            let parent = population.live.iter().find(|p| p.subject.pod == found.stat.parent);
-            let parent = parent.and_then(|p| File::open(p.subject.host.proc("pagemap")).ok());
-            match followed.round(data, &found.subject, parent.as_ref()) {
-                Ok(round) => written += round.written,
-                Err(_) => drop(self.followed.remove(&host)),
+        let followed = &mut self.followed;
+        let copied = data.stream(|feed| {
+            let mut written = 0;
+            for found in big {
+                let host = found.subject.host;
+                let Some(ahead) = followed.get_mut(&host) else { continue };
+                let parent = population.live.iter().find(|p| p.subject.pod == found.stat.parent);
+                let parent = parent.and_then(|p| File::open(p.subject.host.proc("pagemap")).ok());
+                match ahead.round(feed, &found.subject, parent.as_ref()) {
+                    Ok(round) => written += round.written,
+                    Err(_) => drop(followed.remove(&host)),
+                }
             }
-        }
-        written
+            written
+        });
+        copied.unwrap_or_else(|error| {
+            tracing::info!(%error, "memory is not copied ahead");
+            self.followed.clear();
+            0
+        })
     }
-}
-
-/// Not if it is stopped, or in a wait that nothing interrupts.
-fn can_answer(found: &Found) -> bool {
-    !matches!(found.stat.state, b'T' | b't' | b'D' | b'Z' | b'X')
-}
-
-/// Holds the leader of a process for as long as it takes to have it make a userfaultfd.
-fn make_handle(found: &Found) -> Result<Handle, HoldError> {
-    let mut threads = vec![hold::seize_one(discover::leader(found))?.wait()?];
-    let userfault = make_userfault(found, &mut threads);
-    for held in threads {
-        held.let_go()?;
-    }
-    Ok(Handle::new(userfault?).capturing("following", format!("the memory of process {}", found.subject.pod))?)
-}
-
-fn make_userfault(found: &Found, threads: &mut Vec<Held>) -> Result<std::os::fd::OwnedFd, HoldError> {
-    let (ground, _) = hold::prepare(found, threads)?;
-    let vanished = || CaptureError::Vanished(found.subject.pod);
-    let leader = threads.first_mut().ok_or_else(vanished)?;
-    let mut ask = Batch::new();
-    let made = ask_for_tracking(&mut ask);
-    let number = leader.run(&ground, 0, &ask)?.get(made) as i32;
-    let copy =
-        if number < 0 { Err(std::io::Error::from_raw_os_error(-number)) } else { pidfd(&found.subject)?.get(number) };
-    if number >= 0 {
-        let mut close = Batch::new();
-        close.attempt(libc::SYS_close, [number.into()]);
-        leader.run(&ground, 0, &close)?;
-    }
-    ground.clear(leader)?;
-    let object = || format!("the memory of process {}", found.subject.pod);
-    Ok(copy.capturing("following", object())?)
 }

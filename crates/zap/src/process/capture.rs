@@ -11,13 +11,14 @@ use crate::files::{self, DescriptorState, PosixLock};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::look::{Look, Subject};
 use crate::memory::policy::{self, PolicyState};
-use crate::memory::{self, MemoryState};
+use crate::memory::{self, Handle, MemoryState};
 use crate::namespaces::{Births, Kind, Membership, NamespaceId};
 use crate::process::ahead::Layout;
 use crate::process::controls::{self, ProcessControls};
 use crate::process::credentials;
 use crate::process::discover::{Found, PodProc, Population, Zombie};
 use crate::process::filters::{self, FilterState};
+use crate::process::handles;
 use crate::process::hold::{HeldPod, HeldProcess, HoldError, Share, Standing};
 use crate::process::limits;
 use crate::process::proc_files::{Stat, Status};
@@ -44,6 +45,8 @@ pub struct Questions {
     pub descriptors: Vec<DescriptorState>,
     /// Its children that are stopped, and what it calls them.
     pub stopped: Vec<(PodPid, i32)>,
+    /// Whether it is to make what its memory is followed through from the next checkpoint on.
+    pub follow: bool,
 }
 
 /// What a process answered.
@@ -69,28 +72,14 @@ pub struct Answers {
     pub news: Vec<PodPid>,
     /// Its descriptors, complete.
     pub descriptors: Vec<DescriptorState>,
+    /// What its memory can be followed through.
+    pub handle: Option<Handle>,
 }
 
 impl Answers {
     /// What a restart, the kernel, or the first instructions of its threads touch.
     pub fn needed_at_once(&self) -> Vec<Range<u64>> {
-        const RSP: usize = 19;
-        const FS_BASE: usize = 21;
-        /// What a thread is likely to use of its stack, and below it.
-        const STACK: Range<u64> = 0..32 << 10;
-        const RED_ZONE: u64 = 4096;
-        let near = |address: u64, length: u64| address..address.saturating_add(length.max(1));
-        let of_thread = |thread: &ThreadState| {
-            let stack = thread.registers[RSP];
-            [
-                stack.saturating_sub(RED_ZONE)..stack.saturating_add(STACK.end),
-                near(thread.registers[FS_BASE].saturating_sub(4096), 8192),
-                near(thread.rseq.address, 4096),
-                near(thread.clear_tid, 8),
-                near(thread.robust_list.0, thread.robust_list.1),
-            ]
-        };
-        self.threads.iter().flat_map(of_thread).filter(|range| range.start != 0).collect()
+        threads::needed_at_once(&self.threads)
     }
 }
 
@@ -113,9 +102,11 @@ pub fn ask_threads(share: &mut Share, statuses: Arc<Statuses>) -> Result<Vec<(Po
     }
     let mut buffer = Vec::new();
     for HeldProcess { found, threads, ground, learned, .. } in &mut share.held {
-        let (others, at) = (threads.get_mut(1..).unwrap_or_default(), (found.subject.host, found.level()));
+        let others = threads.get_mut(1..).unwrap_or_default();
         for (results, held) in Held::finish_all(others, ground, 0, &batch)?.iter().zip(others) {
-            learned.push(threads::capture(held, at, &statuses, &questions, results, &mut buffer)?);
+            let status = statuses.read(found.subject.host, held.name.host);
+            let status = status.map_err(|_| CaptureError::Vanished(held.name.pod))?;
+            learned.push(threads::capture(held, found.level(), &status, &questions, results, &mut buffer)?);
         }
     }
     Ok(Vec::new())
@@ -124,7 +115,7 @@ pub fn ask_threads(share: &mut Share, statuses: Arc<Statuses>) -> Result<Vec<(Po
 /// Has every leader answer for its process; `inherited` is how many seccomp filters are the pod's own. A job of a tracer, to which [`ask_threads`] was given before.
 pub fn ask_processes(
     share: &mut Share,
-    (proc, inherited, questions, statuses): (PodProc, u32, Arc<HashMap<PodPid, Questions>>, Arc<Statuses>),
+    (proc, inherited, questions): (PodProc, u32, Arc<HashMap<PodPid, Questions>>),
 ) -> Result<Vec<(PodPid, Answers)>, HoldError> {
     let of = |process: &HeldProcess| {
         let pod = process.found.subject.pod;
@@ -139,7 +130,7 @@ pub fn ask_processes(
     let mut all = Vec::with_capacity(asked.len());
     for (process, asked) in share.held.iter_mut().zip(asked) {
         let questions = of(process)?;
-        all.push((process.found.subject.pod, answers(process, asked, questions, inherited, &statuses, &mut buffer)?));
+        all.push((process.found.subject.pod, answers(process, asked, questions, inherited, &mut buffer)?));
     }
     Ok(all)
 }
@@ -160,6 +151,7 @@ struct Asked {
     controls: controls::AskedProcess,
     close_on_exec: files::CloseOnExec,
     stops: Vec<(PodPid, Output)>,
+    userfault: Option<Call>,
 }
 
 /// Starts the batch of a leader. It runs while others are looked at.
@@ -183,6 +175,10 @@ fn ask(process: &mut HeldProcess, proc: &PodProc, questions: &Questions) -> Resu
     let controls = controls::ask_process(&mut batch);
     let close_on_exec = files::ask_close_on_exec(&mut batch, &questions.descriptors);
     let stops = questions.stopped.iter().map(|(child, own)| (*child, ask_stop(&mut batch, *own))).collect();
+    // A table that is full would have to grow, for which the kernel has the process wait.
+    let has_room =
+        process.found.status.numbers("FDSize").first().is_some_and(|n| *n as usize > questions.descriptors.len());
+    let userfault = (questions.follow && has_room).then(|| handles::ask(leader, &process.ground, &mut batch));
     // The leader has the last seat, behind which there is the most room.
     leader.begin(&process.ground, last, &batch)?;
     Ok(Asked {
@@ -200,6 +196,7 @@ fn ask(process: &mut HeldProcess, proc: &PodProc, questions: &Questions) -> Resu
         controls,
         close_on_exec,
         stops,
+        userfault,
     })
 }
 
@@ -245,12 +242,13 @@ fn answers(
     asked: Asked,
     questions: &Questions,
     inherited: u32,
-    statuses: &Statuses,
     buffer: &mut Vec<u8>,
 ) -> Result<Answers, HoldError> {
     let last = process.threads.len() - 1;
     let subject = &process.found.subject;
     let leader = process.threads.first_mut().ok_or(CaptureError::Vanished(subject.pod))?;
+    let made = asked.userfault.map(|made| handles::take(&process.found, leader, &process.ground, (last, made)));
+    let handle = made.transpose()?.flatten();
     let results = leader.finish(&process.ground, last, &asked.batch)?;
     if let Some((_, before)) = &asked.keys {
         // What the questions about keys have changed.
@@ -258,8 +256,9 @@ fn answers(
             .capturing("putting back the extended registers of", subject.object())?;
     }
     let policies = policies(leader, &process.ground, last, asked.policies.unusual(&results))?;
-    let at = (subject.host, process.found.level());
-    let state = threads::capture(leader, at, statuses, &asked.thread, &results, buffer)?;
+    // Read when it was frozen: it has not run since.
+    let (level, status) = (process.found.level(), &process.found.status);
+    let state = threads::capture(leader, level, status, &asked.thread, &results, buffer)?;
     let mut threads: Vec<ThreadState> = std::iter::once(state).chain(process.learned.drain(..)).collect();
     let hosts = process.threads.iter().map(|held| held.name.host);
     let names: HashMap<i32, i32> = threads.iter().map(|thread| (thread.tid.0, thread.own_tid)).collect();
@@ -302,6 +301,7 @@ fn answers(
             personality: number_in(subject, "personality", 16),
         },
         descriptors,
+        handle,
     })
 }
 

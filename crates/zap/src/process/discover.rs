@@ -1,12 +1,14 @@
 //! Which processes and threads a pod has.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{CaptureError, Context};
 use crate::ids::{HostPid, PodPid};
 use crate::look::Subject;
 use crate::process::proc_files::{Stat, Status, parse_stat};
+use crate::process::statuses::Statuses;
 use crate::procfs;
 use crate::tracee::ThreadName;
 
@@ -27,11 +29,7 @@ impl PodProc {
 
     /// Reads and parses `stat`.
     pub fn stat(&self, pid: PodPid) -> Result<Stat, CaptureError> {
-        let bytes = read(&self.path(pid, "stat"), pid)?;
-        parse_stat(&bytes).ok_or_else(|| CaptureError::Unexpected {
-            object: format!("/proc/{pid}/stat"),
-            what: String::from_utf8_lossy(&bytes).into_owned(),
-        })
+        parsed(&read(&self.path(pid, "stat"), pid)?, pid)
     }
 
     /// Every process of the pod but PID 1, zombies too.
@@ -44,11 +42,22 @@ impl PodProc {
     }
 }
 
-fn read(path: &Path, pid: PodPid) -> Result<Vec<u8>, CaptureError> {
-    procfs::read_record(path).map_err(|e| match e.raw_os_error() {
-        Some(libc::ENOENT | libc::ESRCH) => CaptureError::Vanished(pid),
-        _ => CaptureError::Kernel { step: "reading", object: path.display().to_string(), source: e },
+fn parsed(stat: &[u8], pid: PodPid) -> Result<Stat, CaptureError> {
+    parse_stat(stat).ok_or_else(|| CaptureError::Unexpected {
+        object: format!("/proc/{pid}/stat"),
+        what: String::from_utf8_lossy(stat).into_owned(),
     })
+}
+
+fn read(path: &Path, pid: PodPid) -> Result<Vec<u8>, CaptureError> {
+    procfs::read_record(path).map_err(|e| match is_gone(&e) {
+        true => CaptureError::Vanished(pid),
+        false => CaptureError::Kernel { step: "reading", object: path.display().to_string(), source: e },
+    })
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
 /// A live process of the pod.
@@ -129,38 +138,44 @@ pub fn depth_of(init: HostPid) -> Result<usize, CaptureError> {
 /// Finds everybody. `members` are the host PIDs in the pod's cgroup.
 pub fn discover(init: HostPid, members: &[HostPid]) -> Result<Population, CaptureError> {
     let (proc, depth) = (PodProc::new(init), depth_of(init)?);
-    let mut population = Population::default();
+    let mut live = Vec::with_capacity(members.len());
     for &host in members.iter().filter(|pid| **pid != init) {
-        if let Some(found) = find(&proc, host, depth)? {
-            population.live.push(found);
-        }
+        live.extend(find(&proc, host, depth, &Statuses::default())?);
     }
-    population.live.sort_by_key(|found| found.subject.pod);
-    for pid in proc.processes()? {
-        if population.live.binary_search_by_key(&pid, |found| found.subject.pod).is_err() {
-            match proc.stat(pid) {
-                Ok(stat) if stat.state == b'Z' => match read(&proc.path(pid, "status"), pid) {
-                    Ok(status) => population.zombies.push(Zombie { pid, stat, status: Status::new(status) }),
-                    Err(CaptureError::Vanished(_)) => {}
-                    Err(e) => return Err(e),
-                },
-                Ok(_) | Err(CaptureError::Vanished(_)) => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-    Ok(population)
+    live.sort_by_key(|found| found.subject.pod);
+    let pids: Vec<PodPid> = live.iter().map(|found| found.subject.pod).collect();
+    let zombies = zombies(&proc, &proc.processes()?, &pids)?;
+    Ok(Population { live, zombies })
 }
 
-fn find(proc: &PodProc, host: HostPid, depth: usize) -> Result<Option<Found>, CaptureError> {
-    let status = match read(&host.proc("status"), PodPid(0)) {
-        Err(CaptureError::Vanished(_)) => return Ok(None),
-        other => Status::new(other?),
+/// Those of the processes `listed` that have ended: `live` (sorted) have not.
+pub fn zombies(proc: &PodProc, listed: &[PodPid], live: &[PodPid]) -> Result<Vec<Zombie>, CaptureError> {
+    let mut zombies = Vec::new();
+    for &pid in listed.iter().filter(|pid| live.binary_search(pid).is_err()) {
+        match proc.stat(pid) {
+            Ok(stat) if stat.state == b'Z' => match read(&proc.path(pid, "status"), pid) {
+                Ok(status) => zombies.push(Zombie { pid, stat, status: Status::new(status) }),
+                Err(CaptureError::Vanished(_)) => {}
+                Err(e) => return Err(e),
+            },
+            Ok(_) | Err(CaptureError::Vanished(_)) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(zombies)
+}
+
+/// Finds a member of the pod's cgroup, unless it has gone. `opened` is what was opened of it before.
+pub fn find(proc: &PodProc, host: HostPid, depth: usize, opened: &Statuses) -> Result<Option<Found>, CaptureError> {
+    let status = match opened.read(host, host) {
+        Err(e) if is_gone(&e) => return Ok(None),
+        other => other.capturing("reading the status of", format!("process {host} of the host"))?,
     };
     let namespace_pids = pod_numbers(&status, depth);
     let (Some(&pid), Some(&own)) = (namespace_pids.first(), namespace_pids.last()) else { return Ok(None) };
     let pod = PodPid(pid);
-    let stat = match proc.stat(pod) {
+    let stat = opened.stat(host).map_or_else(|| read(&proc.path(pod, "stat"), pod), Ok);
+    let stat = match stat.and_then(|bytes| parsed(&bytes, pod)) {
         Err(CaptureError::Vanished(_)) => return Ok(None),
         other => other?,
     };

@@ -1,18 +1,21 @@
 //! Holding a whole pod: every thread of every process stands still, and each process has ground to act on.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::CaptureError;
 use crate::ids::{HostPid, PodPid};
 use crate::memory::{self, Mapping, policy};
+use crate::process::ahead::MemoryAhead;
 use crate::process::capture::without_vdso;
 use crate::process::crew::{Crew, Pending};
 use crate::process::discover::{self, Found, PodProc, Zombie};
 use crate::process::signals;
+use crate::process::statuses::Statuses;
 use crate::process::threads::ThreadState;
 use crate::process::timers;
 use crate::sys::ptrace;
-use crate::tracee::{Ground, Held, Seized, Site, TraceeError, seize};
+use crate::tracee::{Ground, Held, Preparing, Seized, Site, TraceeError, seize};
 
 /// A process, all of its threads held by the calling thread.
 pub struct HeldProcess {
@@ -48,7 +51,7 @@ pub struct Share {
 }
 
 impl Share {
-    /// The processes, and of each its mappings, and the range of addresses that is zap's. To be asked once.
+    /// The processes, and of each its mappings with their flags, and the range of addresses that is zap's. To be asked once.
     pub fn layouts(&mut self) -> impl Iterator<Item = (HostPid, PodPid, Vec<Mapping>, Range<u64>)> {
         self.held.iter_mut().map(|process| {
             let (subject, layout) = (&process.found.subject, std::mem::take(&mut process.layout));
@@ -89,37 +92,57 @@ pub struct SeizedPod {
     zombies: Vec<Zombie>,
 }
 
-/// Seizes every thread. The cgroup must be frozen, so that nobody comes or goes meanwhile.
-pub fn seize_all(tracers: Tracers, init: HostPid, members: &[HostPid]) -> Result<SeizedPod, HoldError> {
-    let population = discover::discover(init, members)?;
+/// Seizes every thread. The cgroup must be frozen, so that nobody comes or goes meanwhile. `opened` is what was opened of the
+/// processes before.
+pub fn seize_all(
+    tracers: Tracers,
+    init: HostPid,
+    members: &[HostPid],
+    opened: &Arc<Statuses>,
+) -> Result<SeizedPod, HoldError> {
     let (proc, depth) = (PodProc::new(init), discover::depth_of(init)?);
-    let parts = dealt(population.live, tracers.size()).into_iter().map(|part| (part, proc.clone(), depth));
-    tracers.begin(parts, seize_share).wait()?;
-    Ok(SeizedPod { tracers, zombies: population.zombies })
+    let members = members.iter().copied().filter(|pid| *pid != init).collect();
+    let part = |members| Part { members, proc: proc.clone(), depth, opened: opened.clone() };
+    let seized = tracers.begin(dealt(members, tracers.size(), opened).into_iter().map(part), seize_share);
+    let listed = proc.processes();
+    let mut live = seized.wait()?;
+    live.sort_unstable();
+    let zombies = discover::zombies(&proc, &listed?, &live)?;
+    Ok(SeizedPod { tracers, zombies })
 }
 
 /// Processes for each of `tracers`, so that all have about as many threads.
-fn dealt(mut processes: Vec<Found>, tracers: usize) -> Vec<Vec<Found>> {
-    let threads = |found: &Found| found.status.field("Threads").and_then(|n| n.parse().ok()).unwrap_or(1usize);
-    let mut parts: Vec<(usize, Vec<Found>)> = (0..tracers).map(|_| (0, Vec::new())).collect();
-    processes.sort_by_cached_key(|found| std::cmp::Reverse(threads(found)));
-    for found in processes {
+fn dealt(mut processes: Vec<HostPid>, tracers: usize, opened: &Statuses) -> Vec<Vec<HostPid>> {
+    let mut parts: Vec<(usize, Vec<HostPid>)> = (0..tracers).map(|_| (0, Vec::new())).collect();
+    processes.sort_by_key(|process| std::cmp::Reverse(opened.threads_of(*process)));
+    for process in processes {
         if let Some((load, part)) = parts.iter_mut().min_by_key(|(load, _)| *load) {
-            *load += threads(&found);
-            part.push(found);
+            *load += opened.threads_of(process);
+            part.push(process);
         }
     }
     parts.into_iter().map(|(_, part)| part).collect()
 }
 
-fn seize_share(share: &mut Share, part: (Vec<Found>, PodProc, usize)) -> Result<Vec<()>, HoldError> {
-    let (part, proc, depth) = part;
-    for found in part {
+/// What a tracer is to find and seize.
+struct Part {
+    members: Vec<HostPid>,
+    proc: PodProc,
+    depth: usize,
+    opened: Arc<Statuses>,
+}
+
+fn seize_share(share: &mut Share, part: Part) -> Result<Vec<PodPid>, HoldError> {
+    let Part { members, proc, depth, opened } = part;
+    let mut live = Vec::with_capacity(members.len());
+    for host in members {
+        let Some(found) = discover::find(&proc, host, depth, &opened)? else { continue };
         let threads = discover::threads_of_frozen(&found, &proc, depth)?;
         let seized = threads.into_iter().map(seize_one).collect::<Result<_, _>>()?;
+        live.push(found.subject.pod);
         share.seized.push((found, seized));
     }
-    Ok(Vec::new())
+    Ok(live)
 }
 
 pub(super) fn seize_one(name: crate::tracee::ThreadName) -> Result<Seized, TraceeError> {
@@ -132,14 +155,17 @@ pub(super) fn seize_one(name: crate::tracee::ThreadName) -> Result<Seized, Trace
 
 impl SeizedPod {
     /// Waits until every thread has stopped, and prepares the ground of each process. The cgroup must be thawed.
-    pub fn wait(self) -> Result<HeldPod, HoldError> {
-        let mut processes = self.tracers.begin(std::iter::repeat(()), stop_share).wait()?;
+    ///
+    /// `ahead` is what is known of their memory from when they ran.
+    pub fn wait(self, ahead: &Arc<MemoryAhead>) -> Result<HeldPod, HoldError> {
+        let mut processes = self.tracers.begin(std::iter::repeat(ahead.clone()), stop_share).wait()?;
         processes.sort_by_key(|standing| standing.found.subject.pod);
         Ok(HeldPod { tracers: self.tracers, processes, zombies: self.zombies })
     }
 }
 
-fn stop_share(share: &mut Share, (): ()) -> Result<Vec<Standing>, HoldError> {
+/// Processes are prepared beside each other.
+fn stop_share(share: &mut Share, ahead: Arc<MemoryAhead>) -> Result<Vec<Standing>, HoldError> {
     let mut stopped = Vec::with_capacity(share.seized.len());
     for (found, seized) in share.seized.drain(..) {
         let mut threads = seized.into_iter().map(Seized::wait).collect::<Result<Vec<Held>, _>>()?;
@@ -149,9 +175,14 @@ fn stop_share(share: &mut Share, (): ()) -> Result<Vec<Standing>, HoldError> {
         refuse_dispatch(&found, &threads)?;
         stopped.push((found, threads));
     }
-    let mut standing = Vec::with_capacity(stopped.len());
+    let mut prepared = Vec::with_capacity(stopped.len());
     for (found, mut threads) in stopped {
-        let (ground, layout) = prepare(&found, &mut threads)?;
+        let begun = begin_to_prepare(&found, &mut threads, Some(&ahead))?;
+        prepared.push((found, threads, begun));
+    }
+    let mut standing = Vec::with_capacity(prepared.len());
+    for (found, mut threads, begun) in prepared {
+        let (ground, layout) = begun.finish(&found, &mut threads, Some(&ahead))?;
         let asked_about = policy::worth_asking(&layout);
         let group_stop = threads.first().and_then(|leader| leader.group_stop);
         standing.push(Standing { found: found.clone(), threads: threads.len(), group_stop });
@@ -178,11 +209,38 @@ const LEADER: usize = 64 << 10;
 const FEW: usize = 256;
 const DESCRIPTOR: usize = 80;
 
-/// Prepares the ground of a process, all of whose threads are held. Its mappings come with it: zap's own may be among them.
-pub(super) fn prepare(found: &Found, threads: &mut Vec<Held>) -> Result<(Ground, Vec<Mapping>), HoldError> {
+/// Prepares the ground of a process, all of whose threads are held.
+pub(super) fn prepare(found: &Found, threads: &mut Vec<Held>) -> Result<Ground, HoldError> {
+    Ok(begin_to_prepare(found, threads, None)?.finish(found, threads, None)?.0)
+}
+
+/// A process whose ground is being prepared.
+struct Prepared {
+    preparing: Preparing,
+    layout: Vec<Mapping>,
+    /// Whether a zap that died had been there.
+    was_used: bool,
+}
+
+/// The mappings of a process, with their flags in a checkpoint: those that were noted `ahead`, if all of them are still there.
+fn mappings_of(found: &Found, ahead: Option<&MemoryAhead>) -> Result<Vec<Mapping>, CaptureError> {
+    let host = found.subject.host;
+    let known = ahead.map(|ahead| ahead.layout_of(host));
+    let read = match known {
+        None => memory::mappings(host),
+        Some(Some(before)) if memory::are_still(host, before) => Ok(before.to_vec()),
+        Some(_) => memory::layout_of(host),
+    };
+    read.map_err(|_| CaptureError::Vanished(found.subject.pod))
+}
+
+fn begin_to_prepare(
+    found: &Found,
+    threads: &mut Vec<Held>,
+    ahead: Option<&MemoryAhead>,
+) -> Result<Prepared, HoldError> {
     let (host, pod) = (found.subject.host, found.subject.pod);
-    let mappings = || memory::mappings(host).map_err(|_| CaptureError::Vanished(pod));
-    let mut layout = mappings()?;
+    let layout = mappings_of(found, ahead)?;
     let vdso = vdso_of(&layout).ok_or_else(|| without_vdso(&found.subject))?;
     let site = Site::find((host, pod), vdso)?;
     if let Some(stub) = site.left_behind() {
@@ -203,12 +261,23 @@ pub(super) fn prepare(found: &Found, threads: &mut Vec<Held>) -> Result<(Ground,
     let marker = marker(found).ok_or(TraceeError::NoRoom(pod))?;
     let leader = threads.first_mut().ok_or(CaptureError::Vanished(pod))?;
     let was_used = site.left_behind().is_some();
-    let ground = Ground::prepare(leader, site, scratch, QUESTIONS, marker)?;
-    if was_used {
+    let preparing = Ground::begin(leader, site, scratch, QUESTIONS, marker)?;
+    Ok(Prepared { preparing, layout, was_used })
+}
+
+impl Prepared {
+    /// Waits until the ground is prepared.
+    fn finish(
+        self,
+        found: &Found,
+        threads: &mut [Held],
+        ahead: Option<&MemoryAhead>,
+    ) -> Result<(Ground, Vec<Mapping>), HoldError> {
+        let leader = threads.first_mut().ok_or(CaptureError::Vanished(found.subject.pod))?;
+        let ground = self.preparing.finish(leader)?;
         // What that zap had left is gone now.
-        layout = mappings()?;
+        Ok((ground, if self.was_used { mappings_of(found, ahead)? } else { self.layout }))
     }
-    Ok((ground, layout))
 }
 
 /// Where the vDSO is.
@@ -279,16 +348,22 @@ impl<R> Answers<R> {
     }
 }
 
+/// Should zap die between two steps, nobody may stand where nothing is any more.
 fn clear_share(share: &mut Share, (): ()) -> Result<Vec<()>, HoldError> {
+    let mut begun = Vec::with_capacity(share.held.len());
     for process in &mut share.held {
         let Some((leader, others)) = process.threads.split_first_mut() else { continue };
-        // Should zap die between two steps, nobody may stand where nothing is any more.
         for held in others {
             unless_dead(held.go_home())?;
         }
-        unless_dead(process.ground.unmap(leader))?;
-        unless_dead(leader.go_home())?;
-        unless_dead(process.ground.erase())?;
+        if unless_dead(process.ground.begin_to_unmap(leader))? {
+            begun.push(process);
+        }
+    }
+    for HeldProcess { threads, ground, .. } in begun {
+        unless_dead(ground.finish_unmapping(&mut threads[0]))?;
+        unless_dead(threads[0].go_home())?;
+        unless_dead(ground.erase())?;
     }
     Ok(Vec::new())
 }
@@ -313,11 +388,11 @@ fn let_go_share(share: &mut Share, (): ()) -> Result<Vec<()>, HoldError> {
     Ok(Vec::new())
 }
 
-/// A process that somebody else killed meanwhile has nothing left to clear.
-fn unless_dead(result: Result<(), TraceeError>) -> Result<(), TraceeError> {
+/// A process that somebody else killed meanwhile has nothing left to clear. Whether it lives.
+fn unless_dead(result: Result<(), TraceeError>) -> Result<bool, TraceeError> {
     match result {
-        Err(TraceeError::Died(_)) => Ok(()),
-        other => other,
+        Err(TraceeError::Died(_)) => Ok(false),
+        other => other.map(|()| true),
     }
 }
 

@@ -1,36 +1,69 @@
-//! The `status` files of a pod's threads, opened while it runs: to open one takes as long as to read it.
+//! What `/proc` says of a pod's processes and threads, opened while it runs: to open a file takes as long as to read it.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 
 use crate::ids::HostPid;
-use crate::process::discover::{self, Population};
+use crate::process::discover::{self, PodProc, Population};
 use crate::process::proc_files::Status;
 use crate::procfs;
 
 /// Files opened at most: the others are opened when they are read.
 const MOST: usize = 4096;
 
-/// The files that are open, by thread.
+/// The files that are open.
 #[derive(Debug, Default)]
-pub struct Statuses(HashMap<HostPid, File>);
+pub struct Statuses {
+    /// The `status` of each thread.
+    statuses: HashMap<HostPid, File>,
+    /// The `stat` of each process, as the pod numbers things.
+    stats: HashMap<HostPid, File>,
+    /// How many threads each process had.
+    threads: HashMap<HostPid, usize>,
+}
 
 impl Statuses {
-    /// Opens those of every thread that there is.
-    pub fn open(population: &Population) -> Statuses {
-        let hosts = population.live.iter().map(|found| found.subject.host);
-        let threads = hosts.flat_map(|host| discover::thread_numbers(host).into_iter().map(move |tid| (host, tid)));
-        let open = |(process, thread): (HostPid, HostPid)| Some((thread, File::open(path(process, thread)).ok()?));
-        Statuses(threads.take(MOST).filter_map(open).collect())
+    /// Opens those of everybody that there is.
+    pub fn open(population: &Population, proc: &PodProc) -> Statuses {
+        let mut opened = Statuses::default();
+        for found in &population.live {
+            let host = found.subject.host;
+            let threads = discover::thread_numbers(host);
+            opened.threads.insert(host, threads.len().max(1));
+            let left = MOST.saturating_sub(opened.statuses.len() + opened.stats.len());
+            if left > 0
+                && let Ok(stat) = File::open(proc.path(found.subject.pod, "stat"))
+            {
+                opened.stats.insert(host, stat);
+            }
+            let open = |thread: HostPid| Some((thread, File::open(path(host, thread)).ok()?));
+            opened.statuses.extend(threads.into_iter().take(left.saturating_sub(1)).filter_map(open));
+        }
+        opened
     }
 
-    /// Reads that of a thread.
+    /// How many processes there were.
+    pub fn processes(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// How many threads a process had; one, if it was not there.
+    pub fn threads_of(&self, process: HostPid) -> usize {
+        self.threads.get(&process).copied().unwrap_or(1)
+    }
+
+    /// Reads the status of a thread.
     pub fn read(&self, process: HostPid, thread: HostPid) -> io::Result<Status> {
         // The number may be another thread's by now: what was opened then tells nothing any more.
-        let opened = self.0.get(&thread).and_then(|file| procfs::reread_record(file).ok());
+        let opened = self.statuses.get(&thread).and_then(|file| procfs::reread_record(file).ok());
         let bytes = opened.map_or_else(|| procfs::read_record(path(process, thread)), Ok)?;
         Ok(Status::new(bytes))
+    }
+
+    /// The `stat` of a process, if it was opened and is still that of this process.
+    pub fn stat(&self, process: HostPid) -> Option<Vec<u8>> {
+        self.stats.get(&process).and_then(|file| procfs::reread_record(file).ok())
     }
 }
 
@@ -55,7 +88,8 @@ mod tests {
             let _ = wait.recv();
         });
         let thread = hear.recv().unwrap();
-        let opened = Statuses([(thread, File::open(path(own, thread)).unwrap())].into());
+        let statuses = [(thread, File::open(path(own, thread)).unwrap())].into();
+        let opened = Statuses { statuses, ..Statuses::default() };
         assert_eq!(opened.read(own, thread).unwrap().numbers("Pid"), [thread.0 as u32]);
         drop(end);
         first.join().unwrap();

@@ -1,5 +1,7 @@
 //! Threads: registers, names, signal masks, what the kernel keeps for each.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CaptureError, Context};
@@ -7,8 +9,8 @@ use crate::ids::{HostPid, PodPid};
 use crate::process::controls::{self, ThreadControls};
 use crate::process::credentials::{self, CredentialsState};
 use crate::process::filters::{self, FilterState};
+use crate::process::proc_files::Status;
 use crate::process::signals::{self, AlternateStack, QueuedSignal};
-use crate::process::statuses::Statuses;
 use crate::sys::ptrace::{self, RseqConfiguration};
 use crate::sys::sched::{self, SchedulingAttributes};
 use crate::tracee::{Batch, Call, Held, Output, Results, TraceeError, interrupted};
@@ -68,6 +70,27 @@ pub struct ThreadState {
     pub strict: bool,
 }
 
+/// What a restart, the kernel, or the first instructions of these threads touch.
+pub fn needed_at_once(threads: &[ThreadState]) -> Vec<Range<u64>> {
+    const RSP: usize = 19;
+    const FS_BASE: usize = 21;
+    /// What a thread is likely to use of its stack, and below it.
+    const STACK: Range<u64> = 0..32 << 10;
+    const RED_ZONE: u64 = 4096;
+    let near = |address: u64, length: u64| address..address.saturating_add(length.max(1));
+    let of_thread = |thread: &ThreadState| {
+        let stack = thread.registers[RSP];
+        [
+            stack.saturating_sub(RED_ZONE)..stack.saturating_add(STACK.end),
+            near(thread.registers[FS_BASE].saturating_sub(4096), 8192),
+            near(thread.rseq.address, 4096),
+            near(thread.clear_tid, 8),
+            near(thread.robust_list.0, thread.robust_list.1),
+        ]
+    };
+    threads.iter().flat_map(of_thread).filter(|range| range.start != 0).collect()
+}
+
 /// What only the thread can tell.
 pub struct Asked {
     stack: Output,
@@ -99,21 +122,18 @@ pub fn ask(batch: &mut Batch) -> Asked {
 /// What the tracer sees from outside of a thread of `process`, which is that many PID namespaces below the pod's; the extended state buffer is lent to save an allocation a thread.
 pub fn capture(
     held: &Held,
-    (process, level): (HostPid, usize),
-    statuses: &Statuses,
+    level: usize,
+    status: &Status,
     asked: &Asked,
     results: &Results,
     buffer: &mut Vec<u8>,
 ) -> Result<ThreadState, CaptureError> {
     let (tid, pod) = (held.name.host, held.name.pod);
     let object = || format!("thread {pod}");
-    let status = statuses.read(process, tid).map_err(|_| CaptureError::Vanished(pod))?;
     ptrace::extended_state(tid, buffer).capturing("reading the extended registers", object())?;
     let word = |out: Output| results.output(out).first_chunk().map_or(0, |word| u64::from_ne_bytes(*word));
-    let pending = match status.mask("SigPnd") {
-        0 => Vec::new(),
-        _ => ptrace::pending_signals(tid, false).capturing("reading queued signals", object())?,
-    };
+    // Asked now, not when its status was read: signals from outside arrived until it stopped.
+    let pending = ptrace::pending_signals(tid, false).capturing("reading queued signals", object())?;
     let name = results.output(asked.name);
     Ok(ThreadState {
         tid: pod,
@@ -130,7 +150,7 @@ pub fn capture(
         rseq: ptrace::rseq_configuration(tid).unwrap_or_default(),
         death_signal: word(asked.death_signal) as i32,
         timer_slack: results.get(asked.timer_slack).max(0) as u64,
-        credentials: credentials::capture(&status, results, asked.securebits),
+        credentials: credentials::capture(status, results, asked.securebits),
         scheduling: sched::scheduling(tid).capturing("reading the scheduling policy", object())?,
         controls: asked.controls.answers(results),
         affinity: sched::affinity(tid).capturing("reading the affinity", object())?,

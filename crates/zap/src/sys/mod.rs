@@ -23,6 +23,7 @@ pub mod pagemap;
 pub mod pidfd;
 pub mod plain;
 pub mod probe;
+pub mod procmap;
 pub mod ptrace;
 pub mod sched;
 pub mod seccomp;

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use crate::ids::{HostPid, PodPid};
 use crate::process::proc_files::Status;
 use crate::procfs;
-use crate::tracee::batch::{Arg, Batch, OnFailure, Results};
+use crate::tracee::batch::{Arg, Batch, Call, OnFailure, Results};
 use crate::tracee::held::{Held, TraceeError};
 use crate::tracee::interrupted;
 use crate::tracee::stub::{self, RawCall, STOP_ON_FAILURE, Seat, Stub};
@@ -126,7 +126,18 @@ impl Ground {
         seat_size: usize,
         marker: i32,
     ) -> Result<Ground, TraceeError> {
-        let (seat_at, leaked) = (site.seat(), site.leaked());
+        Ground::begin(held, site, scratch, seat_size, marker)?.finish(held)
+    }
+
+    /// Begins to prepare it. Others may be begun with before its end is waited for.
+    pub fn begin(
+        held: &mut Held,
+        site: Site,
+        scratch: Range<u64>,
+        seat_size: usize,
+        marker: i32,
+    ) -> Result<Preparing, TraceeError> {
+        let (seat, leaked) = (site.seat(), site.leaked());
         let Site { process, memory, stub, tail, .. } = site;
         let ground = Ground {
             process,
@@ -138,24 +149,16 @@ impl Ground {
             seat_size,
             tail: Some(tail.clone()),
         };
-        let seat = ground.seat_of(held, seat_at, 0);
         let mut bytes = stub.code;
-        bytes.resize((seat_at - tail.start) as usize, 0);
-        bytes.extend_from_slice(as_bytes(&seat));
+        bytes.resize((seat - tail.start) as usize, 0);
+        bytes.extend_from_slice(as_bytes(&ground.seat_of(held, seat, 0)));
         ground.write(tail.start, &bytes)?;
         let (read_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         let flags = private | libc::MAP_FIXED_NOREPLACE;
         let length = scratch.end - scratch.start;
         let args = [scratch.start, length, read_write as u64, flags as u64, u64::MAX, 0];
-        let mapped = held.single(&ground, seat_at, libc::SYS_mmap, args)?;
-        if mapped as u64 != scratch.start {
-            return Err(TraceeError::NoRoom(process.1));
-        }
-        if let Some(leaked) = leaked.filter(|leaked| *leaked != scratch) {
-            let args = [leaked.start, leaked.end - leaked.start, 0, 0, 0, 0];
-            held.single(&ground, seat_at, libc::SYS_munmap, args)?;
-        }
-        Ok(ground)
+        held.begin_single(&ground, seat, libc::SYS_mmap, args)?;
+        Ok(Preparing { ground, leaked })
     }
 
     /// The ground that a seed brought along: the stub at the start of `code`, seats in `scratch`.
@@ -179,14 +182,24 @@ impl Ground {
 
     /// Unmaps the scratch through the stub in the vDSO's tail, which stays. Whoever is in the scratch must have gone home.
     pub fn unmap(&self, held: &mut Held) -> Result<(), TraceeError> {
+        self.begin_to_unmap(held)?;
+        self.finish_unmapping(held)
+    }
+
+    /// Begins to unmap the scratch. Others may be begun with before its end is waited for.
+    pub fn begin_to_unmap(&self, held: &mut Held) -> Result<(), TraceeError> {
         if self.tail.is_none() {
             return Ok(());
         }
         let seat = self.tail_seat();
-        let header = self.seat_of(held, seat, 0);
-        self.write(seat, as_bytes(&header))?;
+        self.write(seat, as_bytes(&self.seat_of(held, seat, 0)))?;
         let length = self.scratch.end - self.scratch.start;
-        held.single(self, seat, libc::SYS_munmap, [self.scratch.start, length, 0, 0, 0, 0]).map(drop)
+        held.begin_single(self, seat, libc::SYS_munmap, [self.scratch.start, length, 0, 0, 0, 0])
+    }
+
+    /// Waits until the scratch is unmapped.
+    pub fn finish_unmapping(&self, held: &mut Held) -> Result<(), TraceeError> {
+        if self.tail.is_some() { held.finish_single(self).map(drop) } else { Ok(()) }
     }
 
     /// Puts zeros back where the stub was. Nobody is in it any more.
@@ -333,6 +346,22 @@ impl Ground {
         Ok(bytes)
     }
 
+    /// Adds a pause to a batch of this thread: it stops there until it is told to go on ([`Held::await_pause`]). Should zap
+    /// die meanwhile, it goes on by itself.
+    pub fn pause(&self, held: &Held, batch: &mut Batch) {
+        let (process, thread) = held.name.own;
+        batch.attempt(libc::SYS_tgkill, [process.into(), thread.into(), self.marker.into()]);
+    }
+
+    /// What a call of a batch that pauses brought back.
+    pub(super) fn peek(&self, seat: usize, call: Call) -> Result<i64, TraceeError> {
+        let at = self.seat(seat) + (size_of::<Seat>() + call.0 * size_of::<RawCall>()) as u64;
+        let mut word = [0; 8];
+        let read = self.memory.read_exact_at(&mut word, at + offset_of!(RawCall, result) as u64);
+        read.map_err(TraceeError::kernel("reading from", self.process.1))?;
+        Ok(i64::from_ne_bytes(word))
+    }
+
     /// Reads results and data of a batch that has ended.
     pub(super) fn collect(&self, seat: usize, held: &Held, batch: &Batch) -> Result<Results, TraceeError> {
         let mut bytes = vec![0; batch.size()];
@@ -364,6 +393,29 @@ impl Ground {
             .collect();
         let data = bytes[calls + batch.steps.len() * size_of::<RawCall>()..][..batch.data.len()].to_vec();
         Results { results, data, reached }
+    }
+}
+
+/// A ground whose scratch is being mapped.
+#[must_use = "a thread of the process is away until it is waited for"]
+pub struct Preparing {
+    ground: Ground,
+    leaked: Option<Range<u64>>,
+}
+
+impl Preparing {
+    /// Waits for the scratch. `held` is the thread with which the preparing was begun.
+    pub fn finish(self, held: &mut Held) -> Result<Ground, TraceeError> {
+        let Preparing { ground, leaked } = self;
+        if held.finish_single(&ground)? as u64 != ground.scratch.start {
+            return Err(TraceeError::NoRoom(ground.process.1));
+        }
+        if let Some(leaked) = leaked.filter(|leaked| *leaked != ground.scratch) {
+            let args = [leaked.start, leaked.end - leaked.start, 0, 0, 0, 0];
+            held.begin_single(&ground, ground.tail_seat(), libc::SYS_munmap, args)?;
+            held.finish_single(&ground)?;
+        }
+        Ok(ground)
     }
 }
 

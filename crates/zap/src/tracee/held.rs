@@ -8,7 +8,7 @@ use crate::ids::{HostPid, PodPid};
 use crate::process::proc_files::parse_stat;
 use crate::procfs;
 use crate::sys::ptrace::{self, Registers, Stop};
-use crate::tracee::batch::{Batch, Results};
+use crate::tracee::batch::{Batch, Call, Results};
 use crate::tracee::ground::Ground;
 use crate::tracee::interrupted;
 
@@ -199,6 +199,19 @@ impl Held {
         self.results(ground, seat, batch)
     }
 
+    /// Waits until a batch has come to a pause ([`Ground::pause`]); what its call before that brought back.
+    pub fn await_pause(&mut self, ground: &Ground, seat: usize, call: Call) -> Result<i64, TraceeError> {
+        self.await_marker(ground.marker)?;
+        ground.peek(seat, call)
+    }
+
+    /// Has a batch go on after a pause.
+    pub fn end_pause(&mut self, ground: &Ground) -> Result<(), TraceeError> {
+        ptrace::cont(self.name.host, 0).map_err(self.failed("continuing"))?;
+        self.busy = Some(ground.marker);
+        Ok(())
+    }
+
     /// What a batch that has come to its end brought back.
     pub fn results(&self, ground: &Ground, seat: usize, batch: &Batch) -> Result<Results, TraceeError> {
         self.checked(ground.collect(seat, self, batch)?, batch)
@@ -243,15 +256,19 @@ impl Held {
         self.finish(ground, seat, batch)
     }
 
-    /// Makes one call with its arguments in registers, through the stub's second entry.
-    pub(super) fn single(
+    /// Begins one call with its arguments in registers, through the stub's second entry.
+    pub(super) fn begin_single(
         &mut self,
         ground: &Ground,
         seat: u64,
         number: libc::c_long,
         args: [u64; 6],
-    ) -> Result<i64, TraceeError> {
-        self.enter(ground, ground.single, seat, Some((number, args)))?;
+    ) -> Result<(), TraceeError> {
+        self.enter(ground, ground.single, seat, Some((number, args)))
+    }
+
+    /// Waits for its end; what the kernel answered.
+    pub(super) fn finish_single(&mut self, ground: &Ground) -> Result<i64, TraceeError> {
         self.await_marker(ground.marker)?;
         let registers = ptrace::registers(self.name.host).map_err(self.failed("reading the registers of"))?;
         Ok(registers.rbp as i64)

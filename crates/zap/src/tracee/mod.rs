@@ -9,7 +9,7 @@ mod stub;
 mod tests;
 
 pub use batch::{Arg, Batch, Call, Output, Results};
-pub use ground::{Ground, SMALL_SEAT, Site, open_memory};
+pub use ground::{Ground, Preparing, SMALL_SEAT, Site, open_memory};
 pub use held::{Held, Seized, ThreadName, TraceeError, seize};
 pub use stub::stub_code;
 pub(crate) use stub::{RawCall, Seat};

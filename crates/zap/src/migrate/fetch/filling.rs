@@ -9,11 +9,17 @@ use super::supply::{self, Supply};
 use super::{Fetching, Whose};
 use crate::memory::PageRun;
 use crate::pod::control::HOARD;
+use crate::pod::journal::Undo;
+use crate::pod::{LivePod, PodError};
+use crate::process::grow::Incomplete;
 use crate::sys::pidfd::PidFd;
 use crate::sys::userfault;
 
 /// Addresses that a process can have, but for the first that the kernel gives nobody.
 const EVERYWHERE: std::ops::Range<u64> = 1 << 16..0x7fff_ffff_f000;
+
+/// Fewer than a message can carry (SCM_MAX_FD).
+const HOARDED_AT_ONCE: usize = 200;
 
 /// An address space that is to be filled.
 pub struct Space {
@@ -41,6 +47,20 @@ impl Filling {
         let ledger = Ledger::begin(&plan)?;
         let spaces = spaces.into_iter().map(|space| (space.userfault, remaining(&space.left))).collect();
         Ok(Filling { spaces, supply, ledger, end })
+    }
+
+    /// Address spaces of a pod, from there: it must not outlive this monitor any more without the rest of its memory, or
+    /// somebody who goes on putting it in place. Why not, in words.
+    pub fn entrust(pod: &mut LivePod, incomplete: Vec<Incomplete>, supply: Box<dyn Supply>) -> Result<Filling, String> {
+        let failed = |e: PodError| e.to_string();
+        let spaces = incomplete.into_iter().map(|space| Space { userfault: space.userfault, left: space.left });
+        let filling = Filling::new(spaces.collect(), supply).map_err(|e| e.to_string())?;
+        let undo = if filling.outlives_us() { Undo::Filling } else { Undo::Fetching };
+        pod.journal.record(undo).map_err(failed)?;
+        for some in filling.hoard().chunks(HOARDED_AT_ONCE) {
+            pod.control().hoard(some).map_err(failed)?;
+        }
+        Ok(filling)
     }
 
     /// Whether another monitor can go on with it, if it finds [`Filling::hoard`].

@@ -26,8 +26,8 @@ use self::remaining::{Remaining, Run};
 pub use self::supply::{FromImage, FromSource, FromStore, Supply};
 use crate::fault;
 use crate::memory::PAGE;
-use crate::pod::Cgroup;
 use crate::pod::control::Control;
+use crate::pod::{Cgroup, LivePod};
 use crate::sys::userfault::{self, Event};
 
 /// What is asked for when somebody waits, and when nobody does.
@@ -48,6 +48,18 @@ pub struct Whose {
     pub(crate) control: Control,
     /// Says in its console why it was killed.
     pub console: Option<crate::monitor::session::Session>,
+}
+
+impl Whose {
+    /// This one.
+    pub(crate) fn of(pod: &LivePod) -> Whose {
+        Whose {
+            pod: pod.spec.name.clone(),
+            cgroup: pod.cgroup.clone(),
+            control: pod.control().clone(),
+            console: pod.session().cloned(),
+        }
+    }
 }
 
 /// How it stands. Copies are the same.

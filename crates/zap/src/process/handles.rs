@@ -1,0 +1,101 @@
+//! What the memory of processes is followed through: a userfaultfd that each makes, for which it must be held. One of a big
+//! process is made ahead of the hold, which would be long without; one of a small process within it, for the next checkpoint.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::error::{CaptureError, Context};
+use crate::ids::HostPid;
+use crate::memory::{Handle, ask_for_tracking};
+use crate::process::capture::pidfd;
+use crate::process::discover::{self, Found};
+use crate::process::hold::{self, HoldError};
+use crate::tracee::{Arg, Batch, Call, Ground, Held};
+
+/// Handles by PID on the host, kept from one checkpoint to the next. One of an address space that is gone says so.
+#[derive(Debug, Default)]
+pub struct Handles(HashMap<HostPid, Handle>);
+
+impl Handles {
+    /// That of a process.
+    pub fn of(&self, process: HostPid) -> Option<&Handle> {
+        self.0.get(&process)
+    }
+
+    /// Keeps one.
+    pub fn insert(&mut self, process: HostPid, handle: Handle) {
+        self.0.insert(process, handle);
+    }
+
+    /// Drops those of processes that have gone.
+    pub fn retain(&mut self, lives: impl Fn(HostPid) -> bool) {
+        self.0.retain(|process, _| lives(*process));
+    }
+}
+
+/// Whether a process could be held: not if it is stopped, or in a wait that nothing interrupts.
+pub(super) fn can_answer(found: &Found) -> bool {
+    !matches!(found.stat.state, b'T' | b't' | b'D' | b'Z' | b'X')
+}
+
+fn object(found: &Found) -> String {
+    format!("the memory of process {}", found.subject.pod)
+}
+
+/// Holds the leader of a process for as long as it takes to have it make one.
+pub(super) fn make(found: &Found) -> Result<Handle, HoldError> {
+    let mut threads = vec![hold::seize_one(discover::leader(found))?.wait()?];
+    let userfault = make_userfault(found, &mut threads);
+    for held in threads {
+        held.let_go()?;
+    }
+    Ok(Handle::new(userfault?).capturing("following", object(found))?)
+}
+
+fn make_userfault(found: &Found, threads: &mut Vec<Held>) -> Result<OwnedFd, HoldError> {
+    let ground = hold::prepare(found, threads)?;
+    let leader = threads.first_mut().ok_or(CaptureError::Vanished(found.subject.pod))?;
+    let mut batch = Batch::new();
+    let made = ask(leader, &ground, &mut batch);
+    leader.begin(&ground, 0, &batch)?;
+    let copy = fetch(found, leader, &ground, (0, made))?;
+    leader.finish(&ground, 0, &batch)?;
+    ground.clear(leader)?;
+    Ok(copy.capturing("following", object(found))?)
+}
+
+/// Has the batch of a thread make a userfaultfd, pause, and close it again.
+pub(super) fn ask(held: &Held, ground: &Ground, batch: &mut Batch) -> Call {
+    let made = ask_for_tracking(batch);
+    ground.pause(held, batch);
+    batch.attempt(libc::SYS_close, [Arg::ResultOf(made)]);
+    made
+}
+
+/// A copy of the userfaultfd that a thread has made with the batch in this seat, which goes on then.
+fn fetch(
+    found: &Found,
+    held: &mut Held,
+    ground: &Ground,
+    (seat, made): (usize, Call),
+) -> Result<io::Result<OwnedFd>, HoldError> {
+    let copy = match held.await_pause(ground, seat, made)? {
+        error @ ..0 => Err(io::Error::from_raw_os_error(-error as i32)),
+        number => pidfd(&found.subject)?.get(number as i32),
+    };
+    held.end_pause(ground)?;
+    Ok(copy)
+}
+
+/// The handle that a held process makes with the batch in this seat, if it can.
+pub(super) fn take(
+    found: &Found,
+    held: &mut Held,
+    ground: &Ground,
+    made: (usize, Call),
+) -> Result<Option<Handle>, HoldError> {
+    let handle = fetch(found, held, ground, made)?.and_then(Handle::new);
+    let failed = |error| tracing::info!(process = %found.subject.pod, %error, "memory is not followed");
+    Ok(handle.map_err(failed).ok())
+}
