@@ -27,9 +27,8 @@ pub type Inodes = HashSet<(u64, u64)>;
 #[derive(Clone, Debug, Default)]
 pub struct Index {
     seen: HashMap<Vec<u8>, Option<Look>>,
-    /// Of large files that were written to while they were followed.
+    /// Of large files.
     blocks: HashMap<Vec<u8>, Arc<Followed>>,
-    has_large: bool,
 }
 
 /// What was in a large file when it was packed last.
@@ -40,9 +39,9 @@ struct Followed {
 }
 
 impl Index {
-    /// Whether there is any file of which blocks are worth following.
+    /// Whether there is any file of which blocks are followed.
     pub fn has_large(&self) -> bool {
-        self.has_large
+        !self.blocks.is_empty()
     }
 }
 
@@ -60,7 +59,7 @@ fn look(stat: &FileStat) -> Look {
 
 /// Packs the tree below `top` into `out`, whole. Complete unless changes are to follow.
 pub fn pack(top: &Path, out: &mut dyn Write) -> Result<Index, CaptureError> {
-    let mut packer = Packer::new(out);
+    let mut packer = Packer { follows: true, ..Packer::new(out) };
     packer.out.write_all(TITLE).capturing("packing", top.display())?;
     packer.walk(top, &mut |_, _| true)?;
     Ok(packer.index)
@@ -76,12 +75,11 @@ pub fn follow(top: &Path, index: &mut Index, out: &mut dyn Write) -> Result<u64,
 
 /// Packs what has changed since the tree was packed (`earlier`), and ends the archive. `always` are files that may have
 /// changed without a trace: mapped shared and writable.
-pub fn pack_changes(top: &Path, earlier: Index, always: &Inodes, out: &mut dyn Write) -> Result<Index, CaptureError> {
+pub fn pack_changes(top: &Path, earlier: Index, always: &Inodes, out: &mut dyn Write) -> Result<(), CaptureError> {
     let mut packer = Packer { earlier, ..Packer::new(out) };
     packer.changes(top, always)?;
     let end = Entry { path: Vec::new(), what: What::End };
-    format::write(packer.out, &end).capturing("packing", top.display())?;
-    Ok(packer.index)
+    format::write(packer.out, &end).capturing("packing", top.display())
 }
 
 /// Blocks of a file that are compared before those that differ are written.
@@ -135,13 +133,14 @@ impl<'a> Packer<'a> {
             place.clear();
             place.extend_from_slice(met.path);
             let look = look(&met.stat);
-            self.index.has_large |= is_large(&met.stat);
             let followed = self.earlier.blocks.remove(met.path).filter(|followed| followed.inode == met.stat.st_ino);
             match wanted(met, &look) {
                 true => self.add(met, followed)?,
                 false => self.index.blocks.extend(followed.map(|followed| (met.path.to_vec(), followed))),
             }
-            self.index.seen.insert(met.path.to_vec(), (!is_racy(&met.stat)).then_some(look));
+            if self.follows {
+                self.index.seen.insert(met.path.to_vec(), (!is_racy(&met.stat)).then_some(look));
+            }
             Ok(())
         });
         walked.capturing("packing", top.join(OsString::from_vec(place)).display())

@@ -90,6 +90,10 @@ fn a_tree_of_every_sort_comes_back() {
     for home in ["/var/tmp", "/dev/shm"] {
         let (from, into) = (tempfile::tempdir_in(home).unwrap(), tempfile::tempdir_in(home).unwrap());
         tree_of_every_sort(from.path());
+        if home == "/dev/shm" {
+            // What is so young that it is packed again is made again, and listed first there.
+            std::thread::sleep(std::time::Duration::from_millis(25));
+        }
         let mut archive = Vec::new();
         let index = pack(from.path(), &mut archive).unwrap();
         pack_changes(from.path(), index, &Inodes::new(), &mut archive).unwrap();
@@ -134,7 +138,8 @@ fn blocks_that_differ_are_added() {
         let mut index = pack(from.path(), &mut archive).unwrap();
         assert!(index.has_large());
         log.write_all_at(b"first", 70_000).unwrap();
-        assert!(follow(from.path(), &mut index, &mut archive).unwrap() >= 3 << 20);
+        let added = follow(from.path(), &mut index, &mut archive).unwrap();
+        assert!((1..200_000).contains(&added), "{added} bytes were added");
         log.write_all_at(b"second", 1 << 20).unwrap();
         let added = follow(from.path(), &mut index, &mut archive).unwrap();
         assert!((1..200_000).contains(&added), "{added} bytes were added");

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::rc::Rc;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -52,7 +53,7 @@ fn damaged(error: io::Error) -> RebuildError {
 struct Unpacker {
     top: OwnedFd,
     /// The directory of the last entry.
-    near: Option<(Vec<u8>, OwnedFd)>,
+    near: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// What directories will be when everything is in them.
     directories: BTreeMap<Vec<u8>, Facts>,
     buffer: Vec<u8>,
@@ -87,12 +88,12 @@ impl Unpacker {
     }
 
     /// The directory at `path`; the last one is kept at hand.
-    fn directory(&mut self, path: &[u8]) -> io::Result<OwnedFd> {
+    fn directory(&mut self, path: &[u8]) -> io::Result<Rc<OwnedFd>> {
         match &self.near {
-            Some((near, directory)) if near == path => directory.try_clone(),
+            Some((near, directory)) if near == path => Ok(directory.clone()),
             _ => {
-                let directory = self.open(path)?;
-                self.near = Some((path.to_vec(), directory.try_clone()?));
+                let directory = Rc::new(self.open(path)?);
+                self.near = Some((path.to_vec(), directory.clone()));
                 Ok(directory)
             }
         }
