@@ -32,6 +32,10 @@ lint:
 test NAME='': build
     cargo test --workspace {{NAME}} -- --test-threads={{num_cpus()}}
 
+# Pods on Debian's other kernels (6.1, 6.12, 7) and moves between them and this one, in emulated machines: takes minutes
+test-kernels NAME='': build
+    ZAP_KERNELS=all cargo test -p harness --test kernels {{NAME}} -- --nocapture --test-threads=1
+
 # Only the tests that need no pod: parsers, formats, statistics
 test-quick:
     cargo test --workspace --lib

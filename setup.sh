@@ -17,7 +17,9 @@ PACKAGES=(apache2 apache2-utils nftables iproute2 procps gcc libc6-dev librsvg2-
   # workloads/xdesktop, both sizes
   tigervnc-standalone-server dbus xterm vim xdotool x11-apps busybox
   icewm tmux pcmanfm emacs-gtk dillo
-  xfce4-session xfwm4 xfce4-panel xfdesktop4 xfce4-settings thunar xfce4-terminal firefox-esr)
+  xfce4-session xfwm4 xfce4-panel xfdesktop4 xfce4-settings thunar xfce4-terminal firefox-esr
+  # guests with other kernels
+  qemu-system-x86 lz4 zstd xz-utils)
 RUST_PACKAGES=(rustc-web cargo-web rustfmt-web rust-web-clippy)
 RUST_NEEDED=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 CARGO_HOME=${CARGO_HOME:-$HOME/.cargo}

@@ -11,6 +11,7 @@ pub mod escape;
 pub mod experiment;
 pub mod gate;
 pub mod host;
+pub mod kernels;
 pub mod lab;
 pub mod micro;
 pub mod peer;

@@ -8,6 +8,7 @@
 pub mod builder;
 pub mod checkpoint;
 pub mod cli;
+pub mod demands;
 pub mod error;
 pub mod fault;
 pub mod files;
@@ -30,6 +31,7 @@ mod plausible;
 pub mod pod;
 pub mod probe;
 pub mod process;
+pub mod processor;
 mod procfs;
 pub mod rebuild;
 pub mod record;

@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{CaptureError, Context};
 use crate::ids::PodPid;
+use crate::memory;
 use crate::pod::{LivePod, PodSpec};
 use crate::process::discover::PodProc;
+use crate::processor::{Beginnings, Processor};
 
 /// Kinds of record that this version reads, and their versions.
 pub const KNOWN: &[(&str, u16)] = &[
@@ -34,6 +36,9 @@ pub struct PodRecord {
     pub clocks: (i64, i64),
     /// Kernel release and CPU model of the host.
     pub host: HostFacts,
+    /// On which processors its programs began.
+    #[serde(default, skip_serializing_if = "Beginnings::is_empty")]
+    pub beginnings: Beginnings,
 }
 
 /// What is worth knowing of the host that wrote an image.
@@ -43,6 +48,26 @@ pub struct HostFacts {
     pub kernel: String,
     /// Bytes of the XSAVE area.
     pub xsave: usize,
+    /// Its vDSO: what programs know of it must stay where another kernel has another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vdso: Option<serde_bytes::ByteBuf>,
+    /// Its processor.
+    #[serde(default, skip_serializing_if = "Processor::is_unknown")]
+    pub processor: Processor,
+}
+
+impl HostFacts {
+    /// Those of this host.
+    pub fn here() -> std::io::Result<HostFacts> {
+        let uname = nix::sys::utsname::uname().map_err(std::io::Error::from)?;
+        let processor = Processor::here().clone();
+        Ok(HostFacts {
+            kernel: uname.release().to_string_lossy().into_owned(),
+            xsave: processor.area(),
+            vdso: memory::own_vdso().map(serde_bytes::ByteBuf::from),
+            processor,
+        })
+    }
 }
 
 /// Nanoseconds of a clock on this host.
@@ -67,7 +92,6 @@ impl PodRecord {
         let text = fs::read_to_string(pod.init.proc("timens_offsets")).unwrap_or_default();
         let (monotonic, boottime) = offsets(&text);
         let init = PodProc::new(pod.init).stat(PodPid(1))?;
-        let uname = nix::sys::utsname::uname().map_err(std::io::Error::from).capturing("reading", "uname")?;
         Ok(PodRecord {
             spec: pod.spec.clone(),
             main: pod.main,
@@ -76,7 +100,8 @@ impl PodRecord {
                 host_clock(nix::time::ClockId::CLOCK_MONOTONIC) + monotonic,
                 host_clock(nix::time::ClockId::CLOCK_BOOTTIME) + boottime,
             ),
-            host: HostFacts { kernel: uname.release().to_string_lossy().into_owned(), xsave: 0 },
+            beginnings: pod.beginnings.and_here(),
+            host: HostFacts::here().capturing("reading", "uname")?,
         })
     }
 

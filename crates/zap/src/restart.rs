@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::builder::{self, Answer, Order};
 use crate::checkpoint::{Clock, Phase};
+use crate::demands;
 use crate::error::{Context, RebuildError};
 use crate::fault;
 use crate::files::{self, FileState, HashCache, LateFiles, Unsettled};
@@ -238,7 +239,7 @@ impl Image {
             reader.verify_layers()?;
         }
         let mut pod: PodRecord = reader.one("pod")?;
-        let processes: Vec<ProcessState> = reader.every("process")?;
+        let mut processes: Vec<ProcessState> = reader.every("process")?;
         let zombies: Vec<EndedState> = reader.one("zombies")?;
         let files: Vec<FileState> = reader.every("file")?;
         let ipc = reader.one("ipc")?;
@@ -250,6 +251,9 @@ impl Image {
         let data = reader.parts().find(|(name, ..)| *name == "data").map_or(0, |(_, _, length)| length);
         plausible::check(&pod.spec, &processes, &zombies, &files, data).map_err(damaged)?;
         let plan = tree::plan(&places, pod.init_session).map_err(|e| damaged(e.to_string()))?;
+        let beginnings = pod.beginnings.clone().without_hidden(&pod.spec.environment);
+        let fits = demands::fit(&mut processes, &pod.host, &beginnings);
+        fits.map_err(|source| RestartError::Rebuild { pod: name.clone(), source })?;
         if let Some(root) = &options.root {
             pod.spec.root = root.clone();
         }
@@ -411,6 +415,7 @@ impl Image {
         fault::point("restart-before-let-go");
         // From here on the pod lives, whatever becomes of this monitor.
         pod.journal.record(Undo::Unblock)?;
+        pod.beginnings = self.pod.beginnings.clone();
         if let Some(main) = self.pod.main {
             pod.watch_main(main)?;
         }

@@ -33,9 +33,9 @@ pub use zap::{CheckpointStats, Listed, MigrateStats, Phase, Process, RestartStat
 pub const PORT: u16 = 80;
 
 /// The client's interface in the host's namespace.
-const CLIENT_PORT: &str = "lab0";
+pub(crate) const CLIENT_PORT: &str = "lab0";
 /// The client's address: far from those that zap leases first.
-const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 255, 10);
+pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 255, 10);
 /// The bridge that zap makes.
 const BRIDGE: &str = "zap0";
 /// How long anything that should happen at once may take on a busy machine.
@@ -78,7 +78,7 @@ impl Lab {
     }
 
     /// A lab whose client may have others to speak to: `wire` gives the host the interface that leads to it.
-    fn wired(zap: PathBuf, client: Arc<Netns>, wire: impl FnOnce(&Netns) -> Result<()>) -> Result<Self> {
+    pub(crate) fn wired(zap: PathBuf, client: Arc<Netns>, wire: impl FnOnce(&Netns) -> Result<()>) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         cleanup::sweep(&zap);
         let host = Netns::new()?;

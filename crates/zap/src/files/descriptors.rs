@@ -2,12 +2,13 @@
 
 use std::cmp::Ordering;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
 use super::{describe, intern_file, kind_of};
 use crate::error::{CaptureError, Context};
-use crate::ids::FileId;
+use crate::ids::{FileId, HostPid};
 use crate::look::{Look, Subject};
 use crate::sys::kcmp;
 use crate::sys::pidfd::PidFd;
@@ -87,8 +88,9 @@ pub(crate) fn check_one(look: &mut Look<'_>, descriptor: &super::Descriptor) -> 
 /// Visits every number of a process's table. The numbers are nearly always dense, and how many there are is known:
 /// trying number after number costs a twentieth of listing `/proc/PID/fd`. `visit` says whether a number is in use.
 fn walk(subject: &Subject, visit: &mut dyn FnMut(i32) -> Result<bool, CaptureError>) -> Result<(), CaptureError> {
-    let listed = std::fs::metadata(subject.host.proc("fd"));
-    let size = listed.map_err(|e| failed(subject, "counting", e))?.len() as usize;
+    let Some(size) = count(subject.host).map_err(|e| failed(subject, "counting", e))? else {
+        return walk_list(subject, 0, visit);
+    };
     let (mut number, mut open, mut misses) = (0, 0, 0);
     while open < size && misses < MISSES {
         match visit(number)? {
@@ -97,12 +99,26 @@ fn walk(subject: &Subject, visit: &mut dyn FnMut(i32) -> Result<bool, CaptureErr
         }
         number += 1;
     }
-    if open < size {
-        for number in listed_from(subject, number).map_err(|e| failed(subject, "listing", e))? {
-            visit(number)?;
-        }
-    }
-    Ok(())
+    if open < size { walk_list(subject, number, visit) } else { Ok(()) }
+}
+
+/// Visits the numbers from `from` on, by the kernel's list.
+fn walk_list(
+    subject: &Subject,
+    from: i32,
+    visit: &mut dyn FnMut(i32) -> Result<bool, CaptureError>,
+) -> Result<(), CaptureError> {
+    let numbers = listed_from(subject, from).map_err(|e| failed(subject, "listing", e))?;
+    numbers.into_iter().try_for_each(|number| visit(number).map(drop))
+}
+
+/// How many descriptors a process has, where the kernel says so by the size of `/proc/PID/fd`: since Linux 6.2.
+pub(crate) fn count(process: HostPid) -> std::io::Result<Option<usize>> {
+    static IS_TOLD: OnceLock<bool> = OnceLock::new();
+    // We have some ourselves.
+    let is_told = || std::fs::metadata("/proc/self/fd").is_ok_and(|listed| listed.len() > 0);
+    let size = std::fs::metadata(process.proc("fd"))?.len() as usize;
+    Ok(IS_TOLD.get_or_init(is_told).then_some(size))
 }
 
 /// A copy of a file of a process, if the number is in use.

@@ -53,10 +53,10 @@ pub mod unlinked;
 pub mod watched;
 
 pub use contents::Contents;
-pub(crate) use descriptors::check_one;
 pub use descriptors::{
     CloseOnExec, DescriptorState, ask_close_on_exec, check_all, process_descriptors, read_close_on_exec,
 };
+pub(crate) use descriptors::{check_one, count};
 pub use hashes::HashCache;
 pub use identity::{FileIdentity, identity_of};
 pub use late::{Late, LateFiles};

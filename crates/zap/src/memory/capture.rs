@@ -9,7 +9,7 @@ use super::left::{self, LeftBehind};
 use super::pages::{self, Frames};
 use super::state::{Backing, MemoryState, MmFields, PageRun, PageSource, VmaState};
 use super::survey::Survey;
-use super::{PAGE, asynchronous, mapped, ranges, vdso};
+use super::{PAGE, asynchronous, foreign, mapped, ranges, vdso};
 use crate::error::{CaptureError, Context};
 use crate::image::DataSink;
 use crate::look::{Look, Subject};
@@ -73,6 +73,8 @@ pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: Survey) -> Re
         pages: Vec::new(),
         left: Vec::new(),
         keys: 0,
+        faces: foreign::faces(subject.host, &survey.mappings)?,
+        patches: Vec::new(),
     };
     let wanted = wanted(&state, &survey);
     let copied = PageRun::parts(&survey.unchanged, &wanted);

@@ -5,11 +5,15 @@
 
 pub mod asynchronous;
 mod capture;
+mod elf;
+mod face;
+mod foreign;
 pub mod keys;
 mod kinship;
 pub mod layout;
 mod left;
 mod mapped;
+mod marks;
 #[cfg(test)]
 mod model;
 mod pages;
@@ -26,15 +30,17 @@ mod vdso;
 
 pub use asynchronous::Contexts;
 pub use capture::{Captured, Request, capture, check, read_all};
-pub use layout::Mapping;
+pub use foreign::{FaceState, Patch, adapt, is_at_home, is_in_a_jump, write_patches};
+pub use layout::{Mapping, flag};
 pub use left::{LITTLE, LITTLE_IN_PLACE, LeftBehind, pages_of};
 pub use mapped::MappedFiles;
-pub use pages::is_empty_at;
+pub use pages::{has_guards, is_empty_at};
 pub use plan::{MemoryBatch, Target, free_gap, late_batch, over_range, rebuild_batches};
 pub use state::{Backing, MemoryState, MmFields, PageRun, PageSource, VdsoState, VmaState};
 pub use survey::{Survey, are_still, layout_of, mappings, survey};
 pub use touched::{touch, touched};
 pub use tracking::{Ahead, Handle, Round, ask_for_tracking};
+pub use vdso::own_vdso;
 
 /// Bytes of a page on x86-64.
 pub(crate) const PAGE: u64 = 4096;

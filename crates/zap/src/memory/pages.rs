@@ -58,6 +58,17 @@ fn guard_bit(pagemap: &File) -> u64 {
     })
 }
 
+/// Whether a process has guards, which are found on kernels that have them.
+pub fn has_guards(process: HostPid) -> bool {
+    let Ok(pagemap) = File::open(process.proc("pagemap")) else { return false };
+    if guard_bit(&pagemap) == 0 {
+        return false;
+    }
+    let scan = Scan { start: 0, end: 1 << 47, any: page::GUARD, tell: page::GUARD, ..Scan::default() };
+    let mut found = Vec::new();
+    pagemap::scan(&pagemap, scan, &mut found).is_ok() && !found.is_empty()
+}
+
 /// Whether nothing is at these addresses (sorted, disjoint) of a process.
 pub fn is_empty_at(process: HostPid, pages: impl Iterator<Item = Range<u64>>) -> io::Result<bool> {
     let pagemap = File::open(process.proc("pagemap"))?;
@@ -85,19 +96,31 @@ pub fn is_empty_at(process: HostPid, pages: impl Iterator<Item = Range<u64>>) ->
 
 /// The slow way: an entry a page. The page of zeros cannot be told there, so it is copied.
 fn find_by_entries(pagemap: &File, mappings: &[Mapping]) -> io::Result<Vec<Region>> {
+    let private = mappings.iter().filter(|m| !m.shared && m.end <= 1 << 47).map(|m| m.start..m.end);
+    let found = by_entries(pagemap, private, |_| true)?;
+    Ok(found.into_iter().map(|r| Region { start: r.start, end: r.end, is: page::PRESENT }).collect())
+}
+
+/// The pages at `ranges` that are private, there or swapped out, and whose entries pass `test`.
+pub(super) fn by_entries(
+    pagemap: &File,
+    ranges: impl IntoIterator<Item = Range<u64>>,
+    test: impl Fn(u64) -> bool,
+) -> io::Result<Vec<Range<u64>>> {
     const AT_ONCE: u64 = 64 << 20;
-    let mut found: Vec<Region> = Vec::new();
-    for mapping in mappings.iter().filter(|m| !m.shared && m.end <= 1 << 47) {
-        for start in (mapping.start..mapping.end).step_by(AT_ONCE as usize) {
-            let end = mapping.end.min(start + AT_ONCE);
+    let mut found: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        for start in (range.start..range.end).step_by(AT_ONCE as usize) {
+            let end = range.end.min(start + AT_ONCE);
             let entries = pagemap::entries(pagemap, start, ((end - start) / PAGE) as usize)?;
             for (address, entry) in (start..).step_by(PAGE as usize).zip(entries) {
-                if entry & (entry::PRESENT | entry::SWAPPED) == 0 || entry & entry::FILE != 0 {
+                let there = entry & (entry::PRESENT | entry::SWAPPED) != 0 && entry & entry::FILE == 0;
+                if !there || !test(entry) {
                     continue;
                 }
                 match found.last_mut() {
                     Some(last) if last.end == address => last.end += PAGE,
-                    _ => found.push(Region { start: address, end: address + PAGE, is: page::PRESENT }),
+                    _ => found.push(address..address + PAGE),
                 }
             }
         }
@@ -106,14 +129,16 @@ fn find_by_entries(pagemap: &File, mappings: &[Mapping]) -> io::Result<Vec<Regio
 }
 
 /// Bits of an entry of pagemap.
-mod entry {
-    pub(super) const PRESENT: u64 = 1 << 63;
-    pub(super) const SWAPPED: u64 = 1 << 62;
-    pub(super) const FILE: u64 = 1 << 61;
+pub(super) mod entry {
+    pub(in crate::memory) const PRESENT: u64 = 1 << 63;
+    pub(in crate::memory) const SWAPPED: u64 = 1 << 62;
+    pub(in crate::memory) const FILE: u64 = 1 << 61;
+    /// Written since the marks were last cleared (admin-guide/mm/soft-dirty.rst).
+    pub(in crate::memory) const SOFT_DIRTY: u64 = 1 << 55;
     /// Mapped nowhere else.
-    pub(super) const EXCLUSIVE: u64 = 1 << 56;
+    pub(in crate::memory) const EXCLUSIVE: u64 = 1 << 56;
     /// Page frame number, or type and place of swap.
-    pub(super) const PLACE: u64 = (1 << 55) - 1;
+    pub(in crate::memory) const PLACE: u64 = (1 << 55) - 1;
 }
 
 /// The page frame (or place in swap) behind each of some pages: equal at the same address in parent and child means that
@@ -137,6 +162,14 @@ impl Frames {
             runs.extend(near.iter().map(|r| (r.start, part(r).to_vec())));
         }
         Ok(Frames { runs })
+    }
+
+    /// The pages that are there and bear no mark of having been written.
+    pub(super) fn unmarked(&self) -> Vec<Range<u64>> {
+        let addresses = |start: u64| (start..).step_by(PAGE as usize);
+        let pages = self.runs.iter().flat_map(|(start, entries)| addresses(*start).zip(entries));
+        let clean = |entry: u64| entry & entry::PRESENT != 0 && entry & entry::SOFT_DIRTY == 0;
+        in_rows(pages.filter(|(_, entry)| clean(**entry)).map(|(address, _)| address))
     }
 
     /// The pages that other processes map too.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use super::foreign::{FaceState, Patch};
 use super::policy::PolicyState;
 use crate::ids::FileId;
 
@@ -26,6 +27,12 @@ pub struct MemoryState {
     pub touched: Vec<Range<u64>>,
     /// The vDSO; `None` for a process that unmapped it.
     pub vdso: Option<VdsoState>,
+    /// What the program knows of other kernels' vDSOs. They are among its mappings, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faces: Vec<FaceState>,
+    /// What a restart on this kernel writes in the end. Not in the image.
+    #[serde(skip)]
+    pub patches: Vec<Patch>,
     /// The protection keys that it has, as bits.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub keys: u16,

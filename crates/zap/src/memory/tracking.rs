@@ -2,6 +2,7 @@
 //!
 //! A userfaultfd in asynchronous write-protect mode lets the kernel note writes in the page tables; `PAGEMAP_SCAN` reads
 //! and re-arms them. Whatever is not followed (a new mapping, one that was moved) answers EPERM, and counts as written.
+//! Kernels before 6.7 have [marks](super::marks) instead.
 
 use std::fs::File;
 use std::io;
@@ -10,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::layout::{Mapping, Nature, flag};
+use super::marks::{self, Marks};
 use super::pages::{self, Frames};
 use super::state::PageRun;
 use super::{ranges, survey};
@@ -29,13 +31,18 @@ pub fn ask_for_tracking(batch: &mut Batch) -> Call {
 
 /// What a process's memory is followed through: a userfaultfd that it made, good for as long as it has this address space.
 #[derive(Clone, Debug)]
-pub struct Handle(Arc<OwnedFd>);
+pub struct Handle(Option<Arc<OwnedFd>>);
 
 impl Handle {
     /// Takes a userfaultfd that was only just made.
     pub fn new(userfault: OwnedFd) -> io::Result<Handle> {
         userfault::begin(&userfault)?;
-        Ok(Handle(Arc::new(userfault)))
+        Ok(Handle(Some(Arc::new(userfault))))
+    }
+
+    /// Where this kernel marks written pages and has nothing better: no process need make anything for that.
+    pub fn of_marks() -> Option<Handle> {
+        marks::are_wanted().then_some(Handle(None))
     }
 }
 
@@ -47,16 +54,23 @@ pub struct Ahead {
     followed: Vec<Range<u64>>,
     /// The latest copies: sorted, disjoint.
     copied: Vec<PageRun>,
-    /// What was followed at first.
-    registered: Vec<Range<u64>>,
-    handle: Handle,
+    means: Means,
+}
+
+/// How writes are noted.
+enum Means {
+    /// Through a userfaultfd, with which these ranges were registered.
+    Userfault(Arc<OwnedFd>, Vec<Range<u64>>),
+    /// By the kernel's marks.
+    Marks(Marks),
 }
 
 impl Drop for Ahead {
     fn drop(&mut self) {
-        for range in &self.registered {
+        let Means::Userfault(userfault, registered) = &self.means else { return };
+        for range in registered {
             // What is gone, or was moved, is not followed any more.
-            let _ = userfault::unregister(&self.handle.0, range);
+            let _ = userfault::unregister(userfault, range);
         }
     }
 }
@@ -102,18 +116,24 @@ impl Ahead {
             let known = before.binary_search_by_key(&m.start, |known| known.start).ok().map(|place| &before[place]);
             known.is_some_and(|known| known.end == m.end && (known.modified == 0 || !is_followed(known)))
         };
+        let pagemap = File::open(process.proc("pagemap")).capturing("opening the page map of", object())?;
+        let mappings = survey::mappings(process)?;
+        let wanted = mappings.iter().filter(|m| is_followed(m) && !is_empty(m)).map(|m| m.start..m.end);
+        let Some(userfault) = handle.0 else {
+            let means = Means::Marks(Marks::begin(process).capturing("following", object())?);
+            return Ok(Ahead { process, pagemap, followed: wanted.collect(), copied: Vec::new(), means });
+        };
         let mut followed = Vec::new();
-        for mapping in survey::mappings(process)?.iter().filter(|m| is_followed(m) && !is_empty(m)) {
-            let range = mapping.start..mapping.end;
-            match userfault::register(&handle.0, &range) {
+        for range in wanted {
+            match userfault::register(&userfault, &range) {
                 Ok(()) => followed.push(range),
                 Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Err(e).capturing("following", object()),
                 // EBUSY: the program follows it itself. EINVAL: it is gone, or of a kind that cannot be followed
                 Err(_) => {}
             }
         }
-        let pagemap = File::open(process.proc("pagemap")).capturing("opening the page map of", object())?;
-        Ok(Ahead { process, pagemap, registered: followed.clone(), followed, copied: Vec::new(), handle })
+        let means = Means::Userfault(userfault, followed.clone());
+        Ok(Ahead { process, pagemap, followed, copied: Vec::new(), means })
     }
 
     /// Copies what was written since the last round into the image's data, but for what the process shares with its parent,
@@ -124,13 +144,16 @@ impl Ahead {
         subject: &Subject,
         parent: Option<&File>,
     ) -> Result<Round, CaptureError> {
-        let mut written = Vec::new();
-        let pagemap = &self.pagemap;
-        // what cannot be followed any more is left to the hold
-        self.followed.retain(|range| protect(pagemap, range, &mut written).is_ok());
-        let written = ranges::joined(written.into_iter().map(|r| r.start..r.end).collect());
+        let process = self.process;
+        let doing = || format!("the memory of process {process}");
+        if let Means::Marks(marks) = &self.means
+            && marks.know_copies()
+        {
+            let written = marks.written(&self.pagemap, &self.followed).capturing("looking at", doing())?;
+            return Ok(Round { written, copied: 0 });
+        }
+        let written = self.written().capturing("looking at", doing())?;
         self.copied = PageRun::parts(&self.copied, &ranges::without(0..u64::MAX, &written));
-        let doing = || format!("the memory of process {}", self.process);
         let frames = Frames::read(&self.pagemap, &written).capturing("looking at", doing())?;
         let theirs = parent.map(|pagemap| frames.shared_with(pagemap, &written));
         let shared = theirs.transpose().capturing("looking at", doing())?.unwrap_or_default();
@@ -140,7 +163,22 @@ impl Ahead {
         let bytes = copied.iter().map(|run| run.end - run.start).sum();
         self.copied.extend(copied);
         self.copied.sort_by_key(|r| r.start);
+        if let Means::Marks(marks) = &mut self.means {
+            marks.copied(frames);
+        }
         Ok(Round { written: pages::total(&written) as u64, copied: bytes })
+    }
+
+    /// What was written since it was last asked, all at first.
+    fn written(&mut self) -> io::Result<Vec<Range<u64>>> {
+        let pagemap = &self.pagemap;
+        if let Means::Marks(_) = self.means {
+            return marks::present(pagemap, &self.followed);
+        }
+        let mut written = Vec::new();
+        // what cannot be followed any more is left to the hold
+        self.followed.retain(|range| protect(pagemap, range, &mut written).is_ok());
+        Ok(ranges::joined(written.into_iter().map(|r| r.start..r.end).collect()))
     }
 
     /// Where in much memory the copies are still true, which takes a look at nothing but the page tables. The process is held,
@@ -148,6 +186,11 @@ impl Ahead {
     pub(super) fn much_unchanged(&self, mappings: &[Mapping]) -> Result<Vec<Range<u64>>, CaptureError> {
         let is_much = |range: &Range<u64>| range.end - range.start >= pages::WORTH_STEPPING_OVER;
         let mut candidates = ranges::common(&pages::runs(&self.copied), &self.followed);
+        if let Means::Marks(marks) = &self.means {
+            // All that is unchanged: what is found later says nothing of it.
+            let still = marks.unwritten(&self.pagemap, &candidates);
+            return still.capturing("looking at", format!("the memory of process {}", self.process));
+        }
         candidates.retain(is_much);
         let mut still = Vec::new();
         for mapping in mappings.iter().filter(|m| m.nature() == Nature::Anonymous) {

@@ -6,14 +6,42 @@ use std::sync::OnceLock;
 
 use super::layout::{Mapping, Nature};
 use super::state::VdsoState;
-use super::survey;
+use super::{elf, survey};
 use crate::ids::HostPid;
 
-struct Code {
-    digest: String,
-    symbols: Vec<(String, u64)>,
+/// The vDSO of this kernel.
+pub(super) struct Code {
+    /// BLAKE3 of the code, in hexadecimal.
+    pub(super) digest: String,
+    /// What is mapped of it, whole.
+    pub(super) bytes: Vec<u8>,
+    /// Its functions: name and offset.
+    pub(super) symbols: Vec<(String, u64)>,
     /// Lengths of the parts, with their names, in order.
-    shape: Vec<(String, u64)>,
+    pub(super) shape: Vec<(String, u64)>,
+}
+
+impl Code {
+    /// Bytes of all parts.
+    pub(super) fn length(&self) -> u64 {
+        self.shape.iter().map(|(_, length)| length).sum()
+    }
+
+    /// Bytes from the first part to the code.
+    pub(super) fn lead(&self) -> u64 {
+        self.length() - self.bytes.len() as u64
+    }
+
+    /// What an image says of it when its first part is at `start`.
+    pub(super) fn placed_at(&self, start: u64) -> VdsoState {
+        let mut at = start;
+        let place = |(name, length): &(String, u64)| {
+            at += length;
+            (name.clone(), at - length, at)
+        };
+        let parts = self.shape.iter().map(place).collect();
+        VdsoState { parts, digest: self.digest.clone(), symbols: self.symbols.clone() }
+    }
 }
 
 /// The names of the kernel's mappings that belong together. `[vsyscall]` is not in the address space proper.
@@ -27,7 +55,8 @@ fn name(mapping: &Mapping) -> String {
     String::from_utf8_lossy(&mapping.path).into_owned()
 }
 
-fn code() -> Option<&'static Code> {
+/// That of this kernel, unless this process has none.
+pub(super) fn code() -> Option<&'static Code> {
     static CODE: OnceLock<Option<Code>> = OnceLock::new();
     let read = || {
         let mappings = survey::mappings(HostPid(std::process::id() as i32)).ok()?;
@@ -35,13 +64,20 @@ fn code() -> Option<&'static Code> {
         let vdso = mappings.iter().find(|m| m.path == b"[vdso]")?;
         let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
         File::open("/proc/self/mem").and_then(|mem| mem.read_exact_at(&mut bytes, vdso.start)).ok()?;
-        Some(Code {
-            digest: blake3::hash(&bytes).to_hex().to_string(),
-            symbols: symbols(&bytes).unwrap_or_default(),
-            shape,
-        })
+        let (digest, symbols) = (digest(&bytes), elf::symbols(&bytes).unwrap_or_default());
+        Some(Code { digest, bytes, symbols, shape })
     };
     CODE.get_or_init(read).as_ref()
+}
+
+/// By which a vDSO is known.
+pub(super) fn digest(code: &[u8]) -> String {
+    blake3::hash(code).to_hex().to_string()
+}
+
+/// The code of this kernel's vDSO, for those who have another.
+pub fn own_vdso() -> Option<Vec<u8>> {
+    code().map(|code| code.bytes.clone())
 }
 
 /// What is mapped of the kernel's in a process.
@@ -55,33 +91,10 @@ pub(super) fn capture(mappings: &[Mapping]) -> Option<VdsoState> {
 pub(super) fn fits(state: &VdsoState) -> bool {
     let whole = state.parts.windows(2).all(|w| w[0].2 == w[1].1);
     let shape = |code: &Code| {
-        let lengths = state.parts.iter().map(|(name, start, end)| (name.clone(), end - start));
+        let lengths = state.parts.iter().map(|(name, start, end)| (name.clone(), end.wrapping_sub(*start)));
         lengths.eq(code.shape.iter().cloned())
     };
     whole && code().is_some_and(|code| code.digest == state.digest && shape(code))
-}
-
-/// The dynamic symbols of an ELF image: name and value.
-fn symbols(elf: &[u8]) -> Option<Vec<(String, u64)>> {
-    let word = |at: usize, bytes: usize| {
-        Some(elf.get(at..at.checked_add(bytes)?)?.iter().rev().fold(0u64, |w, b| w << 8 | u64::from(*b)))
-    };
-    let (table, size, count) = (word(40, 8)? as usize, word(58, 2)? as usize, word(60, 2)? as usize);
-    let header = |index: usize, place: usize, bytes: usize| word(table + index * size + place, bytes);
-    const DYNSYM: u64 = 11;
-    let dynsym = (0..count).find(|i| header(*i, 4, 4) == Some(DYNSYM))?;
-    let (start, length) = (header(dynsym, 24, 8)? as usize, header(dynsym, 32, 8)? as usize);
-    let strings = header(header(dynsym, 40, 4)? as usize, 24, 8)? as usize;
-    let mut found = Vec::new();
-    for symbol in (start..start.checked_add(length)?).step_by(24) {
-        let name = elf.get(strings.checked_add(word(symbol, 4)? as usize)?..)?;
-        let name = &name[..name.iter().position(|b| *b == 0)?];
-        let value = word(symbol + 8, 8)?;
-        if value != 0 && !name.is_empty() {
-            found.push((String::from_utf8_lossy(name).into_owned(), value));
-        }
-    }
-    Some(found)
 }
 
 #[cfg(test)]
@@ -94,6 +107,7 @@ mod tests {
         let state = capture(&mappings).unwrap();
         assert!(state.symbols.iter().any(|(name, _)| name == "__vdso_clock_gettime"), "{:?}", state.symbols);
         assert!(fits(&state));
+        assert_eq!(code().unwrap().placed_at(state.range().start), state);
         let other = VdsoState { digest: "0".into(), ..state };
         assert!(!fits(&other));
     }

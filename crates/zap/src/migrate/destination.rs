@@ -12,6 +12,7 @@ use super::protocol::{Hello, Message, VERSION};
 use super::strategies::{self, Strategy};
 use super::wire::Wire;
 use crate::checkpoint::Phase;
+use crate::demands::Offer;
 use crate::fault;
 use crate::image::{FORMAT, ImageError, ImageReader, ReceivedImage};
 use crate::monitor::protocol::Failure;
@@ -57,7 +58,8 @@ pub fn receive(store: Store, options: &Options, wire: Wire) -> Result<Received, 
         let _ = wire.send(&Message::Refused(failure.clone()));
         return Err(failure);
     }
-    wire.send(&Message::Welcome { name: hello.spec.name.clone() }).map_err(cut)?;
+    let offer = Some(Box::new(Offer::here()));
+    wire.send(&Message::Welcome { name: hello.spec.name.clone(), offer }).map_err(cut)?;
     fault::point("receive-welcomed");
     let received = take_image(&store, &hello, &wire);
     fault::point("receive-complete");

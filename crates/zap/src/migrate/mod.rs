@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Phase;
 
+mod ahead;
 pub mod destination;
 pub mod fetch;
 pub mod keys;

@@ -24,6 +24,7 @@ use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
+use crate::demands::Offer;
 use crate::image::{decode, encode};
 use crate::monitor::protocol::Failure;
 use crate::pod::PodSpec;
@@ -70,6 +71,9 @@ pub enum Message {
     Welcome {
         /// The name.
         name: String,
+        /// What its processor and its kernel have.
+        #[serde(default)]
+        offer: Option<Box<Offer>>,
     },
     /// From the destination, instead.
     Refused(Failure),

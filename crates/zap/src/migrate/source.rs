@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::ahead;
 use super::progress::{Stage, Track, Tracked};
 use super::protocol::{Hello, Message, VERSION};
 use super::store::{StoreFile, ThroughStore};
@@ -57,6 +58,16 @@ pub enum MigrateError {
         /// The message.
         said: &'static str,
     },
+    /// The destination has not what the pod uses.
+    #[error("pod {pod} goes on here: {to} lacks {what}")]
+    Lacks {
+        /// The pod's name.
+        pod: String,
+        /// What the destination is called.
+        to: String,
+        /// What it lacks, and who uses it.
+        what: String,
+    },
     /// The strategy is not known, or lacks something.
     #[error("pod {pod} goes on here: {what}")]
     Strategy {
@@ -77,6 +88,7 @@ impl MigrateError {
             MigrateError::Refused { failure, .. } => failure.code,
             MigrateError::Checkpoint(error) => error.exit_code(),
             MigrateError::Strategy { .. } => 2,
+            MigrateError::Lacks { .. } => 4,
             _ => 1,
         }
     }
@@ -101,7 +113,12 @@ pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>, track: &Tr
     let tracked = Tracked { strategy, track: track.clone(), memory: hello.memory };
     wire.send(&Message::Hello(Box::new(hello))).map_err(broken)?;
     match wire.hear().map_err(broken)? {
-        Message::Welcome { .. } => {}
+        Message::Welcome { offer, .. } => {
+            if let Err(what) = offer.map_or(Ok(()), |there| ahead::check(pod, &there)) {
+                let _ = wire.send(&Message::Abandoned(format!("what it uses is not there: {what}")));
+                return Err(MigrateError::Lacks { pod: name, to: options.to.clone(), what });
+            }
+        }
         Message::Refused(failure) => {
             return Err(MigrateError::Refused { pod: name.clone(), to: options.to.clone(), failure });
         }

@@ -16,6 +16,7 @@ use crate::pod::network::{self, Network};
 use crate::pod::registry::{PodState, ProcessId, Record};
 use crate::pod::{Cgroup, NetworkMode, PodError, PodSpec, Store, devices, rootfs};
 use crate::process::handles::Handles;
+use crate::processor::Beginnings;
 use crate::sys::channel;
 use crate::sys::pidfd::PidFd;
 
@@ -99,6 +100,7 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         handles: Handles::default(),
         in_doubt: false,
         residual: None,
+        beginnings: Beginnings::default(),
         listener,
         _claim: claim,
     };
@@ -121,6 +123,7 @@ fn unborn(spec: &PodSpec, cgroup: &Cgroup, created: &str) -> Record {
         limits: LimitGroups::default(),
         in_doubt: false,
         residual: None,
+        beginnings: Beginnings::default(),
     }
 }
 

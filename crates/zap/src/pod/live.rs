@@ -21,6 +21,7 @@ use crate::pod::network::{Network, NetworkError};
 use crate::pod::registry::{Claim, PodState, ProcessId, Record, Residual};
 use crate::pod::{Cgroup, PodError, PodSpec, Store, birth, rootfs};
 use crate::process::handles::Handles;
+use crate::processor::Beginnings;
 use crate::sys::pidfd::PidFd;
 use crate::sys::tty::WindowSize;
 
@@ -75,6 +76,8 @@ pub struct LivePod {
     pub journal: Journal,
     /// What the memory of its processes is followed through.
     pub handles: Handles,
+    /// On which processors its programs began, but for those that began here.
+    pub beginnings: Beginnings,
     pub(super) limits: LimitGroups,
     pub(super) control: Control,
     pub(super) session: Option<Session>,
@@ -310,6 +313,7 @@ impl LivePod {
             limits: self.limits.clone(),
             in_doubt: living && self.in_doubt,
             residual: self.residual.clone().filter(|_| living),
+            beginnings: self.beginnings.clone(),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::ids::{HostPid, PodPid};
 use crate::pod::limits::LimitGroups;
 use crate::pod::network::Network;
 use crate::pod::{AddressPlan, Cgroup, PodError, PodSpec};
+use crate::processor::Beginnings;
 use crate::sys::pidfd::PidFd;
 
 /// One *host*: the registry of its pods and the storage of their files.
@@ -73,6 +74,9 @@ pub struct Record {
     /// What is kept of it for the host that it has moved to.
     #[serde(default)]
     pub residual: Option<Residual>,
+    /// On which processors its programs began, but for those that began here.
+    #[serde(default)]
+    pub beginnings: Beginnings,
 }
 
 /// What a host keeps of a pod that runs elsewhere.

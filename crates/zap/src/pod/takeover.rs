@@ -185,6 +185,7 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         handles: Handles::default(),
         in_doubt: record.in_doubt,
         residual: record.residual,
+        beginnings: record.beginnings,
         listener,
         _claim: claim,
     };

@@ -38,6 +38,11 @@ pub(super) fn features() -> Vec<Feature> {
     ]
 }
 
+/// Whether writes can be followed through a userfaultfd and found by a scan.
+pub(crate) fn follows_asynchronously() -> bool {
+    probe::userfaultfd().is_ok_and(|features| features & WRITE_PROTECT_ASYNC != 0) && pagemap_scan().is_ok()
+}
+
 fn pagemap_scan() -> io::Result<()> {
     let memory = Page::new()?;
     let (start, end) = (memory.address(), memory.address() + 4096);
@@ -48,7 +53,7 @@ fn pagemap_scan() -> io::Result<()> {
 }
 
 /// Some kernels have the file but never set the bit, so it is tried. Clearing our own bits harms nobody.
-fn soft_dirty() -> io::Result<String> {
+pub(crate) fn soft_dirty() -> io::Result<String> {
     let memory = Page::new()?;
     let pagemap = File::open("/proc/self/pagemap")?;
     let is_set = || {

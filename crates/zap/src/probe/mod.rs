@@ -7,6 +7,8 @@ mod process;
 use std::io;
 use std::path::Path;
 
+pub(crate) use memory::{follows_asynchronously, soft_dirty};
+
 use serde::Serialize;
 
 /// Something that zap can use.

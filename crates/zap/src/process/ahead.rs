@@ -165,6 +165,9 @@ impl MemoryAhead {
         {
             return Ok(followed);
         }
+        if let Some(marks) = memory::Handle::of_marks() {
+            return Ok(Ahead::begin(host, marks, before)?);
+        }
         if !can_answer(found) {
             let object = format!("the memory of process {}", found.subject.pod);
             return Err(CaptureError::Unexpected { object, what: "lack of a thread that answers".into() }.into());

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::CaptureError;
+use crate::files;
 use crate::ids::{HostPid, PodPid};
 use crate::memory::{self, Mapping, policy};
 use crate::process::ahead::MemoryAhead;
@@ -145,10 +146,12 @@ fn seize_share(share: &mut Share, part: Part) -> Result<Vec<PodPid>, HoldError> 
     Ok(live)
 }
 
-pub(super) fn seize_one(name: crate::tracee::ThreadName) -> Result<Seized, TraceeError> {
+pub(crate) fn seize_one(name: crate::tracee::ThreadName) -> Result<Seized, TraceeError> {
     // Suspending filters is refused to a tracer that is under one itself; most pods' batches pass their filters anyway.
-    match seize(name, ptrace::SUSPEND_SECCOMP) {
-        Err(TraceeError::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EPERM) => seize(name, 0),
+    match seize(name, ptrace::SUSPEND_SECCOMP | ptrace::TELL_CALLS) {
+        Err(TraceeError::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EPERM) => {
+            seize(name, ptrace::TELL_CALLS)
+        }
         other => other,
     }
 }
@@ -242,16 +245,21 @@ fn begin_to_prepare(
     let (host, pod) = (found.subject.host, found.subject.pod);
     let layout = mappings_of(found, ahead)?;
     let vdso = vdso_of(&layout).ok_or_else(|| without_vdso(&found.subject))?;
-    let site = Site::find((host, pod), vdso)?;
+    let site = Site::find((host, pod), vdso.clone())?;
     if let Some(stub) = site.left_behind() {
         let held = std::mem::take(threads).into_iter().map(|held| held.finish_way_home(&stub));
         *threads = held.collect::<Result<_, _>>()?;
+    }
+    // On another kernel what is there could not be gone on with.
+    if threads.iter().any(|held| vdso.contains(&held.registers.rip)) {
+        *threads = std::mem::take(threads).into_iter().map(|held| held.leave(&vdso)).collect::<Result<_, _>>()?;
     }
     // The size of the table, which has room for more, is known already; most tables are small.
     let table = found.status.field("FDSize").and_then(|size| size.parse().ok()).unwrap_or(usize::MAX);
     let descriptors = match table {
         0..=FEW => 0,
-        _ => std::fs::metadata(host.proc("fd")).map_or(0, |listed| listed.len() as usize),
+        // At most as many as it has room for, where nobody says how many there are.
+        table => files::count(host).ok().flatten().unwrap_or(table.min(1 << 20)),
     };
     let timers = timers::count(host, &found.status) * timers::QUESTION;
     let policies = policy::worth_asking(&layout).len() * policy::QUESTION;

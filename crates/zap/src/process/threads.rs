@@ -232,7 +232,8 @@ pub fn restart_registers(state: &ThreadState, held: &mut Held, buffer: &mut Vec<
     let failed = |step| TraceeError::kernel(step, state.tid);
     let size = ptrace::extended_size(held.name.host).map_err(failed("reading the extended registers of"))?;
     buffer.clear();
-    buffer.extend_from_slice(&state.extended);
+    // Of an image that does not say what the processor was, whatever there is no room for must be zeros.
+    buffer.extend_from_slice(&state.extended[..state.extended.len().min(size)]);
     buffer.resize(size, 0);
     ptrace::set_extended_state(held.name.host, buffer).map_err(failed("setting the extended registers of"))?;
     let registers = interrupted::restarted(&ptrace::registers_from_words(&state.registers));

@@ -1,12 +1,14 @@
 //! Interval timers and POSIX timers of a process.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::HostPid;
 use crate::process::proc_files::Status;
 use crate::procfs;
+use crate::sys::probe;
 use crate::tracee::{Arg, Batch, Call, Output, Results};
 
 /// `struct itimerval` / `itimerspec` as four words: interval (s, fraction), time left (s, fraction).
@@ -156,11 +158,54 @@ pub fn count(process: HostPid, status: &Status) -> usize {
 
 /// Makes the POSIX timers, unarmed, with the ids that they had.
 pub fn create(state: &TimersState) -> impl Iterator<Item = Batch> {
-    state.posix.chunks(MANY).map(|some| {
-        let mut batch = Batch::new();
-        create_some(some, &mut batch);
-        batch
-    })
+    let can_choose = *CAN_CHOOSE.get_or_init(|| probe::timer_numbers().is_ok());
+    let mut timers = state.posix.clone();
+    timers.sort_by_key(|timer| timer.id);
+    let mut next = 0;
+    let batches: Vec<Batch> = timers
+        .chunks(MANY)
+        .map(|some| {
+            let mut batch = Batch::new();
+            if can_choose {
+                create_some(some, &mut batch);
+            } else {
+                some.iter().for_each(|timer| create_in_turn(timer, &mut next, &mut batch));
+            }
+            batch
+        })
+        .collect();
+    batches.into_iter()
+}
+
+/// Whether timers can be made under ids of our choice: since Linux 6.15.
+static CAN_CHOOSE: OnceLock<bool> = OnceLock::new();
+
+/// Makes a timer where the kernel gives ids one after the other, from 0 on: those in between are made and removed.
+fn create_in_turn(timer: &PosixTimer, next: &mut i32, batch: &mut Batch) {
+    // Whoever has got that far is refused when the timer is armed, which is another.
+    const MOST_SKIPPED: i32 = 2000;
+    while *next < timer.id && timer.id - *next <= MOST_SKIPPED {
+        let mut event = [0u8; 64];
+        event[12..16].copy_from_slice(&libc::SIGEV_NONE.to_ne_bytes());
+        let (event, id) = (batch.bytes(&event), batch.output(4));
+        let args = [libc::CLOCK_MONOTONIC.into(), event, id.into()];
+        batch.call(libc::SYS_timer_create, args, format!("making a timer below {}", timer.id));
+        batch.call(libc::SYS_timer_delete, [(*next).into()], format!("removing a timer below {}", timer.id));
+        *next += 1;
+    }
+    create_one(timer, batch);
+    *next = timer.id.saturating_add(1);
+}
+
+fn create_one(timer: &PosixTimer, batch: &mut Batch) {
+    let mut event = [0u8; 64];
+    event[..8].copy_from_slice(&timer.value.to_ne_bytes());
+    event[8..12].copy_from_slice(&timer.signal.to_ne_bytes());
+    event[12..16].copy_from_slice(&timer.notify.to_ne_bytes());
+    event[16..20].copy_from_slice(&timer.thread.to_ne_bytes());
+    let (event, id) = (batch.bytes(&event), batch.bytes(&timer.id.to_ne_bytes()));
+    let what = format!("making POSIX timer {}", timer.id);
+    batch.call(libc::SYS_timer_create, [timer.clock.into(), event, id], what);
 }
 
 fn create_some(timers: &[PosixTimer], batch: &mut Batch) {
@@ -170,16 +215,7 @@ fn create_some(timers: &[PosixTimer], batch: &mut Batch) {
         [PR_TIMER_CREATE_RESTORE_IDS.into(), 1i32.into()],
         "asking for timer ids of our choice",
     );
-    for timer in timers {
-        let mut event = [0u8; 64];
-        event[..8].copy_from_slice(&timer.value.to_ne_bytes());
-        event[8..12].copy_from_slice(&timer.signal.to_ne_bytes());
-        event[12..16].copy_from_slice(&timer.notify.to_ne_bytes());
-        event[16..20].copy_from_slice(&timer.thread.to_ne_bytes());
-        let (event, id) = (batch.bytes(&event), batch.bytes(&timer.id.to_ne_bytes()));
-        let what = format!("making POSIX timer {}", timer.id);
-        batch.call(libc::SYS_timer_create, [timer.clock.into(), event, id], what);
-    }
+    timers.iter().for_each(|timer| create_one(timer, batch));
     batch.call(libc::SYS_prctl, [PR_TIMER_CREATE_RESTORE_IDS.into(), 0i32.into()], "leaving timer ids to the kernel");
 }
 

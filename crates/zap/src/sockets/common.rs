@@ -263,7 +263,11 @@ impl SocketOptions {
             if fresh.number(fd, (level, name), is_fresh) == Some(value) {
                 continue;
             }
-            socket::set_int(fd, level, name, value).rebuilding("setting an option", option_of(what, level, name))?;
+            let set = socket::set_int(fd, level, name, value);
+            if is_unknown(&set) && YOUNG.contains(&((level, name), value)) {
+                continue;
+            }
+            set.rebuilding("setting an option", option_of(what, level, name))?;
             is_fresh &= ALONE.contains(&(level, name));
         }
         for (level, name, value) in &self.structures {
@@ -322,6 +326,22 @@ impl SocketOptions {
 pub(super) struct Fresh {
     numbers: HashMap<Name, Option<i32>>,
     structures: HashMap<Name, Option<Vec<u8>>>,
+}
+
+/// Options that older kernels do not know, and what a socket has of them that was not told otherwise: that is all that those
+/// kernels can do.
+const YOUNG: &[(Name, i32)] = &[
+    (sol(SO_RCVPRIORITY), 0),
+    // Of TCP sockets.
+    (sol(libc::SO_PEEK_OFF), -1),
+    ((libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE), 0),
+    ((libc::IPPROTO_TCP, super::tcp::RTO_MAX_MS), 120_000),
+    ((libc::IPPROTO_TCP, super::tcp::RTO_MIN_US), 200_000),
+    ((libc::IPPROTO_TCP, super::tcp::DELACK_MAX_US), 200_000),
+];
+
+fn is_unknown(set: &std::io::Result<()>) -> bool {
+    set.as_ref().is_err_and(|error| matches!(error.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP)))
 }
 
 /// Options that many programs set and that change nothing but themselves: a socket is fresh otherwise.

@@ -23,9 +23,9 @@ const fn tcp(name: i32) -> Name {
 }
 
 const TX_DELAY: i32 = 37;
-const RTO_MAX_MS: i32 = 44;
-const RTO_MIN_US: i32 = 45;
-const DELACK_MAX_US: i32 = 46;
+pub(super) const RTO_MAX_MS: i32 = 44;
+pub(super) const RTO_MIN_US: i32 = 45;
+pub(super) const DELACK_MAX_US: i32 = 46;
 /// The keys by which a listener makes cookies, if it has its own.
 const FASTOPEN_KEY: (Name, usize) = (tcp(libc::TCP_FASTOPEN_KEY), 32);
 

@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod capability;
 pub mod channel;
 pub mod clone;
+pub mod cpuid;
 pub mod descriptor;
 pub mod exec;
 pub mod file;

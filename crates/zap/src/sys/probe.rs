@@ -58,6 +58,30 @@ pub fn timer_numbers() -> io::Result<()> {
     check(unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS, GET, 0u64, 0u64, 0u64) }.into()).map(drop)
 }
 
+/// The number of `mseal(2)`.
+pub const MSEAL: libc::c_long = 462;
+
+/// Whether pages can be guarded (`MADV_GUARD_INSTALL`), tried on one of ours.
+pub fn guards() -> io::Result<()> {
+    const MADV_GUARD_INSTALL: i32 = 102;
+    let page = Page::new()?;
+    // SAFETY: the page is ours alone, and nobody touches it any more.
+    check(unsafe { libc::madvise(page.0, 4096, MADV_GUARD_INSTALL) }.into()).map(drop)
+}
+
+/// Whether there is memory that the kernel may drop (`MAP_DROPPABLE`), tried on a page.
+pub fn droppable() -> io::Result<()> {
+    const MAP_DROPPABLE: i32 = 0x08;
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, MAP_DROPPABLE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping where the kernel likes.
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    drop(Page(address));
+    Ok(())
+}
+
 /// Whether the kernel has a system call of this number.
 pub fn has_call(number: libc::c_long) -> io::Result<()> {
     if super::seccomp::probe(number) < 0 {

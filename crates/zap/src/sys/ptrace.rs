@@ -28,7 +28,10 @@ const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
 const PTRACE_SECCOMP_GET_METADATA: u32 = 0x420d;
 const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const NT_PRSTATUS: usize = 1;
+const NT_PRFPREG: usize = 2;
 const NT_X86_XSTATE: usize = 0x202;
+/// Bytes of what FXSAVE saves.
+const FXSAVE: usize = 512;
 
 /// General registers of a thread (`struct user_regs_struct`).
 pub type Registers = libc::user_regs_struct;
@@ -115,11 +118,19 @@ pub fn set_registers(tid: HostPid, registers: &Registers) -> io::Result<()> {
     request(libc::PTRACE_SETREGSET, tid, NT_PRSTATUS, &raw const vector as usize).map(drop)
 }
 
+/// Whether the processor has no XSAVE: its extended state is what FXSAVE saves.
+fn is_without_xsave(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL))
+}
+
 /// Reads the extended state (x87, SSE, AVX …) in the uncompacted XSAVE format of this host into `buffer`; its length.
 pub fn extended_state(tid: HostPid, buffer: &mut Vec<u8>) -> io::Result<()> {
     buffer.clear();
     buffer.reserve(16 << 10);
-    let length = get_regset(tid, NT_X86_XSTATE, buffer.spare_capacity_mut())?;
+    let length = match get_regset(tid, NT_X86_XSTATE, buffer.spare_capacity_mut()) {
+        Err(error) if is_without_xsave(&error) => get_regset(tid, NT_PRFPREG, buffer.spare_capacity_mut())?,
+        other => other?,
+    };
     // SAFETY: the kernel filled `length` bytes of the spare capacity.
     unsafe { buffer.set_len(length) };
     Ok(())
@@ -141,7 +152,12 @@ pub fn extended_size(tid: HostPid) -> io::Result<usize> {
 /// Sets the extended state; `bytes` must be exactly as long as this host's XSAVE area.
 pub fn set_extended_state(tid: HostPid, bytes: &[u8]) -> io::Result<()> {
     let vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    request(libc::PTRACE_SETREGSET, tid, NT_X86_XSTATE, &raw const vector as usize).map(drop)
+    match request(libc::PTRACE_SETREGSET, tid, NT_X86_XSTATE, &raw const vector as usize) {
+        Err(error) if is_without_xsave(&error) && bytes.len() == FXSAVE => {
+            request(libc::PTRACE_SETREGSET, tid, NT_PRFPREG, &raw const vector as usize).map(drop)
+        }
+        other => other.map(drop),
+    }
 }
 
 /// The blocked signals (the saved mask while in `sigsuspend` and its like).

@@ -70,6 +70,11 @@ pub struct ThreadName {
 /// How long a thread may take to stop: longer only in a wait that nothing interrupts.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a thread runs that is to leave some code, and how often it is tried at most: functions of the vDSO take less
+/// than a microsecond.
+const NUDGE: Duration = Duration::from_micros(20);
+const MOST_NUDGES: usize = 100;
+
 /// A thread that was seized and asked to stop, but has not said yet that it has.
 #[must_use = "a seized thread must be waited for"]
 pub struct Seized {
@@ -409,6 +414,52 @@ impl Held {
             held = Seized { name, _here: PhantomData }.wait()?;
         }
         Ok(held)
+    }
+
+    /// Lets a thread that is in the middle of some code run on until it is found elsewhere; it makes no system call meanwhile.
+    /// One that is hardly ever elsewhere may be there still, as may one that a stop signal has stopped.
+    pub fn leave(self, code: &std::ops::Range<u64>) -> Result<Held, TraceeError> {
+        let mut held = self;
+        for _ in 0..MOST_NUDGES {
+            let inside = code.contains(&held.registers.rip) && !interrupted::in_system_call(&held.registers);
+            if !inside || held.group_stop.is_some() {
+                break;
+            }
+            held = held.nudged()?;
+        }
+        Ok(held)
+    }
+
+    /// Lets the thread run for a moment.
+    fn nudged(self) -> Result<Held, TraceeError> {
+        let (name, alone) = (self.name, self.alone);
+        ptrace::cont_to_call(name.host, 0).map_err(self.failed("continuing"))?;
+        // It runs beside us, or in our place where there is one processor.
+        let begun = Instant::now();
+        while begun.elapsed() < NUDGE {
+            std::thread::yield_now();
+        }
+        ptrace::interrupt(name.host).map_err(self.failed("interrupting"))?;
+        let deadline = Instant::now() + PATIENCE;
+        let stop = loop {
+            match ptrace::wait_until(name.host, deadline).map_err(self.failed("waiting for"))? {
+                Stop::Event(stop) => break stop,
+                Stop::Ended(_) => return Err(TraceeError::Died(name.pod)),
+                // It is about to make a call, and does so when it is let go. The stop that was asked for comes first.
+                Stop::Signal(ptrace::CALL_STOP) => {
+                    let mut registers =
+                        ptrace::registers(name.host).map_err(self.failed("reading the registers of"))?;
+                    interrupted::rewind(&mut registers);
+                    ptrace::set_registers(name.host, &registers).map_err(self.failed("setting the registers of"))?;
+                    ptrace::cont(name.host, 0)
+                }
+                Stop::Signal(signal) => ptrace::cont_to_call(name.host, signal),
+                Stop::Other(_) => ptrace::cont_to_call(name.host, 0),
+            }
+            .map_err(self.failed("continuing"))?;
+        };
+        let held = Seized { name, _here: PhantomData }.stopped(stop)?;
+        Ok(Held { alone, ..held })
     }
 
     /// Waits for the end of a thread that leaves its process to the others. Of the first thread nothing is told then.

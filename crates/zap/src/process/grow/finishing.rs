@@ -6,6 +6,7 @@ use super::furnish::MANY;
 use super::{Grove, GrowError, Grown};
 use crate::files;
 use crate::ids::PodPid;
+use crate::memory;
 use crate::process::state::ProcessState;
 use crate::process::{finish, limits};
 use crate::tracee::{Batch, Held, TraceeError};
@@ -39,6 +40,8 @@ impl<'a> Grove<'a> {
         for state in some {
             let pid = state.place.pid;
             finish::from_outside(state, self.host(pid)?)?;
+            let written = memory::write_patches(&state.memory.patches, self.grown[&pid].ground.memory());
+            written.map_err(TraceeError::kernel("patching the vDSO of", pid))?;
             let Some(grown) = self.grown.get_mut(&pid) else { return Err(TraceeError::Died(pid).into()) };
             finish::threads(state, grown, self.around.names, &mut buffer)?;
         }

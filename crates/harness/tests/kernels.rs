@@ -1,0 +1,292 @@
+//! Pods on other kernels than this machine's, and moving between them and this one. Guests are booted from Debian's packages;
+//! a machine that cannot have them says so, and tries nothing.
+//!
+//! In the ordinary suite Linux 6.1 is tried; with `ZAP_KERNELS=all` (`just test-kernels`) the newer ones, and more of each.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use harness::kernels::{Kernel, Machine, SERIES, Unavailable, Visitor, World, fetch};
+use harness::lab::{PATIENCE, wait_until};
+
+const CLOCK_SERVER: &str = env!("CARGO_BIN_EXE_clock-server");
+
+/// The kernels to try, unless there are none here.
+fn kernels() -> Vec<Kernel> {
+    let wanted = SERIES.into_iter().take(if everything_is_wanted() { SERIES.len() } else { 1 });
+    let mut found = Vec::new();
+    for series in wanted {
+        match fetch(series) {
+            Ok(kernel) => found.push(kernel),
+            Err(error) if error.is::<Unavailable>() => println!("Linux {} is not tried: {error}", series.name),
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+    found
+}
+
+/// What a guest has to say when something failed there.
+fn said(visitor: &Visitor<'_>) -> String {
+    let log = visitor.guest.run(&["dmesg"]).unwrap_or_default();
+    let last: Vec<&str> = log.lines().rev().take(20).collect();
+    format!("{}{}", visitor.guest.console(), last.into_iter().rev().collect::<Vec<_>>().join("\n"))
+}
+
+/// A connection to a clock server in a pod, which must live as long as the pod.
+struct Connection {
+    stream: BufReader<TcpStream>,
+    asked: u32,
+    reads: u64,
+}
+
+impl Connection {
+    fn open(world: &World, address: SocketAddr) -> Result<Self> {
+        let connect = || TcpStream::connect_timeout(&address, PATIENCE);
+        let stream = world.here.client().enter(connect)?.with_context(|| format!("connecting to {address}"))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self { stream: BufReader::new(stream), asked: 0, reads: 0 })
+    }
+
+    /// Asks until clocks have been read again: each answer is to its question, and they have been right all the while.
+    fn check(&mut self) -> Result<()> {
+        let before = self.reads;
+        let deadline = Instant::now() + PATIENCE;
+        while self.reads <= before {
+            ensure!(Instant::now() < deadline, "nobody reads clocks any more: {before} times");
+            self.reads = self.ask()?;
+        }
+        Ok(())
+    }
+
+    /// How often clocks have been read.
+    fn ask(&mut self) -> Result<u64> {
+        self.asked += 1;
+        writeln!(self.stream.get_mut(), "{}", self.asked)?;
+        let mut line = String::new();
+        self.stream.read_line(&mut line).context("waiting for an answer")?;
+        let words: Vec<&str> = line.trim().splitn(3, ' ').collect();
+        let [asked, reads, verdict] = words[..] else { anyhow::bail!("the answer is {line:?}") };
+        ensure!(asked == self.asked.to_string(), "question {} is answered by {line:?}", self.asked);
+        ensure!(verdict == "right", "{verdict}");
+        Ok(reads.parse()?)
+    }
+}
+
+fn address_of(listed: &[harness::lab::Listed], pod: &str) -> Result<SocketAddr> {
+    let listed = listed.iter().find(|listed| listed.name == pod).with_context(|| format!("there is no pod {pod}"))?;
+    let address = listed.address.as_deref().with_context(|| format!("it has no address: {listed:?}"))?;
+    Ok((address.parse::<std::net::IpAddr>()?, 80).into())
+}
+
+/// What the C library must not find, for it would use it, and the emulator does not have it.
+const AS_EMULATED: &str =
+    "GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-AVX512CD,-XSAVEC,-RTM";
+
+/// Guests of pods (see `pod-guest`) of every sort, tried where there is time for that.
+const KINDS: &[&str] = &[
+    "plain",
+    "tree",
+    "zombies",
+    "groups",
+    "threads",
+    "thread-ids",
+    "rseq",
+    "robust-list",
+    "vector-registers",
+    "x87",
+    "actions",
+    "pending",
+    "posix-timers",
+    "interval-timers",
+    "clocks",
+    "clock-watchers",
+    "credentials",
+    "private",
+    "shared-anonymous",
+    "file-private",
+    "file-shared",
+    "file-deleted",
+    "copy-on-write",
+    "heap",
+    "big",
+    "protections",
+    "grows-down",
+    "locked",
+    "vdso",
+    "memfd",
+    "pipe-resized",
+    "inotify",
+    "user-namespace",
+    "network-namespace",
+    "pid-namespace",
+    "time-namespace",
+    "cgroup-namespace",
+    "mqueue",
+    "semaphores-undo",
+    "locks-waiting",
+    "connecting",
+    "fast-open",
+    "corked-stream",
+    "echo-unread",
+    "unix-names",
+    "rights-cycle",
+    "raw-socket",
+    "packet-socket",
+    "many-descriptors",
+    "asynchronous-io",
+    "sandbox",
+    "terminal-full",
+    "pidfd",
+    "proc-files",
+    "sleeps",
+    "long-sleep",
+    "waiting-calls",
+    "sealed",
+    "named-memory",
+    "multicast-groups",
+    "netlink-groups",
+    "port-shared",
+    "udp-lite",
+    "alternate-stack",
+    "sigsuspend",
+    "background-job",
+    "daemon",
+    "umask",
+    "chroot",
+    "cwd-deleted",
+    "timer-slack",
+    "capabilities",
+    "no-new-privileges",
+    "limits",
+    "names",
+    "advice",
+    "executable-memory",
+    "low-address",
+    "many-mappings",
+    "program-replaced",
+    "moving-memory",
+    "moving-threads",
+    "browser-sandbox",
+];
+
+fn everything_is_wanted() -> bool {
+    std::env::var("ZAP_KERNELS").is_ok_and(|value| value == "all")
+}
+
+/// Lets the guest in a pod check itself, and removes the pod.
+fn check_guest(visitor: &Visitor<'_>, pod: &str) -> Result<()> {
+    visitor.zap(&["exec", pod, "touch", "/tmp/go"])?;
+    let (code, ..) = visitor.try_zap(&["wait", pod])?;
+    let log = visitor.zap(&["logs", pod])?;
+    ensure!(code == 0 && log.ends_with("ok\n"), "{pod} ended with {code} and has printed {log:?}");
+    visitor.zap(&["rm", pod]).map(drop)
+}
+
+/// A guest is checkpointed and goes on, and is restarted.
+fn keeps(visitor: &Visitor<'_>, kind: &str) -> Result<()> {
+    let program = env!("CARGO_BIN_EXE_pod-guest");
+    visitor.guest.run(&["rm", "-rf", "/run/image"])?;
+    visitor.zap(&["run", "-d", "-n", "original", "--net", "private", "--cap-add", "sys_nice", "--", program, kind])?;
+    visitor.await_log("original", "ready\n")?;
+    visitor.zap(&["checkpoint", "original", "-o", "/run/image", "--leave-running"])?;
+    check_guest(visitor, "original")?;
+    visitor.zap(&["restart", "/run/image", "-d", "-n", "copy"])?;
+    check_guest(visitor, "copy")
+}
+
+#[test]
+fn guests_of_every_sort_are_kept_on_the_oldest() {
+    let kinds = std::env::var("ZAP_GUESTS");
+    let kinds: Vec<&str> = match &kinds {
+        Ok(some) => some.split(',').collect(),
+        Err(_) if everything_is_wanted() => KINDS.to_vec(),
+        Err(_) => vec!["vector-registers", "moving-memory", "pipe-resized"],
+    };
+    for kernel in kernels().iter().take(1) {
+        let world = World::new().unwrap();
+        let visitor = world.invite(kernel, Machine { memory: 1024, ..Machine::ORDINARY }).unwrap();
+        let mut failed = Vec::new();
+        for kind in &kinds {
+            let result = keeps(&visitor, kind);
+            eprintln!("{kind}: {}", result.as_ref().map_or_else(|error| format!("{error:#}"), |()| "ok".to_owned()));
+            if let Err(error) = result {
+                failed.push(format!("{kind}: {error:#}"));
+                let _ = visitor.try_zap(&["rm", "-f", "original", "copy"]);
+            }
+        }
+        assert!(failed.is_empty(), "on Linux {}: {failed:#?}", kernel.release);
+    }
+}
+
+/// A server with a connection moves in and out, and on.
+fn moves(world: &World, visitor: &Visitor<'_>) -> Result<()> {
+    visitor.zap(&["run", "-d", "-n", "clock", "--", CLOCK_SERVER])?;
+    visitor.await_log("clock", "ready")?;
+    let address = address_of(&visitor.pods()?, "clock")?;
+    let mut connection = Connection::open(world, address)?;
+    connection.check()?;
+    for hop in 0..2 {
+        let out = visitor.give("clock", &[]).with_context(|| format!("out, hop {hop}"))?;
+        let log = world.here.try_zap(&["logs", "clock"])?.0;
+        let here = address_of(&world.here.pods()?, "clock").with_context(|| format!("{log:?}"))?;
+        ensure!(here == address, "it has another address here");
+        connection.check().with_context(|| format!("here, hop {hop}"))?;
+        let back = visitor.take("clock", &[]).with_context(|| format!("in, hop {hop}"))?;
+        connection.check().with_context(|| format!("there, hop {hop}"))?;
+        eprintln!("hop {hop}: out {out:?}, in {back:?}");
+    }
+    visitor.zap(&["rm", "-f", "clock"])?;
+    Ok(())
+}
+
+/// What a pod uses of the processor, and the guest lacks, is named before the pod is held; what does not use it moves.
+fn asks_ahead(world: &World, visitor: &Visitor<'_>) -> Result<()> {
+    let here = &world.here;
+    here.zap(&["run", "-d", "-n", "wide", "--", CLOCK_SERVER, "1"])?;
+    here.attach_client()?;
+    let mut connection = connected(world, address_of(&here.pods()?, "wide")?)?;
+    if is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512bw") {
+        let (code, _, complaint) = visitor.try_to_take("wide", &[])?;
+        ensure!(code == 4 && complaint.contains("AVX-512"), "it ended with {code}: {complaint}");
+        connection.check().context("after a refusal")?;
+        ensure!(visitor.pods()?.is_empty(), "something is left in the guest: {:?}", visitor.pods()?);
+    }
+    here.zap(&["rm", "-f", "wide"])?;
+    here.zap(&["run", "-d", "-n", "narrow", "-e", AS_EMULATED, "--", CLOCK_SERVER, "1"])?;
+    here.attach_client()?;
+    let mut connection = connected(world, address_of(&here.pods()?, "narrow")?)?;
+    visitor.take("narrow", &[])?;
+    connection.check().context("there")?;
+    visitor.give("narrow", &[])?;
+    connection.check().context("here again")?;
+    here.zap(&["rm", "-f", "narrow"]).map(drop)
+}
+
+/// A connection to a server that may be beginning still.
+fn connected(world: &World, address: SocketAddr) -> Result<Connection> {
+    let mut connection = wait_until("the server to listen", || Connection::open(world, address))?;
+    connection.check()?;
+    Ok(connection)
+}
+
+#[test]
+fn what_the_guest_lacks_is_named_before_the_hold() {
+    for kernel in kernels().iter().take(1) {
+        let world = World::new().unwrap();
+        let visitor = world.invite(kernel, Machine::ORDINARY).unwrap();
+        asks_ahead(&world, &visitor).with_context(|| said(&visitor)).unwrap();
+    }
+}
+
+#[test]
+fn a_server_moves_between_kernels_with_its_connection() {
+    for kernel in kernels() {
+        let world = World::new().unwrap();
+        let visitor = world.invite(&kernel, Machine::ORDINARY).unwrap();
+        moves(&world, &visitor).with_context(|| said(&visitor)).unwrap();
+    }
+}
