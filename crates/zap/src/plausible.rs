@@ -114,6 +114,9 @@ fn check_threads(processes: &[ProcessState]) -> Result<(), String> {
     if let Some(process) = processes.iter().find(of_others) {
         return Err(format!("process {} is a thread of another", process.place.pid));
     }
+    if let Some(process) = processes.iter().find(|process| process.threads.is_empty()) {
+        return Err(format!("process {} has no threads", process.place.pid));
+    }
     match tids.iter().find(|tid| !(2..=HIGHEST_PID).contains(&tid.0)) {
         Some(tid) => Err(format!("no thread is called {tid}")),
         None => Ok(()),

@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::ScopedJoinHandle;
-use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
@@ -26,7 +25,6 @@ use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::ImageReader;
 use crate::ipc::{self, IpcState};
 use crate::memory::{self, PageRun};
-use crate::migrate::fetch::{Fetching, Filling, FromImage, Whose};
 use crate::monitor::session::End;
 use crate::namespaces::enter::Names;
 use crate::namespaces::{Levels, NamespaceId, NamespaceState};
@@ -38,7 +36,6 @@ use crate::pod::trees;
 use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Shim, Store};
 use crate::process::discover;
 use crate::process::grow::{Common, Grove, GrowError, Incomplete, Numberer, Pool, Surroundings};
-use crate::process::later;
 use crate::process::state::{self, EndedState, Place, ProcessState};
 use crate::process::tree::{self, Plan};
 use crate::record::{self, PodRecord};
@@ -71,7 +68,7 @@ pub struct Options {
 pub struct Stats {
     /// From the request until every process runs.
     pub total_us: u64,
-    /// verify, namespaces, tree, memory, files, network, let-go; fill, for which it was not held.
+    /// verify, namespaces, tree, memory, files, network, let-go.
     pub phases: Vec<Phase>,
     /// The name that the pod got.
     pub name: String,
@@ -87,51 +84,13 @@ pub use crate::builder::run as builder;
 /// must be served when it returns. It is told what the restart took so far.
 pub type Gate<'a> = dyn FnMut(&mut LivePod, Vec<Incomplete>, &[Phase]) -> Result<(), String> + Send + 'a;
 
-/// Of a pod's memory, what is put in place at most when it runs already: so much takes some fiftieths of a second, for which
-/// it depends on its monitor.
-const MOST_LATER: u64 = 64 << 20;
-
 /// Starts an image again. On an error nothing is left of the attempt. The caller must be its process's only thread.
-///
-/// The pod runs before all of its memory is in place, which is the case when this returns.
 pub fn restart(store: Store, options: &Options) -> Result<(LivePod, Stats), RestartError> {
     let clock = Clock::start();
     // Before anything is read: PID 1 of the pod has the memory that this process has now.
     let shim = shim(options)?;
-    let mut image = Image::of(ImageReader::open(&options.image)?, options, false)?;
-    let data = image.put_off()?;
-    let mut fetching = None;
-    let mut gate = |pod: &mut LivePod, incomplete: Vec<Incomplete>, _: &[Phase]| {
-        if !incomplete.is_empty()
-            && let Some(data) = &data
-        {
-            let supply = data.try_clone().map(FromImage::new).map_err(|e| e.to_string())?;
-            let filling = Filling::entrust(pod, incomplete, Box::new(supply))?;
-            let begun = filling.begin(Whose::of(pod)).map_err(|e| e.to_string())?;
-            begun.settle();
-            fetching = Some(begun);
-        }
-        Ok(())
-    };
-    let restarted = restart_image(store, image, options, (shim, clock), &mut gate);
-    match (restarted, fetching) {
-        (Ok((pod, stats)), Some(fetching)) => fill(pod, stats, &fetching),
-        (restarted, fetching) => {
-            fetching.iter().for_each(Fetching::abandon);
-            restarted
-        }
-    }
-}
-
-/// Waits until all of the memory of a pod that runs is in place.
-fn fill(mut pod: LivePod, mut stats: Stats, fetching: &Fetching) -> Result<(LivePod, Stats), RestartError> {
-    let begun = Instant::now();
-    if let Err(why) = fetching.wait() {
-        return Err(give_up(pod, RestartError::Lost(why)));
-    }
-    pod.journal.done(&Undo::Filling)?;
-    stats.phases.push(Phase { name: "fill".into(), us: begun.elapsed().as_micros() as u64 });
-    Ok((pod, stats))
+    let image = Image::of(ImageReader::open(&options.image)?, options, false)?;
+    restart_image(store, image, options, (shim, clock), &mut |_, _, _| Ok(()))
 }
 
 /// Starts an image again that was received, and checked, as soon as `gate` opens. Otherwise as [`restart`].
@@ -265,16 +224,6 @@ impl Image {
             pod.spec.publish = publish.clone();
         }
         Ok(Image { reader, checked, pod, processes, zombies, files, ipc, namespaces, plan })
-    }
-
-    /// Has memory come later, where the image has it as it is needed: in which file that is.
-    fn put_off(&mut self) -> Result<Option<OwnedFd>, RestartError> {
-        if !self.reader.is_plain() {
-            return Ok(None);
-        }
-        later::put_off(&mut self.processes, MOST_LATER);
-        let data = self.reader.data_file()?.try_clone_to_owned().rebuilding("sharing", "the image");
-        data.map(Some).map_err(|e| self.failed(e))
     }
 
     /// What takes long to verify: the contents of memory and queues, and the files of the root that the pod goes on using.

@@ -57,10 +57,17 @@ fn make_userfault(found: &Found, threads: &mut Vec<Held>) -> Result<OwnedFd, Hol
     let ground = hold::prepare(found, threads)?;
     let leader = threads.first_mut().ok_or(CaptureError::Vanished(found.subject.pod))?;
     let mut batch = Batch::new();
-    let made = ask(leader, &ground, &mut batch);
-    leader.begin(&ground, 0, &batch)?;
-    let copy = fetch(found, leader, &ground, (0, made))?;
-    leader.finish(&ground, 0, &batch)?;
+    let made = ask_for_tracking(&mut batch);
+    let copy = match leader.run(&ground, 0, &batch)?.get(made) {
+        error @ ..0 => Err(io::Error::from_raw_os_error(-error as i32)),
+        number => {
+            let copy = pidfd(&found.subject)?.get(number as i32);
+            let mut close = Batch::new();
+            close.attempt(libc::SYS_close, [(number as i32).into()]);
+            leader.run(&ground, 0, &close)?;
+            copy
+        }
+    };
     ground.clear(leader)?;
     Ok(copy.capturing("following", object(found))?)
 }

@@ -12,7 +12,6 @@ pub mod grow;
 mod growing;
 pub mod handles;
 pub mod hold;
-pub mod later;
 pub mod limits;
 pub mod proc_files;
 pub mod sharing;

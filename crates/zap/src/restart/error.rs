@@ -40,9 +40,6 @@ pub enum RestartError {
         /// Why.
         why: String,
     },
-    /// The rest of its memory could not be put in place.
-    #[error("{0}")]
-    Lost(String),
     /// A defect of zap.
     #[error("the restart ended unexpectedly; its log has the reason")]
     Panicked,
