@@ -12,7 +12,13 @@ static GO: AtomicU32 = AtomicU32::new(0);
 
 /// Runs `spin` in a thread until the driver says go; it is in its loop when everything is held.
 fn with_spinning(spin: impl FnOnce(*const u32) -> Checked + Send + 'static) -> Checked {
-    let thread = std::thread::spawn(move || spin(GO.as_ptr()));
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        // By now it has the memory that a thread brings with it.
+        begun.send(()).map_err(|_| "nobody waits")?;
+        spin(GO.as_ptr())
+    });
+    has_begun.recv().map_err(|_| "the thread ended")?;
     hold()?;
     GO.store(1, Ordering::SeqCst);
     thread.join().map_err(|_| "a thread panicked")?
