@@ -219,9 +219,7 @@ impl Checkpoint<'_> {
         self.main_lives(population.live.iter().map(|found| found.subject.pod))?;
         self.make_room(&population);
         let (layouts, queued, nests) = self.check(&population, writer)?;
-        let (trees, mut memory) = self.copy_ahead(writer, &nests, layouts, &population);
-        // Within the hold small processes make none for now: known failure 29.
-        memory.want_no_handles();
+        let (trees, memory) = self.copy_ahead(writer, &nests, layouts, &population);
         self.memory = Arc::new(memory);
         self.statuses = Arc::new(Statuses::open(&population, &PodProc::new(self.pod.init)));
         let unfollowed = if self.strategy.leaves_pages() { 0 } else { self.memory.unfollowed() };
@@ -363,7 +361,6 @@ impl Checkpoint<'_> {
             looked.leave_pages(&look, held, &mut self.left)?;
         }
         looked.read_pages(&mut look)?;
-        let handles = looked.take_handles(held);
         if self.sends && !self.strategy.leaves_pages() {
             looked.put_off_pages(&look, held, self.strategy)?;
         }
@@ -379,7 +376,6 @@ impl Checkpoint<'_> {
         let namespaces = mounts::fill(look.namespaces.states()?, &look, &trees.fresh())?;
         let mounts = mounts::capture(&pod.spec, pod.init, &pod.mounts_file(), &trees.fresh())?;
         let captured = Captured { pod: PodRecord::of(pod)?, processes, zombies, files, ipc, namespaces, mounts, trees };
-        handles.into_iter().for_each(|(process, handle)| self.pod.handles.insert(process, handle));
         self.clock.lap("files");
         Ok(captured)
     }

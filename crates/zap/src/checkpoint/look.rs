@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::files;
 use crate::ids::{HostPid, PodPid};
 use crate::look::Look;
-use crate::memory::{self, Handle, LeftBehind, Mapping, pages_of};
+use crate::memory::{self, LeftBehind, Mapping, pages_of};
 use crate::migrate::strategies::Strategy;
 use crate::namespaces::Kind;
 use crate::pod::Seccomp;
@@ -36,9 +36,9 @@ pub(super) fn processes(
     capture::meet_namespaces(look, held.processes.iter().map(|process| &process.found.subject))?;
     let forkers = capture::forkers(look, held)?;
     capture::check_births(look, held.processes.iter().map(|process| &process.found))?;
-    let surveys = held.each(ahead.clone(), survey);
+    let surveys = held.each(ahead, survey);
     let threads = held.each(statuses, capture::ask_threads);
-    let looked = look_at_files(look, held, &ahead);
+    let looked = look_at_files(look, held);
     // Whatever went wrong, the tracers must have done what they were told.
     let (questions, directories) = match looked {
         Ok(looked) => looked,
@@ -73,7 +73,7 @@ fn survey(share: &mut Share, ahead: Arc<MemoryAhead>) -> Result<Vec<(PodPid, mem
 type Seen = (HashMap<PodPid, Questions>, Vec<capture::Directories>);
 
 /// Descriptors and directories, from outside.
-fn look_at_files(look: &mut Look<'_>, held: &HeldPod, ahead: &MemoryAhead) -> Result<Seen, HoldError> {
+fn look_at_files(look: &mut Look<'_>, held: &HeldPod) -> Result<Seen, HoldError> {
     let mut stopped = stopped_children(held);
     let mut questions = HashMap::with_capacity(held.processes.len());
     let mut directories = Vec::with_capacity(held.processes.len());
@@ -81,8 +81,7 @@ fn look_at_files(look: &mut Look<'_>, held: &HeldPod, ahead: &MemoryAhead) -> Re
         let subject = &process.found.subject;
         let descriptors = files::process_descriptors(look, subject, &capture::pidfd(subject)?)?;
         let stopped = stopped.remove(&subject.pod).unwrap_or_default();
-        let follow = ahead.wants_handle(subject.host);
-        questions.insert(subject.pod, Questions { descriptors, stopped, follow });
+        questions.insert(subject.pod, Questions { descriptors, stopped });
         directories.push(capture::directories(look, subject)?);
     }
     Ok((questions, directories))
@@ -169,7 +168,7 @@ impl Looked {
     ) -> Result<(), HoldError> {
         let little = if strategy.needs_store() { memory::LITTLE } else { memory::LITTLE_IN_PLACE };
         self.each_patient(look, held, |memory, at_once| {
-            memory.state.put_off(at_once, little, u64::MAX);
+            memory.state.put_off(at_once, little);
             Ok(())
         })
     }
@@ -189,12 +188,6 @@ impl Looked {
             }
         }
         Ok(())
-    }
-
-    /// What the memory of processes can be followed through from the next checkpoint on.
-    pub(super) fn take_handles(&mut self, held: &HeldPod) -> Vec<(HostPid, Handle)> {
-        let answers = self.answers.iter_mut().zip(&held.processes);
-        answers.filter_map(|(answers, process)| Some((process.found.subject.host, answers.handle.take()?))).collect()
     }
 
     /// Puts the parts of every process together.

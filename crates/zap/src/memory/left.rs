@@ -91,20 +91,12 @@ pub(super) fn later(state: &MemoryState, pages: &[Range<u64>], at_once: &[Range<
 
 impl MemoryState {
     /// Moves pages that are in the image's data, and may come later, from those that a restart reads at once to those that
-    /// it leaves until then, unless they are less than `little`, and at most `most` bytes of them; `at_once` (sorted,
-    /// disjoint) are not among them. Returns how many bytes they are.
-    pub fn put_off(&mut self, at_once: &[Range<u64>], little: u64, most: u64) -> u64 {
+    /// it leaves until then, unless they are less than `little`; `at_once` (sorted, disjoint) are not among them.
+    pub fn put_off(&mut self, at_once: &[Range<u64>], little: u64) {
         let stored: Vec<PageRun> = self.pages.iter().filter(|run| run.source != PageSource::Parent).copied().collect();
-        let mut room = most;
-        let mut later = later(self, &pages::runs(&stored), at_once, little);
-        later.retain_mut(|range| {
-            range.end = range.end.min(range.start.saturating_add(room));
-            room -= range.end - range.start;
-            range.start < range.end
-        });
+        let later = later(self, &pages::runs(&stored), at_once, little);
         self.left = PageRun::parts(&stored, &later);
         self.pages = PageRun::parts(&self.pages, &ranges::without(0..u64::MAX, &later));
-        most - room
     }
 
     /// The pages that children of this process have of its.
@@ -155,7 +147,8 @@ mod tests {
         state.pages = vec![run(1, 2, Some(0)), run(2, 3, None), run(4, 6, Some(1 << 20)), run(7, 8, Some(3 << 20))];
         let needed = pages_of(std::iter::once((1 << 20) + 100..(1 << 20) + 101));
         assert_eq!((needed.len(), needed[0].clone()), (1, 1 << 20..(1 << 20) + PAGE));
-        assert_eq!(state.put_off(&needed, LITTLE, u64::MAX), (2 << 20) - PAGE);
+        state.put_off(&needed, LITTLE);
+        assert_eq!(state.left.iter().map(|r| r.end - r.start).sum::<u64>(), (2 << 20) - PAGE);
         let first = (1 << 20) + PAGE;
         assert_eq!(state.left, [(first, 2 << 20, Some(PAGE)).into(), run(7, 8, Some(3 << 20))]);
         assert_eq!(state.pages.iter().map(|r| r.end - r.start).sum::<u64>(), PAGE + (3 << 20));
@@ -167,7 +160,7 @@ mod tests {
     fn little_goes_at_once() {
         let mut state = state();
         state.pages = vec![(1 << 20, (1 << 20) + (128 << 10), Some(0)).into()];
-        state.put_off(&[], LITTLE, u64::MAX);
+        state.put_off(&[], LITTLE);
         assert_eq!((state.left.len(), state.pages.len()), (0, 1));
     }
 }

@@ -1,7 +1,7 @@
 //! What is learned of a pod's memory while it runs: the layout of every process, and copies of the big ones, so that the
 //! hold does not grow with them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -78,24 +78,12 @@ pub struct MemoryAhead {
     pub holds_us: Vec<u64>,
     /// Times that the memory of those followed was looked through.
     pub rounds: u64,
-    /// Processes that are to be followed from the next checkpoint on: a handle is made of each while the pod is held.
-    later: HashSet<HostPid>,
 }
 
 impl MemoryAhead {
     /// What is followed of a process.
     pub fn of(&self, process: HostPid) -> Option<&Ahead> {
         self.followed.get(&process)
-    }
-
-    /// Whether a handle is to be made of a process while the pod is held.
-    pub fn wants_handle(&self, process: HostPid) -> bool {
-        self.later.contains(&process)
-    }
-
-    /// The pod is not going to be followed any more.
-    pub fn want_no_handles(&mut self) {
-        self.later.clear();
     }
 
     /// How its memory looked, if it was there.
@@ -180,9 +168,8 @@ impl MemoryAhead {
         Ok(Ahead::begin(host, handle, before)?)
     }
 
-    /// Those that there are handles of, and the biggest of the others, all but what is little together: of that handles
-    /// are made while the pod is held.
-    fn worth_following<'p>(&mut self, population: &'p Population, handles: &Handles) -> Vec<&'p Found> {
+    /// Those that there are handles of, and the biggest of the others, all but what is little together.
+    fn worth_following<'p>(&self, population: &'p Population, handles: &Handles) -> Vec<&'p Found> {
         let modified = |found: &Found| -> u64 {
             let layout = self.layout_of(found.subject.host).unwrap_or_default();
             layout.iter().filter(|mapping| !mapping.shared).map(|mapping| mapping.modified).sum()
@@ -194,13 +181,9 @@ impl MemoryAhead {
         all.sort_by_key(|(has_handle, size, _)| std::cmp::Reverse((*has_handle, *size)));
         let mut big = Vec::new();
         for (has_handle, size, found) in all {
-            match (has_handle, can_answer(found)) {
-                (false, true) if left <= LEFT => drop(self.later.insert(found.subject.host)),
-                (true, _) | (_, true) => {
-                    left -= size;
-                    big.push(found);
-                }
-                _ => {}
+            if has_handle || (left > LEFT && can_answer(found)) {
+                left -= size;
+                big.push(found);
             }
         }
         big

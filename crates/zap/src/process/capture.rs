@@ -11,14 +11,13 @@ use crate::files::{self, DescriptorState, PosixLock};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::look::{Look, Subject};
 use crate::memory::policy::{self, PolicyState};
-use crate::memory::{self, Handle, MemoryState};
+use crate::memory::{self, MemoryState};
 use crate::namespaces::{Births, Kind, Membership, NamespaceId};
 use crate::process::ahead::Layout;
 use crate::process::controls::{self, ProcessControls};
 use crate::process::credentials;
 use crate::process::discover::{Found, PodProc, Population, Zombie};
 use crate::process::filters::{self, FilterState};
-use crate::process::handles;
 use crate::process::hold::{HeldPod, HeldProcess, HoldError, Share, Standing};
 use crate::process::limits;
 use crate::process::proc_files::{Stat, Status};
@@ -45,8 +44,6 @@ pub struct Questions {
     pub descriptors: Vec<DescriptorState>,
     /// Its children that are stopped, and what it calls them.
     pub stopped: Vec<(PodPid, i32)>,
-    /// Whether it is to make what its memory is followed through from the next checkpoint on.
-    pub follow: bool,
 }
 
 /// What a process answered.
@@ -72,8 +69,6 @@ pub struct Answers {
     pub news: Vec<PodPid>,
     /// Its descriptors, complete.
     pub descriptors: Vec<DescriptorState>,
-    /// What its memory can be followed through.
-    pub handle: Option<Handle>,
 }
 
 impl Answers {
@@ -151,7 +146,6 @@ struct Asked {
     controls: controls::AskedProcess,
     close_on_exec: files::CloseOnExec,
     stops: Vec<(PodPid, Output)>,
-    userfault: Option<Call>,
 }
 
 /// Starts the batch of a leader. It runs while others are looked at.
@@ -175,10 +169,6 @@ fn ask(process: &mut HeldProcess, proc: &PodProc, questions: &Questions) -> Resu
     let controls = controls::ask_process(&mut batch);
     let close_on_exec = files::ask_close_on_exec(&mut batch, &questions.descriptors);
     let stops = questions.stopped.iter().map(|(child, own)| (*child, ask_stop(&mut batch, *own))).collect();
-    // A table that is full would have to grow, for which the kernel has the process wait.
-    let has_room =
-        process.found.status.numbers("FDSize").first().is_some_and(|n| *n as usize > questions.descriptors.len());
-    let userfault = (questions.follow && has_room).then(|| handles::ask(leader, &process.ground, &mut batch));
     // The leader has the last seat, behind which there is the most room.
     leader.begin(&process.ground, last, &batch)?;
     Ok(Asked {
@@ -196,7 +186,6 @@ fn ask(process: &mut HeldProcess, proc: &PodProc, questions: &Questions) -> Resu
         controls,
         close_on_exec,
         stops,
-        userfault,
     })
 }
 
@@ -247,8 +236,6 @@ fn answers(
     let last = process.threads.len() - 1;
     let subject = &process.found.subject;
     let leader = process.threads.first_mut().ok_or(CaptureError::Vanished(subject.pod))?;
-    let made = asked.userfault.map(|made| handles::take(&process.found, leader, &process.ground, (last, made)));
-    let handle = made.transpose()?.flatten();
     let results = leader.finish(&process.ground, last, &asked.batch)?;
     if let Some((_, before)) = &asked.keys {
         // What the questions about keys have changed.
@@ -301,7 +288,6 @@ fn answers(
             personality: number_in(subject, "personality", 16),
         },
         descriptors,
-        handle,
     })
 }
 

@@ -1,5 +1,5 @@
-//! What the memory of processes is followed through: a userfaultfd that each makes, for which it must be held. One of a big
-//! process is made ahead of the hold, which would be long without; one of a small process within it, for the next checkpoint.
+//! What the memory of processes is followed through: a userfaultfd that each makes, for which it must be held. Those of big
+//! processes are made ahead of the hold, which would be long without.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,7 +11,7 @@ use crate::memory::{Handle, ask_for_tracking};
 use crate::process::capture::pidfd;
 use crate::process::discover::{self, Found};
 use crate::process::hold::{self, HoldError};
-use crate::tracee::{Arg, Batch, Call, Ground, Held};
+use crate::tracee::{Batch, Held};
 
 /// Handles by PID on the host, kept from one checkpoint to the next. One of an address space that is gone says so.
 #[derive(Debug, Default)]
@@ -70,39 +70,4 @@ fn make_userfault(found: &Found, threads: &mut Vec<Held>) -> Result<OwnedFd, Hol
     };
     ground.clear(leader)?;
     Ok(copy.capturing("following", object(found))?)
-}
-
-/// Has the batch of a thread make a userfaultfd, pause, and close it again.
-pub(super) fn ask(held: &Held, ground: &Ground, batch: &mut Batch) -> Call {
-    let made = ask_for_tracking(batch);
-    ground.pause(held, batch);
-    batch.attempt(libc::SYS_close, [Arg::ResultOf(made)]);
-    made
-}
-
-/// A copy of the userfaultfd that a thread has made with the batch in this seat, which goes on then.
-fn fetch(
-    found: &Found,
-    held: &mut Held,
-    ground: &Ground,
-    (seat, made): (usize, Call),
-) -> Result<io::Result<OwnedFd>, HoldError> {
-    let copy = match held.await_pause(ground, seat, made)? {
-        error @ ..0 => Err(io::Error::from_raw_os_error(-error as i32)),
-        number => pidfd(&found.subject)?.get(number as i32),
-    };
-    held.end_pause(ground)?;
-    Ok(copy)
-}
-
-/// The handle that a held process makes with the batch in this seat, if it can.
-pub(super) fn take(
-    found: &Found,
-    held: &mut Held,
-    ground: &Ground,
-    made: (usize, Call),
-) -> Result<Option<Handle>, HoldError> {
-    let handle = fetch(found, held, ground, made)?.and_then(Handle::new);
-    let failed = |error| tracing::info!(process = %found.subject.pod, %error, "memory is not followed");
-    Ok(handle.map_err(failed).ok())
 }

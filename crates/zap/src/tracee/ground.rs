@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use crate::ids::{HostPid, PodPid};
 use crate::process::proc_files::Status;
 use crate::procfs;
-use crate::tracee::batch::{Arg, Batch, Call, OnFailure, Results};
+use crate::tracee::batch::{Arg, Batch, OnFailure, Results};
 use crate::tracee::held::{Held, TraceeError};
 use crate::tracee::interrupted;
 use crate::tracee::stub::{self, RawCall, STOP_ON_FAILURE, Seat, Stub};
@@ -344,22 +344,6 @@ impl Ground {
         }
         bytes.extend_from_slice(&batch.relocated(data_at));
         Ok(bytes)
-    }
-
-    /// Adds a pause to a batch of this thread: it stops there until it is told to go on ([`Held::await_pause`]). Should zap
-    /// die meanwhile, it goes on by itself.
-    pub fn pause(&self, held: &Held, batch: &mut Batch) {
-        let (process, thread) = held.name.own;
-        batch.attempt(libc::SYS_tgkill, [process.into(), thread.into(), self.marker.into()]);
-    }
-
-    /// What a call of a batch that pauses brought back.
-    pub(super) fn peek(&self, seat: usize, call: Call) -> Result<i64, TraceeError> {
-        let at = self.seat(seat) + (size_of::<Seat>() + call.0 * size_of::<RawCall>()) as u64;
-        let mut word = [0; 8];
-        let read = self.memory.read_exact_at(&mut word, at + offset_of!(RawCall, result) as u64);
-        read.map_err(TraceeError::kernel("reading from", self.process.1))?;
-        Ok(i64::from_ne_bytes(word))
     }
 
     /// Reads results and data of a batch that has ended.

@@ -8,7 +8,7 @@ use crate::ids::{HostPid, PodPid};
 use crate::process::proc_files::parse_stat;
 use crate::procfs;
 use crate::sys::ptrace::{self, Registers, Stop};
-use crate::tracee::batch::{Batch, Call, Results};
+use crate::tracee::batch::{Batch, Results};
 use crate::tracee::ground::Ground;
 use crate::tracee::interrupted;
 
@@ -202,19 +202,6 @@ impl Held {
     pub fn finish(&mut self, ground: &Ground, seat: usize, batch: &Batch) -> Result<Results, TraceeError> {
         self.await_marker(ground.marker)?;
         self.results(ground, seat, batch)
-    }
-
-    /// Waits until a batch has come to a pause ([`Ground::pause`]); what its call before that brought back.
-    pub fn await_pause(&mut self, ground: &Ground, seat: usize, call: Call) -> Result<i64, TraceeError> {
-        self.await_marker(ground.marker)?;
-        ground.peek(seat, call)
-    }
-
-    /// Has a batch go on after a pause.
-    pub fn end_pause(&mut self, ground: &Ground) -> Result<(), TraceeError> {
-        ptrace::cont(self.name.host, 0).map_err(self.failed("continuing"))?;
-        self.busy = Some(ground.marker);
-        Ok(())
     }
 
     /// What a batch that has come to its end brought back.
