@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::error::{network_failed, refused, unexpected};
 use super::{Checkpoint, CheckpointError};
 use crate::pod::journal::Undo;
+use crate::pod::network::Network;
 use crate::pod::{LivePod, NetworkMode};
 use crate::process::vfork;
 use crate::sockets::{Deferring, Listeners, PATIENCE, PAUSE, Stray, Strays};
@@ -69,11 +70,13 @@ impl Checkpoint<'_> {
         loop {
             attempts += 1;
             self.clock.begin_hold();
-            self.divert()?;
+            let passes = self.divert()?;
             self.pod.journal.record(Undo::Sockets)?;
             self.pod.journal.record(Undo::Thaw)?;
             self.freeze()?;
-            self.block()?;
+            if passes {
+                self.shut()?;
+            }
             if self.let_depart()? && !self.under_way.listeners.have_waiting() {
                 return self.admit_newcomers();
             }
@@ -195,21 +198,24 @@ impl Checkpoint<'_> {
         Ok(self.strays()?.is_empty())
     }
 
-    /// Has packets for the pod wait: what it sends until it stands still passes, or its peers would have to wait for it.
-    fn divert(&mut self) -> Result<(), CheckpointError> {
-        if let Some(network) = &self.pod.network {
-            self.pod.journal.record(Undo::Unblock)?;
-            network.divert().map_err(|source| network_failed(self.pod, source))?;
-        }
-        Ok(())
+    /// Has packets for the pod wait. Whether what it sends passes until it stands still, or its peers would have to wait for it.
+    fn divert(&mut self) -> Result<bool, CheckpointError> {
+        let Some(network) = &self.pod.network else { return Ok(false) };
+        self.pod.journal.record(Undo::Unblock)?;
+        Ok(network.divert().map_err(|source| network_failed(self.pod, source))?)
     }
 
     fn block(&mut self) -> Result<(), CheckpointError> {
-        if let Some(network) = &self.pod.network {
+        if self.pod.network.is_some() {
             self.pod.journal.record(Undo::Unblock)?;
-            network.block().map_err(|source| network_failed(self.pod, source))?;
         }
-        Ok(())
+        self.shut()
+    }
+
+    /// Blocks the network, which the journal has already.
+    fn shut(&self) -> Result<(), CheckpointError> {
+        let blocked = self.pod.network.as_ref().map_or(Ok(()), Network::block);
+        Ok(blocked.map_err(|source| network_failed(self.pod, source))?)
     }
 
     fn drop_newcomers(&mut self) -> Result<(), CheckpointError> {

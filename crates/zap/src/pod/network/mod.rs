@@ -263,12 +263,13 @@ impl Network {
         self.waiting_room.get().and_then(Option::as_ref)
     }
 
-    /// Has packets for the pod wait from now on, if there is a place for them; what it sends itself passes.
-    pub fn divert(&self) -> Result<(), NetworkError> {
-        let Some(room) = self.waiting_room() else { return self.block() };
+    /// Has packets for the pod wait from now on if there is a place for them, and else blocks it. Whether what it sends itself
+    /// passes.
+    pub fn divert(&self) -> Result<bool, NetworkError> {
+        let Some(room) = self.waiting_room() else { return self.block().map(|()| false) };
         let mut batch = Batch::default();
         room.open(&mut batch);
-        Ok(open()?.run(&batch)?)
+        Ok(open()?.run(&batch).map(|()| true)?)
     }
 
     /// Stops the pod's packets from now on, both ways, on the host's side: the pod cannot tell, and what the bridge has

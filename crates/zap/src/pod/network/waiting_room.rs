@@ -49,8 +49,7 @@ impl WaitingRoom {
         links::set_master(&mut batch, &name, master);
         links::set_up(&mut batch, &name);
         channel.run(&batch)?;
-        let index = links::list(channel)?.into_iter().find(|l| l.name == name).map(|l| l.index);
-        let index = index.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+        let index = nix::net::if_::if_nametoindex(name.as_str())?;
         let mut batch = Batch::default();
         links::set_deaf(&mut batch, (&name, index));
         channel.run(&batch)?;
