@@ -77,9 +77,9 @@ impl Process {
             }
             Op::Segment(key) => {
                 let region = Region { number: self.board.new_region(), bytes: PAGE, of_file: true };
-                let id = raw::segment(1000 + i32::from(*key), region.address(), region.bytes);
+                let attached = raw::segment(1000 + i32::from(*key), region.address(), region.bytes);
                 self.regions.push(region);
-                return id.to_string();
+                return attached.to_string();
             }
             Op::MapFile { channel, shared } => return self.map_file(*channel, *shared),
             _ => {}

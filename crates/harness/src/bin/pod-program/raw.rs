@@ -51,12 +51,12 @@ pub(crate) fn map(address: usize, bytes: usize, shared: bool) -> bool {
     unsafe { libc::mmap(address as *mut _, bytes, 3, flags, -1, 0) as usize == address }
 }
 
-/// Attaches the segment of `key`; its identifier.
-pub(crate) fn segment(key: i32, address: usize, bytes: usize) -> i32 {
+/// Attaches the segment of `key`; whether that was possible. Which identifier a new one gets may differ after a restart.
+pub(crate) fn segment(key: i32, address: usize, bytes: usize) -> bool {
     // SAFETY: without SHM_REMAP nothing that is in use is replaced.
     unsafe {
         let id = libc::shmget(key, bytes, libc::IPC_CREAT | 0o600);
-        if libc::shmat(id, address as *const _, 0) as usize == address { id } else { -1 }
+        libc::shmat(id, address as *const _, 0) as usize == address
     }
 }
 
