@@ -12,9 +12,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::{Rng, SeedableRng};
 
-/// What a pod that may changes of its own network.
-const HOME: [&str; 6] =
-    ["network-interface", "network-address", "network-route", "network-rule", "network-mtu", "network-queueing"];
+/// Kinds about networks that change nothing of the pod's own but what any root may.
+const ORDINARY: [&str; 4] =
+    ["network-namespace", "network-namespace-off", "network-settings-by-root", "network-of-others"];
 
 /// A pod in which a guest runs.
 struct Guest<'a> {
@@ -29,13 +29,14 @@ impl<'a> Guest<'a> {
         let mounts = kind.starts_with("mounts");
         let add = match kind {
             _ if mounts => &["--cap-add", "sys_admin"][..],
-            _ if kind == "network-kept" || HOME.contains(&kind) => &["--cap-add", "net_admin"][..],
+            _ if kind.starts_with("network") && !ORDINARY.contains(&kind) => &["--cap-add", "net_admin"][..],
             "seccomp-strict" | "io-uring" | "io-uring-mapped" => &["--seccomp", "unconfined"][..],
             "fanotify" | "performance-counter" | "bpf-map" => &["--cap-add", "sys_admin"][..],
             "userfaultfd" => &["--cap-add", "sys_ptrace"][..],
             _ => &["--cap-add", "sys_nice"][..],
         };
-        lab.zap(&[&["run", "-d", "-n", name, "--net", "private"], add, &["--", program, kind]].concat())?;
+        let network = if kind.starts_with("network-way-out") { "bridge" } else { "private" };
+        lab.zap(&[&["run", "-d", "-n", name, "--net", network], add, &["--", program, kind]].concat())?;
         let guest = Self { lab, name: name.into() };
         wait_until("the guest to be ready", || {
             let log = guest.pod()?.log();
@@ -173,6 +174,9 @@ guests! {
     fifo_one_sided fifo_deleted pipe_resized nameless_file path_only directory_half_read linked_elsewhere file_replaced
     behind_a_root many_descriptors
     autogroup_nice seccomp_strict deadline guards sparse sealed locked_on_fault asynchronous_io network_kept
+    network_interface network_address network_route network_rule network_mtu network_off network_queueing network_neighbour
+    network_bridge network_settings network_settings_by_root network_between network_of_others
+    network_way_out network_way_out_bridged network_way_out_off
     mounts_namespace mounts_namespace_copied namespace_of_mounts namespace_of_mounts_pivoted
     mounts_proc_of_namespace mounts_proc_of_namespace_nested mounts_proc_of_namespace_covered
     mounts_proc_of_namespace_users mounts_proc_of_namespace_elsewhere mounts_interfaces_of_namespace queues_of_namespace
@@ -213,12 +217,8 @@ refused! {
     unix_backlog "has not accepted within 200 ms"
     corked_datagram "UDP_CORK"
     datagram_held_back "MSG_MORE"
-    network_interface "has the interface "
-    network_address "has the address 10.9.9.9"
-    network_route "has a route to 10.8.0.0/16"
-    network_rule "has a rule for routes"
-    network_mtu "has packets of another size at lo: 60000"
-    network_queueing "has the queueing discipline pfifo"
+    network_mirror "has the queueing discipline clsact"
+    network_tunnel "has the interface tunnel, of the kind vxlan"
 }
 
 /// More huge pages of the host's, until this is dropped. There is one number of them, so one has them at a time.

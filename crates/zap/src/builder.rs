@@ -20,8 +20,9 @@ use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::{ImageReader, decode, encode};
 use crate::ipc::{self, IpcState};
 use crate::mounts::{self, LateMounts, MountState};
+use crate::namespaces::network::{self, NetworkState};
 use crate::namespaces::{self, Made, NamespaceId};
-use crate::pod::PodSpec;
+use crate::pod::{NetworkMode, PodSpec};
 use crate::rebuild::Rebuild;
 use crate::sys::pidfd::PidFd;
 use crate::sys::{clone, mount, nsfs, seed};
@@ -197,6 +198,11 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Built, RebuildError> 
     let mounts: Vec<MountState> = image.every("mount").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     mounts::make(&image, &mounts)?;
     let (made, late) = namespaces::make(&image, &namespaces)?;
+    let networks: Vec<NetworkState> = image.every("network").map_err(|e| RebuildError::Damaged(e.to_string()))?;
+    if order.spec.network == NetworkMode::Host && networks.iter().any(|network| network.place.is_none()) {
+        return Err(RebuildError::Damaged("it has a network of its own and shares the host's".into()));
+    }
+    network::restart(&networks, &made)?;
     rebuild.namespaces = made;
     ipc::restart(&mut rebuild, &ipc)?;
     files::open_all(&mut rebuild, &states)?;

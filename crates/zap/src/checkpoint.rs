@@ -29,7 +29,8 @@ use crate::look::Look;
 use crate::memory::{self, LeftBehind, MappedFiles};
 use crate::migrate::strategies::{PreCopy, Strategy};
 use crate::mounts::{self, MountState, Nests};
-use crate::namespaces::{self, NamespaceState};
+use crate::namespaces::NamespaceState;
+use crate::namespaces::network::{self, NetworkState};
 use crate::parallel;
 use crate::pod::LivePod;
 use crate::pod::journal::Undo;
@@ -125,6 +126,7 @@ fn tell_stages(
         statuses: Arc::default(),
         mapped: MappedFiles::default(),
         under_way: UnderWay::default(),
+        network: network::Ahead::default(),
         left: LeftBehind::default(),
         pod,
         options,
@@ -197,6 +199,8 @@ struct Checkpoint<'a> {
     mapped: MappedFiles,
     /// What its sockets have under way.
     under_way: UnderWay,
+    /// What is known of its network from when it ran.
+    network: network::Ahead,
 }
 
 /// What was captured while the pod was held.
@@ -207,6 +211,7 @@ struct Captured {
     files: Vec<files::FileState>,
     ipc: IpcState,
     namespaces: Vec<NamespaceState>,
+    networks: Vec<NetworkState>,
     mounts: Vec<MountState>,
     trees: Trees,
 }
@@ -214,6 +219,7 @@ struct Captured {
 impl Checkpoint<'_> {
     /// While the pod runs: refuses what cannot be captured, before anything is disturbed, and copies its files.
     fn look_ahead(&mut self, writer: &mut ImageWriter) -> Result<Trees, CheckpointError> {
+        self.network = network::begin(&self.pod.spec, self.pod.init).map_err(|e| refused(self.pod, e))?;
         let members = self.pod.cgroup.pids()?;
         let population = discover::discover(self.pod.init, &members).map_err(|e| refused(self.pod, e))?;
         self.main_lives(population.live.iter().map(|found| found.subject.pod))?;
@@ -281,10 +287,12 @@ impl Checkpoint<'_> {
         look.upper = pod.upper();
         look.mounts_file = pod.mounts_file();
         look.made = mounts::made(&pod.spec, pod.init, &pod.mounts_file()).map_err(|e| refused(pod, e))?;
-        namespaces::check_home(&pod.spec, pod.init).map_err(|e| refused(pod, e))?;
         let hosts = population.live.iter().map(|found| found.subject.host).collect();
         let layouts: Vec<Layout> = parallel::map(hosts, Layout::read);
         capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
+        let network = std::mem::take(&mut self.network);
+        self.network =
+            network::look_ahead(&pod.spec, pod.init, &look.namespaces, network).map_err(|e| refused(pod, e))?;
         if let (Some(network), true, true) = (&pod.network, look.sockets.hear, self.goes_on()) {
             network.make_waiting_room();
         }
@@ -374,8 +382,10 @@ impl Checkpoint<'_> {
         let files = look.files.states().cloned().collect();
         let zombies = capture::zombies(&mut look, &held.zombies)?;
         let namespaces = mounts::fill(look.namespaces.states()?, &look, &trees.fresh())?;
+        let networks = network::capture(&pod.spec, pod.init, &look.namespaces, &self.network)?;
         let mounts = mounts::capture(&pod.spec, pod.init, &pod.mounts_file(), &trees.fresh())?;
-        let captured = Captured { pod: PodRecord::of(pod)?, processes, zombies, files, ipc, namespaces, mounts, trees };
+        let pod = PodRecord::of(pod)?;
+        let captured = Captured { pod, processes, zombies, files, ipc, namespaces, networks, mounts, trees };
         self.clock.lap("files");
         Ok(captured)
     }
@@ -477,6 +487,8 @@ impl Checkpoint<'_> {
         writer.record("ipc", 1, &captured.ipc);
         writer.records("file", 1, &captured.files)?;
         captured.namespaces.iter().for_each(|namespace| writer.record("namespace", 1, namespace));
+        let settings = self.network.settings_alone().map_err(|e| refused(self.pod, e))?;
+        captured.networks.iter().chain(&settings).for_each(|network| writer.record("network", 1, network));
         captured.mounts.iter().for_each(|mount| writer.record("mount", 1, mount));
         captured.trees.finish(&mut writer).map_err(|e| trees_failed(self.pod, e))?;
         fault::point("checkpoint-before-rename");

@@ -7,6 +7,7 @@ use crate::image;
 use crate::ipc::IpcState;
 use crate::monitor::frame::Collector;
 use crate::namespaces::NamespaceState;
+use crate::namespaces::network::NetworkState;
 use crate::pod::network::netlink;
 use crate::process::proc_files::Status;
 use crate::process::state::{EndedState, ProcessState};
@@ -48,6 +49,7 @@ fn try_record(kind: &str, body: &[u8]) {
         "zombies" => drop(image::decode::<Vec<EndedState>>(body)),
         "file" => drop(image::decode::<FileState>(body)),
         "ipc" => drop(image::decode::<IpcState>(body)),
+        "network" => drop(image::decode::<NetworkState>(body)),
         "namespace" => drop(image::decode::<NamespaceState>(body)),
         _ => {}
     }

@@ -21,6 +21,7 @@ pub const KNOWN: &[(&str, u16)] = &[
     ("layers", 1),
     ("namespace", 1),
     ("mount", 1),
+    ("network", 1),
 ];
 
 /// The pod as a whole.

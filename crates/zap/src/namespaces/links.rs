@@ -1,4 +1,4 @@
-//! Network namespaces: the loopback interface, on or off. Sandboxes have no more; what has is refused.
+//! Network namespaces: the loopback interface, on or off. Sandboxes have no more; for what has see `network`.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,76 +18,33 @@ pub struct LinksState {
     pub addresses: Vec<(IpAddr, u8)>,
 }
 
-pub(super) const LOOPBACK: u32 = 1;
-/// What modules put into every new namespace, as long as nobody uses it.
-const EVERYWHERE: [&str; 10] =
-    ["tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0", "teql0"];
+const LOOPBACK: u32 = 1;
 const DUMP: i32 = libc::NLM_F_DUMP;
-const PROTOCOL_KERNEL: u8 = 2;
 
-/// What is in a namespace, or a reason to refuse it.
-pub(super) fn capture(namespace: &OwnedFd) -> io::Result<Result<LinksState, String>> {
+/// What the loopback interface of a namespace has.
+pub(super) fn capture(namespace: &OwnedFd) -> io::Result<LinksState> {
     clone::in_thread(|| {
         nsfs::enter(namespace, libc::CLONE_NEWNET)?;
-        let route = Channel::route()?;
-        Ok(look(&route)?.and_then(|state| match has_tables() {
-            true => Err("has packet filters, which cannot be checkpointed yet".into()),
-            false => Ok(state),
-        }))
+        look(&Channel::route()?)
     })
 }
 
-fn look(route: &Channel) -> io::Result<Result<LinksState, String>> {
+fn look(route: &Channel) -> io::Result<LinksState> {
     let mut state = LinksState::default();
+    let word = |body: &[u8], at: usize| body.get(at..)?.first_chunk().map(|word| u32::from_ne_bytes(*word));
     for body in route.ask(libc::RTM_GETLINK, DUMP, &[0; 16])? {
-        let Some(link) = Link::parse(&body) else { continue };
-        match link.index {
-            LOOPBACK => state.up = link.up,
-            _ if link.is_everywhere() => {}
-            _ => return Ok(Err(format!("has the interface {}, which cannot be checkpointed yet", link.name))),
+        if word(&body, 4) == Some(LOOPBACK) {
+            state.up = word(&body, 8).is_some_and(|flags| flags & libc::IFF_UP as u32 != 0);
         }
     }
-    for body in route.ask(libc::RTM_GETADDR, DUMP, &[0; 8])? {
-        state.addresses.extend(address(&body));
-    }
-    for body in route.ask(libc::RTM_GETROUTE, DUMP, &[0; 12])? {
-        if body.get(5).is_some_and(|protocol| *protocol != PROTOCOL_KERNEL) {
-            return Ok(Err("has routes, which cannot be checkpointed yet".into()));
-        }
-    }
-    Ok(Ok(state))
-}
-
-/// Whether there are tables of nftables. A host without them has none.
-pub(super) fn has_tables() -> bool {
-    const GET_TABLES: u16 = 10 << 8 | 1;
-    let tables = Channel::filter().and_then(|filter| filter.ask(GET_TABLES, DUMP, &[0; 4]));
-    tables.is_ok_and(|tables| !tables.is_empty())
-}
-
-pub(super) struct Link {
-    pub(super) index: u32,
-    pub(super) up: bool,
-    pub(super) name: String,
-}
-
-impl Link {
-    /// A `struct ifinfomsg` and its attributes.
-    pub(super) fn parse(body: &[u8]) -> Option<Link> {
-        let word = |at: usize| body.get(at..)?.first_chunk().map(|w| u32::from_ne_bytes(*w));
-        let name = attributes(body.get(16..)?).find(|(kind, _)| *kind == libc::IFLA_IFNAME)?.1;
-        let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
-        Some(Link { index: word(4)?, up: word(8)? & libc::IFF_UP as u32 != 0, name })
-    }
-
-    /// Whether a module has put it there, and nobody uses it.
-    pub(super) fn is_everywhere(&self) -> bool {
-        !self.up && EVERYWHERE.contains(&self.name.as_str())
-    }
+    let addresses = route.ask(libc::RTM_GETADDR, DUMP, &[0; 8])?;
+    let own = addresses.iter().filter(|body| word(body, 4) == Some(LOOPBACK));
+    state.addresses.extend(own.filter_map(|body| address(body)));
+    Ok(state)
 }
 
 /// A `struct ifaddrmsg` and its attributes.
-pub(super) fn address(body: &[u8]) -> Option<(IpAddr, u8)> {
+fn address(body: &[u8]) -> Option<(IpAddr, u8)> {
     let local = |kind: u16| attributes(body.get(8..)?).find(|(k, _)| *k == kind).map(|(_, value)| value);
     let value = local(libc::IFA_LOCAL).or_else(|| local(libc::IFA_ADDRESS))?;
     let address = match value.len() {
@@ -142,10 +99,10 @@ mod tests {
             Ok(made)
         });
         let made = made.unwrap();
-        let state = capture(&made).unwrap().unwrap();
+        let state = capture(&made).unwrap();
         assert!(state.up && state.addresses.contains(&other));
         assert!(state.addresses.contains(&(IpAddr::from([127, 0, 0, 1]), 8)));
         let off = clone::in_thread(namespace).unwrap();
-        assert_eq!(capture(&off).unwrap().unwrap(), LinksState::default());
+        assert_eq!(capture(&off).unwrap(), LinksState::default());
     }
 }

@@ -5,10 +5,10 @@
 //! it; a process grows in the pod's own and goes into its namespaces when it has its memory and files ([`enter`]).
 
 pub mod enter;
-mod home;
 mod ipc;
 mod links;
 mod make;
+pub mod network;
 mod pid;
 mod sight;
 mod time;
@@ -22,7 +22,6 @@ use serde::{Deserialize, Serialize};
 use crate::ipc::IpcState;
 use crate::mounts::NestState;
 
-pub use home::check_home;
 pub use links::LinksState;
 pub use make::{Made, make};
 pub use pid::{Levels, PidState};

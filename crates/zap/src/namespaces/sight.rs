@@ -241,6 +241,12 @@ impl Sightings {
         self.met.get(id.0 as usize)?.member.as_ref().map(|member| member.pod)
     }
 
+    /// Refuses the pod because of a namespace that was met.
+    pub fn refuse(&self, id: NamespaceId, why: impl Into<String>) -> Option<CaptureError> {
+        let met = self.met.get(id.0 as usize)?;
+        Some(met.subject.refuse(format!("its {} namespace", met.kind.name()), why))
+    }
+
     /// What is in the namespaces that were met, or a refusal.
     pub fn states(&self) -> Result<Vec<NamespaceState>, CaptureError> {
         let numbered = self.met.iter().zip(0..);
@@ -258,8 +264,7 @@ impl Sightings {
                 None => user::capture(&met.file).map(Body::User),
             },
             Kind::Network => {
-                let links = links::capture(&met.file).capturing("looking into", object())?;
-                return links.map(Body::Network).map_err(refuse);
+                return links::capture(&met.file).map(Body::Network).capturing("looking into", object());
             }
             Kind::Ipc => {
                 let objects = ipc::capture(&met.file).capturing("looking into", object())?;

@@ -299,7 +299,11 @@ impl Network {
         if let Some(room) = self.waiting_room() {
             room.close(&mut batch, self.index);
         }
-        open()?.run(&batch)?;
+        match open()?.run(&batch) {
+            // The pod has switched its end off. The bridge opens the port when it is on again.
+            Err(failed) if failed.source.raw_os_error() == Some(libc::ENETDOWN) => {}
+            other => other?,
+        }
         match self.waiting_room() {
             Some(room) => room.empty(who).map_err(kernel("sending on", "what has waited")),
             None => Ok(()),
@@ -391,11 +395,6 @@ pub fn probe() -> [io::Result<()>; 3] {
 
 fn open() -> Result<Channel, NetworkError> {
     Channel::route().map_err(kernel("opening", "a netlink socket"))
-}
-
-/// The link-local address that a pod's interface has.
-pub(crate) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
-    links::link_local(mac)
 }
 
 /// Name and number of the interface that a pod is born with.

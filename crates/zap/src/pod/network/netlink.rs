@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 use netlink_sys::{Socket, SocketAddr};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -102,6 +102,13 @@ pub(crate) struct Failed {
     pub(crate) source: io::Error,
 }
 
+impl Failed {
+    /// As an error that says what was being done.
+    pub(crate) fn in_words(self) -> io::Error {
+        io::Error::new(self.source.kind(), format!("{} {}: {}", self.step, self.object, self.source))
+    }
+}
+
 impl From<Failed> for io::Error {
     fn from(failed: Failed) -> io::Error {
         failed.source
@@ -126,7 +133,7 @@ impl Batch {
     }
 
     /// Whether there is nothing in it.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
 
@@ -166,6 +173,11 @@ impl Channel {
     /// With the packet filter.
     pub(crate) fn filter() -> io::Result<Channel> {
         Channel::open(NETLINK_NETFILTER)
+    }
+
+    /// With the part that has IPsec.
+    pub(crate) fn security() -> io::Result<Channel> {
+        Channel::open(NETLINK_XFRM)
     }
 
     fn open(protocol: isize) -> io::Result<Channel> {

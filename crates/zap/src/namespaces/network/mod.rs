@@ -1,0 +1,402 @@
+//! What has been set up in a network namespace, the pod's own or one made inside it: interfaces, addresses, routes, rules for
+//! routes, neighbours, queueing disciplines, settings. What cannot be given back is refused by name.
+//!
+//! The pod's own can be changed with `--cap-add net_admin`, but for its settings, which any root may set.
+
+mod interfaces;
+mod remake;
+mod requests;
+mod restart;
+mod settings;
+mod tables;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+use std::thread::JoinHandle;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Kind, NamespaceId, Sightings};
+use crate::error::{CaptureError, Context};
+use crate::ids::{HostPid, PodPid};
+use crate::pod::network::netlink::{Attributes, Channel, attributes};
+use crate::pod::network::pod_interface;
+use crate::pod::{AddressPlan, NetworkMode, PodSpec, capabilities};
+use crate::sys::{clone, file, namespace, nsfs};
+use interfaces::Abroad;
+use settings::{Settings, Values};
+
+pub use interfaces::{InterfaceState, Other};
+pub use restart::restart;
+pub use settings::Setting;
+pub use tables::{Entries, Table};
+
+/// A network namespace: the pod's own if there is no number.
+pub type Place = Option<NamespaceId>;
+
+/// What is not as it is in a new network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkState {
+    /// Which one.
+    pub place: Place,
+    /// What has been set up there; `None`: what zap itself has, or what [`super::LinksState`] says.
+    pub configuration: Option<Configuration>,
+    /// Settings below `/proc/sys/net`, in the order in which they are given back.
+    pub settings: Vec<Setting>,
+}
+
+/// Interfaces, and what goes with them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configuration {
+    /// Every interface.
+    pub interfaces: Vec<InterfaceState>,
+    /// What other namespaces of the pod are called here.
+    pub ids: Vec<(Place, i32)>,
+    /// Addresses, routes and so on.
+    pub tables: BTreeMap<Table, Entries>,
+}
+
+const DUMP: i32 = libc::NLM_F_DUMP;
+const NET_ADMIN: &str = "NET_ADMIN";
+const LOOPBACK: u32 = 1;
+/// What modules put into every new namespace, as long as nobody uses it.
+const EVERYWHERE: [&str; 10] =
+    ["tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0", "teql0"];
+const RTM_NEWNSID: u16 = 88;
+const RTM_GETNSID: u16 = 90;
+const RTM_GETNEXTHOP: u16 = 106;
+const NETNSA_NSID: u16 = 1;
+const NETNSA_FD: u16 = 3;
+/// Namespaces whose settings are kept open for the hold: each has hundreds.
+const MOST_OPEN: usize = 8;
+
+fn is_everywhere(name: &str, up: bool) -> bool {
+    !up && EVERYWHERE.contains(&name)
+}
+
+/// What is known from when the pod ran.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    /// Who reads the settings of a pod that may change no more of its network: nobody waits for that but who writes them down.
+    home: Option<JoinHandle<io::Result<Vec<Setting>>>>,
+    /// Open ones, by the inode of their namespace.
+    open: HashMap<u64, Settings>,
+}
+
+/// What a new network namespace has.
+struct Fresh {
+    /// Kept: the kernel keeps others from changing links while it takes one down.
+    _namespace: OwnedFd,
+    configuration: Configuration,
+    /// The addresses of its loopback interface once that is on.
+    addresses: Entries,
+    values: Values,
+}
+
+impl Fresh {
+    fn get() -> io::Result<&'static Fresh> {
+        static FRESH: OnceLock<Fresh> = OnceLock::new();
+        if let Some(fresh) = FRESH.get() {
+            return Ok(fresh);
+        }
+        let fresh = clone::in_thread(|| {
+            namespace::unshare(libc::CLONE_NEWNET)?;
+            let own = File::open("/proc/thread-self/ns/net")?;
+            let route = Channel::route()?;
+            let (configuration, _) = look(&route, None, None)?.map_err(io::Error::other)?;
+            let values = Settings::open()?.read();
+            namespace::loopback_up()?;
+            let addresses = Table::Addresses.list(&route, &|index| index == LOOPBACK)?.map_err(io::Error::other)?;
+            Ok(Fresh { _namespace: own.into(), configuration, addresses, values })
+        })?;
+        Ok(FRESH.get_or_init(|| fresh))
+    }
+
+    /// Whether a namespace is new but for what [`super::LinksState`] has.
+    fn is_like(&self, found: &Configuration) -> bool {
+        let ([usual], [own]) = (&self.configuration.interfaces[..], &found.interfaces[..]) else { return false };
+        let up = own.is_up();
+        let usual = InterfaceState { flags: own.flags & libc::IFF_UP as u32 | usual.flags, ..usual.clone() };
+        let addresses = found.tables.get(&Table::Addresses);
+        let no_addresses = Entries::new();
+        *own == usual
+            && addresses == Some(if up { &self.addresses } else { &no_addresses })
+            && Table::ALL.iter().all(|table| {
+                let of = |configuration: &Configuration| configuration.tables.get(table).cloned().unwrap_or_default();
+                table.is_default(&of(found), &of(&self.configuration))
+            })
+    }
+}
+
+/// A namespace that is being looked at.
+struct Looked {
+    place: Place,
+    file: OwnedFd,
+    configuration: Configuration,
+    abroad: Vec<Abroad>,
+    values: Values,
+}
+
+/// Begins to look at the pod's network.
+pub fn begin(spec: &PodSpec, init: HostPid) -> Result<Ahead, CaptureError> {
+    let mut ahead = Ahead::default();
+    if spec.network != NetworkMode::Host && !is_administered(spec) {
+        let home = home(init)?;
+        let read = move || {
+            let values = inside(&home, || Ok(Settings::open()?.read()))?;
+            Ok(settings::kept(&values, &Fresh::get()?.values, false))
+        };
+        ahead.home = Some(std::thread::spawn(read));
+    }
+    Ok(ahead)
+}
+
+/// Looks at the pod's network while it runs, and refuses what cannot be captured. Every process has been met.
+pub fn look_ahead(spec: &PodSpec, init: HostPid, met: &Sightings, mut ahead: Ahead) -> Result<Ahead, CaptureError> {
+    if is_administered(spec) {
+        ahead.open(&home(init)?).capturing("opening", "the settings of the pod's network")?;
+    }
+    for (_, namespace) in met.of_kind(Kind::Network).take(MOST_OPEN) {
+        ahead.open(namespace).capturing("opening", "the settings of a network namespace")?;
+    }
+    capture(spec, init, met, &ahead).map(|_| ahead)
+}
+
+/// What of the pod's network is not as a restart makes it by itself.
+pub fn capture(
+    spec: &PodSpec,
+    init: HostPid,
+    met: &Sightings,
+    ahead: &Ahead,
+) -> Result<Vec<NetworkState>, CaptureError> {
+    let mut looked = Vec::new();
+    if is_administered(spec) {
+        let home = home(init)?;
+        if spec.network == NetworkMode::Bridge {
+            check_way_out(&home, spec.address.as_ref())?;
+        }
+        looked.push(look_into(None, home, spec, met, ahead)?);
+    }
+    for (id, namespace) in met.of_kind(Kind::Network) {
+        let namespace = namespace.try_clone().capturing("copying", "a network namespace")?;
+        looked.push(look_into(Some(id), namespace, spec, met, ahead)?);
+    }
+    pair(&mut looked, met)?;
+    let mut states = Vec::new();
+    for one in looked {
+        states.extend(one.into_state()?);
+    }
+    Ok(states)
+}
+
+impl Ahead {
+    /// The settings of a pod that may change no more of its network, if any has been set.
+    pub fn settings_alone(&mut self) -> Result<Option<NetworkState>, CaptureError> {
+        let Some(reader) = self.home.take() else { return Ok(None) };
+        let settings = reader.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")));
+        let settings = settings.capturing("reading", "the settings of the pod's network")?;
+        Ok((!settings.is_empty()).then(|| NetworkState { settings, ..NetworkState::default() }))
+    }
+
+    fn open(&mut self, namespace: &OwnedFd) -> io::Result<()> {
+        let settings = inside(namespace, Settings::open)?;
+        self.open.insert(file::fstat(namespace)?.st_ino, settings);
+        Ok(())
+    }
+
+    /// The settings of the caller's namespace, in which are these interfaces.
+    fn values(&self, namespace: &OwnedFd, interfaces: &[InterfaceState]) -> io::Result<Values> {
+        match self.open.get(&file::fstat(namespace)?.st_ino) {
+            Some(open) if interfaces.iter().all(|interface| open.knows(&interface.name)) => Ok(open.read()),
+            _ => Ok(Settings::open()?.read()),
+        }
+    }
+}
+
+impl Looked {
+    fn into_state(self) -> Result<Option<NetworkState>, CaptureError> {
+        let fresh = fresh()?;
+        // What zap sets up in the pod's own is compared when it is there.
+        let plain = self.place.is_some() && fresh.is_like(&self.configuration);
+        let settings = settings::kept(&self.values, &fresh.values, !plain);
+        if plain && settings.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(NetworkState { place: self.place, configuration: (!plain).then_some(self.configuration), settings }))
+    }
+}
+
+fn fresh() -> Result<&'static Fresh, CaptureError> {
+    Fresh::get().capturing("looking into", "a new network namespace")
+}
+
+/// Whether the pod may do more to its own network than set settings.
+fn is_administered(spec: &PodSpec) -> bool {
+    spec.network != NetworkMode::Host && capabilities::includes(&spec.capabilities, NET_ADMIN)
+}
+
+fn home(init: HostPid) -> Result<OwnedFd, CaptureError> {
+    File::open(init.proc("ns/net")).map(OwnedFd::from).capturing("opening", "the pod's network namespace")
+}
+
+/// Runs `act` in a network namespace.
+fn inside<T: Send>(namespace: impl AsFd + Sync, act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    clone::in_thread(|| {
+        nsfs::enter(&namespace, libc::CLONE_NEWNET)?;
+        act()
+    })
+}
+
+fn refused(place: Place, met: &Sightings, why: &str) -> CaptureError {
+    let why = format!("{why}, which cannot be checkpointed yet; undo that first");
+    let home = || CaptureError::Refused {
+        process: PodPid(1),
+        command: "init".into(),
+        object: "the pod's network".into(),
+        why: why.clone(),
+    };
+    place.and_then(|id| met.refuse(id, why.clone())).unwrap_or_else(home)
+}
+
+fn look_into(
+    place: Place,
+    file: OwnedFd,
+    spec: &PodSpec,
+    met: &Sightings,
+    ahead: &Ahead,
+) -> Result<Looked, CaptureError> {
+    let plan = spec.address.as_ref().filter(|_| place.is_none() && spec.network == NetworkMode::Bridge);
+    let found = inside(&file, || {
+        let found = look(&Channel::route()?, place, plan)?;
+        let Ok((configuration, abroad)) = found else { return Ok(Err(found.err().unwrap_or_default())) };
+        let values = ahead.values(&file, &configuration.interfaces)?;
+        Ok(Ok((configuration, abroad, values)))
+    });
+    let found = found.capturing("looking into", "a network namespace of the pod")?;
+    let (configuration, abroad, values) = found.map_err(|why| refused(place, met, &why))?;
+    Ok(Looked { place, file, configuration, abroad, values })
+}
+
+/// What has been set up in the caller's namespace, or why it cannot be set up anew.
+type Found = Result<(Configuration, Vec<Abroad>), String>;
+
+fn look(route: &Channel, place: Place, plan: Option<&AddressPlan>) -> io::Result<Found> {
+    let own = |state: &InterfaceState| {
+        state.index == LOOPBACK || (plan.is_some() && state.is_veth() && state.index == pod_interface().1)
+    };
+    let found: Result<Vec<_>, String> = interfaces::list(route, place, &own)?.into_iter().collect();
+    let (interfaces, abroad): (Vec<_>, Vec<_>) = match found {
+        Ok(found) => found.into_iter().unzip(),
+        Err(why) => return Ok(Err(why)),
+    };
+    let mut configuration = Configuration { interfaces, ..Configuration::default() };
+    for table in Table::ALL {
+        let known = |index| configuration.interfaces.iter().any(|interface| interface.index == index);
+        match table.list(route, &known)? {
+            Ok(entries) => configuration.tables.insert(table, entries),
+            Err(why) => return Ok(Err(why)),
+        };
+    }
+    if let Some(what) = others(route) {
+        return Ok(Err(what.to_owned()));
+    }
+    Ok(Ok((configuration, abroad.into_iter().flatten().collect())))
+}
+
+/// What else there may be, of what this kernel knows.
+fn others(route: &Channel) -> Option<&'static str> {
+    const SECURITY_ASSOCIATIONS: u16 = 0x12;
+    const SECURITY_POLICIES: u16 = 0x15;
+    let has = |channel: io::Result<Channel>, kind, header: &[u8]| {
+        channel.and_then(|channel| channel.ask(kind, DUMP, header)).is_ok_and(|found| !found.is_empty())
+    };
+    if route.ask(RTM_GETNEXTHOP, DUMP, &[0; 8]).is_ok_and(|found| !found.is_empty()) {
+        Some("has objects through which routes lead (nexthop)")
+    } else if has(Channel::security(), SECURITY_ASSOCIATIONS, &[]) || has(Channel::security(), SECURITY_POLICIES, &[]) {
+        Some("has IPsec associations or policies")
+    } else if has_filters() {
+        Some("has packet filters")
+    } else {
+        None
+    }
+}
+
+/// Whether there are tables of packet filters. A host without them has none.
+fn has_filters() -> bool {
+    const GET_TABLES: u16 = 10 << 8 | 1;
+    let tables = Channel::filter().and_then(|filter| filter.ask(GET_TABLES, DUMP, &[0; 4]));
+    let old = |path| std::fs::read_to_string(path).is_ok_and(|names| !names.is_empty());
+    tables.is_ok_and(|tables| !tables.is_empty())
+        || old("/proc/thread-self/net/ip_tables_names")
+        || old("/proc/thread-self/net/ip6_tables_names")
+}
+
+/// The interface by which the pod is connected must be there, under its address: others know it by that.
+fn check_way_out(home: &OwnedFd, plan: Option<&AddressPlan>) -> Result<(), CaptureError> {
+    let Some(plan) = plan else { return Ok(()) };
+    let (name, index) = pod_interface();
+    let found = inside(home, || interfaces::address(&Channel::route()?, index));
+    let why = match found.capturing("looking for", name)? {
+        Some(address) if address == plan.mac => return Ok(()),
+        Some(_) => format!("has another MAC address at {name}"),
+        None => format!("has its interface {name} no more"),
+    };
+    Err(CaptureError::Refused {
+        process: PodPid(1),
+        command: "init".into(),
+        object: "the pod's network".into(),
+        why: format!("{why}, which cannot be checkpointed; undo that first"),
+    })
+}
+
+/// Finds the other ends of interfaces that lead into other namespaces.
+fn pair(looked: &mut [Looked], met: &Sightings) -> Result<(), CaptureError> {
+    let mut ends: HashMap<(u32, u32), Vec<usize>> = HashMap::new();
+    for (at, one) in looked.iter().enumerate() {
+        for end in &one.abroad {
+            ends.entry((end.index, end.other)).or_default().push(at);
+        }
+    }
+    for at in 0..looked.len() {
+        let one = &looked[at];
+        let mut found = Vec::new();
+        for end in &one.abroad {
+            let candidates = ends.get(&(end.other, end.index)).map_or(&[][..], |all| &all[..]);
+            let is_there = |other: &&usize| id_of(&one.file, looked[**other].file.as_fd()).ok() == Some(end.namespace);
+            let there = candidates.iter().filter(|other| **other != at).find(is_there);
+            let name = one.configuration.interfaces.iter().find(|interface| interface.index == end.index);
+            let (name, is_veth) = name.map_or(("", false), |interface| (&interface.name, interface.is_veth()));
+            let Some(there) = there.filter(|_| is_veth) else {
+                let why = format!("has the interface {name}, whose other end is in no network namespace of the pod");
+                return Err(refused(one.place, met, &why));
+            };
+            found.push((end.index, Other { place: looked[*there].place, index: end.other }, end.namespace));
+        }
+        let configuration = &mut looked[at].configuration;
+        for (index, other, id) in found {
+            if let Some(state) = configuration.interfaces.iter_mut().find(|state| state.index == index) {
+                state.other = Some(other);
+            }
+            if !configuration.ids.contains(&(other.place, id)) {
+                configuration.ids.push((other.place, id));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a namespace calls another.
+fn id_of(namespace: &OwnedFd, other: BorrowedFd<'_>) -> io::Result<i32> {
+    let mut asked = Attributes::default();
+    asked.put_u32(NETNSA_FD, other.as_raw_fd() as u32);
+    let question = [&[0; 4], asked.bytes()].concat();
+    let answers = inside(namespace, || Channel::route()?.ask(RTM_GETNSID, 0, &question))?;
+    let id = answers.first().and_then(|body| {
+        let (_, id) = attributes(body.get(4..)?).find(|(kind, _)| *kind == NETNSA_NSID)?;
+        Some(i32::from_ne_bytes(*id.first_chunk()?))
+    });
+    id.ok_or_else(|| io::ErrorKind::NotFound.into())
+}

@@ -1,0 +1,198 @@
+//! Making interfaces as they were.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use serde_bytes::ByteBuf;
+
+use super::Place;
+use super::interfaces::{self, GIVEN, INET6_GENERATION, InterfaceState, MADE_WITH, OTHER_NAME, OTHER_NAMES, PORT, UP};
+use super::requests::Requests;
+use crate::pod::network::netlink::{Attributes, Channel};
+
+const CREATE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+const RTM_NEWLINKPROP: u16 = 108;
+const PORT_KIND: u16 = 4;
+const PORT_DATA: u16 = 5;
+const VETH_INFO_PEER: u16 = 1;
+const GENERATE_NONE: u8 = 1;
+
+/// The other end of a veth, and the namespace that it goes to if that is another.
+pub(super) type Peer<'a> = (&'a InterfaceState, Option<BorrowedFd<'a>>);
+
+fn put_some(attributes: &mut Attributes, all: &[(u16, ByteBuf)], wanted: &[u16]) {
+    for (kind, value) in all.iter().filter(|(kind, _)| wanted.contains(kind)) {
+        attributes.put(*kind, value);
+    }
+}
+
+/// Makes an interface, a veth with its other end.
+pub(super) fn make(requests: &mut Requests<'_>, state: &InterfaceState, peer: Option<Peer<'_>>) -> io::Result<()> {
+    let Some((kind, settable)) = state.kind.as_deref().and_then(|kind| Some((kind, interfaces::data_of(kind)?))) else {
+        return Ok(());
+    };
+    let header = interfaces::header(state.index, 0, 0);
+    requests.push(("making the interface", &state.name), (libc::RTM_NEWLINK, CREATE), &header, |link| {
+        begin(link, state);
+        if let (Some(other), None) = (state.other, peer) {
+            link.put_u32(libc::IFLA_LINK, other.index);
+        }
+        link.nest(libc::IFLA_LINKINFO, |info| {
+            info.put_str(libc::IFLA_INFO_KIND, kind).nest(libc::IFLA_INFO_DATA, |data| match peer {
+                Some(peer) => put_peer(data, peer),
+                // A bridge is given its settings afterwards, where they are not what it has.
+                None if kind == "bridge" => {}
+                None => put_some(data, &state.data, settable),
+            });
+        });
+    })
+}
+
+fn put_peer(data: &mut Attributes, (state, there): Peer<'_>) {
+    data.nest_after(VETH_INFO_PEER, &interfaces::header(state.index, 0, 0), |peer| {
+        begin(peer, state);
+        if let Some(there) = there {
+            peer.put_u32(libc::IFLA_NET_NS_FD, there.as_raw_fd() as u32);
+        }
+    });
+}
+
+/// What an interface begins with.
+fn begin(link: &mut Attributes, state: &InterfaceState) {
+    link.put_str(libc::IFLA_IFNAME, &state.name);
+    put_some(link, &state.settings, &MADE_WITH);
+    // A bridge has the address of a port, unless it is given one.
+    if let Some(address) = state.setting(libc::IFLA_ADDRESS).filter(|_| state.kind.as_deref() != Some("bridge")) {
+        link.put(libc::IFLA_ADDRESS, address);
+    }
+}
+
+/// Every interface there is now.
+fn now(route: &Channel) -> io::Result<Vec<InterfaceState>> {
+    let bodies = route.ask(libc::RTM_GETLINK, libc::NLM_F_DUMP, &interfaces::question(0))?;
+    Ok(bodies.iter().filter_map(|body| Some(interfaces::parse(body, Place::default())?.0)).collect())
+}
+
+fn change(
+    requests: &mut Requests<'_>,
+    state: &InterfaceState,
+    flags: (u32, u32),
+    fill: impl FnOnce(&mut Attributes),
+) -> io::Result<()> {
+    let header = interfaces::header(state.index, flags.0, flags.1);
+    requests.push(("setting up the interface", &state.name), (libc::RTM_NEWLINK, 0), &header, fill)
+}
+
+/// Gives those that a namespace is born with their names: others may have been given the old ones.
+pub(super) fn rename(route: &Channel, all: &[InterfaceState]) -> io::Result<()> {
+    let (mut requests, now) = (Requests::new(route), now(route)?);
+    for state in all.iter().filter(|state| state.kind.is_none()) {
+        if now.iter().any(|now| now.index == state.index && now.name != state.name) {
+            change(&mut requests, state, (0, 0), |link| {
+                link.put_str(libc::IFLA_IFNAME, &state.name);
+            })?;
+        }
+    }
+    requests.run()
+}
+
+/// Puts ports into their bridges, and gives every interface what it does not have already.
+pub(super) fn adjust(route: &Channel, all: &[InterfaceState]) -> io::Result<()> {
+    let mut requests = Requests::new(route);
+    for (state, bridge) in all.iter().filter_map(|state| Some((state, state.bridge?))) {
+        change(&mut requests, state, (0, 0), |link| {
+            link.put_u32(libc::IFLA_MASTER, bridge);
+        })?;
+    }
+    requests.run()?;
+    // A bridge has become what its ports made of it.
+    let now = now(route)?;
+    for state in all {
+        let Some(now) = now.iter().find(|now| now.index == state.index) else { continue };
+        adjust_one(&mut requests, state, now)?;
+    }
+    requests.run()
+}
+
+fn missing(wanted: &[(u16, ByteBuf)], now: &[(u16, ByteBuf)]) -> Vec<(u16, ByteBuf)> {
+    wanted.iter().filter(|one| !now.contains(one)).cloned().collect()
+}
+
+fn adjust_one(requests: &mut Requests<'_>, state: &InterfaceState, now: &InterfaceState) -> io::Result<()> {
+    let settings: Vec<_> = missing(&state.settings, &now.settings);
+    let changed = (state.flags ^ now.flags) & !UP;
+    if changed != 0 || settings.iter().any(|(kind, _)| GIVEN.contains(kind)) {
+        change(requests, state, (state.flags, changed), |link| put_some(link, &settings, &GIVEN))?;
+    }
+    if let (Some(kind @ "bridge"), data @ [_, ..]) = (state.kind.as_deref(), &missing(&state.data, &now.data)[..]) {
+        change(requests, state, (0, 0), |link| {
+            link.nest(libc::IFLA_LINKINFO, |info| {
+                let settable = interfaces::data_of(kind).unwrap_or_default();
+                info.put_str(libc::IFLA_INFO_KIND, kind);
+                info.nest(libc::IFLA_INFO_DATA, |inside| put_some(inside, data, settable));
+            });
+        })?;
+    }
+    if let port @ [_, ..] = &missing(&state.port, &now.port)[..] {
+        change(requests, state, (0, 0), |link| {
+            link.nest(libc::IFLA_LINKINFO, |info| {
+                info.put_str(PORT_KIND, "bridge").nest(PORT_DATA, |inside| put_some(inside, port, PORT));
+            });
+        })?;
+    }
+    let names: Vec<_> = state.other_names.iter().filter(|name| !now.other_names.contains(name)).collect();
+    if !names.is_empty() {
+        let header = interfaces::header(state.index, 0, 0);
+        requests.push(("naming the interface", &state.name), (RTM_NEWLINKPROP, CREATE), &header, |link| {
+            link.nest(OTHER_NAMES, |inside| {
+                for name in names {
+                    inside.put_str(OTHER_NAME, name);
+                }
+            });
+        })?;
+    }
+    Ok(())
+}
+
+/// Switches interfaces on and off. None of them comes by an address through that.
+pub(super) fn switch(route: &Channel, all: &[InterfaceState]) -> io::Result<()> {
+    let (mut requests, now) = (Requests::new(route), now(route)?);
+    for state in all {
+        let Some(now) = now.iter().find(|now| now.index == state.index) else { continue };
+        if state.is_up() && !now.is_up() {
+            generate(&mut requests, state, GENERATE_NONE)?;
+        }
+        if state.is_up() != now.is_up() {
+            change(&mut requests, state, (state.flags & UP, UP), |_| {})?;
+        }
+    }
+    requests.run()
+}
+
+/// Has interfaces come by addresses as they did, once they know whether they have a carrier: it is then that they do.
+pub(super) fn let_generate(route: &Channel, all: &[InterfaceState]) -> io::Result<()> {
+    let mut requests = Requests::new(route);
+    for state in all {
+        // Asking for one has the kernel (6.8 and later) see to its carrier first.
+        let found = route.ask(libc::RTM_GETLINK, 0, &interfaces::question(state.index))?;
+        let now = found.first().and_then(|body| interfaces::parse(body, Place::default()));
+        match (state.generation, now.and_then(|(now, ..)| now.generation)) {
+            (Some(wanted), Some(has)) if wanted != has => generate(&mut requests, state, wanted)?,
+            _ => {}
+        }
+    }
+    requests.run()
+}
+
+fn generate(requests: &mut Requests<'_>, state: &InterfaceState, mode: u8) -> io::Result<()> {
+    change(requests, state, (0, 0), |link| {
+        link.nest(libc::IFLA_AF_SPEC, |families| {
+            families.nest(libc::AF_INET6 as u16, |v6| {
+                v6.put(INET6_GENERATION, &[mode]);
+            });
+        });
+    })?;
+    // The host may be without IPv6.
+    requests.optional();
+    Ok(())
+}
