@@ -139,7 +139,7 @@ macro_rules! refused {
 
 guests! {
     plain tree zombies zombie_signals orphan subreaper subreaper_sessions death_signal exit_signal stopped stopped_threads stopped_and_continued forks_afterwards
-    shared_directory shared_files leader_gone
+    shared_directory shared_files leader_gone vfork_brief
     groups daemon daemon_family background_job session_late
     threads thread_ids rseq robust_list robust_death joining thread_credentials
     general_registers vector_registers x87 segments

@@ -13,7 +13,7 @@ use crate::process::proc_files::parse_stat;
 use crate::procfs;
 
 /// How long a child may take until its parent can be held.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A thread that waits for a child of its own.
 pub struct Waiting {

@@ -17,6 +17,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("stopped", stopped),
     ("stopped-threads", stopped_threads),
     ("vfork", vfork),
+    ("vfork-brief", vfork_brief),
     ("leader-gone", leader_gone),
     ("traced", traced),
     ("shared-directory", shared_directory),
@@ -302,6 +303,29 @@ fn vfork() -> Checked {
     until("a vfork", || state_of(parent) == "D")?;
     hold_loosely()?;
     reap(parent)
+}
+
+/// A process that always has a vfork child, for a moment less than is waited for.
+fn vfork_brief() -> Checked {
+    let parent = fork(|| {
+        let mut stack = vec![0u64; 1 << 13];
+        let top = unsafe { stack.as_mut_ptr().add(stack.len()) };
+        while !std::path::Path::new(ON).exists() {
+            let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+            let child = unsafe { libc::clone(for_a_moment, top.cast(), flags, std::ptr::null_mut()) };
+            reap(done("clone", child)? as i32)?;
+            doze();
+        }
+        Ok(())
+    })?;
+    until("a vfork", || state_of(parent) == "D")?;
+    hold_loosely()?;
+    reap(parent)
+}
+
+extern "C" fn for_a_moment(_: *mut libc::c_void) -> i32 {
+    unsafe { libc::usleep(400_000) };
+    0
 }
 
 extern "C" fn in_vfork(_: *mut libc::c_void) -> i32 {
