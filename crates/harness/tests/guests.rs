@@ -139,7 +139,9 @@ macro_rules! refused {
 
 guests! {
     plain tree zombies zombie_signals orphan subreaper subreaper_sessions death_signal exit_signal stopped stopped_threads stopped_and_continued forks_afterwards
-    shared_directory shared_files leader_gone vfork_brief
+    leader_gone vfork_brief
+    shared_directory shared_files shared_strangely shared_memory_process shared_memory_alone shared_memory_wholly
+    shared_memory_family shared_memory_siblings shared_memory_written shared_memory_stopped
     groups daemon daemon_family background_job session_late
     threads thread_ids rseq robust_list robust_death joining thread_credentials
     general_registers vector_registers x87 segments
@@ -197,8 +199,6 @@ refused! {
     namespace_handle_mounts "is a mount namespace in which no process lives, which cannot be checkpointed"
     no_vdso "vDSO"
     thread_namespace "a thread is in another"
-    shared_strangely "its descriptor table is shared with process 2, which is no relative"
-    shared_memory_process "its address space is shared with process 2"
     traced "is traced by another process"
     mqueue_notify "mq_notify"
     mounts_moved "was taken away or moved"

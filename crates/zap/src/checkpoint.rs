@@ -39,6 +39,7 @@ use crate::process::ahead::{Layout, Layouts, MemoryAhead};
 use crate::process::capture;
 use crate::process::discover::{self, Found, PodProc, Population};
 use crate::process::hold::{self, Cleared, HeldPod, HoldError, Tracers};
+use crate::process::sharing::Groups;
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::statuses::Statuses;
 use crate::process::stops;
@@ -124,6 +125,7 @@ fn tell_stages(
         was_suspended: pod.cgroup.is_frozen(),
         memory: Arc::default(),
         statuses: Arc::default(),
+        groups: Groups::default(),
         mapped: MappedFiles::default(),
         under_way: UnderWay::default(),
         network: network::Ahead::default(),
@@ -195,6 +197,8 @@ struct Checkpoint<'a> {
     memory: Arc<MemoryAhead>,
     /// What `/proc` says of its processes and threads, opened then.
     statuses: Arc<Statuses>,
+    /// Who shared what with whom then.
+    groups: Groups,
     /// The mapped files that were captured then.
     mapped: MappedFiles,
     /// What its sockets have under way.
@@ -252,11 +256,11 @@ impl Checkpoint<'_> {
     ) -> (Result<Trees, CheckpointError>, MemoryAhead) {
         let follows = !self.was_suspended && self.strategy.another_round(&[]);
         let (mut data, mut handles) = (std::mem::take(&mut writer.data), std::mem::take(&mut self.pod.handles));
-        let (pod, strategy) = (&*self.pod, self.strategy);
+        let (pod, strategy, groups) = (&*self.pod, self.strategy, &self.groups);
         let (trees, memory) = std::thread::scope(|scope| {
             let memory = scope.spawn(|| match follows {
-                true => MemoryAhead::look_ahead(layouts, population, &mut handles, &mut data, strategy),
-                false => MemoryAhead::layouts(layouts),
+                true => MemoryAhead::look_ahead((layouts, groups), population, &mut handles, &mut data, strategy),
+                false => MemoryAhead::layouts(layouts, groups),
             });
             let trees = Trees::look_ahead(pod, writer, nests).map_err(|e| trees_failed(pod, e));
             (trees, memory.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -289,7 +293,7 @@ impl Checkpoint<'_> {
         look.made = mounts::made(&pod.spec, pod.init, &pod.mounts_file()).map_err(|e| refused(pod, e))?;
         let hosts = population.live.iter().map(|found| found.subject.host).collect();
         let layouts: Vec<Layout> = parallel::map(hosts, Layout::read);
-        capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
+        self.groups = capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
         let network = std::mem::take(&mut self.network);
         self.network =
             network::look_ahead(&pod.spec, pod.init, &look.namespaces, network).map_err(|e| refused(pod, e))?;
@@ -321,7 +325,9 @@ impl Checkpoint<'_> {
         let seized = self.stop().and_then(|()| {
             fault::point("checkpoint-frozen");
             let members = self.pod.cgroup.pids()?;
-            hold::seize_all(tracers, self.pod.init, &members, &self.statuses).map_err(|e| held_failed(self.pod, e))
+            let groups = std::mem::take(&mut self.groups);
+            hold::seize_all(tracers, self.pod.init, &members, (&self.statuses, groups))
+                .map_err(|e| held_failed(self.pod, e))
         });
         // Tracees stay stopped when the group thaws.
         self.pod.cgroup.thaw()?;

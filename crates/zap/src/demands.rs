@@ -1,11 +1,13 @@
 //! What a pod uses of its host that another host may lack: of the processor, and of the kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::RebuildError;
+use crate::ids::PodPid;
 use crate::memory::{self, Mapping, MemoryState, flag};
+use crate::process::sharing;
 use crate::process::state::ProcessState;
 use crate::processor::{Beginnings, Processor};
 use crate::record::HostFacts;
@@ -120,7 +122,7 @@ fn refuse_kernel(processes: &[ProcessState]) -> Result<(), RebuildError> {
 }
 
 fn refuse_instructions(processes: &[ProcessState], beginnings: &Beginnings) -> Result<(), RebuildError> {
-    for process in processes {
+    for process in processes.iter().filter(|process| !process.sharing.memory) {
         if let Some(what) = lacking_instructions(beginnings, &process.memory.fields.auxv, Processor::here()) {
             let pid = process.place.pid;
             return Err(RebuildError::Lacks(format!("{what}, which process {pid} found where it began, and may use")));
@@ -131,9 +133,13 @@ fn refuse_instructions(processes: &[ProcessState], beginnings: &Beginnings) -> R
 
 /// A thread that stands where a jump has been put in the place of what it was to do next.
 fn refuse_jumps(processes: &[ProcessState]) -> Result<(), RebuildError> {
-    for process in processes.iter().filter(|process| !process.memory.patches.is_empty()) {
+    let owners = sharing::owners(processes);
+    let patched = processes.iter().filter(|process| !process.memory.patches.is_empty());
+    let memories: HashMap<PodPid, &MemoryState> = patched.map(|process| (process.place.pid, &process.memory)).collect();
+    for process in processes {
+        let Some(memory) = owners.get(&process.place.pid).and_then(|owner| memories.get(owner)) else { continue };
         let address = |words: &[u64; 27]| crate::sys::ptrace::registers_from_words(words).rip;
-        let caught = |rip: u64| memory::is_in_a_jump(&process.memory, rip);
+        let caught = |rip: u64| memory::is_in_a_jump(memory, rip);
         if let Some(thread) = process.threads.iter().find(|thread| caught(address(&thread.registers))) {
             let what =
                 format!("the vDSO of another kernel, at the very beginning of which thread {} stands", thread.tid);

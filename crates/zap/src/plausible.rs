@@ -28,6 +28,7 @@ pub(crate) fn check(
     let places = processes.iter().map(|process| &process.place).chain(zombies.iter().map(|zombie| &zombie.place));
     check_tree(&places.collect::<Vec<_>>())?;
     check_threads(processes)?;
+    check_sharing(processes)?;
     let known = distinct("a file", files.iter().map(|file| file.id))?;
     for process in processes {
         check_files(process, &known).and_then(|()| check_memory(&process.memory, data)).map_err(|what| {
@@ -123,6 +124,23 @@ fn check_threads(processes: &[ProcessState]) -> Result<(), String> {
     }
 }
 
+/// Whoever shares memory has none of its own, and was cloned by somebody who has some; siblings are cloned by elder ones.
+fn check_sharing(processes: &[ProcessState]) -> Result<(), String> {
+    let parents: BTreeMap<PodPid, PodPid> =
+        processes.iter().map(|process| (process.place.pid, process.place.parent)).collect();
+    for ProcessState { place, sharing, memory, .. } in processes {
+        let pid = place.pid;
+        let is_sibling = |cloner: PodPid| parents.get(&cloner) == Some(&place.parent) && cloner < pid;
+        if let Some(cloner) = place.cloner.filter(|cloner| !is_sibling(*cloner)) {
+            return Err(format!("process {pid} was cloned by {cloner}"));
+        }
+        if sharing.memory && (!parents.contains_key(&place.cloner()) || *memory != MemoryState::default()) {
+            return Err(format!("process {pid} shares memory with nobody, or has some of its own"));
+        }
+    }
+    Ok(())
+}
+
 fn check_files(process: &ProcessState, known: &BTreeSet<FileId>) -> Result<(), String> {
     let numbers = distinct("a descriptor", process.descriptors.iter().map(|descriptor| descriptor.number))?;
     if let Some(number) = numbers.iter().find(|number| **number < 0) {
@@ -177,7 +195,16 @@ mod tests {
 
     fn place(pid: i32, parent: i32) -> Place {
         let [pid, parent] = [pid, parent].map(PodPid);
-        Place { pid, parent, group: pid, session: pid, exit_signal: 17, ended: None, inner: Default::default() }
+        Place {
+            pid,
+            parent,
+            group: pid,
+            session: pid,
+            exit_signal: 17,
+            ended: None,
+            cloner: None,
+            inner: Default::default(),
+        }
     }
 
     fn tree(pairs: &[(i32, i32)]) -> Result<(), String> {

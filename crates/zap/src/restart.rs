@@ -34,10 +34,10 @@ use crate::pod::live::Unpack;
 use crate::pod::network::{self, NetworkError};
 use crate::pod::trees;
 use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Shim, Store};
-use crate::process::discover;
-use crate::process::grow::{Common, Grove, GrowError, Incomplete, Numberer, Pool, Surroundings};
+use crate::process::grow::{Common, Grove, GrowError, Incomplete, Numberer, PART, Pool, Surroundings};
 use crate::process::state::{self, EndedState, Place, ProcessState};
 use crate::process::tree::{self, Plan};
+use crate::process::{discover, sharing};
 use crate::record::{self, PodRecord};
 use crate::sys::descriptor;
 use crate::sys::pidfd::PidFd;
@@ -412,14 +412,14 @@ impl Image {
     /// Addresses and numbers that every process of the restart has free.
     fn common(&self, pod: &LivePod) -> Result<Common, RestartError> {
         const CODE: u64 = 4096;
-        const SCRATCH: u64 = 1 << 20;
-        let place = memory::free_gap(self.processes.iter().map(|process| &process.memory), CODE + SCRATCH);
+        let scratch = PART * sharing::most_sharers(&self.processes) as u64;
+        let place = memory::free_gap(self.processes.iter().map(|process| &process.memory), CODE + scratch);
         let start =
             place.ok_or_else(|| self.failed(RebuildError::Lacks("free address space for zap's scratch".into())))?;
         let depth = discover::depth_of(pod.init).map_err(|_| self.failed(TraceeError::Died(PodPid(1))))?;
         Ok(Common {
             code: start..start + CODE,
-            scratch: start + CODE..start + CODE + SCRATCH,
+            scratch: start + CODE..start + CODE + scratch,
             pool: Arc::default(),
             depth,
             filters: common_filters(&self.processes),

@@ -4,18 +4,19 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::error::CaptureError;
 use crate::files;
 use crate::ids::{HostPid, PodPid};
 use crate::look::Look;
-use crate::memory::{self, LeftBehind, Mapping, pages_of};
+use crate::memory::{self, LeftBehind, MemoryState, pages_of};
 use crate::migrate::strategies::Strategy;
 use crate::namespaces::Kind;
 use crate::pod::Seccomp;
 use crate::process::ahead::MemoryAhead;
 use crate::process::capture::{self, Questions};
-use crate::process::discover::PodProc;
-use crate::process::hold::{HeldPod, HoldError, Share, Standing};
-use crate::process::sharing;
+use crate::process::discover::{Found, PodProc};
+use crate::process::hold::{HeldPod, HoldError, OwnLayout, Share, Standing};
+use crate::process::sharing::Kinship;
 use crate::process::state::ProcessState;
 use crate::process::statuses::Statuses;
 
@@ -23,7 +24,11 @@ use crate::process::statuses::Statuses;
 pub(super) struct Looked {
     answers: Vec<capture::Answers>,
     directories: Vec<capture::Directories>,
-    memories: Vec<memory::Captured>,
+    /// Of each process that has an address space of its own.
+    memories: Vec<Option<memory::Captured>>,
+    /// In whose place among them the address space of each process is.
+    owners: Vec<usize>,
+    kinship: Kinship,
 }
 
 /// Asks every process, and looks at its files and at the layout of its memory.
@@ -34,7 +39,10 @@ pub(super) fn processes(
     statuses: Arc<Statuses>,
 ) -> Result<Looked, HoldError> {
     capture::meet_namespaces(look, held.processes.iter().map(|process| &process.found.subject))?;
-    let forkers = capture::forkers(look, held)?;
+    let found: Vec<&Found> = held.processes.iter().map(|process| &process.found).collect();
+    let kinship = Kinship::of_held(look.init, &found, &mut held.groups.clone())?;
+    let forkers = capture::forkers(look, held, &kinship)?;
+    let owners = owners(held, &forkers, &kinship);
     capture::check_births(look, held.processes.iter().map(|process| &process.found))?;
     let surveys = held.each(ahead, survey);
     let threads = held.each(statuses, capture::ask_threads);
@@ -49,25 +57,40 @@ pub(super) fn processes(
     };
     let inherited = u32::from(!matches!(look.spec.seccomp, Seccomp::Unconfined));
     let answers = held.each((PodProc::new(look.init), inherited, Arc::new(questions)), capture::ask_processes);
-    let memories = surveys.wait().and_then(|surveys| look_at_memory(look, held, surveys, &forkers));
+    let memories = surveys.wait().and_then(|surveys| look_at_memory(look, held, surveys, (&forkers, &owners)));
     let (threads, answers) = (threads.wait(), answers.wait());
     threads?;
     let (answers, mut memories) = (answers?, memories?);
     for (memory, answers) in memories.iter_mut().zip(&answers) {
+        let Some(memory) = memory else { continue };
         memory.state.fields.brk = answers.brk;
         memory.state.keys = answers.keys;
         memory.state.note_policies(&answers.policies);
     }
-    Ok(Looked { answers, directories, memories })
+    Ok(Looked { answers, directories, memories, owners, kinship })
 }
 
 /// Surveys the memory of the processes of a tracer.
-fn survey(share: &mut Share, ahead: Arc<MemoryAhead>) -> Result<Vec<(PodPid, memory::Survey)>, HoldError> {
-    let survey = |(host, pod, layout, scratch): (HostPid, PodPid, Vec<Mapping>, Range<u64>)| {
+fn survey(share: &mut Share, ahead: Arc<MemoryAhead>) -> Result<Vec<(PodPid, Option<memory::Survey>)>, HoldError> {
+    let survey = |(host, pod, own): (HostPid, PodPid, Option<OwnLayout>)| {
+        let Some((layout, scratch)) = own else { return Ok((pod, None)) };
         let survey = memory::survey(host, &layout, &[scratch], ahead.of(host))?;
-        Ok((pod, survey.with_touched(ahead.touched_by(host))))
+        Ok((pod, Some(survey.with_touched(ahead.touched_by(host)))))
     };
     share.layouts().map(survey).collect()
+}
+
+/// Whose address space each process has, by their places.
+fn owners(held: &HeldPod, forkers: &HashMap<PodPid, PodPid>, kinship: &Kinship) -> Vec<usize> {
+    let places: HashMap<PodPid, usize> =
+        held.processes.iter().enumerate().map(|(place, process)| (process.found.subject.pod, place)).collect();
+    let shares = |pid: &PodPid| kinship.state_of(*pid).memory;
+    let owner = |process: &Standing| {
+        let pid = process.found.subject.pod;
+        let line = std::iter::successors(Some(pid), |pid| forkers.get(pid).copied().filter(|_| shares(pid)));
+        line.last().and_then(|owner| places.get(&owner).copied()).unwrap_or_default()
+    };
+    held.processes.iter().map(owner).collect()
 }
 
 type Seen = (HashMap<PodPid, Questions>, Vec<capture::Directories>);
@@ -107,14 +130,14 @@ fn stopped_children(held: &HeldPod) -> HashMap<PodPid, Vec<(PodPid, i32)>> {
 fn look_at_memory(
     look: &mut Look<'_>,
     held: &HeldPod,
-    surveys: Vec<memory::Survey>,
-    forkers: &HashMap<PodPid, PodPid>,
-) -> Result<Vec<memory::Captured>, HoldError> {
+    mut surveys: Vec<Option<memory::Survey>>,
+    (forkers, owners): (&HashMap<PodPid, PodPid>, &[usize]),
+) -> Result<Vec<Option<memory::Captured>>, HoldError> {
     let places: HashMap<PodPid, usize> =
         held.processes.iter().enumerate().map(|(place, process)| (process.found.subject.pod, place)).collect();
+    let forker = |process: &Standing| places.get(forkers.get(&process.found.subject.pod)?).copied();
     let parents: Vec<Option<usize>> =
-        held.processes.iter().map(|process| places.get(forkers.get(&process.found.subject.pod)?).copied()).collect();
-    let mut surveys: Vec<Option<memory::Survey>> = surveys.into_iter().map(Some).collect();
+        held.processes.iter().map(|process| forker(process).map(|forker| owners[forker])).collect();
     let mut captured: Vec<Option<memory::Captured>> = surveys.iter().map(|_| None).collect();
     for place in in_order(&parents) {
         let Some(survey) = surveys[place].take() else { continue };
@@ -122,7 +145,7 @@ fn look_at_memory(
         let request = memory::Request { subject: &held.processes[place].found.subject, brk: 0, parent };
         captured[place] = Some(memory::capture(look, &request, survey)?);
     }
-    Ok(captured.into_iter().flatten().collect())
+    Ok(captured)
 }
 
 /// Indexes such that parents come before their children.
@@ -146,7 +169,7 @@ fn in_order(parents: &[Option<usize>]) -> Vec<usize> {
 impl Looked {
     /// Reads the pages that are needed, of all processes at once.
     pub(super) fn read_pages(&mut self, look: &mut Look<'_>) -> Result<(), HoldError> {
-        Ok(memory::read_all(look.data, &mut self.memories)?)
+        Ok(memory::read_all(look.data, self.memories.iter_mut().flatten())?)
     }
 
     /// Leaves pages behind that nobody needs at once.
@@ -181,10 +204,15 @@ impl Looked {
         held: &HeldPod,
         mut act: impl FnMut(&mut memory::Captured, &[Range<u64>]) -> Result<(), HoldError>,
     ) -> Result<(), HoldError> {
-        let inherited = pages_of(self.memories.iter().flat_map(|memory| memory.state.inherited()));
-        for ((memory, answers), process) in self.memories.iter_mut().zip(&self.answers).zip(&held.processes) {
+        let inherited = pages_of(self.memories.iter().flatten().flat_map(|memory| memory.state.inherited()));
+        let mut needed: Vec<Vec<Range<u64>>> = vec![Vec::new(); self.memories.len()];
+        for (owner, answers) in self.owners.iter().zip(&self.answers) {
+            needed[*owner].extend(answers.needed_at_once());
+        }
+        for ((memory, needed), process) in self.memories.iter_mut().zip(needed).zip(&held.processes) {
+            let Some(memory) = memory else { continue };
             if look.namespaces.of(process.found.subject.host).of(Kind::User).is_none() {
-                act(memory, &pages_of(inherited.iter().cloned().chain(answers.needed_at_once())))?;
+                act(memory, &pages_of(inherited.iter().cloned().chain(needed)))?;
             }
         }
         Ok(())
@@ -200,13 +228,16 @@ impl Looked {
             let locks = files::posix_locks(look, &process.found.subject, &answers.descriptors, &locked)?;
             let host = process.found.subject.host;
             let namespaces = (look.namespaces.of(host), look.namespaces.births_of(host));
-            let mut state = capture::assemble(process, answers, directories, locks, memory.state, namespaces);
+            let pid = process.found.subject.pod;
+            let memory = match memory {
+                Some(memory) => memory.state,
+                None if self.kinship.state_of(pid).memory => MemoryState::default(),
+                None => return Err(CaptureError::Vanished(pid).into()),
+            };
+            let mut state = capture::assemble(process, answers, directories, locks, memory, namespaces, &self.kinship);
             // What zap's own processes have, a restart's have too.
             state.login = state.login.filter(|_| state.login != login);
             state.stop_is_news = news.contains(&state.place.pid);
-            let parent = held.processes.binary_search_by_key(&state.place.parent, |other| other.found.subject.pod);
-            let parent = parent.ok().map(|place| held.processes[place].found.subject.host);
-            state.sharing = sharing::capture(process.found.subject.host, parent);
             states.push(state);
         }
         Ok(states)

@@ -1,7 +1,7 @@
 //! What is learned of a pod's memory while it runs: the layout of every process, and copies of the big ones, so that the
 //! hold does not grow with them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use crate::parallel;
 use crate::process::discover::{Found, Population};
 use crate::process::handles::{self, Handles, can_answer};
 use crate::process::hold::HoldError;
+use crate::process::sharing::{self, Groups};
 
 /// Modified memory that copying in the hold takes less for than holding a process to make a handle: of the whole pod. And what
 /// of a process is not worth following.
@@ -74,6 +75,8 @@ pub struct MemoryAhead {
     layouts: Layouts,
     touched: HashMap<HostPid, Vec<Range<u64>>>,
     followed: HashMap<HostPid, Ahead>,
+    /// The processes of each address space that several have.
+    sharers: Vec<Vec<HostPid>>,
     /// How long, in microseconds, a thread was held each time to begin following its process.
     pub holds_us: Vec<u64>,
     /// Times that the memory of those followed was looked through.
@@ -99,25 +102,35 @@ impl MemoryAhead {
     /// Forgets the layouts of small processes that have run since: `madvise(2)` and `mlock(2)` change flags that show
     /// nowhere else. To be called when the pod is about to be frozen.
     pub fn forget_stale(&mut self) {
-        self.layouts.retain(|process, layout| !layout.is_stale(*process));
+        let is_stale = |process: &HostPid| self.layouts.get(process).is_none_or(|layout| layout.is_stale(*process));
+        let changed = self.sharers.iter().filter(|group| group.iter().any(is_stale));
+        let changed: HashSet<HostPid> = changed.flatten().copied().collect();
+        self.layouts.retain(|process, layout| !changed.contains(process) && !layout.is_stale(*process));
     }
 
-    /// Nothing but layouts.
-    pub fn layouts(mut layouts: Layouts) -> MemoryAhead {
+    /// Nothing but layouts, and who shares one.
+    pub fn layouts(mut layouts: Layouts, groups: &Groups) -> MemoryAhead {
         let touched = layouts.iter_mut().map(|(process, layout)| (*process, std::mem::take(&mut layout.touched)));
-        MemoryAhead { touched: touched.collect(), layouts, ..MemoryAhead::default() }
+        let sharers = groups.memory().cloned().collect();
+        MemoryAhead { touched: touched.collect(), layouts, sharers, ..MemoryAhead::default() }
+    }
+
+    /// Everybody who has the address space of a process.
+    fn sharers_of(&self, process: HostPid) -> Vec<HostPid> {
+        let group = self.sharers.iter().find(|group| group.contains(&process));
+        group.cloned().unwrap_or_else(|| vec![process])
     }
 
     /// Follows the big processes of a running pod, and copies their memory for as many rounds as `strategy` says. What
     /// cannot be followed, for whatever reason, is left to the hold. `handles` are those of earlier checkpoints.
     pub fn look_ahead(
-        layouts: Layouts,
+        (layouts, groups): (Layouts, &Groups),
         population: &Population,
         handles: &mut Handles,
         data: &mut DataSink,
         strategy: &dyn Strategy,
     ) -> MemoryAhead {
-        let mut ahead = MemoryAhead::layouts(layouts);
+        let mut ahead = MemoryAhead::layouts(layouts, groups);
         handles.retain(|process| ahead.layouts.contains_key(&process));
         let big = ahead.worth_following(population, handles);
         for found in &big {
@@ -131,7 +144,8 @@ impl MemoryAhead {
             written.push(ahead.round(&big, population, data));
         }
         ahead.rounds = written.len() as u64;
-        let has_run = |process: &HostPid| ahead.layouts.get(process).is_none_or(|layout| layout.has_run(*process));
+        let one_has = |process: &HostPid| ahead.layouts.get(process).is_none_or(|layout| layout.has_run(*process));
+        let has_run = |process: &HostPid| ahead.sharers_of(*process).iter().any(one_has);
         let changed: Vec<HostPid> = ahead.followed.keys().copied().filter(has_run).collect();
         let layout = |process| (process, Layout::read(process));
         ahead.layouts.extend(parallel::map(changed, layout));
@@ -140,7 +154,8 @@ impl MemoryAhead {
 
     /// Bytes of modified memory that are left to the hold, at least.
     pub fn unfollowed(&self) -> u64 {
-        let left = self.layouts.iter().filter(|(process, _)| !self.followed.contains_key(process));
+        let is_followed = |process| self.sharers_of(process).iter().any(|one| self.followed.contains_key(one));
+        let left = self.layouts.iter().filter(|(process, _)| !is_followed(**process));
         left.map(|(_, layout)| layout.modified).sum()
     }
 
@@ -175,7 +190,9 @@ impl MemoryAhead {
             layout.iter().filter(|mapping| !mapping.shared).map(|mapping| mapping.modified).sum()
         };
         let sized = |found: &'p Found| (handles.of(found.subject.host).is_some(), modified(found), found);
-        let mut all: Vec<(bool, u64, &Found)> = population.live.iter().map(sized).collect();
+        let others = self.all_but_eldest(population);
+        let own = population.live.iter().filter(|found| !others.contains(&found.subject.host));
+        let mut all: Vec<(bool, u64, &Found)> = own.map(sized).collect();
         let mut left: u64 = all.iter().map(|(_, size, _)| size).sum();
         all.retain(|(_, size, _)| *size >= WORTH_IT);
         all.sort_by_key(|(has_handle, size, _)| std::cmp::Reverse((*has_handle, *size)));
@@ -187,6 +204,18 @@ impl MemoryAhead {
             }
         }
         big
+    }
+
+    /// Those whose address space is another's as well, which stands for it.
+    fn all_but_eldest(&self, population: &Population) -> HashSet<HostPid> {
+        let mut others = HashSet::new();
+        for group in &self.sharers {
+            let found = population.live.iter().filter(|found| group.contains(&found.subject.host));
+            let found: Vec<&Found> = found.collect();
+            let eldest = sharing::eldest(&found);
+            others.extend(found.iter().filter(|f| Some(f.subject.pod) != eldest).map(|found| found.subject.host));
+        }
+        others
     }
 
     /// One round of copying over all of them; how much had been written.

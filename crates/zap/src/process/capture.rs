@@ -21,7 +21,7 @@ use crate::process::filters::{self, FilterState};
 use crate::process::hold::{HeldPod, HeldProcess, HoldError, Share, Standing};
 use crate::process::limits;
 use crate::process::proc_files::{Stat, Status};
-use crate::process::sharing::{self, SharingState};
+use crate::process::sharing::{Groups, Kinship};
 use crate::process::signals::{self, QueuedSignal};
 use crate::process::state::{EndedState, Inner, Place, ProcessState, TerminalState};
 use crate::process::statuses::Statuses;
@@ -309,12 +309,13 @@ pub fn assemble(
     locks: Vec<PosixLock>,
     memory: MemoryState,
     (namespaces, births): (Membership, Births),
+    kinship: &Kinship,
 ) -> ProcessState {
     let Found { subject, stat, .. } = &process.found;
     let pid_namespace = namespaces.of(Kind::Pid);
     let inner = inner_of(&process.found, pid_namespace);
     ProcessState {
-        place: place(subject.pod, stat, None, inner),
+        place: Place { cloner: kinship.cloner_of(subject.pod), ..place(subject.pod, stat, None, inner) },
         terminal: terminal(stat, subject.pod),
         umask: process.found.status.field("Umask").and_then(|m| u32::from_str_radix(m, 8).ok()).unwrap_or(0o22),
         cwd,
@@ -338,7 +339,7 @@ pub fn assemble(
         thp_disable: answers.thp_disable,
         controls: answers.controls,
         ended_leader: process.found.ended.as_ref().map(|ended| zombie(&ended.zombie, pid_namespace)),
-        sharing: SharingState::default(),
+        sharing: kinship.state_of(subject.pod),
         undo: Vec::new(),
         filters: answers.filters,
         threads: answers.threads,
@@ -361,10 +362,15 @@ fn inner(status: &Status, namespace: Option<NamespaceId>, level: usize) -> Inner
 }
 
 /// Who will fork whom at a restart, of those that live. What cannot be grown again is refused.
-pub fn forkers(look: &mut Look<'_>, held: &HeldPod) -> Result<HashMap<PodPid, PodPid>, CaptureError> {
+pub fn forkers(
+    look: &mut Look<'_>,
+    held: &HeldPod,
+    kinship: &Kinship,
+) -> Result<HashMap<PodPid, PodPid>, CaptureError> {
     let place_of = |found: &Found, look: &Look<'_>| {
         let namespace = look.namespaces.of(found.subject.host).of(Kind::Pid);
-        place(found.subject.pod, &found.stat, None, inner_of(found, namespace))
+        let place = place(found.subject.pod, &found.stat, None, inner_of(found, namespace));
+        Place { cloner: kinship.cloner_of(place.pid), ..place }
     };
     let mut places: Vec<Place> = held.processes.iter().map(|process| place_of(&process.found, look)).collect();
     places.extend(zombies(look, &held.zombies)?.into_iter().map(|zombie| zombie.place));
@@ -403,7 +409,7 @@ fn zombie(zombie: &Zombie, namespace: Option<NamespaceId>) -> EndedState {
 
 fn place(pid: PodPid, stat: &Stat, ended: Option<i32>, inner: Inner) -> Place {
     let Stat { parent, group, session, exit_signal, .. } = *stat;
-    Place { pid, parent, group, session, exit_signal, ended, inner }
+    Place { pid, parent, group, session, exit_signal, ended, cloner: None, inner }
 }
 
 /// A session leader knows its terminal: the device number is `pts` and an index.
@@ -444,8 +450,8 @@ pub fn pidfd(subject: &Subject) -> Result<PidFd, CaptureError> {
     PidFd::open(subject.host).map_err(|_| CaptureError::Vanished(subject.pod))
 }
 
-/// Looks at every process while they run. `layouts` are how their memory looks.
-pub fn check_all(look: &mut Look<'_>, population: &Population, layouts: &[Layout]) -> Result<(), CaptureError> {
+/// Looks at every process while they run. `layouts` are how their memory looks. Who shares what with whom.
+pub fn check_all(look: &mut Look<'_>, population: &Population, layouts: &[Layout]) -> Result<Groups, CaptureError> {
     let living = population.live.iter().filter(|found| found.stat.state != b'Z');
     for found in living {
         look.namespaces.meet(&found.subject).or_else(unless_gone)?;
@@ -453,8 +459,10 @@ pub fn check_all(look: &mut Look<'_>, population: &Population, layouts: &[Layout
     look.namespaces.states().map(drop).or_else(unless_gone)?;
     look.look_into_mount_namespaces()?;
     check_births(look, population.live.iter()).or_else(unless_gone)?;
-    sharing::check(look.init, population)?;
-    population.live.iter().zip(layouts).try_for_each(|(found, layout)| check(look, found, &layout.mappings))
+    let groups = Groups::of(population);
+    Kinship::of(look.init, population.live.iter(), &groups)?;
+    population.live.iter().zip(layouts).try_for_each(|(found, layout)| check(look, found, &layout.mappings))?;
+    Ok(groups)
 }
 
 /// Looks in which namespaces held processes are, before anything else of them.

@@ -196,10 +196,13 @@ pub fn lock_future(process: HostPid, locked: u64, scratch: &Range<u64>) -> i32 {
     if is_present { libc::MCL_FUTURE } else { libc::MCL_FUTURE | libc::MCL_ONFAULT }
 }
 
-/// What threads need, before there are any.
-pub fn restart_process(state: &ProcessControls, batch: &mut Batch) {
+/// What threads need, before there are any; what belongs to the address space if that is its `own`.
+pub fn restart_process(state: &ProcessControls, own: bool, batch: &mut Batch) {
     if state.extended & 1 << TILES != 0 {
         batch.call(libc::SYS_arch_prctl, [ARCH_REQ_XCOMP_PERM.into(), TILES.into()], "asking for the registers of AMX");
+    }
+    if !own {
+        return;
     }
     // With more than one thread the kernel would wait for all processors.
     for register in (0..i32::BITS - 1).map(|bit| 1 << bit).filter(|bit| state.barriers & bit != 0) {

@@ -24,7 +24,7 @@ pub fn attributes(state: &ProcessState, batch: &mut Batch) {
     let thp = [libc::PR_SET_THP_DISABLE.into(), off.into(), flags.into(), 0u64.into(), 0u64.into()];
     batch.call(libc::SYS_prctl, thp, "setting the huge page policy");
     undo::restart(&state.undo, batch);
-    controls::restart_process(&state.controls, batch);
+    controls::restart_process(&state.controls, !state.sharing.memory, batch);
     if let Some(leader) = state.threads.first() {
         credentials::restrict(&leader.credentials, batch);
     }

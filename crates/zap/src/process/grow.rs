@@ -24,7 +24,7 @@ use crate::namespaces::{Levels, NamespaceId};
 use crate::process::credentials::CredentialsState;
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::tree::Plan;
-use crate::process::{filters, signals};
+use crate::process::{filters, sharing, signals};
 use crate::sys::ptrace;
 use crate::tracee::{Batch, Ground, Held, ThreadName, TraceeError, seize};
 
@@ -33,7 +33,7 @@ use crate::tracee::{Batch, Ground, Held, ThreadName, TraceeError, seize};
 pub struct Common {
     /// Where the stub lies in every seed: one page.
     pub code: Range<u64>,
-    /// Where batches go in every seed.
+    /// Where batches go in every seed. Those that share an address space have a [part](PART) each.
     pub scratch: Range<u64>,
     /// The descriptors that every seed has.
     pub pool: Arc<Pool>,
@@ -43,7 +43,16 @@ pub struct Common {
     pub filters: usize,
 }
 
+/// Bytes of scratch for the batches of a process.
+pub const PART: u64 = 1 << 20;
+
 impl Common {
+    /// Where batches go in the processes that are in that place among those of their address space.
+    fn part(&self, place: usize) -> Range<u64> {
+        let start = self.scratch.start + place as u64 * PART;
+        start..start + PART
+    }
+
     /// The number of a file in the pool; −1 if it is not there.
     pub fn number(&self, file: FileId) -> i32 {
         self.pool.files.get(&file).copied().unwrap_or(-1)
@@ -120,6 +129,12 @@ pub struct Grove<'a> {
     pub common: Common,
     pub(super) plan: &'a Plan,
     pub(super) states: BTreeMap<PodPid, &'a ProcessState>,
+    /// Whose address space each has.
+    owners: HashMap<PodPid, PodPid>,
+    /// Their places among the processes that have the same address space, where there are others.
+    parts: HashMap<PodPid, usize>,
+    /// How many of those are not done yet.
+    sharers: HashMap<PodPid, usize>,
     /// The live children of each.
     children: HashMap<PodPid, Vec<&'a ProcessState>>,
     ended: BTreeMap<PodPid, &'a EndedState>,
@@ -158,6 +173,15 @@ impl<'a> Grove<'a> {
     ) -> Grove<'a> {
         let mut children: HashMap<PodPid, Vec<&ProcessState>> = HashMap::new();
         states.iter().for_each(|state| children.entry(state.place.parent).or_default().push(state));
+        let owners = sharing::owners(states);
+        let (mut parts, mut sharers): (HashMap<_, _>, HashMap<PodPid, usize>) = Default::default();
+        for state in states {
+            let count = sharers.entry(owners[&state.place.pid]).or_default();
+            if *count > 0 {
+                parts.insert(state.place.pid, *count);
+            }
+            *count += 1;
+        }
         let states = states.iter().map(|state| (state.place.pid, state)).collect();
         let ended = ended.iter().map(|ended| (ended.place.pid, ended)).collect();
         let firsts = plan.nodes.values().filter(|node| node.is_first());
@@ -165,6 +189,9 @@ impl<'a> Grove<'a> {
             common,
             plan,
             states,
+            owners,
+            parts,
+            sharers,
             children,
             ended,
             around,
@@ -217,7 +244,14 @@ impl<'a> Grove<'a> {
             .get(&pid)
             .into_iter()
             .flat_map(|state| state.pending.iter().chain(state.threads.iter().flat_map(|thread| &thread.pending)));
-        Ground::brought((host, pid), code, scratch, SEAT, signals::marker_beside(queued))
+        let mut ground = Ground::brought((host, pid), code, scratch, SEAT, signals::marker_beside(queued))?;
+        ground.narrow(self.common.part(self.parts.get(&pid).copied().unwrap_or(0)));
+        Ok(ground)
+    }
+
+    /// The process whose address space that of `pid` is, in the image.
+    pub(super) fn owner(&self, pid: PodPid) -> Option<&'a ProcessState> {
+        self.states.get(self.owners.get(&pid)?).copied()
     }
 
     fn run(&mut self, pid: PodPid, batch: &Batch) -> Result<crate::tracee::Results, TraceeError> {

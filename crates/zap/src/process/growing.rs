@@ -109,9 +109,11 @@ impl Grove<'_> {
     }
 
     pub(super) fn memory_batches(&self, pid: PodPid, forker: Option<PodPid>) -> Result<Vec<MemoryBatch>, GrowError> {
-        let Some(state) = self.states.get(&pid).copied() else { return Ok(Vec::new()) };
-        let forker = forker.filter(|forker| state.place.parent == *forker);
-        let inherited = forker.and_then(|pid| self.states.get(&pid)).map(|state| &state.memory);
+        let Some(state) = self.states.get(&pid).copied().filter(|state| !state.sharing.memory) else {
+            return Ok(Vec::new());
+        };
+        let forker = forker.filter(|forker| state.place.cloner() == *forker);
+        let inherited = forker.and_then(|pid| self.owner(pid)).map(|state| &state.memory);
         let host = self.host(pid)?;
         let current: Vec<Range<u64>> = match inherited {
             // Just forked: what its parent was given.

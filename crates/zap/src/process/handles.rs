@@ -45,16 +45,17 @@ fn object(found: &Found) -> String {
 
 /// Holds the leader of a process for as long as it takes to have it make one.
 pub(super) fn make(found: &Found) -> Result<Handle, HoldError> {
-    let mut threads = vec![hold::seize_one(discover::leader(found))?.wait()?];
-    let userfault = make_userfault(found, &mut threads);
-    for held in threads {
+    let mut process = (found.clone(), vec![hold::seize_one(discover::leader(found))?.wait()?]);
+    let userfault = make_userfault(&mut process);
+    for held in process.1 {
         held.let_go()?;
     }
     Ok(Handle::new(userfault?).capturing("following", object(found))?)
 }
 
-fn make_userfault(found: &Found, threads: &mut Vec<Held>) -> Result<OwnedFd, HoldError> {
-    let ground = hold::prepare(found, threads)?;
+fn make_userfault(process: &mut (Found, Vec<Held>)) -> Result<OwnedFd, HoldError> {
+    let ground = hold::prepare(process)?;
+    let (found, threads) = process;
     let leader = threads.first_mut().ok_or(CaptureError::Vanished(found.subject.pod))?;
     let mut batch = Batch::new();
     let made = ask_for_tracking(&mut batch);

@@ -1,5 +1,6 @@
 //! Holding a whole pod: every thread of every process stands still, and each process has ground to act on.
 
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use crate::process::ahead::MemoryAhead;
 use crate::process::capture::without_vdso;
 use crate::process::crew::{Crew, Pending};
 use crate::process::discover::{self, Found, PodProc, Zombie};
+use crate::process::sharing::{self, Groups};
 use crate::process::signals;
 use crate::process::statuses::Statuses;
 use crate::process::threads::ThreadState;
@@ -26,13 +28,18 @@ pub struct HeldProcess {
     pub threads: Vec<Held>,
     /// Where batches run in it.
     pub ground: Ground,
-    /// Its mappings.
+    /// Whether its address space is another process's as well, which stands for it.
+    shares: bool,
+    /// Its mappings; none if it shares them.
     layout: Vec<Mapping>,
     /// Those that may have a memory policy of their own, by their first addresses.
     pub asked_about: Vec<u64>,
     /// What was learned of its threads, but for the leader.
     pub learned: Vec<ThreadState>,
 }
+
+/// Mappings, and the range of addresses among them that is zap's.
+pub type OwnLayout = (Vec<Mapping>, Range<u64>);
 
 /// A process that its tracer holds, as everybody else sees it.
 pub struct Standing {
@@ -48,15 +55,18 @@ pub struct Standing {
 #[derive(Default)]
 pub struct Share {
     seized: Vec<(Found, Vec<Seized>)>,
+    /// The processes of each address space that several have.
+    sharers: Vec<Vec<HostPid>>,
     pub(crate) held: Vec<HeldProcess>,
 }
 
 impl Share {
-    /// The processes, and of each its mappings with their flags, and the range of addresses that is zap's. To be asked once.
-    pub fn layouts(&mut self) -> impl Iterator<Item = (HostPid, PodPid, Vec<Mapping>, Range<u64>)> {
+    /// The processes, and of each that has an address space of its own the mappings with their flags, and the range of
+    /// addresses that is zap's. To be asked once.
+    pub fn layouts(&mut self) -> impl Iterator<Item = (HostPid, PodPid, Option<OwnLayout>)> {
         self.held.iter_mut().map(|process| {
             let (subject, layout) = (&process.found.subject, std::mem::take(&mut process.layout));
-            (subject.host, subject.pod, layout, process.ground.scratch())
+            (subject.host, subject.pod, (!process.shares).then(|| (layout, process.ground.scratch())))
         })
     }
 }
@@ -74,6 +84,8 @@ pub struct HeldPod {
     pub processes: Vec<Standing>,
     /// Processes that have ended and wait to be reaped.
     pub zombies: Vec<Zombie>,
+    /// Who shares what with whom.
+    pub groups: Groups,
 }
 
 /// Why a pod could not be held. What was held already is let go when its tracers end.
@@ -91,35 +103,48 @@ pub enum HoldError {
 pub struct SeizedPod {
     tracers: Tracers,
     zombies: Vec<Zombie>,
+    groups: Groups,
 }
 
 /// Seizes every thread. The cgroup must be frozen, so that nobody comes or goes meanwhile. `opened` is what was opened of the
-/// processes before.
+/// processes before, `groups` who shared what then.
 pub fn seize_all(
     tracers: Tracers,
     init: HostPid,
     members: &[HostPid],
-    opened: &Arc<Statuses>,
+    (opened, mut groups): (&Arc<Statuses>, Groups),
 ) -> Result<SeizedPod, HoldError> {
     let (proc, depth) = (PodProc::new(init), discover::depth_of(init)?);
-    let members = members.iter().copied().filter(|pid| *pid != init).collect();
-    let part = |members| Part { members, proc: proc.clone(), depth, opened: opened.clone() };
-    let seized = tracers.begin(dealt(members, tracers.size(), opened).into_iter().map(part), seize_share);
+    let members: Vec<HostPid> = members.iter().copied().filter(|pid| *pid != init).collect();
+    groups.meet(&members);
+    let sharers: Arc<Vec<Vec<HostPid>>> = Arc::new(groups.memory().cloned().collect());
+    let part = |members| Part { members, proc: proc.clone(), depth, opened: opened.clone(), sharers: sharers.clone() };
+    let households = households(members, &sharers);
+    let seized = tracers.begin(dealt(households, tracers.size(), opened).into_iter().map(part), seize_share);
     let listed = proc.processes();
     let mut live = seized.wait()?;
     live.sort_unstable();
     let zombies = discover::zombies(&proc, &listed?, &live)?;
-    Ok(SeizedPod { tracers, zombies })
+    Ok(SeizedPod { tracers, zombies, groups })
 }
 
-/// Processes for each of `tracers`, so that all have about as many threads.
-fn dealt(mut processes: Vec<HostPid>, tracers: usize, opened: &Statuses) -> Vec<Vec<HostPid>> {
+/// Processes by address space.
+fn households(members: Vec<HostPid>, sharers: &[Vec<HostPid>]) -> Vec<Vec<HostPid>> {
+    let together: HashSet<HostPid> = sharers.iter().flatten().copied().collect();
+    let alone = members.into_iter().filter(|process| !together.contains(process));
+    sharers.iter().cloned().chain(alone.map(|process| vec![process])).collect()
+}
+
+/// Processes for each of `tracers`, so that all have about as many threads. Who has one address space has one tracer.
+fn dealt(mut households: Vec<Vec<HostPid>>, tracers: usize, opened: &Statuses) -> Vec<Vec<HostPid>> {
     let mut parts: Vec<(usize, Vec<HostPid>)> = (0..tracers).map(|_| (0, Vec::new())).collect();
-    processes.sort_by_key(|process| std::cmp::Reverse(opened.threads_of(*process)));
-    for process in processes {
+    let threads_of =
+        |household: &Vec<HostPid>| household.iter().map(|process| opened.threads_of(*process)).sum::<usize>();
+    households.sort_by_key(|household| std::cmp::Reverse(threads_of(household)));
+    for household in households {
         if let Some((load, part)) = parts.iter_mut().min_by_key(|(load, _)| *load) {
-            *load += opened.threads_of(process);
-            part.push(process);
+            *load += threads_of(&household);
+            part.extend(household);
         }
     }
     parts.into_iter().map(|(_, part)| part).collect()
@@ -131,10 +156,12 @@ struct Part {
     proc: PodProc,
     depth: usize,
     opened: Arc<Statuses>,
+    sharers: Arc<Vec<Vec<HostPid>>>,
 }
 
 fn seize_share(share: &mut Share, part: Part) -> Result<Vec<PodPid>, HoldError> {
-    let Part { members, proc, depth, opened } = part;
+    let Part { members, proc, depth, opened, sharers } = part;
+    share.sharers = sharers.to_vec();
     let mut live = Vec::with_capacity(members.len());
     for host in members {
         let Some(found) = discover::find(&proc, host, depth, &opened)? else { continue };
@@ -163,7 +190,7 @@ impl SeizedPod {
     pub fn wait(self, ahead: &Arc<MemoryAhead>) -> Result<HeldPod, HoldError> {
         let mut processes = self.tracers.begin(std::iter::repeat(ahead.clone()), stop_share).wait()?;
         processes.sort_by_key(|standing| standing.found.subject.pod);
-        Ok(HeldPod { tracers: self.tracers, processes, zombies: self.zombies })
+        Ok(HeldPod { tracers: self.tracers, processes, zombies: self.zombies, groups: self.groups })
     }
 }
 
@@ -178,20 +205,48 @@ fn stop_share(share: &mut Share, ahead: Arc<MemoryAhead>) -> Result<Vec<Standing
         refuse_dispatch(&found, &threads)?;
         stopped.push((found, threads));
     }
-    let mut prepared = Vec::with_capacity(stopped.len());
-    for (found, mut threads) in stopped {
-        let begun = begin_to_prepare(&found, &mut threads, Some(&ahead))?;
-        prepared.push((found, threads, begun));
+    let households = gathered(stopped, &share.sharers);
+    let mut prepared = Vec::with_capacity(households.len());
+    for (mut first, mut others) in households {
+        let begun = begin_to_prepare(&mut first, &mut others, Some(&ahead))?;
+        prepared.push((first, others, begun));
     }
     let mut standing = Vec::with_capacity(prepared.len());
-    for (found, mut threads, begun) in prepared {
-        let (ground, layout) = begun.finish(&found, &mut threads, Some(&ahead))?;
+    let mut stand = |(found, threads): Stopped, ground, layout: Option<Vec<Mapping>>| {
+        let (shares, layout) = (layout.is_none(), layout.unwrap_or_default());
         let asked_about = policy::worth_asking(&layout);
-        let group_stop = threads.first().and_then(|leader| leader.group_stop);
+        let group_stop = threads.first().and_then(|leader: &Held| leader.group_stop);
         standing.push(Standing { found: found.clone(), threads: threads.len(), group_stop });
-        share.held.push(HeldProcess { found, threads, ground, layout, asked_about, learned: Vec::new() });
+        share.held.push(HeldProcess { found, threads, ground, shares, layout, asked_about, learned: Vec::new() });
+    };
+    for (mut first, others, begun) in prepared {
+        let (ground, beside, layout) = begun.finish(&mut first, &others, Some(&ahead))?;
+        stand(first, ground, Some(layout));
+        others.into_iter().zip(beside).for_each(|(other, ground)| stand(other, ground, None));
     }
     Ok(standing)
+}
+
+/// A process, all of whose threads have stopped.
+type Stopped = (Found, Vec<Held>);
+
+/// Each address space: the process that stands for it, and the others that have it.
+fn gathered(stopped: Vec<Stopped>, sharers: &[Vec<HostPid>]) -> Vec<(Stopped, Vec<Stopped>)> {
+    if sharers.is_empty() {
+        return stopped.into_iter().map(|process| (process, Vec::new())).collect();
+    }
+    let group_of = |(found, _): &Stopped| sharers.iter().position(|group| group.contains(&found.subject.host));
+    let (together, alone): (Vec<Stopped>, Vec<Stopped>) = stopped.into_iter().partition(|one| group_of(one).is_some());
+    let mut groups: BTreeMap<Option<usize>, Vec<Stopped>> = BTreeMap::new();
+    together.into_iter().for_each(|process| groups.entry(group_of(&process)).or_default().push(process));
+    let mut households: Vec<(Stopped, Vec<Stopped>)> = alone.into_iter().map(|one| (one, Vec::new())).collect();
+    for mut group in groups.into_values() {
+        let eldest = sharing::eldest(&group.iter().map(|(found, _)| found).collect::<Vec<_>>());
+        let place = group.iter().position(|(found, _)| Some(found.subject.pod) == eldest).unwrap_or(0);
+        let first = group.remove(place);
+        households.push((first, group));
+    }
+    households
 }
 
 /// Calls of a batch would come back to such a thread as signals. Nobody can tell before it is held.
@@ -212,15 +267,17 @@ const LEADER: usize = 64 << 10;
 const FEW: usize = 256;
 const DESCRIPTOR: usize = 80;
 
-/// Prepares the ground of a process, all of whose threads are held.
-pub(super) fn prepare(found: &Found, threads: &mut Vec<Held>) -> Result<Ground, HoldError> {
-    Ok(begin_to_prepare(found, threads, None)?.finish(found, threads, None)?.0)
+/// Prepares the ground of a process, of which these threads are held.
+pub(super) fn prepare(process: &mut Stopped) -> Result<Ground, HoldError> {
+    Ok(begin_to_prepare(process, &mut [], None)?.finish(process, &[], None)?.0)
 }
 
-/// A process whose ground is being prepared.
+/// A process whose ground is being prepared, and those that have the same address space.
 struct Prepared {
     preparing: Preparing,
     layout: Vec<Mapping>,
+    /// The parts of its scratch, the first process's first.
+    parts: Vec<Range<u64>>,
     /// Whether a zap that died had been there.
     was_used: bool,
 }
@@ -238,22 +295,51 @@ fn mappings_of(found: &Found, ahead: Option<&MemoryAhead>) -> Result<Vec<Mapping
 }
 
 fn begin_to_prepare(
-    found: &Found,
-    threads: &mut Vec<Held>,
+    first: &mut Stopped,
+    others: &mut [Stopped],
     ahead: Option<&MemoryAhead>,
 ) -> Result<Prepared, HoldError> {
-    let (host, pod) = (found.subject.host, found.subject.pod);
-    let layout = mappings_of(found, ahead)?;
-    let vdso = vdso_of(&layout).ok_or_else(|| without_vdso(&found.subject))?;
+    let subject = &first.0.subject;
+    let (host, pod) = (subject.host, subject.pod);
+    let layout = mappings_of(&first.0, ahead)?;
+    let vdso = vdso_of(&layout).ok_or_else(|| without_vdso(subject))?;
     let site = Site::find((host, pod), vdso.clone())?;
+    for (_, threads) in std::iter::once(&mut *first).chain(&mut *others) {
+        have_leave(threads, &site, &vdso)?;
+    }
+    let policies = policy::worth_asking(&layout).len() * policy::QUESTION;
+    let sizes = [needs(first) + policies].into_iter().chain(others.iter().map(needs));
+    let mut size = 0;
+    let mut parts = Vec::with_capacity(1 + others.len());
+    for part in sizes.map(|size| size.next_multiple_of(4096) as u64) {
+        parts.push(size..size + part);
+        size += part;
+    }
+    let scratch = gap(&layout, size).ok_or(TraceeError::NoRoom(pod))?;
+    parts.iter_mut().for_each(|part| *part = scratch.start + part.start..scratch.start + part.end);
+    let marker = marker(&first.0).ok_or(TraceeError::NoRoom(pod))?;
+    let leader = first.1.first_mut().ok_or(CaptureError::Vanished(pod))?;
+    let was_used = site.left_behind().is_some();
+    let preparing = Ground::begin(leader, site, scratch, QUESTIONS, marker)?;
+    Ok(Prepared { preparing, layout, parts, was_used })
+}
+
+/// Has threads leave what a zap that died has left behind, and the vDSO.
+fn have_leave(threads: &mut Vec<Held>, site: &Site, vdso: &Range<u64>) -> Result<(), TraceeError> {
     if let Some(stub) = site.left_behind() {
         let held = std::mem::take(threads).into_iter().map(|held| held.finish_way_home(&stub));
         *threads = held.collect::<Result<_, _>>()?;
     }
     // On another kernel what is there could not be gone on with.
     if threads.iter().any(|held| vdso.contains(&held.registers.rip)) {
-        *threads = std::mem::take(threads).into_iter().map(|held| held.leave(&vdso)).collect::<Result<_, _>>()?;
+        *threads = std::mem::take(threads).into_iter().map(|held| held.leave(vdso)).collect::<Result<_, _>>()?;
     }
+    Ok(())
+}
+
+/// Bytes of scratch that the batches of a process take, but for questions about its memory.
+fn needs((found, threads): &Stopped) -> usize {
+    let host = found.subject.host;
     // The size of the table, which has room for more, is known already; most tables are small.
     let table = found.status.field("FDSize").and_then(|size| size.parse().ok()).unwrap_or(usize::MAX);
     let descriptors = match table {
@@ -262,29 +348,27 @@ fn begin_to_prepare(
         table => files::count(host).ok().flatten().unwrap_or(table.min(1 << 20)),
     };
     let timers = timers::count(host, &found.status) * timers::QUESTION;
-    let policies = policy::worth_asking(&layout).len() * policy::QUESTION;
-    let size = threads.len() * QUESTIONS + LEADER + descriptors * DESCRIPTOR + timers + policies;
-    let size = size.next_multiple_of(4096) as u64;
-    let scratch = gap(&layout, size).ok_or(TraceeError::NoRoom(pod))?;
-    let marker = marker(found).ok_or(TraceeError::NoRoom(pod))?;
-    let leader = threads.first_mut().ok_or(CaptureError::Vanished(pod))?;
-    let was_used = site.left_behind().is_some();
-    let preparing = Ground::begin(leader, site, scratch, QUESTIONS, marker)?;
-    Ok(Prepared { preparing, layout, was_used })
+    threads.len() * QUESTIONS + LEADER + descriptors * DESCRIPTOR + timers
 }
 
 impl Prepared {
-    /// Waits until the ground is prepared.
+    /// Waits until the ground is prepared: that of the first, those of the others, and the mappings.
     fn finish(
         self,
-        found: &Found,
-        threads: &mut [Held],
+        (found, threads): &mut Stopped,
+        others: &[Stopped],
         ahead: Option<&MemoryAhead>,
-    ) -> Result<(Ground, Vec<Mapping>), HoldError> {
+    ) -> Result<(Ground, Vec<Ground>, Vec<Mapping>), HoldError> {
         let leader = threads.first_mut().ok_or(CaptureError::Vanished(found.subject.pod))?;
-        let ground = self.preparing.finish(leader)?;
+        let mut ground = self.preparing.finish(leader)?;
+        let beside = |((found, _), part): (&Stopped, &Range<u64>)| {
+            let (host, pod) = (found.subject.host, found.subject.pod);
+            ground.beside((host, pod), part.clone(), marker(found).ok_or(TraceeError::NoRoom(pod))?)
+        };
+        let others = others.iter().zip(&self.parts[1..]).map(beside).collect::<Result<_, _>>()?;
+        ground.narrow(self.parts[0].clone());
         // What that zap had left is gone now.
-        Ok((ground, if self.was_used { mappings_of(found, ahead)? } else { self.layout }))
+        Ok((ground, others, if self.was_used { mappings_of(found, ahead)? } else { self.layout }))
     }
 }
 
@@ -359,7 +443,10 @@ impl<R> Answers<R> {
 /// Should zap die between two steps, nobody may stand where nothing is any more.
 fn clear_share(share: &mut Share, (): ()) -> Result<Vec<()>, HoldError> {
     let mut begun = Vec::with_capacity(share.held.len());
-    for process in &mut share.held {
+    for held in share.held.iter_mut().filter(|process| process.shares).flat_map(|process| &mut process.threads) {
+        unless_dead(held.go_home())?;
+    }
+    for process in share.held.iter_mut().filter(|process| !process.shares) {
         let Some((leader, others)) = process.threads.split_first_mut() else { continue };
         for held in others {
             unless_dead(held.go_home())?;

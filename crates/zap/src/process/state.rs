@@ -30,6 +30,9 @@ pub struct Place {
     pub exit_signal: i32,
     /// Its wait status, if it has ended and waits to be reaped.
     pub ended: Option<i32>,
+    /// Who cloned it, if that was not its parent but a sibling, with which it shares something ([`crate::process::sharing`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloner: Option<PodPid>,
     /// What it is called in PID namespaces made inside the pod, if it is in one.
     #[serde(default, skip_serializing_if = "Inner::is_none")]
     pub inner: Inner,
@@ -55,6 +58,11 @@ impl Inner {
 }
 
 impl Place {
+    /// Who clones it.
+    pub fn cloner(&self) -> PodPid {
+        self.cloner.unwrap_or(self.parent)
+    }
+
     /// How many PID namespaces lie between the pod's and this process.
     pub fn level(&self) -> usize {
         self.inner.pids.len()
@@ -152,7 +160,7 @@ pub struct ProcessState {
     /// Its first thread, if that has ended while others run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_leader: Option<EndedState>,
-    /// What it shares with its parent.
+    /// What it shares with whoever cloned it.
     #[serde(default, skip_serializing_if = "SharingState::is_nothing")]
     pub sharing: SharingState,
     /// What it gives back to semaphores when it ends.

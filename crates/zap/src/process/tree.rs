@@ -133,7 +133,7 @@ pub fn plan(places: &[Place], init_session: PodPid) -> Result<Plan, TreeError> {
 fn births(places: &BTreeMap<PodPid, &Place>, init_session: PodPid) -> BTreeMap<PodPid, PodPid> {
     let mut children: BTreeMap<PodPid, Vec<PodPid>> = BTreeMap::new();
     for place in places.values() {
-        children.entry(place.parent).or_default().push(place.pid);
+        children.entry(place.cloner()).or_default().push(place.pid);
     }
     // Parents come before their children.
     let mut order: Vec<PodPid> = children.get(&INIT).cloned().unwrap_or_default();
@@ -154,7 +154,7 @@ fn births(places: &BTreeMap<PodPid, &Place>, init_session: PodPid) -> BTreeMap<P
     }
     let mut births = BTreeMap::new();
     for pid in order.iter().filter(|pid| leads(pid)) {
-        let parent = places[pid].parent;
+        let parent = places[pid].cloner();
         let usual = places.get(&parent).map_or(init_session, |parent| parent.session);
         // A session whose leader came from elsewhere was there before; in any other an orphan was born, adopted since.
         let was_there = |wanted: &&PodPid| {
@@ -176,7 +176,7 @@ impl Planner<'_> {
     /// Decides who forks `pid`.
     fn attach(&mut self, pid: PodPid, init_session: PodPid) -> Result<(), TreeError> {
         let place = self.places[&pid];
-        let (parent, session) = (place.parent, place.session);
+        let (parent, session) = (place.cloner(), place.session);
         let born_at_home = match self.births.get(&pid) {
             Some(born) => *born == init_session,
             None => session == init_session,
@@ -195,6 +195,9 @@ impl Planner<'_> {
         if self.births.get(&parent) == Some(&born) {
             self.node(parent).before.push(pid);
             return Ok(());
+        }
+        if place.cloner.is_some() {
+            return Err(TreeError::Session(pid, session));
         }
         self.fork_by_phantom(pid, born)
     }
@@ -347,7 +350,16 @@ mod tests {
 
     fn place(pid: i32, parent: i32, group: i32, session: i32) -> Place {
         let [pid, parent, group, session] = [pid, parent, group, session].map(PodPid);
-        Place { pid, parent, group, session, exit_signal: libc::SIGCHLD, ended: None, inner: Inner::default() }
+        Place {
+            pid,
+            parent,
+            group,
+            session,
+            exit_signal: libc::SIGCHLD,
+            ended: None,
+            cloner: None,
+            inner: Inner::default(),
+        }
     }
 
     /// In a PID namespace right below the pod's: what it, its group and its session are called there.
@@ -392,6 +404,21 @@ mod tests {
         assert!(plan.nodes[&PodPid(2)].after.contains(&PodPid(8)));
         assert_eq!(plan.nodes[&PodPid(8)].after, [PodPid(9)]);
         assert_eq!(plan.adopters, BTreeMap::from([(helper, PodPid(2)), (PodPid(8), PodPid(2))]));
+    }
+
+    #[test]
+    fn a_sibling_is_cloned_by_who_shares_with_it() {
+        let cloned_by = |place: Place, cloner: i32| Place { cloner: Some(PodPid(cloner)), ..place };
+        let places = [place(2, 1, 2, 2), cloned_by(place(3, 1, 2, 2), 2), place(4, 3, 2, 2)];
+        let after = |places: &[Place], pid: i32| plan(places, INIT).unwrap().nodes[&PodPid(pid)].after.clone();
+        assert_eq!(plan(&places, INIT).unwrap().seeds, [PodPid(2)]);
+        assert_eq!((after(&places, 2), after(&places, 3)), (vec![PodPid(3)], vec![PodPid(4)]));
+        // From before its cloner made its session.
+        let places = [place(2, 1, 2, 2), place(3, 2, 3, 3), cloned_by(place(4, 2, 2, 2), 3)];
+        assert_eq!(plan(&places, INIT).unwrap().nodes[&PodPid(3)].before, [PodPid(4)]);
+        // No passer-by could have its parent adopt it.
+        let places = [place(2, 1, 2, 2), cloned_by(place(3, 1, 3, 9), 2)];
+        assert_eq!(plan(&places, INIT).unwrap_err(), TreeError::Session(PodPid(3), PodPid(9)));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::error::CaptureError;
 use crate::ids::HostPid;
 use crate::process::discover;
-use crate::process::proc_files::parse_stat;
+use crate::process::proc_files::{Stat, parse_stat};
 use crate::procfs;
 
 /// How long a child may take until its parent can be held.
@@ -33,14 +33,22 @@ pub fn waiting(members: &[HostPid]) -> Option<Waiting> {
 
 /// The parents of processes that have not executed a program since they were forked: nobody else waits for a child so.
 fn parents_of_forked(members: &[HostPid]) -> BTreeSet<HostPid> {
-    const PF_FORKNOEXEC: u64 = 0x40;
-    let parent = |process: &HostPid| {
-        let stat = parse_stat(&procfs::read_record(process.proc("stat")).ok()?)?;
-        (stat.flags & PF_FORKNOEXEC != 0).then_some(HostPid(stat.parent.0))
-    };
+    let parent = |process: &HostPid| forked(*process).map(|stat| HostPid(stat.parent.0));
     let mut parents: BTreeSet<HostPid> = members.iter().filter_map(parent).collect();
     parents.retain(|parent| members.contains(parent));
     parents
+}
+
+/// What is known of a process that has not executed a program since it was forked.
+fn forked(process: HostPid) -> Option<Stat> {
+    const PF_FORKNOEXEC: u64 = 0x40;
+    let stat = parse_stat(&procfs::read_record(process.proc("stat")).ok()?)?;
+    (stat.flags & PF_FORKNOEXEC != 0).then_some(stat)
+}
+
+/// Whether a process has not executed a program since it was forked.
+pub fn is_forked(process: HostPid) -> bool {
+    forked(process).is_some()
 }
 
 /// Whether a thread of a running process waits in vfork(2), or in a call that makes children like it.

@@ -29,7 +29,10 @@ pub struct Ground {
     pub(super) single: u64,
     /// The signal that ends a batch: one that the program neither handles nor has pending, and that is ignored by default.
     pub(super) marker: i32,
+    /// Where its batches go: all of the scratch mapping, or its part of it.
     scratch: Range<u64>,
+    /// The scratch mapping.
+    mapping: Range<u64>,
     seat_size: usize,
     /// Where the stub lies in the vDSO; zeros belong there.
     tail: Option<Range<u64>>,
@@ -146,6 +149,7 @@ impl Ground {
             single: tail.start + stub.single,
             marker,
             scratch: scratch.clone(),
+            mapping: scratch.clone(),
             seat_size,
             tail: Some(tail.clone()),
         };
@@ -171,7 +175,22 @@ impl Ground {
     ) -> Result<Ground, TraceeError> {
         let memory = open_memory(process.0).map_err(TraceeError::kernel("opening the memory of", process.1))?;
         let single = code + stub::assemble().single;
-        Ok(Ground { process, memory, stub: code, single, marker, scratch, seat_size, tail: None })
+        let mapping = scratch.clone();
+        Ok(Ground { process, memory, stub: code, single, marker, scratch, mapping, seat_size, tail: None })
+    }
+
+    /// Leaves all but `part` of the scratch mapping to processes that have the same address space.
+    pub fn narrow(&mut self, part: Range<u64>) {
+        self.scratch = part;
+    }
+
+    /// The ground of another process that has the same address space, and acts in that part of its scratch mapping. Whose
+    /// ground this is sees to stub and mapping.
+    pub fn beside(&self, process: (HostPid, PodPid), part: Range<u64>, marker: i32) -> Result<Ground, TraceeError> {
+        let memory = open_memory(process.0).map_err(TraceeError::kernel("opening the memory of", process.1))?;
+        let (mapping, seat_size, tail) = (self.mapping.clone(), self.seat_size, None);
+        let (stub, single) = (self.stub, self.single);
+        Ok(Ground { process, memory, stub, single, marker, scratch: part, mapping, seat_size, tail })
     }
 
     /// Unmaps the scratch through the stub in the vDSO's tail and puts zeros back there. `held` goes home afterwards.
@@ -193,8 +212,8 @@ impl Ground {
         }
         let seat = self.tail_seat();
         self.write(seat, as_bytes(&self.seat_of(held, seat, 0)))?;
-        let length = self.scratch.end - self.scratch.start;
-        held.begin_single(self, seat, libc::SYS_munmap, [self.scratch.start, length, 0, 0, 0, 0])
+        let length = self.mapping.end - self.mapping.start;
+        held.begin_single(self, seat, libc::SYS_munmap, [self.mapping.start, length, 0, 0, 0, 0])
     }
 
     /// Waits until the scratch is unmapped.
@@ -216,13 +235,13 @@ impl Ground {
         read.map_err(TraceeError::kernel("reading the vDSO of", self.process.1))?;
         let instruction =
             bytes.windows(2).position(|two| two == [0x0f, 0x05]).ok_or(TraceeError::NoRoom(self.process.1))?;
-        let args = [code, self.scratch.end - code, 0, 0, 0, 0];
+        let args = [code, self.mapping.end - code, 0, 0, 0, 0];
         held.begin_call_from(vdso.start + instruction as u64, libc::SYS_munmap, args)
     }
 
     /// The address range of the scratch mapping: not the pod's.
     pub fn scratch(&self) -> Range<u64> {
-        self.scratch.clone()
+        self.mapping.clone()
     }
 
     /// The signal that ends a batch.
@@ -279,7 +298,7 @@ impl Ground {
             rflags: home.eflags,
             rsp: home.rsp,
             ss: home.ss,
-            scratch: [self.scratch.start, self.scratch.end],
+            scratch: [self.mapping.start, self.mapping.end],
         }
     }
 

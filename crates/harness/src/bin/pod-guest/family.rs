@@ -20,10 +20,6 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("vfork-brief", vfork_brief),
     ("leader-gone", leader_gone),
     ("traced", traced),
-    ("shared-directory", shared_directory),
-    ("shared-files", shared_files),
-    ("shared-strangely", shared_strangely),
-    ("shared-memory-process", shared_memory_process),
     ("forks-afterwards", forks_afterwards),
 ];
 
@@ -370,111 +366,6 @@ fn leader_gone() -> Checked {
     hold()?;
     files.pass(3)?;
     equal("its status", status_of(child)?, 7 << 8)
-}
-
-/// A child made by `clone(2)` with these flags and SIGCHLD.
-fn clone(flags: i32, body: impl FnOnce() -> Checked) -> Result<i32, String> {
-    match call("clone", libc::SYS_clone, [(flags | libc::SIGCHLD) as u64, 0, 0, 0, 0])? {
-        0 => leave(body()),
-        pid => Ok(pid as i32),
-    }
-}
-
-fn working_directory() -> String {
-    std::env::current_dir().map(|path| path.display().to_string()).unwrap_or_default()
-}
-
-/// A child and its child that share root, working directory and umask; another that does not.
-fn shared_directory() -> Checked {
-    let (set_up, moved, seen) = (Gate::new()?, Gate::new()?, Gate::new()?);
-    std::env::set_current_dir("/usr").map_err(|e| e.to_string())?;
-    let shares = clone(libc::CLONE_FS, || {
-        let grandchild = clone(libc::CLONE_FS, || {
-            set_up.open()?;
-            await_go();
-            std::env::set_current_dir("/tmp").map_err(|e| e.to_string())?;
-            unsafe { libc::umask(0o27) };
-            moved.open()
-        })?;
-        set_up.open()?;
-        await_go();
-        reap(grandchild)?;
-        equal("where the grandchild went", working_directory(), "/tmp".to_owned())
-    })?;
-    let alone = fork(|| {
-        set_up.open()?;
-        seen.pass(1)?;
-        equal("where nobody went", working_directory(), "/usr".to_owned())
-    })?;
-    set_up.pass(3)?;
-    hold()?;
-    moved.pass(1)?;
-    equal("where the grandchild went", working_directory(), "/tmp".to_owned())?;
-    equal("the mask that it set", unsafe { libc::umask(0) }, 0o27)?;
-    seen.open()?;
-    [shares, alone].into_iter().try_for_each(reap)
-}
-
-/// A child and its child that share the descriptors, among them one that each opens for itself; another that does not.
-fn shared_files() -> Checked {
-    let (set_up, opened, seen) = (Gate::new()?, Gate::new()?, Gate::new()?);
-    let kept = std::fs::File::open("/etc").map_err(|e| e.to_string())?;
-    let itself = std::fs::File::open("/proc/self/status").map_err(|e| e.to_string())?;
-    const NUMBER: i32 = 57;
-    let is_open = |number| unsafe { libc::fcntl(number, libc::F_GETFD) } != -1;
-    let shares = clone(libc::CLONE_FILES, || {
-        std::env::set_current_dir("/tmp").map_err(|e| e.to_string())?;
-        let grandchild = clone(libc::CLONE_FILES | libc::CLONE_FS, || {
-            set_up.open()?;
-            await_go();
-            done("dup2", unsafe { libc::dup2(kept.as_raw_fd(), NUMBER) })?;
-            equal("working directory", working_directory(), "/tmp".to_owned())?;
-            opened.open()
-        })?;
-        set_up.open()?;
-        await_go();
-        reap(grandchild)?;
-        check(is_open(NUMBER), "what the grandchild opened is not open in the child")
-    })?;
-    let alone = fork(|| {
-        set_up.open()?;
-        seen.pass(1)?;
-        check(!is_open(NUMBER) && is_open(kept.as_raw_fd()), "it has the descriptors of others")
-    })?;
-    set_up.pass(3)?;
-    hold()?;
-    opened.pass(1)?;
-    check(is_open(NUMBER) && is_open(itself.as_raw_fd()), "what the grandchild opened is not open here")?;
-    seen.open()?;
-    [shares, alone].into_iter().try_for_each(reap)
-}
-
-/// A child that shares its parent's descriptors with its own child, after its parent has left.
-fn shared_strangely() -> Checked {
-    let (set_up, ends) = (Gate::new()?, Gate::new()?);
-    let middle = clone(libc::CLONE_FILES, || {
-        clone(libc::CLONE_FILES, || {
-            until("adoption", || unsafe { libc::getppid() } == 1)?;
-            set_up.open()?;
-            await_go();
-            ends.open()
-        })
-        .map(drop)
-    })?;
-    reap(middle)?;
-    set_up.pass(1)?;
-    hold_loosely()?;
-    ends.pass(1)
-}
-
-/// A child that shares memory, and is no thread.
-fn shared_memory_process() -> Checked {
-    let mut stack = vec![0u64; 1 << 13];
-    let flags = libc::CLONE_VM | libc::SIGCHLD;
-    let top = unsafe { stack.as_mut_ptr().add(stack.len()) };
-    let child = done("clone", unsafe { libc::clone(in_vfork, top.cast(), flags, std::ptr::null_mut()) })?;
-    hold_loosely()?;
-    reap(child as i32)
 }
 
 /// A process that traces its child.

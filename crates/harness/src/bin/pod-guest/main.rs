@@ -30,6 +30,7 @@ mod portrait;
 mod registers;
 mod requests;
 mod sessions;
+mod sharing;
 mod shown;
 mod signals;
 mod sleeps;
@@ -49,6 +50,7 @@ use stage::Kind;
 const TOPICS: &[&[Kind]] = &[
     family::KINDS,
     sessions::KINDS,
+    sharing::KINDS,
     terminals::KINDS,
     threads::KINDS,
     registers::KINDS,

@@ -159,9 +159,14 @@ impl Grove<'_> {
     }
 
     pub(in crate::process) fn newborn<'n>(&self, pid: PodPid, inner: &'n [i32]) -> Newborn<'n> {
-        let shared = self.states.get(&pid).map_or(0, |state| state.sharing.flags());
-        let flags = libc::CLONE_PTRACE | shared;
-        Newborn { pid, inner, flags, exit_signal: self.exit_signal(pid), what: "process" }
+        let state = self.states.get(&pid);
+        let shared = state.map_or(0, |state| state.sharing.flags());
+        // The signal of a sibling's end is its cloner's.
+        let (sibling, exit_signal) = match state.and_then(|state| state.place.cloner) {
+            Some(_) => (libc::CLONE_PARENT, 0),
+            None => (0, self.exit_signal(pid)),
+        };
+        Newborn { pid, inner, flags: libc::CLONE_PTRACE | shared | sibling, exit_signal, what: "process" }
     }
 
     fn run_births(&mut self, cloner: PodPid, batch: &mut Batch, count: &mut usize) -> Result<(), GrowError> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::births::{Newborn, attached, clone_into};
-use super::{Grove, GrowError, Grown, SEAT};
+use super::{Grove, GrowError, Grown, PART, SEAT};
 use crate::ids::{HostPid, PodPid};
 use crate::process::state::ProcessState;
 use crate::process::threads::ThreadState;
@@ -57,7 +57,7 @@ impl<'a> Grove<'a> {
         &mut self,
         left: &mut std::iter::Peekable<impl Iterator<Item = (&'a ProcessState, &'a [ThreadState])>>,
     ) -> Result<Vec<Brood<'a>>, GrowError> {
-        let room = (self.common.scratch.end - self.common.scratch.start) as usize / SEAT;
+        let room = PART as usize / SEAT;
         let mut broods: Vec<Brood<'a>> = Vec::new();
         let mut seat = 0;
         while let Some((state, threads)) = left.peek().copied() {
@@ -121,7 +121,7 @@ impl<'a> Grove<'a> {
     fn born_into(&self, broods: &mut [Brood<'_>], mut held: Held) -> Result<(), GrowError> {
         let died = || TraceeError::Died(held.name.pod);
         let at = held.registers.r12;
-        let seat = at.saturating_sub(self.common.scratch.start) as usize / SEAT;
+        let seat = (at.saturating_sub(self.common.scratch.start) % PART) as usize / SEAT;
         let place = broods.partition_point(|brood| brood.seat <= seat);
         let brood = place.checked_sub(1).and_then(|place| broods.get_mut(place)).ok_or_else(died)?;
         let Grown { threads, ground } = self.grown.get(&brood.pid).ok_or(TraceeError::Died(brood.pid))?;

@@ -70,13 +70,19 @@ impl<'a> Grove<'a> {
         Ok(self.all_but_last(state.place.pid, directory.into_iter().chain(opened).chain([last]))?)
     }
 
-    /// Unmaps stub and scratch: the address spaces are then the pod's own.
+    /// Unmaps stub and scratch: the address spaces are then the pod's own. Of those that share one the last does.
     fn clear(&mut self, some: &[&'a ProcessState]) -> Result<(), GrowError> {
         let mut leaving = Vec::with_capacity(some.len());
         for state in some {
             let pid = state.place.pid;
+            let owner = self.owner(pid).ok_or(TraceeError::Died(pid))?;
+            let left = self.sharers.entry(owner.place.pid).or_default();
+            *left = left.saturating_sub(1);
+            if *left > 0 {
+                continue;
+            }
             let Grown { mut threads, ground } = self.grown.remove(&pid).ok_or(TraceeError::Died(pid))?;
-            let vdso = state.memory.vdso.as_ref().and_then(|vdso| vdso.code()).ok_or(TraceeError::NoRoom(pid))?;
+            let vdso = owner.memory.vdso.as_ref().and_then(|vdso| vdso.code()).ok_or(TraceeError::NoRoom(pid))?;
             ground.begin_to_leave(&mut threads[0], self.common.code.start, &vdso)?;
             leaving.push((pid, threads));
         }

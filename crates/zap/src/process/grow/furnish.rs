@@ -10,7 +10,7 @@ use crate::namespaces::{Births, Kind, enter};
 use crate::process::grow::births::{Newborn, check_numbers, clone_into, named_newborn};
 use crate::process::grow::broods::{MOST, THREAD};
 use crate::process::grow::ends::end;
-use crate::process::grow::{Grove, GrowError, Grown, PATIENTLY};
+use crate::process::grow::{Grove, GrowError, Grown, PART, PATIENTLY};
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::threads::ThreadState;
 use crate::process::{credentials, finish, timers};
@@ -97,7 +97,7 @@ impl<'a> Grove<'a> {
         pid: PodPid,
         parts: impl IntoIterator<Item = Batch>,
     ) -> Result<Batch, TraceeError> {
-        let room = (self.common.scratch.end - self.common.scratch.start) as usize;
+        let room = PART as usize;
         let mut whole = Batch::new();
         for part in parts {
             if whole.size() + part.size() > room {
