@@ -80,7 +80,7 @@ impl<'a> Guest<'a> {
 
 /// What is kept: five ways, three pods of them at once.
 fn keeps(kind: &str) -> Result<()> {
-    let _huge = (kind == "huge-pages").then(HugePages::have).transpose()?;
+    let _huge = kind.starts_with("huge-").then(HugePages::have).transpose()?;
     let lab = Lab::new()?;
     let (first, second) = (lab.directory().join("first"), lab.directory().join("second"));
     Guest::start(&lab, "undisturbed", kind)?.check()?;
@@ -160,22 +160,23 @@ guests! {
     pidfd pidfd_thread pidfd_ended proc_files proc_ended proc_ended_root
     cpu_affinity io_priority timer_slack speculation memory_policy memory_policy_ranges memory_barriers write_or_execute machine_checks time_stamps
     sealed_memory moving_memory moving_threads
-    mqueue mqueue_unlinked mqueue_waiting named_semaphore
+    mqueue mqueue_unlinked mqueue_waiting mqueue_notify named_semaphore
     semaphores_threads semaphores_undo semaphores_undo_kinds semaphores_waiting segments_protected
     owner_thread owner_group lease locks_waiting range_locks_waiting
-    connecting connecting_blocked broadcast_stream unix_backlog_silent udp_lite closing_always
-    rare_options packet_headers udp_lite_unread echo_unread
+    connecting connecting_blocked broadcast_stream unix_urgent unix_backlog unix_backlog_messages unix_backlog_silent udp_lite closing_always
+    rare_options packet_headers zero_copy numbered_times udp_lite_unread echo_unread
     handshake_put_aside handshake_put_aside_elsewhere
     locked_future locked_unreadable droppable named_memory protection_keys
     pid_namespace pid_namespace_threads pid_namespace_nested pid_namespace_of_users pid_namespace_orphans
     pid_namespace_groups pid_namespace_abandoned pid_namespace_entered pid_namespace_unborn pid_namespace_handles
     browser_sandbox
     mounts_tmpfs mounts_bind mounts_views
-    multicast_groups filtered_socket port_shared mapped_address netlink_groups fast_open corked_stream corked_idle
+    multicast_groups filtered_socket port_shared mapped_address netlink_groups fast_open corked_stream corked_idle corked_datagram datagram_held_back
     rights_cycle unix_names raw_socket packet_socket packet_ring
     fifo_one_sided fifo_deleted pipe_resized nameless_file path_only directory_half_read linked_elsewhere file_replaced
     behind_a_root many_descriptors
-    autogroup_nice seccomp_strict deadline guards sparse sealed locked_on_fault asynchronous_io network_kept
+    autogroup_nice own_segments dispatched_calls huge_memfd
+    seccomp_strict deadline guards sparse sealed locked_on_fault asynchronous_io network_kept
     network_interface network_address network_route network_rule network_mtu network_off network_queueing network_neighbour
     network_bridge network_settings network_settings_by_root network_between network_of_others
     network_way_out network_way_out_bridged network_way_out_off
@@ -193,14 +194,12 @@ refused! {
     performance_counter "is a performance counter of this host's, which cannot be checkpointed"
     bpf_map "is a BPF object of this host's, which cannot be checkpointed"
     seccomp_listener "is a seccomp listener, which cannot be checkpointed yet"
-    own_segments "segments of its own were set up with modify_ldt(2)"
-    dispatched_calls "sees to its own system calls"
-    huge_memfd "is of a kind that cannot be checkpointed yet"
+    dispatched_calls_now "is in code whose system calls come back to it"
     namespace_handle_mounts "is a mount namespace in which no process lives, which cannot be checkpointed"
     no_vdso "vDSO"
     thread_namespace "a thread is in another"
     traced "is traced by another process"
-    mqueue_notify "mq_notify"
+    mqueue_notify_thread "SIGEV_THREAD"
     mounts_moved "was taken away or moved"
     namespace_of_mounts_overlay "is of the file system overlay"
     mounts_proc_of_namespace_outside "shows a namespace made inside the pod"
@@ -208,15 +207,14 @@ refused! {
     urgent "urgent data"
     urgent_read "urgent data"
     signed_packets "TCP_MD5SIG"
-    zero_copy "SO_ZEROCOPY"
-    numbered_times "SOF_TIMESTAMPING_OPT_ID"
+    zero_copy_used "SO_ZEROCOPY"
+    numbered_times_used "SOF_TIMESTAMPING_OPT_ID"
     saved_request "TCP_SAVE_SYN"
     time_untold "MSG_ERRQUEUE"
     closed_early "was closed by its program while the other end has yet to take"
     closed_early_elsewhere "was closed by its program while the other end has yet to take"
-    unix_backlog "has not accepted within 200 ms"
-    corked_datagram "UDP_CORK"
-    datagram_held_back "MSG_MORE"
+    unix_backlog_alone "a descriptor on its way that nobody holds any more"
+    corked_datagram6 "holds back a datagram of IPv6"
     network_mirror "has the queueing discipline clsact"
     network_tunnel "has the interface tunnel, of the kind vxlan"
 }

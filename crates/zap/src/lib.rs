@@ -19,6 +19,7 @@ pub mod ids;
 pub mod image;
 pub mod inspect;
 pub mod ipc;
+mod kernel;
 pub mod layer;
 pub mod look;
 pub mod memory;

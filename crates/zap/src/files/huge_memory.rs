@@ -1,7 +1,7 @@
 //! Memory of huge pages (`mmap` with `MAP_ANONYMOUS | MAP_HUGETLB`): the kernel keeps it in a file without a name, private
 //! memory too. A restart needs as many huge pages free on its host.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::uio::pread;
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,8 @@ impl FileKind for HugeMemory {
     }
 }
 
-fn contents(data: &mut DataSink, descriptor: &Descriptor, size: u64) -> Result<Contents, CaptureError> {
+/// What is in a file of huge pages.
+pub(super) fn contents(data: &mut DataSink, descriptor: &Descriptor, size: u64) -> Result<Contents, CaptureError> {
     let reader = reopen::again(descriptor, libc::O_RDONLY).capturing("opening", descriptor.object())?;
     let (mut pieces, mut at) = (Vec::new(), 0);
     while at < size {
@@ -83,19 +84,39 @@ fn contents(data: &mut DataSink, descriptor: &Descriptor, size: u64) -> Result<C
 fn make(rebuild: &Rebuild<'_>, state: &HugeMemoryState, shown: &str) -> Result<OwnedFd, RebuildError> {
     let missing = || RebuildError::Damaged(format!("the contents of {shown} are not in it"));
     let contents = state.contents.as_ref().ok_or_else(missing)?;
-    let sound = state.page.is_power_of_two() && state.page >= 4096 && contents.size % state.page == 0;
-    if !sound || contents.size == 0 {
-        return Err(RebuildError::Damaged(format!("{} bytes of {shown} cannot be", contents.size)));
+    check(state.page, contents.size, shown)?;
+    if contents.size == 0 {
+        return Err(RebuildError::Damaged(format!("there is nothing of {shown}")));
     }
     let made = huge_anonymous(contents.size, state.page).rebuilding("making", shown)?;
+    fill(made.as_fd(), state.page, contents, rebuild, shown)?;
+    Ok(made)
+}
+
+fn check(page: u64, size: u64, shown: &str) -> Result<(), RebuildError> {
+    if page.is_power_of_two() && page >= 4096 && size.is_multiple_of(page) {
+        return Ok(());
+    }
+    Err(RebuildError::Damaged(format!("{size} bytes of {shown} cannot be")))
+}
+
+/// Puts that into a file of pages of this size, which is as long as it was.
+pub(super) fn fill(
+    file: BorrowedFd<'_>,
+    page: u64,
+    contents: &Contents,
+    rebuild: &Rebuild<'_>,
+    shown: &str,
+) -> Result<(), RebuildError> {
+    check(page, contents.size, shown)?;
     for (at, place) in &contents.pieces {
         let bytes = data_of(rebuild.image, *place).rebuilding("reading", shown)?;
         if at.checked_add(bytes.len() as u64).is_none_or(|end| end > contents.size) {
             return Err(RebuildError::Damaged(format!("there are bytes behind the end of {shown}")));
         }
-        put_huge(made.as_fd(), state.page, *at, &bytes).map_err(|error| lacking(error, shown))?;
+        put_huge(file, page, *at, &bytes).map_err(|error| lacking(error, shown))?;
     }
-    Ok(made)
+    Ok(())
 }
 
 fn lacking(error: std::io::Error, shown: &str) -> RebuildError {

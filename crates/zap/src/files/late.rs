@@ -5,9 +5,12 @@
 use std::collections::{HashMap, HashSet};
 
 use super::epoll::{EpollState, WatchState};
+use super::mqueue::MqueueState;
+use super::mqueue_notice::NoticeState;
 use super::{DescriptorState, FileState, decoded, kind};
 use crate::error::RebuildError;
 use crate::ids::{FileId, PodPid};
+use crate::ipc::posix;
 use crate::tracee::{Arg, Batch, Call};
 
 /// How a holder opens a file once every process exists.
@@ -33,6 +36,9 @@ pub enum Late {
     },
 }
 
+/// The name of a message queue, and its inode if it has none any more.
+type QueueName = (Vec<u8>, Option<u64>);
+
 /// The late files of an image, and the epolls that watch them.
 #[derive(Debug, Default)]
 pub struct LateFiles {
@@ -41,6 +47,8 @@ pub struct LateFiles {
     nowhere: HashMap<FileId, Vec<u8>>,
     /// What epolls watch, by the file that is watched, until a holder of both adds it.
     watches: HashMap<FileId, Vec<(FileId, WatchState)>>,
+    /// Message queues of which somebody is told, and what tells one from the other.
+    notices: HashMap<FileId, (NoticeState, QueueName)>,
 }
 
 impl LateFiles {
@@ -51,6 +59,11 @@ impl LateFiles {
             let late = kind(&state.kind).map(|k| k.late(&state.state)).transpose()?.flatten();
             found.files.extend(late.map(|l| (state.id, l)));
             found.nowhere.extend(super::proc::nowhere(state)?.map(|path| (state.id, path)));
+        }
+        for state in states.iter().filter(|s| s.kind == "mqueue") {
+            let queue: MqueueState = decoded(&state.state)?;
+            let name = (posix::name_of(&queue.link).to_vec(), queue.nameless);
+            found.notices.extend(queue.notice.map(|notice| (state.id, (notice, name))));
         }
         let signals: HashSet<FileId> = states.iter().filter(|s| s.kind == "signalfd").map(|s| s.id).collect();
         if found.files.is_empty() && signals.is_empty() {
@@ -103,6 +116,22 @@ impl LateFiles {
         batch.call(libc::SYS_dup3, [opened, number.into(), libc::O_CLOEXEC.into()], what);
         batch.call(libc::SYS_close, [opened], "closing the descriptor that was moved");
         true
+    }
+
+    /// The calls by which a process asks to be told of messages again.
+    pub fn ask_in(&self, process: PodPid, descriptors: &[DescriptorState]) -> Option<Batch> {
+        if self.notices.is_empty() {
+            return None;
+        }
+        let mut asked = HashSet::new();
+        let mut batch = Batch::new();
+        for descriptor in descriptors {
+            let Some((notice, queue)) = self.notices.get(&descriptor.file) else { continue };
+            if notice.process == process && asked.insert(queue) {
+                notice.ask(descriptor, &mut batch);
+            }
+        }
+        Some(batch)
     }
 
     /// The processes on which a holder of these descriptors opens a handle.

@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{Mode, fchmod};
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
-use nix::unistd::{Gid, Uid, Whence, fchown, lseek};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
+use nix::unistd::{Gid, Uid, Whence, fchown, ftruncate, lseek};
 use serde::{Deserialize, Serialize};
 
-use super::{Contents, Descriptor, FileKind, decoded, reopen};
+use super::{Contents, Descriptor, FileKind, decoded, huge_memory, reopen};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::encode;
@@ -45,6 +45,9 @@ pub struct MemfdBody {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// Bytes of a page, if they are huge (`MFD_HUGETLB`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub huge: Option<u64>,
 }
 
 pub(super) struct Memfd;
@@ -59,7 +62,7 @@ impl FileKind for Memfd {
 
     fn recognizes(&self, descriptor: &Descriptor) -> bool {
         let shape = descriptor.link.starts_with(b"/memfd:") && descriptor.link.ends_with(b" (deleted)");
-        shape && fstatfs(&descriptor.file).is_ok_and(|s| s.filesystem_type() == TMPFS_MAGIC)
+        shape && fstatfs(&descriptor.file).is_ok_and(|s| matches!(s.filesystem_type(), TMPFS_MAGIC | HUGETLBFS_MAGIC))
     }
 
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
@@ -82,7 +85,7 @@ impl FileKind for Memfd {
         let state: MemfdState = decoded(state)?;
         let shown = format!("memfd {}", String::from_utf8_lossy(&state.name));
         if rebuild.object::<Made>("memfd", state.inode).is_none() {
-            let made = make(rebuild, &state).rebuilding("making", &shown)?;
+            let made = make(rebuild, &state, &shown)?;
             rebuild.keep_object("memfd", state.inode, Made(made));
         }
         let made = rebuild.object::<Made>("memfd", state.inode);
@@ -115,24 +118,48 @@ impl FileKind for Memfd {
 
 fn body(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<MemfdBody, CaptureError> {
     let stat = descriptor.stat;
-    let file = reopen::again(descriptor, libc::O_RDONLY).capturing("opening", descriptor.object())?;
-    let contents = Contents::take(&file, stat.st_size as u64, look.data).capturing("reading", descriptor.object())?;
-    Ok(MemfdBody { contents, mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid })
+    let kind = fstatfs(&descriptor.file).capturing("looking at", descriptor.object())?.filesystem_type();
+    let huge = (kind == HUGETLBFS_MAGIC).then_some(stat.st_blksize as u64);
+    let contents = if huge.is_some() {
+        huge_memory::contents(look.data, descriptor, stat.st_size as u64)?
+    } else {
+        let file = reopen::again(descriptor, libc::O_RDONLY).capturing("opening", descriptor.object())?;
+        Contents::take(&file, stat.st_size as u64, look.data).capturing("reading", descriptor.object())?
+    };
+    Ok(MemfdBody { contents, mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid, huge })
 }
 
 struct Made(OwnedFd);
 
-fn make(rebuild: &Rebuild<'_>, state: &MemfdState) -> std::io::Result<OwnedFd> {
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let file = memfd_create(std::ffi::CString::new(&*state.name)?.as_c_str(), flags)?;
-    let body = state.body.as_ref().ok_or(std::io::ErrorKind::InvalidData)?;
-    body.contents.put(&file, rebuild.image)?;
-    fchown(&file, Some(Uid::from_raw(body.uid)), Some(Gid::from_raw(body.gid)))?;
-    fchmod(&file, Mode::from_bits_truncate(body.mode))?;
+fn make(rebuild: &Rebuild<'_>, state: &MemfdState, shown: &str) -> Result<OwnedFd, RebuildError> {
+    let missing = || RebuildError::Damaged(format!("what is in {shown} is not in it"));
+    let body = state.body.as_ref().ok_or_else(missing)?;
+    let file = create(&state.name, body.huge).rebuilding("making", shown)?;
+    match body.huge {
+        None => body.contents.put(&file, rebuild.image).rebuilding("filling", shown)?,
+        Some(page) => {
+            ftruncate(&file, body.contents.size as i64).rebuilding("making room in", shown)?;
+            huge_memory::fill(file.as_fd(), page, &body.contents, rebuild, shown)?;
+        }
+    }
     let now =
         if state.seals & AFTER_MAPPING == 0 { state.seals } else { state.seals & !AFTER_MAPPING & !libc::F_SEAL_SEAL };
-    seal(file.as_fd(), now)?;
+    let finish = || {
+        fchown(&file, Some(Uid::from_raw(body.uid)), Some(Gid::from_raw(body.gid)))?;
+        fchmod(&file, Mode::from_bits_truncate(body.mode))?;
+        seal(file.as_fd(), now)
+    };
+    finish().rebuilding("sealing", shown)?;
     Ok(file)
+}
+
+fn create(name: &[u8], huge: Option<u64>) -> std::io::Result<OwnedFd> {
+    let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    if let Some(page) = huge {
+        // MFD_HUGE_SHIFT: the flags say how many bits a page has.
+        flags |= MFdFlags::MFD_HUGETLB | MFdFlags::from_bits_retain((page.trailing_zeros() & 0x3f) << 26);
+    }
+    Ok(memfd_create(std::ffi::CString::new(name)?.as_c_str(), flags)?)
 }
 
 fn seal(file: BorrowedFd<'_>, seals: i32) -> nix::Result<()> {

@@ -29,6 +29,7 @@ pub mod locks;
 pub mod memfd;
 pub mod mounts;
 pub mod mqueue;
+pub mod mqueue_notice;
 pub mod name_only;
 pub mod namespace;
 pub mod owner;

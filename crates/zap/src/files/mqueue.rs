@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use nix::sched::{CloneFlags, setns, unshare};
 use serde::{Deserialize, Serialize};
 
+use super::mqueue_notice::{self, NoticeState};
 use super::{Descriptor, FileKind, decoded, reopen};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::ids::FileId;
@@ -31,6 +32,9 @@ pub struct MqueueState {
     pub nameless: Option<u64>,
     /// The queue, if it has no name any more; with the description that was met first.
     pub queue: Option<PosixQueueState>,
+    /// Who is told of its next message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notice: Option<NoticeState>,
 }
 
 pub(super) struct Mqueue;
@@ -74,12 +78,14 @@ impl FileKind for Mqueue {
         }
         let link = descriptor.link.strip_suffix(b" (deleted)").filter(|_| nameless.is_some());
         let link = link.unwrap_or(&descriptor.link).to_vec();
+        let ours = reopen::again(descriptor, libc::O_RDONLY).capturing("opening", descriptor.object())?;
+        let notice = mqueue_notice::capture(look, descriptor, &ours)?;
         let mut queue = None;
         if nameless.is_some() && look.first_sight("mqueue", stat.st_dev, stat.st_ino) {
             let ours = reopen::again(descriptor, libc::O_RDWR).capturing("opening", descriptor.object())?;
             queue = Some(posix::capture(&descriptor.subject, posix::name_of(&link), &ours, look.data)?);
         }
-        Ok(encode(&MqueueState { link, flags, nameless, queue }))
+        Ok(encode(&MqueueState { link, flags, nameless, queue, notice }))
     }
 
     fn open(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {

@@ -221,6 +221,7 @@ pub fn finish(look: &mut Look<'_>) -> Result<(), CaptureError> {
         capture(look, id, kind, &descriptor)?;
     }
     sockets::reconcile(look)?;
+    sockets::complete(look)?;
     look.sockets.complete()
 }
 

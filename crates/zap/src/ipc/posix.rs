@@ -15,6 +15,7 @@ use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::data_of;
 use crate::ids::HostPid;
 use crate::image::{DataRef, DataSink, ImageReader};
+use crate::kernel;
 use crate::look::Subject;
 use crate::sys::file::fstat;
 use crate::sys::mqueue::{self, Limits};
@@ -68,19 +69,40 @@ fn shown(name: &[u8]) -> String {
     format!("the POSIX message queue /{}", String::from_utf8_lossy(name))
 }
 
-/// Refuses a queue whose next message somebody is to be told of: the kernel does not show with which words.
-pub fn check(subject: &Subject, name: &[u8], queue: impl AsFd) -> Result<(), CaptureError> {
+/// That somebody is told of the next message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// `SIGEV_*`.
+    pub mode: i32,
+    /// The signal.
+    pub signal: i32,
+}
+
+/// Whether somebody is told of the next message in a queue.
+pub fn notice(name: &[u8], queue: impl AsFd) -> Result<Option<Notice>, CaptureError> {
     let mut text = [0; 256];
     // A queue reads as a line about itself, from the start of our own description of it.
     let length = nix::sys::uio::pread(queue, &mut text, 0).capturing("reading about", shown(name))?;
     let text = String::from_utf8_lossy(&text[..length]);
-    let waits = text.split_whitespace().any(|word| word.strip_prefix("NOTIFY_PID:").is_some_and(|pid| pid != "0"));
-    if waits {
-        return Err(
-            subject.refuse(shown(name), "has a process to notify (mq_notify), which the kernel does not show whole")
-        );
-    }
-    Ok(())
+    let number = |label: &str| text.split_whitespace().find_map(|word| word.strip_prefix(label)?.parse().ok());
+    let somebody = number("NOTIFY_PID:").is_some_and(|pid: i32| pid != 0);
+    let notice = || Some(Notice { mode: number("NOTIFY:")?, signal: number("SIGNO:")? });
+    Ok(somebody.then(notice).flatten())
+}
+
+/// Refuses a queue whose next message somebody is to be told of in a way that cannot be asked for again.
+pub fn check(subject: &Subject, name: &[u8], queue: impl AsFd) -> Result<(), CaptureError> {
+    let why = match notice(name, queue)? {
+        Some(Notice { mode: libc::SIGEV_THREAD, .. }) => {
+            "has a thread to be made in a process that is notified (mq_notify, SIGEV_THREAD), which cannot be \
+             checkpointed yet"
+        }
+        Some(_) if kernel::reader().is_err() => {
+            "has a process to notify (mq_notify), which the kernel does not show whole on this host"
+        }
+        _ => return Ok(()),
+    };
+    Err(subject.refuse(shown(name), why))
 }
 
 /// A queue through a description of our own, to read and write. Nobody uses it meanwhile.

@@ -200,8 +200,8 @@ fn why_not(mapping: &Mapping) -> Option<&'static str> {
     let has = |flags: u32| mapping.flags.known & flags != 0;
     match &mapping.path[..] {
         _ if has(flag::DEVICE | flag::FRAMES) => Some("shows the memory of a device"),
-        path if has(flag::HUGETLB) && path != b"/anon_hugepage (deleted)" => {
-            Some("is of a file, a segment or a memfd of huge pages")
+        path if has(flag::HUGETLB) && path != b"/anon_hugepage (deleted)" && !path.starts_with(b"/memfd:") => {
+            Some("is of a file or a segment of huge pages")
         }
         _ if has(flag::SHADOW_STACK) => Some("is a shadow stack"),
         _ if has(flag::FAULTS_MISSING | flag::FAULTS_MINOR) => Some("is served by a userfaultfd"),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags};
 
 use super::{Feature, holds, required, useful, works};
+use crate::kernel;
 use crate::pod::cgroup::hierarchy;
 use crate::pod::{limits, network};
 use crate::sys::{mount, probe};
@@ -32,6 +33,8 @@ pub(super) fn features(storage: &Path) -> Vec<Feature> {
         Err(e) => features.push(useful("storage", "a pod's files on disk; else they are in memory", Err(e))),
     }
     features.push(useful("fanotify", "following which files change", works(fanotify())));
+    let kernel = kernel::reader().map(|_| String::new()).map_err(io::Error::other);
+    features.push(useful("kernel memory", "keeping what clients of unix sockets say before they are accepted", kernel));
     let [bridge, filter, exchange] = network::probe();
     features.push(required("bridge and veth", "pods with addresses of their own", works(bridge)));
     features.push(useful("nftables", "published ports, and a way out through the host", works(filter)));

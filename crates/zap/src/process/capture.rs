@@ -21,6 +21,7 @@ use crate::process::filters::{self, FilterState};
 use crate::process::hold::{HeldPod, HeldProcess, HoldError, Share, Standing};
 use crate::process::limits;
 use crate::process::proc_files::{Stat, Status};
+use crate::process::segments::{self, SegmentState};
 use crate::process::sharing::{Groups, Kinship};
 use crate::process::signals::{self, QueuedSignal};
 use crate::process::state::{EndedState, Inner, Place, ProcessState, TerminalState};
@@ -64,6 +65,7 @@ pub struct Answers {
     subreaper: bool,
     thp_disable: i32,
     controls: ProcessControls,
+    segments: Vec<SegmentState>,
     numbers: Numbers,
     /// Stopped children of whose stop it has yet to be told.
     pub news: Vec<PodPid>,
@@ -217,6 +219,13 @@ fn policies(
     Ok(policies)
 }
 
+/// The segments of a process that has some.
+fn read_segments(leader: &mut Held, ground: &Ground, seat: usize) -> Result<Vec<SegmentState>, HoldError> {
+    let mut batch = Batch::new();
+    let asked = segments::ask(&mut batch);
+    Ok(segments::answer(asked, &leader.run(ground, seat, &batch)?))
+}
+
 /// Asks, without taking it, whether there is news of a child's stop.
 fn ask_stop(batch: &mut Batch, child: i32) -> Output {
     let news = batch.output(SIGNAL_INFO);
@@ -255,10 +264,11 @@ fn answers(
     let mut descriptors = questions.descriptors.clone();
     asked.close_on_exec.fill(&results, &mut descriptors);
     let mut controls = asked.controls.answers(&results);
-    if asked.controls.has_segments(&results) {
-        let why = "were set up with modify_ldt(2), as programs for 16-bit code do, which cannot be checkpointed yet";
-        return Err(subject.refuse("segments of its own", why).into());
-    }
+    let segments = if asked.controls.has_segments(&results) {
+        read_segments(&mut process.threads[0], &process.ground, last)?
+    } else {
+        Vec::new()
+    };
     // Whoever has nothing locked locks nothing.
     let locked = process.found.status.kilobytes("VmLck");
     if locked != 0 {
@@ -278,6 +288,7 @@ fn answers(
         subreaper: results.output(asked.subreaper)[0] != 0,
         thp_disable: results.get(asked.thp_disable).max(0) as i32,
         controls,
+        segments,
         news: asked.stops.iter().filter(|(_, stop)| is_news(stop)).map(|(child, _)| *child).collect(),
         timers: timers::capture(asked.timers, &results).named(&names),
         numbers: Numbers {
@@ -338,6 +349,7 @@ pub fn assemble(
         subreaper: answers.subreaper,
         thp_disable: answers.thp_disable,
         controls: answers.controls,
+        segments: answers.segments,
         ended_leader: process.found.ended.as_ref().map(|ended| zombie(&ended.zombie, pid_namespace)),
         sharing: kinship.state_of(subject.pod),
         undo: Vec::new(),

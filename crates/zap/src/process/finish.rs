@@ -10,7 +10,7 @@ use crate::namespaces::enter::Names;
 use crate::process::grow::{GrowError, Grown};
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::threads::{Identity, ThreadState};
-use crate::process::{controls, credentials, signals, threads, timers};
+use crate::process::{controls, credentials, segments, signals, threads, timers};
 use crate::tracee::{Arg, Batch, Ground, Held, TraceeError};
 
 /// Attributes of the process that it sets itself while it is still root.
@@ -133,7 +133,7 @@ pub fn last_batches<'a>(
     children: impl Iterator<Item = &'a ProcessState>,
     own: (i32, i32),
 ) -> Vec<Batch> {
-    /// Signals that one batch queues at most.
+    /// Signals, or segments, that one batch has at most.
     const MANY: usize = 1000;
     let mut first = Batch::new();
     children.for_each(|child| await_stop(child, state.place.level(), &mut first));
@@ -152,6 +152,8 @@ pub fn last_batches<'a>(
     batch.call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), dumpable.into()], "setting the dumpable flag");
     controls::restrict_process(&state.controls, &mut batch);
     batches.push(batch);
+    // Its children exist, who would have copies.
+    batches.extend(state.segments.chunks(MANY).map(segments::restarted));
     batches.extend(timers::arm(&state.timers));
     if let Some(signal) = state.stopped {
         let mut stop = Batch::new();

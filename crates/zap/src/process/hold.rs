@@ -17,7 +17,7 @@ use crate::process::signals;
 use crate::process::statuses::Statuses;
 use crate::process::threads::ThreadState;
 use crate::process::timers;
-use crate::sys::ptrace;
+use crate::sys::{self, ptrace};
 use crate::tracee::{Ground, Held, Preparing, Seized, Site, TraceeError, seize};
 
 /// A process, all of its threads held by the calling thread.
@@ -249,20 +249,30 @@ fn gathered(stopped: Vec<Stopped>, sharers: &[Vec<HostPid>]) -> Vec<(Stopped, Ve
     households
 }
 
-/// Calls of a batch would come back to such a thread as signals. Nobody can tell before it is held.
+/// A thread that sees to its own calls lets those of a batch be made while its selector says so. Otherwise they would come
+/// back to it as signals. Nobody can tell before it is held.
 fn refuse_dispatch(found: &Found, threads: &[Held]) -> Result<(), CaptureError> {
-    let dispatches = |held: &Held| ptrace::dispatches_calls(held.name.host).unwrap_or(false);
-    let Some(held) = threads.iter().find(|held| dispatches(held)) else { return Ok(()) };
+    const ALLOW: u8 = 0;
+    let comes_back = |held: &&Held| {
+        let Ok(Some(dispatch)) = ptrace::dispatch(held.name.host) else { return false };
+        let mut selector = [1];
+        let there = dispatch.selector..dispatch.selector.saturating_add(1);
+        !(dispatch.selector != 0
+            && sys::memory::read(held.name.host, &[there], &mut selector).is_ok_and(|read| read == 1)
+            && selector == [ALLOW])
+    };
+    let Some(held) = threads.iter().find(comes_back) else { return Ok(()) };
     Err(found.subject.refuse(
         format!("thread {}", held.name.pod),
-        "sees to its own system calls (PR_SET_SYSCALL_USER_DISPATCH, as Wine does), which cannot be checkpointed yet",
+        "is in code whose system calls come back to it (PR_SET_SYSCALL_USER_DISPATCH, as in Wine), which cannot be \
+         checkpointed yet",
     ))
 }
 
 /// Bytes of a seat during a checkpoint, where a thread is asked a handful of questions.
 pub(super) const QUESTIONS: usize = 2 << 10;
-/// Bytes for the leader's batch, which asks for every signal action …
-const LEADER: usize = 64 << 10;
+/// Bytes for the leader's batch, which asks for every signal action, and for 64 KiB of segments …
+const LEADER: usize = 68 << 10;
 /// … and for the flags of every descriptor, of which so many have room in that.
 const FEW: usize = 256;
 const DESCRIPTOR: usize = 80;

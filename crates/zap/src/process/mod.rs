@@ -14,6 +14,7 @@ pub mod handles;
 pub mod hold;
 pub mod limits;
 pub mod proc_files;
+pub mod segments;
 pub mod sharing;
 pub mod signals;
 pub mod state;

@@ -10,6 +10,7 @@ use crate::namespaces::{Births, Membership, NamespaceId};
 use crate::process::controls::ProcessControls;
 use crate::process::credentials::CredentialsState;
 use crate::process::filters::FilterState;
+use crate::process::segments::SegmentState;
 use crate::process::sharing::SharingState;
 use crate::process::signals::{ActionState, QueuedSignal};
 use crate::process::threads::ThreadState;
@@ -157,6 +158,9 @@ pub struct ProcessState {
     /// Switches that it has set.
     #[serde(default)]
     pub controls: ProcessControls,
+    /// Segments of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<SegmentState>,
     /// Its first thread, if that has ended while others run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_leader: Option<EndedState>,

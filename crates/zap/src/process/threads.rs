@@ -11,7 +11,7 @@ use crate::process::credentials::{self, CredentialsState};
 use crate::process::filters::{self, FilterState};
 use crate::process::proc_files::Status;
 use crate::process::signals::{self, AlternateStack, QueuedSignal};
-use crate::sys::ptrace::{self, RseqConfiguration};
+use crate::sys::ptrace::{self, DispatchConfiguration, RseqConfiguration};
 use crate::sys::sched::{self, SchedulingAttributes};
 use crate::tracee::{Batch, Call, Held, Output, Results, TraceeError, interrupted};
 
@@ -45,6 +45,9 @@ pub struct ThreadState {
     pub robust_list: (u64, u64),
     /// Restartable sequences.
     pub rseq: RseqConfiguration,
+    /// How it sees to some of its own system calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dispatch: Option<DispatchConfiguration>,
     /// Parent-death signal.
     pub death_signal: i32,
     /// Timer slack in ns.
@@ -148,6 +151,7 @@ pub fn capture(
         clear_tid: word(asked.clear_tid),
         robust_list: sched::robust_list(tid).unwrap_or((0, 24)),
         rseq: ptrace::rseq_configuration(tid).unwrap_or_default(),
+        dispatch: ptrace::dispatch(tid).unwrap_or_default(),
         death_signal: word(asked.death_signal) as i32,
         timer_slack: results.get(asked.timer_slack).max(0) as u64,
         credentials: credentials::capture(status, results, asked.securebits),
@@ -225,6 +229,13 @@ pub fn restart_from_outside(state: &ThreadState, tid: HostPid) -> Result<(), Tra
             .map_err(TraceeError::kernel("setting the I/O priority of", state.tid))?;
     }
     Ok(())
+}
+
+/// Has a thread see to its own system calls again: it makes no more of ours.
+pub fn restart_dispatch(state: &ThreadState, held: &Held) -> Result<(), TraceeError> {
+    let Some(dispatch) = &state.dispatch else { return Ok(()) };
+    let failed = TraceeError::kernel("having its system calls come back to", state.tid);
+    ptrace::set_dispatch(held.name.host, dispatch).map_err(failed)
 }
 
 /// Sets the extended registers and says with which registers and mask the thread goes home.

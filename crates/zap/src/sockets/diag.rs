@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::tcp_pairs::Pairs;
+use super::unix_backlog::Backlog;
 use super::waiting::Listeners;
 use crate::error::CaptureError;
 use crate::files::Descriptor;
@@ -67,6 +68,8 @@ pub struct Sightings {
     /// Connections whose peers may be in the pod, too.
     pub(super) pairs: Pairs,
     expected: Vec<(u32, Subject, String)>,
+    /// Unix sockets at which connections wait that have said something.
+    pub(super) backlogs: Vec<Backlog>,
 }
 
 impl Sightings {

@@ -25,11 +25,14 @@ mod tcp_repair;
 #[cfg(test)]
 mod tests;
 mod udp;
+mod udp_held;
 mod unix;
+mod unix_backlog;
 mod unix_creds;
 mod unix_name;
 mod unix_pair;
 mod unix_queue;
+mod unix_urgent;
 mod unkept;
 mod waiting;
 
@@ -48,9 +51,13 @@ pub(crate) use tcp_pairs::reconcile;
 pub use tcp_queues::{Connection, Phase};
 pub use tcp_repair::{Agreed, Window, leave_repair};
 pub use udp::{Datagram, Udp, UdpState};
+pub use udp_held::HeldBack;
 pub use unix::{Unix, UnixForm, UnixState};
+pub use unix_backlog::Caller;
+pub(crate) use unix_backlog::complete;
 pub use unix_name::{BoundFile, UnixName};
 pub use unix_queue::Queued;
+pub use unix_urgent::Urgent;
 pub use waiting::{Listeners, PATIENCE, PAUSE};
 
 use std::os::fd::AsFd;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common::{self, Name, SocketOptions, make_room};
 use super::multicast::{self, Membership};
+use super::udp_held::{self, HeldBack};
 use super::{address, packet, unkept};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::{Descriptor, FileKind, decoded};
@@ -20,7 +21,7 @@ use crate::sys::{message, socket};
 const UDP_CORK: i32 = 1;
 const UDP_NO_CHECK6_TX: i32 = 101;
 const UDP_NO_CHECK6_RX: i32 = 102;
-const UDP_SEGMENT: i32 = 103;
+pub(super) const UDP_SEGMENT: i32 = 103;
 const UDP_GRO: i32 = 104;
 const UDP_ENCAP: i32 = 100;
 const IPPROTO_UDPLITE: i32 = 136;
@@ -57,6 +58,9 @@ pub struct UdpState {
     pub memberships: Vec<Membership>,
     /// What it has received and not read.
     pub queue: Vec<Datagram>,
+    /// What it holds back of a datagram in the making.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_back: Option<HeldBack>,
 }
 
 /// A datagram that was not read.
@@ -89,8 +93,11 @@ impl FileKind for Udp {
             )
     }
 
-    fn look_ahead(&self, look: &mut Look<'_>, _descriptor: &Descriptor) -> Result<(), CaptureError> {
+    fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
         look.sockets.hear = true;
+        if udp_held::may_hold_back(descriptor.as_fd()) {
+            udp_held::prepare();
+        }
         Ok(())
     }
 
@@ -109,10 +116,8 @@ impl FileKind for Udp {
         )?;
         options.add_headers(fd, family);
         unkept::refuse_udp(descriptor)?;
-        if socket::ioctl_int(fd, libc::TIOCOUTQ).unwrap_or(0) > 0 && !look.sockets.awaits_neighbour(look.init) {
-            let why = "holds back a datagram in the making (UDP_CORK, MSG_MORE), which cannot be read; try again later";
-            return Err(descriptor.refuse(why));
-        }
+        let is_udp = matches!(protocol, libc::IPPROTO_UDP | IPPROTO_UDPLITE);
+        let held_back = if is_udp && udp_held::may_hold_back(fd) { held_back(look, descriptor)? } else { None };
         let (local, peer) = super::tcp::ends(descriptor)?;
         if peer.is_none() {
             options.add_numbers(fd, common::UNCONNECTED);
@@ -122,7 +127,7 @@ impl FileKind for Udp {
         let groups = look.sockets.groups(init).capturing("listing multicast groups for", descriptor.object())?;
         let memberships = multicast::memberships(fd, family, groups);
         let local = (local.port() != 0).then_some(local);
-        Ok(image::encode(&UdpState { family, protocol, options, local, peer, memberships, queue }))
+        Ok(image::encode(&UdpState { family, protocol, options, local, peer, memberships, queue, held_back }))
     }
 
     fn open(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {
@@ -153,7 +158,21 @@ impl FileKind for Udp {
 
     fn connect(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<(), RebuildError> {
         let state: UdpState = decoded(state)?;
-        state.options.finish(rebuild.file(id)?, &describe(id, &state))
+        let what = describe(id, &state);
+        state.options.finish(rebuild.file(id)?, &what)?;
+        match &state.held_back {
+            Some(held) => udp_held::restart(rebuild, rebuild.file(id)?, held, &what),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a socket holds back that has sent something which has not left: perhaps nothing, if that waits for the address of
+/// a neighbour.
+fn held_back(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Option<HeldBack>, CaptureError> {
+    match udp_held::capture(look, descriptor) {
+        Err(CaptureError::Refused { .. }) if look.sockets.awaits_neighbour(look.init) => Ok(None),
+        captured => captured,
     }
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common::{Name, SocketOptions};
 use super::diag::UnixFacts;
+use super::unix_backlog::{self, Caller};
 use super::unix_name::{self, UnixName};
 use super::unix_queue::{self, Queued};
 use super::waiting::{connections, has_waiting};
@@ -19,7 +20,7 @@ use crate::rebuild::Rebuild;
 use crate::sys::message::Credentials;
 use crate::sys::socket;
 
-const SO_PASSPIDFD: i32 = 76;
+pub(super) const SO_PASSPIDFD: i32 = 76;
 const SO_PASSRIGHTS: i32 = 83;
 
 const OPTIONS: &[Name] = &[
@@ -59,11 +60,14 @@ pub enum UnixForm {
     Listening {
         /// How many connections may wait to be accepted.
         backlog: u32,
-        /// Who waits, by inode, in the order in which they are accepted.
+        /// Who waits, by inode (zero: gone), in the order in which they are accepted.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         waiting: Vec<u64>,
+        /// What each of them has said; nobody, if all say nothing and live.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        callers: Vec<Caller>,
     },
-    /// It waits to be accepted by a listener of the pod, and has said nothing yet.
+    /// It waits to be accepted by a listener of the pod.
     Waiting {
         /// Who connected: its holder, as far as the kernel tells.
         who: Credentials,
@@ -99,15 +103,20 @@ impl Unix {
         let shares = |facts: &UnixFacts| !facts.name.is_empty() && names.get(&facts.whose()).is_some_and(|n| *n > 1);
         let shared = shares(facts);
         if facts.state == LISTEN {
-            if !facts.waiting_say_nothing(all) {
+            let say_nothing = facts.waiting_say_nothing(all);
+            if !say_nothing && !unix_backlog::can_be_read() {
                 return Err(descriptor.refuse(has_waiting(&connections(facts.waiting.len() as u32))));
             }
             let (waiting, shutdown) = (facts.waiting.clone(), facts.shutdown);
             let form = UnixForm::Listening {
                 backlog: facts.backlog,
                 waiting: waiting.iter().copied().map(u64::from).collect(),
+                callers: Vec::new(),
             };
-            waiting.into_iter().for_each(|client| look.sockets.expect_unix(client, descriptor));
+            waiting.into_iter().filter(|c| *c != 0).for_each(|client| look.sockets.expect_unix(client, descriptor));
+            if !say_nothing {
+                unix_backlog::put_off(look, descriptor);
+            }
             return Ok((form, shared, shutdown));
         }
         if let Some(listener) = all.iter().find(|(_, other)| other.waiting.contains(&inode)).map(|(inode, _)| *inode) {
@@ -201,12 +210,7 @@ impl FileKind for Unix {
         let state: UnixState = decoded(state)?;
         let what = state.describe(id);
         unix_queue::fill(rebuild, id, &state, &what)?;
-        if let UnixForm::Listening { waiting, .. } = &state.form {
-            waiting
-                .iter()
-                .try_for_each(|client| ask_for(rebuild, id, &state, *client))
-                .rebuilding("connecting to", &what)?;
-        }
+        unix_backlog::call_again(rebuild, id, &state, &what)?;
         if let UnixForm::Connected { peer, peer_name, reset, .. } = &state.form {
             if !state.comes_in_pairs() {
                 unix_pair::connect_datagram(rebuild, id, *peer, peer_name).rebuilding("connecting", &what)?;
@@ -238,17 +242,6 @@ impl FileKind for Unix {
         decoded::<UnixState>(state)
             .is_ok_and(|s| s.options.shutdown != 0 && !matches!(s.form, UnixForm::Connected { peer: None, .. }))
     }
-}
-
-/// Has the socket of that inode wait to be accepted by the listener `id`.
-fn ask_for(rebuild: &mut Rebuild<'_>, id: FileId, listener: &UnixState, client: u64) -> std::io::Result<()> {
-    let missing = || std::io::Error::other("who waits to be accepted is not in the image");
-    let number = *rebuild.object::<FileId>(unix_pair::NUMBER, client).ok_or_else(missing)?;
-    let who = unix_creds::of_waiting(rebuild, client);
-    let (client, listening) = (rebuild.file(number), rebuild.file(id));
-    let (client, listening) = (client.map_err(std::io::Error::other)?, listening.map_err(std::io::Error::other)?);
-    let way = unix_name::way_to(listening, &listener.name)?;
-    unix_creds::acting(who, &|| socket::connect(client, &way.0))
 }
 
 impl UnixState {

@@ -42,6 +42,11 @@ struct Listener {
     socket: OwnedFd,
 }
 
+/// The number of the socket of that inode, if it is in the image.
+pub(super) fn number(rebuild: &mut Rebuild<'_>, inode: u64) -> Option<FileId> {
+    rebuild.object::<FileId>(NUMBER, inode).copied()
+}
+
 /// The socket of `state`, with its peer made as well.
 pub(super) fn take(rebuild: &mut Rebuild<'_>, state: &UnixState, what: &str) -> Result<OwnedFd, RebuildError> {
     let waiting = rebuild.object::<Option<OwnedFd>>(WAITING, state.inode).and_then(Option::take);
@@ -180,7 +185,7 @@ pub(super) fn remember_name(rebuild: &mut Rebuild<'_>, id: FileId, state: &UnixS
 pub(super) fn sender(rebuild: &mut Rebuild<'_>, id: FileId, state: &UnixState, name: &[u8]) -> io::Result<Sender> {
     if state.comes_in_pairs() {
         if let UnixForm::Connected { peer: Some(peer), .. } = &state.form {
-            let number = rebuild.object::<FileId>(NUMBER, *peer).copied();
+            let number = number(rebuild, *peer);
             return number.map(Sender::File).ok_or_else(|| io::Error::other("its peer is not in the image"));
         }
         let kept = rebuild.object::<Option<OwnedFd>>(OTHER_END, state.inode).and_then(Option::take);
@@ -206,7 +211,7 @@ pub(super) fn connect_datagram(
     peer: Option<u64>,
     peer_name: &UnixName,
 ) -> io::Result<()> {
-    let number = peer.and_then(|p| rebuild.object::<FileId>(NUMBER, p).copied());
+    let number = peer.and_then(|p| number(rebuild, p));
     let socket = rebuild.file(id).map_err(io::Error::other)?;
     if let Some(number) = number {
         let target = rebuild.file(number).map_err(io::Error::other)?;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::common::with_room;
 use super::unix::UnixState;
 use super::unix_pair;
+use super::unix_urgent::{self, Piece, Urgent};
 use super::{unix_creds, unix_name};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::{Descriptor, intern_file};
@@ -29,13 +30,16 @@ pub struct Queued {
     pub sender: Vec<u8>,
     /// The sender's PID in the pod, user and group, if the receiver asks for them.
     pub credentials: Option<Credentials>,
+    /// Whether it is out-of-band data.
+    #[serde(default, skip_serializing_if = "Urgent::is_no")]
+    pub urgent: Urgent,
 }
 
 /// Reads the queue and leaves it as it is.
 pub(super) fn capture(look: &mut Look<'_>, descriptor: &Descriptor, kind: i32) -> Result<Vec<Queued>, CaptureError> {
     let fd = descriptor.as_fd();
     let unread = socket::ioctl_int(fd, libc::FIONREAD).unwrap_or(0);
-    let ready = socket::readiness(fd, libc::POLLIN).capturing("polling", descriptor.object())?;
+    let ready = socket::readiness(fd, libc::POLLIN | libc::POLLPRI).capturing("polling", descriptor.object())?;
     if ready & libc::POLLIN == 0 || (kind == libc::SOCK_STREAM && unread == 0) {
         return Ok(Vec::new());
     }
@@ -48,11 +52,18 @@ pub(super) fn capture(look: &mut Look<'_>, descriptor: &Descriptor, kind: i32) -
         libc::SOCK_STREAM => walk_stream(fd, unread as usize, at),
         _ => walk_messages(fd),
     });
-    let walked = walked.capturing("walking the queue", descriptor.object())?;
-    walked.into_iter().map(|(message, bytes)| keep(look, descriptor, message, bytes)).collect()
+    let mut walked = walked.capturing("walking the queue", descriptor.object())?;
+    if kind == libc::SOCK_STREAM {
+        let found = unix_urgent::find(fd, ready & libc::POLLPRI != 0, &mut walked);
+        if !found.capturing("looking for out-of-band data of", descriptor.object())? {
+            let why = "has out-of-band data (MSG_OOB) among what carries descriptors or has several senders";
+            return Err(descriptor.refuse(format!("{why}, which cannot be checkpointed yet")));
+        }
+    }
+    walked.into_iter().map(|piece| keep(look, descriptor, piece)).collect()
 }
 
-type Walked = Vec<(Message, Vec<u8>)>;
+type Walked = Vec<Piece>;
 
 const PEEK: i32 = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
@@ -75,12 +86,12 @@ fn walk_messages(fd: BorrowedFd<'_>) -> io::Result<Walked> {
                 return Ok(walked);
             }
             // A second look at an empty message would find the next one.
-            walked.push((first, Vec::new()));
+            walked.push(Piece::new(first, Vec::new()));
             continue;
         }
         let mut bytes = vec![0; first.length];
         let Some(message) = ended(message::receive(fd, &mut bytes, PEEK))? else { return Ok(walked) };
-        walked.push((message, bytes));
+        walked.push(Piece::new(message, bytes));
     }
 }
 
@@ -97,30 +108,28 @@ fn walk_stream(fd: BorrowedFd<'_>, unread: usize, at: &dyn Fn(usize) -> io::Resu
         }
         bytes.truncate(message.length);
         let end = position + message.length;
+        let mut begins = true;
         if !message.files.is_empty() {
             at(position)?;
             // The last buffer of the run is the one that carries them.
             let plain = message::peek_all_but_last_buffer(fd, message.length)?;
             at(end)?;
             let rest = bytes.split_off(plain);
+            begins = plain == 0;
             if plain > 0 {
                 let credentials = message.credentials;
-                walked.push((Message { length: plain, credentials, ..Message::default() }, bytes));
+                walked.push(Piece::new(Message { length: plain, credentials, ..Message::default() }, bytes));
             }
             bytes = rest;
         }
-        walked.push((message, bytes));
+        walked.push(Piece { begins, ..Piece::new(message, bytes) });
         position = end;
     }
     Ok(walked)
 }
 
-fn keep(
-    look: &mut Look<'_>,
-    descriptor: &Descriptor,
-    message: Message,
-    bytes: Vec<u8>,
-) -> Result<Queued, CaptureError> {
+fn keep(look: &mut Look<'_>, descriptor: &Descriptor, piece: Piece) -> Result<Queued, CaptureError> {
+    let Piece { message, bytes, urgent, .. } = piece;
     if message.flags & libc::MSG_CTRUNC != 0 {
         return Err(descriptor.refuse("has a queue with more control data than can be read"));
     }
@@ -130,27 +139,44 @@ fn keep(
         bytes: look.data.append(bytes),
         sender: unix_name::plain(&message.name),
         credentials: message.credentials.map(|c| super::unix_creds::in_pod(look, c)),
+        urgent,
     })
 }
 
 /// Sends everything to the socket again, from its peer, or from whoever had the sender's name.
 pub(super) fn fill(rebuild: &mut Rebuild<'_>, id: FileId, state: &UnixState, what: &str) -> Result<(), RebuildError> {
     for queued in &state.queue {
-        let bytes = rebuild.image.read(queued.bytes).map_err(|e| RebuildError::Damaged(e.to_string()))?;
         let sender = unix_pair::sender(rebuild, id, state, &queued.sender).rebuilding("finding the sender to", what)?;
-        let files = queued.files.iter().map(|f| rebuild.file(*f)).collect::<Result<Vec<_>, _>>()?;
         let (from, to): (BorrowedFd<'_>, &[u8]) = match &sender {
             Sender::File(number) => (rebuild.file(*number)?, &[]),
             Sender::Kept(end) | Sender::Stranger(end) => (end.as_fd(), &[]),
             Sender::Namesake(number, to) => (rebuild.file(*number)?, &to.0),
         };
-        with_room(from, bytes.len(), || unix_creds::acting(queued.credentials, &|| send(from, to, &bytes, &files)))
-            .rebuilding("filling the queue of", what)?;
+        send_again(rebuild, queued, from, to, what)?;
+        if queued.urgent == Urgent::Read {
+            let taken = socket::receive(rebuild.file(id)?, &mut [0], libc::MSG_OOB | libc::MSG_DONTWAIT);
+            taken.rebuilding("taking out-of-band data of", what)?;
+        }
         if let Sender::Kept(end) = sender {
             rebuild.keep_object(unix_pair::OTHER_END, state.inode, Some(end));
         }
     }
     Ok(())
+}
+
+/// Sends a message again, from `from` to the name `to` or its peer, as whoever sent it.
+pub(super) fn send_again(
+    rebuild: &Rebuild<'_>,
+    queued: &Queued,
+    from: BorrowedFd<'_>,
+    to: &[u8],
+    what: &str,
+) -> Result<(), RebuildError> {
+    let bytes = rebuild.image.read(queued.bytes).map_err(|e| RebuildError::Damaged(e.to_string()))?;
+    let files = queued.files.iter().map(|f| rebuild.file(*f)).collect::<Result<Vec<_>, _>>()?;
+    let more = if queued.urgent.is_no() { 0 } else { libc::MSG_OOB };
+    with_room(from, bytes.len(), || unix_creds::acting(queued.credentials, &|| send(from, to, &bytes, &files, more)))
+        .rebuilding("filling the queue of", what)
 }
 
 /// Who sends a queued message again.
@@ -165,8 +191,8 @@ pub(super) enum Sender {
     Namesake(FileId, unix_name::Way),
 }
 
-fn send(from: BorrowedFd<'_>, to: &[u8], bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+fn send(from: BorrowedFd<'_>, to: &[u8], bytes: &[u8], files: &[BorrowedFd<'_>], more: i32) -> io::Result<()> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | more;
     let mut sent = message::send(from, bytes, files, None, to, flags)?;
     while sent < bytes.len() {
         sent += message::send(from, &bytes[sent..], &[], None, to, flags)?;

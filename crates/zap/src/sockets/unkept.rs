@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::error::{CaptureError, Context};
 use crate::files::Descriptor;
+use crate::kernel;
 use crate::look::Look;
 use crate::sys::socket;
 
@@ -35,17 +36,30 @@ pub(super) fn refuse_udp(descriptor: &Descriptor) -> Result<(), CaptureError> {
     if timestamping(descriptor.as_fd()) & OF_SENT != 0 { refuse_news(descriptor) } else { Ok(()) }
 }
 
-/// What is sent is numbered, and how far is not shown.
+/// What is sent is numbered, and nobody can set how far that has come. If nothing has been sent so yet, as the kernel's
+/// memory tells, numbers begin anew as they would have.
 fn refuse_numbers(descriptor: &Descriptor) -> Result<(), CaptureError> {
     let fd = descriptor.as_fd();
-    let what = if socket::get_int(fd, libc::SOL_SOCKET, libc::SO_ZEROCOPY).unwrap_or(0) != 0 {
-        "what is sent without a copy (SO_ZEROCOPY)"
-    } else if timestamping(fd) & NUMBERED != 0 {
-        "the times of what is sent (SOF_TIMESTAMPING_OPT_ID)"
-    } else {
-        return Ok(());
+    let refuse = |what: &str| {
+        Err(descriptor.refuse(format!("has {what} numbered, and the kernel lets nobody set how far that has come")))
     };
-    Err(descriptor.refuse(format!("has {what} numbered, and the kernel does not show how far that has come")))
+    let is_without_copy = socket::get_int(fd, libc::SOL_SOCKET, libc::SO_ZEROCOPY).unwrap_or(0) != 0;
+    if is_without_copy && !is_zero(fd, "sock.sk_zckey") {
+        return refuse("what is sent without a copy (SO_ZEROCOPY)");
+    }
+    // Those of TCP are places in its stream.
+    let is_stream = socket::get_int(fd, libc::SOL_SOCKET, libc::SO_TYPE).is_ok_and(|kind| kind == libc::SOCK_STREAM);
+    if timestamping(fd) & NUMBERED != 0 && (is_stream || !is_zero(fd, "sock.sk_tskey")) {
+        return refuse("the times of what is sent (SOF_TIMESTAMPING_OPT_ID)");
+    }
+    Ok(())
+}
+
+/// Whether it can be known that a counter of a socket is zero.
+fn is_zero(fd: BorrowedFd<'_>, counter: &str) -> bool {
+    let Ok(mut kernel) = kernel::reader() else { return false };
+    let count = kernel.socket(fd).and_then(|socket| kernel.word(socket, counter));
+    count.is_ok_and(|count| count == 0)
 }
 
 fn timestamping(fd: BorrowedFd<'_>) -> i32 {

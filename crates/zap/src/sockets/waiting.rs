@@ -9,6 +9,7 @@ use super::address;
 use super::diag::dump_unix;
 use super::handshakes::Deferring;
 use super::tcp::Info;
+use super::unix_backlog;
 use crate::error::CaptureError;
 use crate::files::Descriptor;
 use crate::look::Subject;
@@ -25,7 +26,7 @@ pub const PAUSE: Duration = Duration::from_micros(500);
 pub struct Listeners {
     all: Vec<Listener>,
     inodes: HashSet<u64>,
-    /// Those of unix sockets at which connections may wait that say nothing: a restart has them wait again.
+    /// Those of unix sockets at which connections may wait: a restart has them wait again.
     tolerated: HashSet<u64>,
 }
 
@@ -56,14 +57,14 @@ impl Listeners {
         self.all.iter().any(|listener| !self.tolerates(listener) && listener.waiting().is_some())
     }
 
-    /// Time is up: connections that wait at unix sockets, and have said nothing, go on waiting.
+    /// Time is up: connections that wait at unix sockets go on waiting, if what they have said can be written down.
     pub fn tolerate(&mut self) {
         let waiting = self.all.iter().filter(|listener| listener.waiting().is_some());
-        self.tolerated.extend(waiting.filter(|listener| listener.waiting_say_nothing()).map(|listener| listener.inode));
+        self.tolerated.extend(waiting.filter(|listener| listener.can_be_kept()).map(|listener| listener.inode));
     }
 
     fn tolerates(&self, listener: &Listener) -> bool {
-        self.tolerated.contains(&listener.inode) && listener.waiting_say_nothing()
+        self.tolerated.contains(&listener.inode) && listener.can_be_kept()
     }
 
     /// Those of TCP at these ports that wait for data before they have a connection accepted (`TCP_DEFER_ACCEPT`).
@@ -110,7 +111,15 @@ impl Listener {
         (seconds != 0 && ports.contains(&local.port())).then_some(deferring)
     }
 
-    /// Whether it is a unix socket, at which nothing waits but those who want to be accepted.
+    /// Whether it is a unix socket, and either nothing waits there but those who want to be accepted, or what they have
+    /// said can be read.
+    fn can_be_kept(&self) -> bool {
+        let is_unix = |copy: OwnedFd| {
+            socket::get_int(copy.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN).is_ok_and(|d| d == libc::AF_UNIX)
+        };
+        self.waiting_say_nothing() || (self.copy().is_some_and(is_unix) && unix_backlog::can_be_read())
+    }
+
     fn waiting_say_nothing(&self) -> bool {
         let namespace = std::fs::File::open(self.subject.host.proc("ns/net"));
         let all = namespace.and_then(dump_unix).unwrap_or_default();

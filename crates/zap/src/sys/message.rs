@@ -1,6 +1,7 @@
 //! `recvmsg(2)` and `sendmsg(2)` with descriptors, credentials and names.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::check;
@@ -131,11 +132,11 @@ pub fn send(
     let mut used = 0;
     if !files.is_empty() {
         let numbers = files.iter().flat_map(|f| (f.as_raw_fd() as RawFd).to_ne_bytes()).collect::<Vec<_>>();
-        used += put_part(&mut control.0[used..], libc::SCM_RIGHTS, &numbers)?;
+        used += put_part(&mut control.0[used..], (libc::SOL_SOCKET, libc::SCM_RIGHTS), &numbers)?;
     }
     if let Some((pid, user, group)) = credentials {
         let words = [pid.to_ne_bytes(), user.to_ne_bytes(), group.to_ne_bytes()];
-        used += put_part(&mut control.0[used..], libc::SCM_CREDENTIALS, words.as_flattened())?;
+        used += put_part(&mut control.0[used..], (libc::SOL_SOCKET, libc::SCM_CREDENTIALS), words.as_flattened())?;
     }
     if used > 0 {
         header.msg_control = control.0.as_mut_ptr().cast();
@@ -147,8 +148,29 @@ pub fn send(
     Ok(check(unsafe { libc::sendmsg(fd, &header, flags) } as libc::c_long)? as usize)
 }
 
-/// Writes one control message at the beginning of `room`; how much of it that took.
-fn put_part(room: &mut [u8], kind: i32, data: &[u8]) -> io::Result<usize> {
+/// Sends a datagram of IPv4 to a name, from one of our addresses.
+pub fn send_from(fd: impl AsFd, from: Ipv4Addr, bytes: &[u8], name: &[u8], flags: i32) -> io::Result<usize> {
+    let mut control = Control([0; CONTROL]);
+    let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: all-zero is a valid msghdr: no name, no buffers.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_name = name.as_ptr().cast_mut().cast();
+    header.msg_namelen = name.len() as u32;
+    header.msg_iov = &mut piece;
+    header.msg_iovlen = 1;
+    // struct in_pktinfo: any interface, from where, nothing.
+    let source = [[0; 4], from.octets(), [0; 4]];
+    let used = put_part(&mut control.0, (libc::IPPROTO_IP, libc::IP_PKTINFO), source.as_flattened())?;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = used;
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: every pointer of the header leads to a live buffer of the length that is said beside it; the kernel only
+    // reads them.
+    Ok(check(unsafe { libc::sendmsg(fd, &header, flags) } as libc::c_long)? as usize)
+}
+
+/// Writes one control message (level, kind) at the beginning of `room`; how much of it that took.
+fn put_part(room: &mut [u8], (level, kind): (i32, i32), data: &[u8]) -> io::Result<usize> {
     // SAFETY: these two only compute.
     let (space, length) = unsafe { (libc::CMSG_SPACE(data.len() as u32), libc::CMSG_LEN(data.len() as u32)) };
     let (space, length) = (space as usize, length as usize);
@@ -157,7 +179,7 @@ fn put_part(room: &mut [u8], kind: i32, data: &[u8]) -> io::Result<usize> {
     }
     // struct cmsghdr: its length, a level, a kind.
     room[..8].copy_from_slice(&length.to_ne_bytes());
-    room[8..12].copy_from_slice(&libc::SOL_SOCKET.to_ne_bytes());
+    room[8..12].copy_from_slice(&level.to_ne_bytes());
     room[12..16].copy_from_slice(&kind.to_ne_bytes());
     room[16..16 + data.len()].copy_from_slice(data);
     Ok(space)

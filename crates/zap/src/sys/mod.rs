@@ -12,6 +12,7 @@ pub mod file;
 pub mod heap;
 pub mod ipc;
 pub mod kcmp;
+pub mod kernel;
 pub mod lock;
 pub mod memory;
 pub mod message;

@@ -230,14 +230,41 @@ pub fn rseq_configuration(tid: HostPid) -> io::Result<RseqConfiguration> {
     Ok(configuration)
 }
 
-/// Whether a thread sees to some of its own system calls (`PR_SET_SYSCALL_USER_DISPATCH`). Before Linux 6.4 nobody can tell.
-pub fn dispatches_calls(tid: HostPid) -> io::Result<bool> {
+/// How a thread sees to some of its own system calls (`PR_SET_SYSCALL_USER_DISPATCH`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[repr(C)]
+pub struct DispatchConfiguration {
+    /// 0 off, 1 on.
+    pub mode: u64,
+    /// Where the byte is that says whether calls are made (0) or come back as signals (1); 0 where there is none.
+    pub selector: u64,
+    /// The code whose calls are always made: its beginning, and how long it is. If only the calls of some code come back,
+    /// it is all other code, which goes round from the end of the address space to its beginning.
+    pub offset: u64,
+    /// See there.
+    pub length: u64,
+}
+
+/// Reads it; `None` if the thread sees to nothing. Before Linux 6.4 nobody can tell.
+pub fn dispatch(tid: HostPid) -> io::Result<Option<DispatchConfiguration>> {
     const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
-    // struct ptrace_sud_config: mode, selector, offset, length.
-    let mut configuration = [0u64; 4];
+    let mut configuration = DispatchConfiguration::default();
     let size = size_of_val(&configuration);
     request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, &raw mut configuration as usize)?;
-    Ok(configuration[0] != 0)
+    Ok((configuration.mode != 0).then_some(configuration))
+}
+
+/// Sets it.
+pub fn set_dispatch(tid: HostPid, configuration: &DispatchConfiguration) -> io::Result<()> {
+    const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4210;
+    /// Only the calls of this code come back (since Linux 6.17).
+    const INCLUSIVE: u64 = 2;
+    let mut wanted = *configuration;
+    if let (end, true) = wanted.offset.overflowing_add(wanted.length) {
+        (wanted.mode, wanted.offset, wanted.length) = (INCLUSIVE, end, wanted.length.wrapping_neg());
+    }
+    let size = size_of_val(&wanted);
+    request(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, &raw const wanted as usize).map(drop)
 }
 
 /// How a tracee stopped or ended.

@@ -14,7 +14,9 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("echo-unread", echo_unread),
     ("signed-packets", signed_packets),
     ("zero-copy", zero_copy),
+    ("zero-copy-used", zero_copy_used),
     ("numbered-times", numbered_times),
+    ("numbered-times-used", numbered_times_used),
     ("saved-request", saved_request),
     ("time-untold", time_untold),
 ];
@@ -183,14 +185,74 @@ fn zero_copy() -> Checked {
     let (client, server) = pair(|_| Ok(()))?;
     set(&client, libc::SOL_SOCKET, libc::SO_ZEROCOPY, &1i32)?;
     hold()?;
+    talk(&client, &server)?;
+    send_without_copy(&client, 0)
+}
+
+/// One that has done so, and has been told.
+fn zero_copy_used() -> Checked {
+    let (client, server) = pair(|_| Ok(()))?;
+    set(&client, libc::SOL_SOCKET, libc::SO_ZEROCOPY, &1i32)?;
+    send_without_copy(&client, 0)?;
+    hold()?;
+    said((&server).read_exact(&mut [0; 5]))?;
+    send_without_copy(&client, 1)?;
+    said((&server).read_exact(&mut [0; 5]))?;
     talk(&client, &server)
+}
+
+fn send_without_copy(client: &TcpStream, number: u32) -> Checked {
+    let sent = unsafe { libc::send(client.as_raw_fd(), b"plain".as_ptr().cast(), 5, libc::MSG_ZEROCOPY) };
+    equal("send", sent, 5)?;
+    equal("its number", number_told(client)?, number)
 }
 
 /// A socket that numbers the times of what it sends.
 fn numbered_times() -> Checked {
+    let udp = numbering()?;
+    hold()?;
+    equal("its number", number_of_send(&udp)?, 0)
+}
+
+/// One that has sent something.
+fn numbered_times_used() -> Checked {
+    let udp = numbering()?;
+    equal("its number", number_of_send(&udp)?, 0)?;
+    hold()?;
+    equal("its number", number_of_send(&udp)?, 1)
+}
+
+fn numbering() -> Result<UdpSocket, String> {
     let udp = said(UdpSocket::bind("127.0.0.1:0"))?;
     set(&udp, libc::SOL_SOCKET, SO_TIMESTAMPING, &(2i32 | 1 << 4 | 1 << 7))?;
-    hold()
+    Ok(udp)
+}
+
+fn number_of_send(udp: &UdpSocket) -> Result<u32, String> {
+    let sink = said(UdpSocket::bind("127.0.0.1:0"))?;
+    said(udp.send_to(b"x", said(sink.local_addr())?))?;
+    said(sink.recv(&mut [0; 4]))?;
+    number_told(udp)
+}
+
+/// The number of the next of the news of what was sent.
+fn number_told(socket: &impl AsRawFd) -> Result<u32, String> {
+    let mut ready = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
+    equal("poll", unsafe { libc::poll(&raw mut ready, 1, 20_000) }, 1)?;
+    let mut control = [0u64; 64];
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    (header.msg_control, header.msg_controllen) = (control.as_mut_ptr().cast(), size_of_val(&control));
+    let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
+    done("recvmsg", unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) } as i64)?;
+    let mut part = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    while !part.is_null() {
+        if unsafe { ((*part).cmsg_level, (*part).cmsg_type) } == (libc::SOL_IP, libc::IP_RECVERR) {
+            let news = unsafe { libc::CMSG_DATA(part).cast::<libc::sock_extended_err>().read_unaligned() };
+            return Ok(news.ee_data);
+        }
+        part = unsafe { libc::CMSG_NXTHDR(&raw const header, part) };
+    }
+    Err("no number".into())
 }
 
 /// A connection that keeps the packet by which it began.

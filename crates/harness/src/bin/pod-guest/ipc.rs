@@ -7,6 +7,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("mqueue-unlinked", mqueue_unlinked),
     ("mqueue-waiting", mqueue_waiting),
     ("mqueue-notify", mqueue_notify),
+    ("mqueue-notify-thread", mqueue_notify_thread),
     ("named-semaphore", named_semaphore),
     ("semaphores-threads", semaphores_threads),
     ("semaphores-undo", semaphores_undo),
@@ -118,7 +119,7 @@ fn mqueue_waiting() -> Checked {
     reap(sender)
 }
 
-/// The kernel tells of a registration only who made it and by which signal, not the value that comes along.
+/// Who is told of a message by a signal, with a value; and that one is told of another, by nothing at all.
 fn mqueue_notify() -> Checked {
     let queue = open(c"/told", libc::O_RDWR, 2, 16)?;
     crate::signals::block(&[libc::SIGUSR1]);
@@ -126,9 +127,40 @@ fn mqueue_notify() -> Checked {
     (event.sigev_notify, event.sigev_signo) = (libc::SIGEV_SIGNAL, libc::SIGUSR1);
     event.sigev_value.sival_ptr = std::ptr::without_provenance_mut(77);
     done("mq_notify", unsafe { libc::mq_notify(queue, &raw const event) })?;
-    hold()?;
+    // Held by a child as well, through a description of its own, that is to be told of another.
+    let other = open(c"/told-too", libc::O_RDWR, 2, 16)?;
+    let set_up = Gate::new()?;
+    let child = fork(|| {
+        open(c"/told", libc::O_RDWR, 2, 16)?;
+        event.sigev_notify = libc::SIGEV_NONE;
+        done("mq_notify", unsafe { libc::mq_notify(other, &raw const event) })?;
+        set_up.open()?;
+        await_go();
+        Ok(())
+    })?;
+    set_up.pass(1)?;
+    hold_and(|| {
+        event.sigev_notify = libc::SIGEV_SIGNAL;
+        check(unsafe { libc::mq_notify(other, &raw const event) } == -1, "nobody else is told")
+    })?;
+    reap(child)?;
     send(queue, "news", 0)?;
-    equal("the signal", crate::signals::wait_for(&[libc::SIGUSR1]), libc::SIGUSR1)
+    let mut told: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    unsafe { libc::sigaddset(&raw mut set, libc::SIGUSR1) };
+    equal("the signal", unsafe { libc::sigwaitinfo(&raw const set, &raw mut told) }, libc::SIGUSR1)?;
+    equal("its value", unsafe { told.si_value() }.sival_ptr.addr(), 77)
+}
+
+/// By a thread that is to be made.
+fn mqueue_notify_thread() -> Checked {
+    extern "C" fn told(_: libc::sigval) {}
+    let queue = open(c"/told", libc::O_RDWR, 2, 16)?;
+    let mut event: [u64; 8] = [0; 8];
+    event[1] = (libc::SIGEV_THREAD as u64) << 32;
+    event[2] = told as extern "C" fn(libc::sigval) as usize as u64;
+    done("mq_notify", unsafe { libc::mq_notify(queue, event.as_ptr().cast()) })?;
+    hold_loosely()
 }
 
 fn named_semaphore() -> Checked {

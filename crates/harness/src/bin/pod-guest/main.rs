@@ -7,6 +7,7 @@
 
 mod calls;
 mod clocks;
+mod code;
 mod connections;
 mod controls;
 mod family;
@@ -57,6 +58,7 @@ const TOPICS: &[&[Kind]] = &[
     signals::KINDS,
     timers::KINDS,
     clocks::KINDS,
+    code::KINDS,
     identity::KINDS,
     memory::KINDS,
     mappings::KINDS,

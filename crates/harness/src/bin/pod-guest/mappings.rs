@@ -19,6 +19,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("no-vdso", no_vdso),
     ("program-replaced", program_replaced),
     ("memfd", memfd),
+    ("huge-memfd", huge_memfd),
     ("locked-future", locked_future),
     ("droppable", droppable),
     ("named-memory", named_memory),
@@ -348,4 +349,41 @@ fn protection_keys() -> Checked {
     let zeros = std::fs::File::open("/dev/zero").map_err(|e| e.to_string())?;
     let written = unsafe { libc::read(std::os::fd::AsRawFd::as_raw_fd(&zeros), memory.add(2 * PAGE).cast(), 1) };
     equal("bytes written behind a key", written, -1)
+}
+
+/// Huge pages that have a descriptor: with a mapping, a private one, an offset, seals, and one that is empty.
+fn huge_memfd() -> Checked {
+    const PAGE: usize = 2 << 20;
+    let flags = libc::MFD_HUGETLB | libc::MFD_ALLOW_SEALING;
+    let make = |name: &std::ffi::CStr| done("memfd_create", unsafe { libc::memfd_create(name.as_ptr(), flags) });
+    let (memory, empty) = (make(c"huge")? as i32, make(c"empty")? as i32);
+    done("ftruncate", unsafe { libc::ftruncate(memory, 3 * PAGE as i64) })?;
+    let map = |flags: i32| -> Result<*mut u8, String> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), 3 * PAGE, protection, flags, memory, 0) };
+        done("mmap", if at == libc::MAP_FAILED { -1i64 } else { 0 })?;
+        Ok(at.cast())
+    };
+    let (shared, private) = (map(libc::MAP_SHARED)?, map(libc::MAP_PRIVATE | libc::MAP_NORESERVE)?);
+    let at = |start: *mut u8, place: usize| unsafe { start.add(place) };
+    unsafe {
+        at(shared, 5).write(1);
+        at(shared, 2 * PAGE).write(2);
+        at(private, 2 * PAGE).write(3);
+    }
+    let end = done("lseek", unsafe { libc::lseek(memory, 2 * PAGE as i64, libc::SEEK_SET) })?;
+    done("fcntl", unsafe { libc::fcntl(memory, libc::F_ADD_SEALS, libc::F_SEAL_GROW) })?;
+    hold()?;
+    let seen = |start: *mut u8| [5, PAGE, 2 * PAGE].map(|place| unsafe { at(start, place).read_volatile() });
+    equal("what is in it", seen(shared), [1, 0, 2])?;
+    equal("what is private of it", seen(private), [1, 0, 3])?;
+    unsafe { at(shared, 9).write(9) };
+    let mut bytes = [0u8; 10];
+    let read = unsafe { libc::pread(memory, bytes.as_mut_ptr().cast(), 10, 0) };
+    equal("bytes", (read, bytes[5], bytes[9]), (10, 1, 9))?;
+    equal("the offset", unsafe { libc::lseek(memory, 0, libc::SEEK_CUR) }, end)?;
+    equal("its seals", unsafe { libc::fcntl(memory, libc::F_GET_SEALS) }, libc::F_SEAL_GROW)?;
+    let mut facts: libc::stat = unsafe { std::mem::zeroed() };
+    done("fstat", unsafe { libc::fstat(empty, &raw mut facts) })?;
+    equal("the empty one's pages and size", (facts.st_blksize, facts.st_size), (PAGE as i64, 0))
 }

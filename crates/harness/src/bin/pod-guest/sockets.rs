@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::stage::*;
 
@@ -12,8 +12,11 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("broadcast-stream", broadcast_stream),
     ("urgent", urgent),
     ("urgent-read", urgent_read),
+    ("unix-urgent", unix_urgent),
     ("udp-lite", udp_lite),
     ("unix-backlog", unix_backlog),
+    ("unix-backlog-messages", unix_backlog_messages),
+    ("unix-backlog-alone", unix_backlog_alone),
     ("unix-backlog-silent", unix_backlog_silent),
 ];
 
@@ -172,6 +175,54 @@ fn urgent_read() -> Checked {
     read_rest(server)
 }
 
+/// Out-of-band data of unix streams: among other data, before it, read already, to be read like other.
+fn unix_urgent() -> Checked {
+    use std::os::unix::net::UnixStream;
+    let pair = |parts: &[(&[u8], i32)]| -> Result<(UnixStream, UnixStream), String> {
+        let (from, to) = said(UnixStream::pair())?;
+        for (bytes, flags) in parts {
+            let sent = unsafe { libc::send(from.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), *flags) };
+            equal("send", sent, bytes.len() as isize)?;
+        }
+        Ok((from, to))
+    };
+    let receive = |socket: &UnixStream, flags: i32| -> Result<Vec<u8>, String> {
+        let mut text = [0u8; 32];
+        let flags = flags | libc::MSG_DONTWAIT;
+        let length = unsafe { libc::recv(socket.as_raw_fd(), text.as_mut_ptr().cast(), text.len(), flags) };
+        Ok(text[..done("recv", length as i64)? as usize].to_vec())
+    };
+    let at_mark = |socket: &UnixStream| unsafe {
+        let mut answer = 0i32;
+        libc::ioctl(socket.as_raw_fd(), 0x8905, &raw mut answer);
+        answer
+    };
+    let (_from_among, among) = pair(&[(b"ab", 0), (b"c!", libc::MSG_OOB), (b"de", 0)])?;
+    let (_from_before, before) = pair(&[(b"!", libc::MSG_OOB), (b"de", 0)])?;
+    let (_from_alone, alone) = pair(&[(b"ab", 0), (b"!", libc::MSG_OOB)])?;
+    let (_from_taken, taken) = pair(&[(b"ab", 0), (b"!", libc::MSG_OOB), (b"de", 0)])?;
+    equal("out of band", receive(&taken, libc::MSG_OOB)?, b"!".to_vec())?;
+    let (_from_inline, inline) = pair(&[(b"ab", 0), (b"!", libc::MSG_OOB), (b"de", 0)])?;
+    let on = 1i32;
+    let at = (&raw const on).cast();
+    done("option", unsafe { libc::setsockopt(inline.as_raw_fd(), libc::SOL_SOCKET, libc::SO_OOBINLINE, at, 4) })?;
+    hold()?;
+    for (socket, first) in [(&among, "abc"), (&before, ""), (&alone, "ab")] {
+        equal("whether it is at the mark", at_mark(socket), i32::from(first.is_empty()))?;
+        equal("out of band", receive(socket, libc::MSG_OOB)?, b"!".to_vec())?;
+        if !first.is_empty() {
+            equal("up to the mark", receive(socket, 0)?, first.as_bytes().to_vec())?;
+        }
+    }
+    equal("up to where it was read", receive(&taken, 0)?, b"ab".to_vec())?;
+    equal("up to what is like other", receive(&inline, 0)?, b"ab".to_vec())?;
+    for (socket, rest) in [(&among, "de"), (&before, "de"), (&taken, "de"), (&inline, "!de")] {
+        equal("whether it is at the mark", at_mark(socket), 1)?;
+        equal("behind the mark", receive(socket, 0)?, rest.as_bytes().to_vec())?;
+    }
+    check(receive(&alone, 0).is_err(), "more than there was")
+}
+
 /// A pair of sockets whose checksums cover a part.
 fn udp_lite() -> Checked {
     const LITE: i32 = 136;
@@ -251,25 +302,128 @@ fn unix_backlog_silent() -> Checked {
     reap(child)
 }
 
-/// Connections that nobody accepted yet, with what was said already.
+/// Connections that nobody accepted yet, with what was said already: by one who goes on, by one who has no more to say, and
+/// by one who is gone.
 fn unix_backlog() -> Checked {
     use std::os::unix::net::{UnixListener, UnixStream};
     let listener = said(UnixListener::bind("/tmp/listener"))?;
     let mut clients = Vec::new();
-    for number in 0u8..3 {
+    for number in 0u8..4 {
         let mut client = said(UnixStream::connect("/tmp/listener"))?;
         said(client.write_all(&[number; 10]))?;
+        said(client.write_all(b" and more"))?;
         clients.push(client);
     }
+    let much: Vec<u8> = (0..100_000u32).map(|n| (n / 7) as u8).collect();
+    said(clients[3].write_all(&much))?;
+    let gone = clients.remove(1);
+    drop(gone);
+    said(clients[1].shutdown(std::net::Shutdown::Write))?;
     hold()?;
-    for (number, client) in (0u8..).zip(&mut clients) {
+    for number in 0u8..4 {
         let (mut server, _) = said(listener.accept())?;
-        let mut text = [0; 10];
+        let mut text = [0; 19];
         said(server.read_exact(&mut text))?;
-        equal("what was said before", text, [number; 10])?;
-        said(server.write_all(b"answer"))?;
-        let mut answer = [0; 6];
-        said(client.read_exact(&mut answer))?;
+        equal("what was said before", &text[..], &[&[number; 10][..], b" and more"].concat())?;
+        if number == 3 {
+            let mut rest = vec![0; much.len()];
+            said(server.read_exact(&mut rest))?;
+            check(rest == much, "the long message differs")?;
+        }
+        if number == 1 || number == 2 {
+            equal("what comes behind it", said(server.read(&mut text))?, 0)?;
+        }
+        if number != 1 {
+            said(server.write_all(b"answer"))?;
+            let client = &mut clients[usize::from(number - u8::from(number > 1))];
+            let mut answer = [0; 6];
+            said(client.read_exact(&mut answer))?;
+        }
     }
     Ok(())
+}
+
+/// Connections that nobody accepted yet, with messages that have bounds, senders, and descriptors on their way.
+fn unix_backlog_messages() -> Checked {
+    let listener = done("socket", unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0) })? as i32;
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as u16;
+    b"\0listener".iter().zip(&mut address.sun_path).for_each(|(from, to)| *to = *from as libc::c_char);
+    let (name, length) = ((&raw const address).cast(), 2 + 9);
+    done("bind", unsafe { libc::bind(listener, name, length) })?;
+    done("listen", unsafe { libc::listen(listener, 3) })?;
+    let on = 1i32;
+    let at = (&raw const on).cast();
+    done("option", unsafe { libc::setsockopt(listener, libc::SOL_SOCKET, libc::SO_PASSCRED, at, 4) })?;
+    let kept = said(std::fs::File::create("/tmp/kept"))?;
+    let connect = || -> Result<OwnedFd, String> {
+        let client = done("socket", unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0) })? as i32;
+        done("connect", unsafe { libc::connect(client, name, length) })?;
+        Ok(unsafe { OwnedFd::from_raw_fd(client) })
+    };
+    let said_all = Gate::new()?;
+    let child = fork(|| {
+        let client = connect()?;
+        equal("send", unsafe { libc::send(client.as_raw_fd(), b"child".as_ptr().cast(), 5, 0) }, 5)?;
+        said_all.open()?;
+        await_go();
+        Ok(())
+    })?;
+    said_all.pass(1)?;
+    let client = connect()?;
+    for message in [&b"first"[..], b"", b"third"] {
+        let sent = unsafe { libc::send(client.as_raw_fd(), message.as_ptr().cast(), message.len(), 0) };
+        equal("send", sent, message.len() as isize)?;
+    }
+    crate::plumbing::send_file(&client, kept.as_raw_fd())?;
+    // No more than these are let in from now on.
+    done("listen", unsafe { libc::listen(listener, 0) })?;
+    hold()?;
+    let accept = || -> Result<OwnedFd, String> {
+        let server = unsafe { libc::accept(listener, std::ptr::null_mut(), std::ptr::null_mut()) };
+        Ok(unsafe { OwnedFd::from_raw_fd(done("accept", server)? as i32) })
+    };
+    let (of_child, server) = (accept()?, accept()?);
+    equal("the child's", message_of(&of_child)?, (b"child".to_vec(), child))?;
+    let own = unsafe { libc::getpid() };
+    for message in [&b"first"[..], b"", b"third"] {
+        equal("a message", message_of(&server)?, (message.to_vec(), own))?;
+    }
+    let off = 0i32;
+    let at = (&raw const off).cast();
+    done("option", unsafe { libc::setsockopt(server.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PASSCRED, at, 4) })?;
+    let mut came: std::fs::File = crate::plumbing::receive_file(&server)?.into();
+    said(came.write_all(b"through it"))?;
+    let mut kept = kept;
+    said(kept.write_all(b", and behind"))?;
+    equal("the file", read("/tmp/kept")?.as_str(), "through it, and behind")?;
+    reap(child)
+}
+
+/// A message, and the process that it is from.
+fn message_of(socket: &OwnedFd) -> Result<(Vec<u8>, i32), String> {
+    let mut text = [0u8; 64];
+    let mut piece = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: text.len() };
+    let mut control = [0u64; 8];
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    (header.msg_iov, header.msg_iovlen) = (&raw mut piece, 1);
+    (header.msg_control, header.msg_controllen) = (control.as_mut_ptr().cast(), 64);
+    let length = done("recvmsg", unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0) } as i64)?;
+    let part = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    check(!part.is_null(), "no sender came")?;
+    let who = unsafe { libc::CMSG_DATA(part).cast::<libc::ucred>().read_unaligned() };
+    Ok((text[..length as usize].to_vec(), who.pid))
+}
+
+/// A connection that nobody accepted yet, with a descriptor on its way that nobody holds any more.
+fn unix_backlog_alone() -> Checked {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let listener = said(UnixListener::bind("/tmp/listener"))?;
+    let client = said(UnixStream::connect("/tmp/listener"))?;
+    crate::plumbing::send_file(&client, said(std::fs::File::create("/tmp/alone"))?.as_raw_fd())?;
+    hold()?;
+    let (server, _) = said(listener.accept())?;
+    let mut came: std::fs::File = crate::plumbing::receive_file(&server)?.into();
+    said(came.write_all(b"through it"))?;
+    equal("the file", read("/tmp/alone")?.as_str(), "through it")
 }

@@ -10,9 +10,6 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("performance-counter", performance_counter),
     ("bpf-map", bpf_map),
     ("seccomp-listener", seccomp_listener),
-    ("huge-memfd", huge_memfd),
-    ("dispatched-calls", dispatched_calls),
-    ("own-segments", own_segments),
 ];
 
 /// A ring; its parameters, in which the kernel says where everything is.
@@ -101,33 +98,4 @@ fn seccomp_listener() -> Checked {
     let listener = call("seccomp", libc::SYS_seccomp, [1, NEW_LISTENER, (&raw const program) as u64])? as i32;
     hold_loosely()?;
     done("fcntl", unsafe { libc::fcntl(listener, libc::F_GETFD) }).map(drop)
-}
-
-/// A thread that may have its calls come back to it as signals.
-fn dispatched_calls() -> Checked {
-    const ALLOW: u8 = 0;
-    let selector = Box::leak(Box::new(ALLOW));
-    const PR_SET_SYSCALL_USER_DISPATCH: u64 = 59;
-    let args = [PR_SET_SYSCALL_USER_DISPATCH, 1, 0, 0, std::ptr::from_mut(selector) as u64];
-    call("prctl", libc::SYS_prctl, args)?;
-    hold_loosely()
-}
-
-/// A segment of 16-bit code.
-fn own_segments() -> Checked {
-    // struct user_desc: number, base, limit, flags.
-    let mut segment = [3u32, 0x1000, 0xfff, 0];
-    let size = size_of_val(&segment) as u64;
-    call("modify_ldt", libc::SYS_modify_ldt, [0x11, segment.as_mut_ptr() as u64, size])?;
-    hold_loosely()?;
-    let mut entries = [0u64; 8];
-    let read = call("modify_ldt", libc::SYS_modify_ldt, [0, entries.as_mut_ptr() as u64, 64])?;
-    check(read > 0, "the segment is gone")
-}
-
-/// Huge pages that have a descriptor.
-fn huge_memfd() -> Checked {
-    let memory = done("memfd_create", unsafe { libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB) })? as i32;
-    hold_loosely()?;
-    done("fcntl", unsafe { libc::fcntl(memory, libc::F_GETFD) }).map(drop)
 }

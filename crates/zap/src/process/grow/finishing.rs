@@ -8,7 +8,7 @@ use crate::files;
 use crate::ids::PodPid;
 use crate::memory;
 use crate::process::state::ProcessState;
-use crate::process::{finish, limits};
+use crate::process::{finish, limits, threads};
 use crate::tracee::{Batch, Held, TraceeError};
 
 impl<'a> Grove<'a> {
@@ -64,10 +64,11 @@ impl<'a> Grove<'a> {
         let directory = (!state.sharing.directories).then(|| late.change_to(state.cwd)).flatten();
         let early = state.root.is_some();
         let opened = (!state.sharing.files).then(|| late.open_in(&state.descriptors, &seen, early)).flatten();
+        let asked = late.ask_in(state.place.pid, &state.descriptors);
         let mut last = Batch::new();
         files::take_posix_locks(&mut last, &state.locks);
         limits::restart(&state.limits, &mut last);
-        Ok(self.all_but_last(state.place.pid, directory.into_iter().chain(opened).chain([last]))?)
+        Ok(self.all_but_last(state.place.pid, directory.into_iter().chain(opened).chain(asked).chain([last]))?)
     }
 
     /// Unmaps stub and scratch: the address spaces are then the pod's own. Of those that share one the last does.
@@ -79,6 +80,7 @@ impl<'a> Grove<'a> {
             let left = self.sharers.entry(owner.place.pid).or_default();
             *left = left.saturating_sub(1);
             if *left > 0 {
+                restart_dispatch(state, self.grown.get(&pid).map_or(&[], |grown| &grown.threads))?;
                 continue;
             }
             let Grown { mut threads, ground } = self.grown.remove(&pid).ok_or(TraceeError::Died(pid))?;
@@ -90,6 +92,7 @@ impl<'a> Grove<'a> {
         leaving.iter_mut().try_for_each(|(_, threads)| threads[0].reach_call())?;
         for (pid, mut threads) in leaving {
             threads[0].finish_leaving()?;
+            restart_dispatch(self.states[&pid], &threads)?;
             let ground = self.ground(threads[0].name.host, pid)?;
             self.grown.insert(pid, Grown { threads, ground });
         }
@@ -103,4 +106,9 @@ impl<'a> Grove<'a> {
         grown.threads.iter_mut().try_for_each(Held::go_home)?;
         Ok(grown.threads.into_iter().try_for_each(Held::let_go)?)
     }
+}
+
+/// Has the threads of a process see to their system calls again: they make no more of ours.
+fn restart_dispatch(state: &ProcessState, held: &[Held]) -> Result<(), TraceeError> {
+    state.threads.iter().zip(held).try_for_each(|(state, held)| threads::restart_dispatch(state, held))
 }

@@ -1,0 +1,316 @@
+//! What the kernel has and shows nobody by other ways, read from its memory by those who may (`CAP_BPF` and
+//! `CAP_PERFMON`, a kernel with type information). Where things are in it, the running kernel's own types say
+//! (`/sys/kernel/btf/vmlinux`). Without one or the other, what is read so stays refused by name.
+//!
+//! Nothing is locked meanwhile: only of what nobody changes, since everybody who could is held, is this true.
+
+mod pages;
+mod types;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{LazyLock, Mutex, MutexGuard};
+
+use self::pages::Pages;
+use self::types::Types;
+use crate::ids::Address;
+use crate::sys::file::fstat;
+use crate::sys::kernel::Window;
+
+/// The members that are read, as `structure.member`.
+const MEMBERS: &[&str] = &[
+    "address_space.i_pages",
+    "cred.egid",
+    "cred.euid",
+    "fdtable.fd",
+    "fdtable.max_fds",
+    "file.f_inode",
+    "file.f_mapping",
+    "file.private_data",
+    "files_struct.fdt",
+    "flowi4.daddr",
+    "flowi4.saddr",
+    "flowi4.uli",
+    "inet_cork.gso_size",
+    "inet_cork.opt",
+    "inet_cork.tos",
+    "inet_cork.transmit_time",
+    "inet_cork.ttl",
+    "inet_cork_full.base",
+    "inet_cork_full.fl",
+    "inet_sock.cork",
+    "inode.i_ino",
+    "mm_struct.pgd",
+    "mqueue_inode_info.notify",
+    "mqueue_inode_info.notify_owner",
+    "mqueue_inode_info.vfs_inode",
+    "pid.level",
+    "pid.numbers",
+    "scm_fp_list.count",
+    "scm_fp_list.fp",
+    "sigevent.sigev_value",
+    "sk_buff.cb",
+    "sk_buff.data",
+    "sk_buff.data_len",
+    "sk_buff.end",
+    "sk_buff.head",
+    "sk_buff.len",
+    "sk_buff.next",
+    "sk_buff.sk",
+    "sk_buff.transport_header",
+    "sk_buff_head.next",
+    "sk_buff_head.qlen",
+    "skb_frag.len",
+    "skb_frag.netmem",
+    "skb_frag.offset",
+    "skb_shared_info.frags",
+    "skb_shared_info.nr_frags",
+    "sock.sk_peer_cred",
+    "sock.sk_peer_pid",
+    "sock.sk_receive_queue",
+    "sock.sk_socket",
+    "sock.sk_tskey",
+    "sock.sk_write_queue",
+    "sock.sk_zckey",
+    "socket.file",
+    "socket.sk",
+    "task_struct.files",
+    "task_struct.mm",
+    "udp_sock.len",
+    "udp_sock.pending",
+    "unix_skb_parms.fp",
+    "unix_skb_parms.gid",
+    "unix_skb_parms.pid",
+    "unix_skb_parms.uid",
+    "unix_sock.addr",
+    "unix_sock.oob_skb",
+    "unix_sock.peer",
+    "upid.nr",
+    "xarray.xa_head",
+];
+
+/// What some of them were called before.
+const FORMERLY: &[(&str, &str)] = &[
+    ("skb_frag.len", "bio_vec.bv_len"),
+    ("skb_frag.netmem", "bio_vec.bv_page"),
+    ("skb_frag.offset", "bio_vec.bv_offset"),
+];
+
+/// The structures whose sizes are of interest.
+const SIZES: &[&str] = &["page", "upid"];
+
+/// Bytes of a part of a buffer that is in pages: page, length, offset.
+const PART: u64 = 16;
+
+/// A reader of the running kernel's memory.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    window: Window,
+    members: HashMap<&'static str, u64>,
+    sizes: HashMap<&'static str, u64>,
+    pages: Option<Pages>,
+}
+
+/// Another thread of ours had the table of descriptors grow meanwhile.
+fn moved() -> io::Error {
+    io::Error::other("the table of descriptors was moved meanwhile")
+}
+
+/// The one of this process, opened by whoever first asks: ahead of a hold, since it takes some milliseconds. The error is
+/// why there is none.
+pub(crate) fn reader() -> Result<MutexGuard<'static, Kernel>, &'static str> {
+    static READER: LazyLock<Result<Mutex<Kernel>, String>> =
+        LazyLock::new(|| Kernel::open().map(Mutex::new).map_err(|e| e.to_string()));
+    let reader = READER.as_ref().map_err(String::as_str)?;
+    Ok(reader.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
+impl Kernel {
+    fn open() -> io::Result<Kernel> {
+        let window = Window::open()?;
+        let text = std::fs::read("/sys/kernel/btf/vmlinux")?;
+        let members = MEMBERS.iter().chain(FORMERLY.iter().map(|(_, former)| former));
+        let wanted = members.filter_map(|member| member.split('.').next()).chain(SIZES.iter().copied());
+        let types = Types::parse(&text, &wanted.collect()).ok_or(io::ErrorKind::InvalidData)?;
+        let formerly = |name: &str| {
+            let (_, former) = FORMERLY.iter().find(|(now, _)| *now == name)?;
+            types.member(former)
+        };
+        let known = |name: &'static str, found: Option<u64>| {
+            let missing = || io::Error::new(io::ErrorKind::Unsupported, format!("the kernel has no {name}"));
+            found.map(|found| (name, found)).ok_or_else(missing)
+        };
+        let member = |name: &&'static str| known(name, types.member(name).or_else(|| formerly(name)));
+        let size = |name: &&'static str| known(name, types.size(name));
+        let mut kernel = Kernel {
+            window,
+            pages: None,
+            members: MEMBERS.iter().map(member).collect::<io::Result<_>>()?,
+            sizes: SIZES.iter().map(size).collect::<io::Result<_>>()?,
+        };
+        kernel.pages = Pages::find(&mut kernel).ok();
+        Ok(kernel)
+    }
+
+    /// Where a member of the structure at `structure` is.
+    pub(crate) fn at(&self, structure: Address, member: &str) -> Address {
+        Address(structure.0.wrapping_add(self.members[member]))
+    }
+
+    /// The structure of which the one at `inner` is a member.
+    pub(crate) fn around(&self, inner: Address, member: &str) -> Address {
+        Address(inner.0.wrapping_sub(self.members[member]))
+    }
+
+    /// How large a structure is.
+    pub(crate) fn size(&self, structure: &str) -> u64 {
+        self.sizes[structure]
+    }
+
+    /// So many bytes.
+    pub(crate) fn bytes(&mut self, at: Address, length: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.window.read(at, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn array<const N: usize>(&mut self, at: Address) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.window.read(at, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// A pointer that is a member; zero where there is none.
+    pub(crate) fn pointer(&mut self, structure: Address, member: &str) -> io::Result<Address> {
+        self.array(self.at(structure, member)).map(u64::from_ne_bytes).map(Address)
+    }
+
+    /// A member of 32 bits.
+    pub(crate) fn word(&mut self, structure: Address, member: &str) -> io::Result<u32> {
+        self.array(self.at(structure, member)).map(u32::from_ne_bytes)
+    }
+
+    /// A member of 16 bits.
+    pub(crate) fn half(&mut self, structure: Address, member: &str) -> io::Result<u16> {
+        self.array(self.at(structure, member)).map(u16::from_ne_bytes)
+    }
+
+    /// A member of 8 bits.
+    pub(crate) fn byte(&mut self, structure: Address, member: &str) -> io::Result<u8> {
+        self.array(self.at(structure, member)).map(|[byte]| byte)
+    }
+
+    /// So many pointers in a row.
+    pub(crate) fn pointers(&mut self, at: Address, count: usize) -> io::Result<Vec<Address>> {
+        let bytes = self.bytes(at, count * size_of::<u64>())?;
+        Ok(bytes.as_chunks().0.iter().map(|pointer| Address(u64::from_ne_bytes(*pointer))).collect())
+    }
+
+    /// The buffers of a queue of a socket's (`struct sk_buff_head`).
+    pub(crate) fn queue(&mut self, head: Address) -> io::Result<Vec<Address>> {
+        let count = self.word(head, "sk_buff_head.qlen")?;
+        let mut next = self.pointer(head, "sk_buff_head.next")?;
+        let mut buffers = Vec::new();
+        for _ in 0..count {
+            buffers.push(next);
+            next = self.pointer(next, "sk_buff.next")?;
+        }
+        // It is a ring, to which the head belongs.
+        if next == head { Ok(buffers) } else { Err(io::Error::other("the queue of a socket has changed meanwhile")) }
+    }
+
+    /// The bytes of a buffer (`struct sk_buff`); `None` if some are in pages that are not found.
+    pub(crate) fn buffer(&mut self, buffer: Address) -> io::Result<Option<Vec<u8>>> {
+        let length = self.word(buffer, "sk_buff.len")? as usize;
+        let in_pages = self.word(buffer, "sk_buff.data_len")? as usize;
+        let start = self.pointer(buffer, "sk_buff.data")?;
+        let mut bytes = self.bytes(start, length.saturating_sub(in_pages))?;
+        if in_pages == 0 {
+            return Ok(Some(bytes));
+        }
+        let Some(pages) = self.pages else { return Ok(None) };
+        let shared = self.pointer(buffer, "sk_buff.head")?.plus(self.word(buffer, "sk_buff.end")?.into());
+        let [count] = self.array(self.at(shared, "skb_shared_info.nr_frags"))?;
+        for number in 0..u64::from(count) {
+            let part = self.at(shared, "skb_shared_info.frags").plus(number * PART);
+            let page = self.pointer(part, "skb_frag.netmem")?;
+            let (offset, length) = (self.word(part, "skb_frag.offset")?, self.word(part, "skb_frag.len")?);
+            bytes.extend(self.bytes(pages.contents(page).plus(offset.into()), length as usize)?);
+        }
+        Ok((bytes.len() == length).then_some(bytes))
+    }
+
+    /// The kernel's records (`struct file`) of the open files behind descriptors of this process.
+    pub(crate) fn files<'f>(&mut self, ours: impl Iterator<Item = BorrowedFd<'f>>) -> io::Result<Vec<Address>> {
+        let task = self.window.current_task()?;
+        let table = self.pointer(task, "task_struct.files")?;
+        let table = self.pointer(table, "files_struct.fdt")?;
+        let count = self.word(table, "fdtable.max_fds")?;
+        let files = self.pointer(table, "fdtable.fd")?;
+        let files = self.pointers(files, count as usize)?;
+        let file = |ours: BorrowedFd<'_>| files.get(ours.as_raw_fd() as usize).copied();
+        ours.map(|ours| file(ours).ok_or_else(|| io::ErrorKind::NotFound.into())).collect()
+    }
+
+    /// That of one of them.
+    pub(crate) fn file(&mut self, ours: BorrowedFd<'_>) -> io::Result<Address> {
+        self.files(std::iter::once(ours)).map(|files| files[0])
+    }
+
+    /// The kernel's record (`struct sock`) of a socket behind a descriptor of this process.
+    pub(crate) fn socket(&mut self, ours: BorrowedFd<'_>) -> io::Result<Address> {
+        let file = self.file(ours)?;
+        let socket = self.pointer(file, "file.private_data")?;
+        if self.pointer(socket, "socket.file")? != file {
+            return Err(moved());
+        }
+        self.pointer(socket, "socket.sk")
+    }
+
+    /// The kernel's record (`struct inode`) of what a descriptor of this process leads to.
+    pub(crate) fn inode(&mut self, ours: BorrowedFd<'_>) -> io::Result<Address> {
+        let number = fstat(ours)?.st_ino;
+        let file = self.file(ours)?;
+        let inode = self.pointer(file, "file.f_inode")?;
+        if self.pointer(inode, "inode.i_ino")?.0 == number { Ok(inode) } else { Err(moved()) }
+    }
+
+    /// The number of a process (`struct pid`) in the PID namespace around which `depth` others lie; zero if it has none.
+    pub(crate) fn pid(&mut self, pid: Address, depth: usize) -> io::Result<i32> {
+        if (self.word(pid, "pid.level")? as usize) < depth {
+            return Ok(0);
+        }
+        let numbers = self.at(pid, "pid.numbers").plus(depth as u64 * self.size("upid"));
+        self.word(numbers, "upid.nr").map(|number| number as i32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn large_messages_are_read_from_their_pages() {
+        let (from, to) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let message: Vec<u8> = (0..50_000u32).map(|n| (n / 7) as u8).collect();
+        from.send(&message).unwrap();
+        let mut kernel = reader().unwrap();
+        let receiver = kernel.socket(to.as_fd()).unwrap();
+        let queue = kernel.at(receiver, "sock.sk_receive_queue");
+        let buffer = kernel.pointer(queue, "sk_buff_head.next").unwrap();
+        assert!(kernel.word(buffer, "sk_buff.data_len").unwrap() > 0);
+        assert!(kernel.buffer(buffer).unwrap().unwrap() == message);
+    }
+
+    #[test]
+    fn descriptors_of_one_file_lead_to_one_record() {
+        let (one, other) = (std::fs::File::open("/dev/null").unwrap(), std::fs::File::open("/dev/null").unwrap());
+        let copy = one.try_clone().unwrap();
+        let found = reader().unwrap().files([&one, &other, &copy].into_iter().map(AsFd::as_fd)).unwrap();
+        assert_eq!(found[0], found[2]);
+        assert_ne!(found[0], found[1]);
+    }
+}
