@@ -27,7 +27,8 @@ const MPOL_F_ADDR: i32 = 1 << 1;
 
 /// The mappings, by their first addresses, that may have a policy which matters: memory of no file, and shared memory.
 pub fn worth_asking(layout: &[Mapping]) -> Vec<u64> {
-    let is_shared_memory = |path: &[u8]| [&b"/dev/zero "[..], b"/memfd:", b"/SYSV"].iter().any(|p| path.starts_with(p));
+    const SHARED_MEMORY: [&[u8]; 4] = [b"/dev/zero ", b"/memfd:", b"/SYSV", b"/dev/shm/"];
+    let is_shared_memory = |path: &[u8]| SHARED_MEMORY.iter().any(|start| path.starts_with(start));
     let worth_it = |mapping: &&Mapping| match mapping.nature() {
         Nature::Anonymous => !mapping.shared && mapping.protection != libc::PROT_NONE,
         Nature::Kernel => false,
@@ -138,7 +139,8 @@ mod tests {
             mapping(0x4000, b"/dev/zero (deleted)", 8, true, libc::PROT_READ),
             mapping(0x5000, b"[vdso]", 0, false, libc::PROT_READ),
             mapping(0x6000, b"/data", 9, true, libc::PROT_READ),
+            mapping(0x7000, b"/dev/shm/name", 10, true, libc::PROT_READ),
         ];
-        assert_eq!(worth_asking(&layout), [0x2000, 0x4000]);
+        assert_eq!(worth_asking(&layout), [0x2000, 0x4000, 0x7000]);
     }
 }

@@ -101,7 +101,7 @@ fn memory_policy() -> Checked {
     stays(set(1), set(3 | 1 << 15), read)
 }
 
-/// Ranges bound to a node, spread over nodes, in shared memory; a child has bound one otherwise.
+/// Ranges bound to a node, spread over nodes, in shared memory, with a name too; a child has bound one otherwise.
 fn memory_policy_ranges() -> Checked {
     use crate::memory::{PAGE, anonymous, check_filled, fill, shared};
     const BIND: u64 = 2;
@@ -124,6 +124,13 @@ fn memory_policy_ranges() -> Checked {
     bind(private, BIND)?;
     bind(second, INTERLEAVE | STATIC)?;
     bind(common, BIND)?;
+    let named = std::fs::File::options().read(true).write(true).create_new(true).open("/dev/shm/named");
+    let named = named.and_then(|file| file.set_len(2 * PAGE as u64).map(|()| file)).map_err(|e| e.to_string())?;
+    let (protection, number) = (libc::PROT_READ | libc::PROT_WRITE, std::os::fd::AsRawFd::as_raw_fd(&named));
+    let named = unsafe { libc::mmap(std::ptr::null_mut(), 2 * PAGE, protection, libc::MAP_SHARED, number, 0) };
+    done("mmap", if named == libc::MAP_FAILED { -1i64 } else { 0 })?;
+    let named = named.cast::<u8>();
+    bind(named, INTERLEAVE)?;
     let set_up = Gate::new()?;
     let child = fork(|| {
         bind(private, 0)?;
@@ -140,6 +147,7 @@ fn memory_policy_ranges() -> Checked {
     equal("a bound range", read(private)?, (BIND, 1))?;
     equal("a spread range", read(second)?, (INTERLEAVE | STATIC, 1))?;
     equal("a range as it comes", read(third)?, (0, 0))?;
+    equal("memory with a name", (read(named)?, read(unsafe { named.add(PAGE) })?), ((INTERLEAVE, 1), (0, 0)))?;
     equal("shared memory", (read(common)?, read(unsafe { common.add(PAGE) })?), ((BIND, 1), (0, 0)))?;
     check_filled("what is in it", private, 4 * PAGE, 1)
 }
