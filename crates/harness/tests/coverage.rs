@@ -32,6 +32,7 @@ const FILES: &[(&str, &[&str])] = &[
     ("packet", &["packet-socket", "packet-ring"]),
     ("netlink", &["netlink-groups"]),
     ("eventfd", &["eventfd"]),
+    ("io-uring", &["io-uring", "io-uring-fresh", "io-uring-shared", "io-uring-unordered"]),
     ("epoll", &["epoll", "waiting-calls"]),
     ("timerfd", &["timerfd"]),
     ("signalfd", &["signalfd", "signal-files"]),

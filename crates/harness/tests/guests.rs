@@ -30,7 +30,7 @@ impl<'a> Guest<'a> {
         let add = match kind {
             _ if mounts => &["--cap-add", "sys_admin"][..],
             _ if kind.starts_with("network") && !ORDINARY.contains(&kind) => &["--cap-add", "net_admin"][..],
-            "seccomp-strict" | "io-uring" | "io-uring-mapped" => &["--seccomp", "unconfined"][..],
+            _ if kind == "seccomp-strict" || kind.starts_with("io-uring") => &["--seccomp", "unconfined"][..],
             "fanotify" | "performance-counter" | "bpf-map" => &["--cap-add", "sys_admin"][..],
             "userfaultfd" => &["--cap-add", "sys_ptrace"][..],
             _ => &["--cap-add", "sys_nice"][..],
@@ -180,6 +180,7 @@ guests! {
     network_interface network_address network_route network_rule network_mtu network_off network_queueing network_neighbour
     network_bridge network_settings network_settings_by_root network_between network_of_others
     network_way_out network_way_out_bridged network_way_out_off
+    io_uring io_uring_fresh io_uring_shared io_uring_unordered
     mounts_namespace mounts_namespace_copied namespace_of_mounts namespace_of_mounts_pivoted
     mounts_proc_of_namespace mounts_proc_of_namespace_nested mounts_proc_of_namespace_covered
     mounts_proc_of_namespace_users mounts_proc_of_namespace_elsewhere mounts_interfaces_of_namespace queues_of_namespace
@@ -187,8 +188,14 @@ guests! {
 
 refused! {
     vfork "vfork"
-    io_uring "is an io_uring, which cannot be checkpointed"
-    io_uring_mapped "is an io_uring, which cannot be checkpointed"
+    io_uring_mapped "is an io_uring that is closed, which cannot be checkpointed"
+    io_uring_in_flight "has requests in flight"
+    io_uring_notifying "tells an eventfd of its answers"
+    io_uring_polling "has a thread of the kernel's that looks for requests"
+    io_uring_of_one "belongs to one thread"
+    io_uring_files "has files that were registered with it"
+    io_uring_buffers "has buffers that were registered with it"
+    io_uring_registered "is registered with one of its threads"
     userfaultfd "is a userfaultfd, which cannot be checkpointed yet"
     fanotify "is a fanotify group, which cannot be checkpointed yet"
     performance_counter "is a performance counter of this host's, which cannot be checkpointed"

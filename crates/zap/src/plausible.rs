@@ -147,7 +147,7 @@ fn check_files(process: &ProcessState, known: &BTreeSet<FileId>) -> Result<(), S
         return Err(format!("no descriptor is called {number}"));
     }
     let mapped = process.memory.vmas.iter().filter_map(|vma| match vma.backing {
-        Backing::Private { file, .. } | Backing::Shared { file, .. } => Some(file),
+        Backing::Private { file, .. } | Backing::Shared { file, .. } | Backing::Ring { file, .. } => Some(file),
         _ => None,
     });
     let used = process.descriptors.iter().map(|descriptor| descriptor.file).chain(mapped);

@@ -45,21 +45,22 @@ pub(super) fn processes(
     let owners = owners(held, &forkers, &kinship);
     capture::check_births(look, held.processes.iter().map(|process| &process.found))?;
     let surveys = held.each(ahead, survey);
+    let rings = held.each((), capture::refuse_registered_rings);
     let threads = held.each(statuses, capture::ask_threads);
     let looked = look_at_files(look, held);
     // Whatever went wrong, the tracers must have done what they were told.
     let (questions, directories) = match looked {
         Ok(looked) => looked,
         Err(error) => {
-            let _ = (surveys.wait(), threads.wait());
+            let _ = (surveys.wait(), rings.wait(), threads.wait());
             return Err(error);
         }
     };
     let inherited = u32::from(!matches!(look.spec.seccomp, Seccomp::Unconfined));
     let answers = held.each((PodProc::new(look.init), inherited, Arc::new(questions)), capture::ask_processes);
     let memories = surveys.wait().and_then(|surveys| look_at_memory(look, held, surveys, (&forkers, &owners)));
-    let (threads, answers) = (threads.wait(), answers.wait());
-    threads?;
+    let (rings, threads, answers) = (rings.wait(), threads.wait(), answers.wait());
+    rings.and(threads)?;
     let (answers, mut memories) = (answers?, memories?);
     for (memory, answers) in memories.iter_mut().zip(&answers) {
         let Some(memory) = memory else { continue };

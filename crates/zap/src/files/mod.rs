@@ -24,6 +24,7 @@ mod hashes;
 pub mod huge_memory;
 pub mod identity;
 pub mod inotify;
+pub mod io_uring;
 mod late;
 pub mod locks;
 pub mod memfd;
@@ -284,6 +285,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &crate::sockets::Link,
     &crate::sockets::Netlink,
     &eventfd::Eventfd,
+    &io_uring::IoUring,
     &epoll::Epoll,
     &timerfd::Timerfd,
     &signalfd::Signalfd,

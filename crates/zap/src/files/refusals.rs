@@ -4,10 +4,6 @@ use super::Descriptor;
 
 /// Anonymous inodes and file systems of the kernel, by what their link begins with.
 const NAMES: &[(&str, &str)] = &[
-    (
-        "anon_inode:[io_uring]",
-        "is an io_uring, which cannot be checkpointed yet; with the default seccomp profile there are none, and programs do without",
-    ),
     ("anon_inode:[perf_event]", "is a performance counter of this host's, which cannot be checkpointed"),
     ("anon_inode:[userfaultfd]", "is a userfaultfd, which cannot be checkpointed yet"),
     ("anon_inode:[fanotify]", "is a fanotify group, which cannot be checkpointed yet"),

@@ -169,7 +169,11 @@ fn vma(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<VmaS
         }
         Nature::File => {
             let file = mapped::file_of(look, subject, mapping)?;
-            if mapping.shared { Backing::Shared { file, offset } } else { Backing::Private { file, offset } }
+            match mapping.shared {
+                _ if mapped::is_io_uring(mapping) => Backing::Ring { file, offset },
+                true => Backing::Shared { file, offset },
+                false => Backing::Private { file, offset },
+            }
         }
     };
     Ok(VmaState {
@@ -205,8 +209,7 @@ fn why_not(mapping: &Mapping) -> Option<&'static str> {
         }
         _ if has(flag::SHADOW_STACK) => Some("is a shadow stack"),
         _ if has(flag::FAULTS_MISSING | flag::FAULTS_MINOR) => Some("is served by a userfaultfd"),
-        path if path.starts_with(b"anon_inode:[io_uring]") => Some("is an io_uring"),
-        path if path.starts_with(b"anon_inode:") => Some("shows a kernel object"),
+        path if path.starts_with(b"anon_inode:") && !mapped::is_io_uring(mapping) => Some("shows a kernel object"),
         _ if mapping.nature() == Nature::SystemV && mapping.offset != 0 => {
             Some("is the rest of a segment that was cut")
         }

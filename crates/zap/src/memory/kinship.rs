@@ -34,7 +34,8 @@ fn same(a: &VmaState, b: &VmaState) -> bool {
     let backing = match (&a.backing, &b.backing) {
         (Backing::Anonymous, Backing::Anonymous) => true,
         (Backing::Private { file: f, offset: x }, Backing::Private { file: g, offset: y })
-        | (Backing::Shared { file: f, offset: x }, Backing::Shared { file: g, offset: y }) => {
+        | (Backing::Shared { file: f, offset: x }, Backing::Shared { file: g, offset: y })
+        | (Backing::Ring { file: f, offset: x }, Backing::Ring { file: g, offset: y }) => {
             f == g && at(a, *x) == at(b, *y)
         }
         (Backing::SystemV { id: f, offset: x, read_only: r }, Backing::SystemV { id: g, offset: y, read_only: s }) => {

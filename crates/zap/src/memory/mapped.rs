@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::sync::Arc;
 
 use super::layout::{Mapping, flag};
 use crate::error::{CaptureError, Context};
@@ -36,7 +38,7 @@ pub(super) fn check(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -
     if !look.mapped.checked.insert(key.clone()) {
         return Ok(());
     }
-    if is_ring(mapping) {
+    if is_ring(mapping) || is_io_uring(mapping) {
         return Ok(());
     }
     // whatever vanished meanwhile is not there in the hold either, and what cannot be opened is for the hold to say
@@ -57,6 +59,28 @@ fn is_writable(mapping: &Mapping) -> bool {
     mapping.shared && mapping.flags.known & flag::MAY_WRITE != 0
 }
 
+/// Whether it is memory of an `io_uring`.
+pub(super) fn is_io_uring(mapping: &Mapping) -> bool {
+    mapping.shared && mapping.path == files::io_uring::LINK
+}
+
+/// The `io_uring` of a mapping: it cannot be opened by that; the descriptors have been met.
+fn io_uring_of(look: &Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<FileId, CaptureError> {
+    let is_one = |(_, file): &(FileId, &Arc<OwnedFd>)| {
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        link.is_ok_and(|link| link.as_os_str().as_bytes() == files::io_uring::LINK)
+    };
+    let mut all = look.files.of_inode(mapping.device, mapping.inode).filter(is_one);
+    match (all.next(), all.next()) {
+        (Some((id, _)), None) => Ok(id),
+        (None, _) => {
+            Err(subject.refuse(object(mapping), "is an io_uring that is closed, which cannot be checkpointed"))
+        }
+        // Kernels that give all of them one inode.
+        _ => Err(subject.refuse(object(mapping), "is an io_uring, and this kernel does not say which")),
+    }
+}
+
 /// Whether it is the ring of a packet socket.
 fn is_ring(mapping: &Mapping) -> bool {
     mapping.path.starts_with(b"socket:[")
@@ -72,6 +96,9 @@ pub(super) fn file_of(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping)
     let key = key(mapping);
     if let Some(id) = look.mapped.met.get(&key) {
         return Ok(*id);
+    }
+    if is_io_uring(mapping) {
+        return io_uring_of(look, subject, mapping);
     }
     if is_ring(mapping) {
         // A socket cannot be opened by what it is mapped as; the descriptors have been met.

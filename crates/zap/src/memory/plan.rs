@@ -19,6 +19,8 @@ const MOST_DATA: usize = 192 << 10;
 /// The most that one `preadv` takes: UIO_MAXIOV, and a round number below MAX_RW_COUNT.
 const MOST_PIECES: usize = 1024;
 const MOST_BYTES: u64 = 1 << 30;
+/// The lowest address that anybody may map (`vm.mmap_min_addr`, or more).
+const LOWEST: u64 = 0x10000;
 /// Behind the last address of a process without five-level page tables.
 const HIGHEST: u64 = 0x7fff_ffff_f000;
 
@@ -34,11 +36,16 @@ pub struct MemoryBatch {
     /// The calls.
     pub batch: Batch,
     reads: Vec<(Call, u64)>,
+    /// Where mappings must have come to lie.
+    placed: Vec<(Call, u64)>,
 }
 
 impl MemoryBatch {
     /// Whether every read brought all that it should: a batch does not end at a short one.
     pub fn check(&self, results: &Results) -> Result<(), RebuildError> {
+        if let Some((_, at)) = self.placed.iter().find(|(call, at)| results.get(*call) != *at as i64) {
+            return Err(RebuildError::Lacks(format!("a kernel that puts an io_uring at {at:#x}")));
+        }
         match self.reads.iter().find(|(call, bytes)| results.get(*call) != *bytes as i64) {
             None => Ok(()),
             Some((call, bytes)) => {
@@ -76,7 +83,8 @@ pub fn rebuild_batches(target: &Target<'_>) -> Result<Vec<MemoryBatch>, RebuildE
     unmap(&mut planner, target, &kept);
     map_vdso(&mut planner, target)?;
     set_fields(&mut planner, target);
-    for vma in &state.vmas {
+    place_rings(&mut planner, target, &kept);
+    for vma in state.vmas.iter().filter(|vma| !vma.is_ring()) {
         map(&mut planner, target, vma, &kept)?;
     }
     for vma in &state.vmas {
@@ -143,6 +151,7 @@ struct Planner {
     done: Vec<MemoryBatch>,
     batch: Batch,
     reads: Vec<(Call, u64)>,
+    placed: Vec<(Call, u64)>,
     data: usize,
 }
 
@@ -156,9 +165,10 @@ impl Planner {
 
     fn end_batch(&mut self) {
         let (batch, reads) = (std::mem::take(&mut self.batch), std::mem::take(&mut self.reads));
+        let placed = std::mem::take(&mut self.placed);
         self.data = 0;
         if !batch.is_empty() {
-            self.done.push(MemoryBatch { batch, reads });
+            self.done.push(MemoryBatch { batch, reads, placed });
         }
     }
 
@@ -246,6 +256,37 @@ fn set_fields(planner: &mut Planner, target: &Target<'_>) {
     planner.batch.call(libc::SYS_prctl, args, "setting the fields of the address space");
 }
 
+/// The memory of rings, before there is anything else. The kernel alone chooses where it lies, so it is left one choice: all
+/// other addresses are taken meanwhile.
+fn place_rings(planner: &mut Planner, target: &Target<'_>, kept: &[Range<u64>]) {
+    let mut taken = kept.to_vec();
+    taken.push(target.keep.clone());
+    taken.extend(target.state.vdso.iter().map(|vdso| vdso.range()));
+    for vma in target.state.vmas.iter().filter(|vma| vma.is_ring()) {
+        let Backing::Ring { file, offset } = vma.backing else { continue };
+        for piece in ranges::without(vma.range(), kept) {
+            taken.push(piece.clone());
+            let others = ranges::without(LOWEST..HIGHEST, &ranges::joined(taken.clone()));
+            let none = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+            for range in &others {
+                let [start, length, nothing] = over(range.clone(), libc::PROT_NONE);
+                let args = [start, length, nothing, none.into(), (-1i32).into(), 0u64.into()];
+                planner.call(libc::SYS_mmap, args, || what("taking", range.start));
+            }
+            let [_, length, protection] = over(piece.clone(), vma.protection);
+            let (file, offset) = ((target.pool)(file), offset + (piece.start - vma.start));
+            let args = [0u64.into(), length, protection, libc::MAP_SHARED.into(), file.into(), offset.into()];
+            planner.make_room(0);
+            let call = planner.batch.call(libc::SYS_mmap, args, what("mapping an io_uring at", piece.start));
+            planner.placed.push((call, piece.start));
+            for range in &others {
+                let args = [range.start.into(), (range.end - range.start).into()];
+                planner.call(libc::SYS_munmap, args, || what("giving back", range.start));
+            }
+        }
+    }
+}
+
 /// Pages of `vma` that are read from the image.
 fn is_filled(state: &MemoryState, range: &Range<u64>) -> bool {
     let first = state.pages.partition_point(|r| r.end <= range.start);
@@ -276,6 +317,7 @@ fn map(planner: &mut Planner, target: &Target<'_>, vma: &VmaState, kept: &[Range
             Backing::Anonymous => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
             Backing::Private { file, offset } => (libc::MAP_PRIVATE, (target.pool)(file), offset),
             Backing::Shared { file, offset } => (libc::MAP_SHARED, (target.pool)(file), offset),
+            Backing::Ring { .. } => continue,
             Backing::SystemV { id, read_only, .. } => {
                 attach(planner, vma, (id, read_only), &piece)?;
                 continue;

@@ -95,6 +95,13 @@ pub enum Backing {
         #[serde(default)]
         read_only: bool,
     },
+    /// Memory that an `io_uring` shares with its programs.
+    Ring {
+        /// The ring.
+        file: FileId,
+        /// Which part of it.
+        offset: u64,
+    },
     /// The ring of a context of asynchronous I/O.
     Asynchronous(super::asynchronous::RingState),
 }
@@ -221,6 +228,11 @@ impl VmaState {
     /// Whether it has that bit of [`super::layout::flag`].
     pub fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Whether it is memory of an `io_uring`.
+    pub fn is_ring(&self) -> bool {
+        matches!(self.backing, Backing::Ring { .. })
     }
 
     /// Whether its contents belong to this address space.

@@ -33,7 +33,7 @@ use crate::procfs;
 use crate::sys::file::open_path;
 use crate::sys::pidfd::PidFd;
 use crate::sys::ptrace;
-use crate::tracee::{Batch, Call, Ground, Held, Output};
+use crate::tracee::{Batch, Call, Ground, Held, Output, Results};
 
 const P_PID: i32 = 1;
 /// Bytes of `siginfo_t`; the first word, the signal's number, is zero if there is no news.
@@ -104,6 +104,30 @@ pub fn ask_threads(share: &mut Share, statuses: Arc<Statuses>) -> Result<Vec<(Po
             let status = statuses.read(found.subject.host, held.name.host);
             let status = status.map_err(|_| CaptureError::Vanished(held.name.pod))?;
             learned.push(threads::capture(held, found.level(), &status, &questions, results, &mut buffer)?);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Refuses threads with which rings of `io_uring` are registered (`IORING_REGISTER_RING_FDS`): which, the kernel does not say.
+/// A job of a tracer.
+pub fn refuse_registered_rings(share: &mut Share, (): ()) -> Result<Vec<(PodPid, ())>, HoldError> {
+    /// `IO_RINGFD_REG_MAX`, and `IORING_ENTER_REGISTERED_RING`.
+    const MOST: i32 = 16;
+    const REGISTERED: i32 = 1 << 4;
+    for HeldProcess { found, threads, ground, .. } in share.held.iter_mut().filter(|process| process.has_rings) {
+        let mut batch = Batch::new();
+        let enter = |number: i32| {
+            batch.attempt(libc::SYS_io_uring_enter, [number.into(), 0u64.into(), 0u64.into(), REGISTERED.into()])
+        };
+        let calls: Vec<Call> = (0..MOST).map(enter).collect();
+        Held::begin_all(threads, ground, 0, &batch)?;
+        let results = Held::finish_all(threads, ground, 0, &batch)?;
+        let is_there = |results: &Results, call: Call| [0, -i64::from(libc::EBADFD)].contains(&results.get(call));
+        if results.iter().any(|results| calls.iter().any(|call| is_there(results, *call))) {
+            let why =
+                "is registered with one of its threads (IORING_REGISTER_RING_FDS), which cannot be checkpointed yet";
+            return Err(found.subject.refuse("an io_uring", why).into());
         }
     }
     Ok(Vec::new())

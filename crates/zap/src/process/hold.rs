@@ -30,6 +30,8 @@ pub struct HeldProcess {
     pub ground: Ground,
     /// Whether its address space is another process's as well, which stands for it.
     shares: bool,
+    /// Whether it has an `io_uring` mapped.
+    pub has_rings: bool,
     /// Its mappings; none if it shares them.
     layout: Vec<Mapping>,
     /// Those that may have a memory policy of their own, by their first addresses.
@@ -212,17 +214,19 @@ fn stop_share(share: &mut Share, ahead: Arc<MemoryAhead>) -> Result<Vec<Standing
         prepared.push((first, others, begun));
     }
     let mut standing = Vec::with_capacity(prepared.len());
-    let mut stand = |(found, threads): Stopped, ground, layout: Option<Vec<Mapping>>| {
+    let mut stand = |(found, threads): Stopped, ground, layout: Option<Vec<Mapping>>, has_rings| {
         let (shares, layout) = (layout.is_none(), layout.unwrap_or_default());
         let asked_about = policy::worth_asking(&layout);
         let group_stop = threads.first().and_then(|leader: &Held| leader.group_stop);
         standing.push(Standing { found: found.clone(), threads: threads.len(), group_stop });
-        share.held.push(HeldProcess { found, threads, ground, shares, layout, asked_about, learned: Vec::new() });
+        let learned = Vec::new();
+        share.held.push(HeldProcess { found, threads, ground, shares, has_rings, layout, asked_about, learned });
     };
     for (mut first, others, begun) in prepared {
         let (ground, beside, layout) = begun.finish(&mut first, &others, Some(&ahead))?;
-        stand(first, ground, Some(layout));
-        others.into_iter().zip(beside).for_each(|(other, ground)| stand(other, ground, None));
+        let has_rings = layout.iter().any(|mapping| mapping.path == files::io_uring::LINK);
+        stand(first, ground, Some(layout), has_rings);
+        others.into_iter().zip(beside).for_each(|(other, ground)| stand(other, ground, None, has_rings));
     }
     Ok(standing)
 }

@@ -27,6 +27,7 @@ pub mod plain;
 pub mod probe;
 pub mod procmap;
 pub mod ptrace;
+pub mod ring;
 pub mod sched;
 pub mod seccomp;
 pub mod seed;

@@ -30,6 +30,7 @@ mod plumbing;
 mod portrait;
 mod registers;
 mod requests;
+mod rings;
 mod sessions;
 mod sharing;
 mod shown;
@@ -86,6 +87,7 @@ const TOPICS: &[&[Kind]] = &[
     headers::KINDS,
     shown::KINDS,
     unkept::KINDS,
+    rings::KINDS,
 ];
 
 fn main() {

@@ -3,45 +3,12 @@
 use crate::stage::*;
 
 pub(crate) const KINDS: &[crate::stage::Kind] = &[
-    ("io-uring", io_uring),
-    ("io-uring-mapped", io_uring_mapped),
     ("userfaultfd", userfaultfd),
     ("fanotify", fanotify),
     ("performance-counter", performance_counter),
     ("bpf-map", bpf_map),
     ("seccomp-listener", seccomp_listener),
 ];
-
-/// A ring; its parameters, in which the kernel says where everything is.
-fn ring() -> Result<(i32, [u32; 30]), String> {
-    let mut parameters = [0u32; 30];
-    let ring = call("io_uring_setup", libc::SYS_io_uring_setup, [8, parameters.as_mut_ptr() as u64])?;
-    Ok((ring as i32, parameters))
-}
-
-/// Submits nothing but a request that does nothing.
-fn enter(ring: i32) -> Checked {
-    call("io_uring_enter", libc::SYS_io_uring_enter, [ring as u64, 0, 0, 0, 0]).map(drop)
-}
-
-/// A ring that waits for nothing.
-fn io_uring() -> Checked {
-    let (ring, _) = ring()?;
-    hold_loosely()?;
-    enter(ring)
-}
-
-/// A ring of which only the mapping is left.
-fn io_uring_mapped() -> Checked {
-    let (ring, _) = ring()?;
-    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
-    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, ring, 0) };
-    done("mmap", if mapped == libc::MAP_FAILED { -1i64 } else { 0 })?;
-    unsafe { libc::close(ring) };
-    hold_loosely()?;
-    // The head of the queue of requests.
-    equal("the head", unsafe { mapped.cast::<u32>().read_volatile() }, 0)
-}
 
 /// A program that sees to its own page faults.
 fn userfaultfd() -> Checked {
