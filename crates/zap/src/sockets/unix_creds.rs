@@ -71,7 +71,7 @@ fn all<'r>(rebuild: &'r mut Rebuild<'_>) -> &'r All {
     rebuild.object_or_default(ALL, 0)
 }
 
-/// Runs `work`, which must not allocate, with these credentials.
+/// Runs `work` with these credentials.
 pub(super) fn acting(credentials: Option<Credentials>, work: &(dyn Fn() -> io::Result<()> + Sync)) -> io::Result<()> {
     let Some((pid, user, group)) = credentials else { return work() };
     let act = || {

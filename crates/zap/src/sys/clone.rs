@@ -1,5 +1,6 @@
 //! `clone3(2)`.
 
+use std::arch::asm;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
@@ -47,29 +48,76 @@ pub fn spawn_seed(pid: PodPid) -> io::Result<()> {
     Ok(())
 }
 
-/// Runs `work` in a process of its own with that PID, which shares the caller's descriptors but not its memory, and
-/// waits for its end. `EEXIST`: there is such a process.
+/// Runs `work` in a process of its own with that PID, which shares the caller's descriptors and memory, and waits for its
+/// end. `EEXIST`: there is such a process.
 ///
-/// What `work` does must not allocate, as another thread of the caller may have been doing so.
+/// It is made as `vfork` makes one: the calling thread stands still meanwhile, and no page table is copied. What `work` does
+/// to itself (user, directory, root) is its own; namespaces of users it cannot change.
 pub fn in_process(pid: PodPid, work: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
+    /// More than helpers need, in 16-byte words.
+    const STACK: usize = 16 << 10;
     let number = pid.0;
+    let mut stack: Vec<u128> = Vec::with_capacity(STACK);
+    let mut errand = Errand { work, result: Ok(()) };
     let args = CloneArgs {
-        flags: libc::CLONE_FILES as u64,
+        flags: (libc::CLONE_FILES | libc::CLONE_VM | libc::CLONE_VFORK) as u64,
         exit_signal: libc::SIGCHLD as u64,
+        stack: stack.as_mut_ptr() as u64,
+        stack_size: (STACK * size_of::<u128>()) as u64,
         set_tid: &raw const number as u64,
         set_tid_size: 1,
         ..CloneArgs::default()
     };
-    // SAFETY: without CLONE_VM the child has memory of its own, and it only does what the caller promises to be harmless
-    // in the child of a process with several threads; the structure and the number outlive the call.
-    let child =
-        when_free(pid, || check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) }))?;
-    if child == 0 {
-        let code = work().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
-        // SAFETY: ends the child without running anything of the parent's.
-        unsafe { libc::_exit(code) };
+    let errand_at = &raw mut errand;
+    // SAFETY: stack, errand and arguments outlive the child, since this thread goes on when the child has ended.
+    let child = when_free(pid, || unsafe { clone_for(&args, errand_at) })?;
+    ended_well(child as i32)?;
+    errand.result
+}
+
+/// What a helper with the caller's memory is to do, and how that went.
+struct Errand<'a> {
+    work: &'a dyn Fn() -> io::Result<()>,
+    result: io::Result<()>,
+}
+
+extern "C" fn run(errand: *mut Errand<'_>) -> ! {
+    // SAFETY: the caller of `clone_for` sees to it that it lives, and stands still meanwhile.
+    unsafe {
+        (*errand).result = ((*errand).work)();
+        libc::_exit(0)
     }
-    ended_well(child as i32)
+}
+
+/// Clones a child that runs an errand on a stack of its own and ends. `libc::syscall` cannot: it would return there.
+///
+/// # Safety
+///
+/// `args` must ask for `CLONE_VM` and `CLONE_VFORK`, with a stack whose end is a multiple of 16.
+unsafe fn clone_for(args: &CloneArgs, errand: *mut Errand<'_>) -> io::Result<u64> {
+    let result: i64;
+    // SAFETY: the child leaves this function by `run` alone, which does not return; the parent comes back with its own
+    // stack and registers, but for those that a system call may change.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 => result,
+            in("rdi") args,
+            in("rsi") size_of::<CloneArgs>(),
+            in("r12") errand,
+            in("r13") run as extern "C" fn(*mut Errand<'_>) -> !,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok(result as u64) }
 }
 
 /// Waits for the end of a helper.
@@ -192,4 +240,50 @@ pub fn in_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Re
         std::thread::yield_now();
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// The number of a process that has ended.
+    fn free_number() -> PodPid {
+        let mut child = Command::new("true").spawn().unwrap();
+        let number = child.id() as i32;
+        assert_eq!(child.wait().unwrap().into_raw(), 0);
+        PodPid(number)
+    }
+
+    #[test]
+    fn a_helper_has_the_number_that_was_asked_for_and_the_callers_memory() {
+        let number = free_number();
+        let seen = Mutex::new(Vec::new());
+        let note = || {
+            // SAFETY: asks for a number; the library's own notion is the parent's.
+            seen.lock().unwrap().push(unsafe { libc::syscall(libc::SYS_getpid) });
+            Ok(())
+        };
+        in_process(number, &note).unwrap();
+        in_process(number, &note).unwrap();
+        assert_eq!(seen.into_inner().unwrap(), [i64::from(number.0); 2]);
+    }
+
+    #[test]
+    fn the_error_of_a_helper_is_the_callers_and_its_changes_are_not() {
+        let user = || nix::unistd::geteuid().as_raw();
+        let before = user();
+        let act = || {
+            super::super::ipc::act_as(65534, 65534)?;
+            std::fs::read("/etc/shadow").map(drop).map_err(|e| io::Error::other(format!("said {e}")))
+        };
+        let error = in_process(free_number(), &act).unwrap_err();
+        assert!(error.to_string().starts_with("said "), "{error}");
+        assert_eq!(user(), before);
+        let taken = in_process(PodPid(1), &|| Ok(())).unwrap_err();
+        assert_eq!(taken.raw_os_error(), Some(libc::EEXIST));
+    }
 }
