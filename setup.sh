@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Sets up what is missing on a Debian 12 machine, then does one of two jobs:
+# Sets up what is missing on a Debian 12 machine, then does one of these jobs:
 #
 #   ./setup.sh repro [ARG…]   release build, then `harness repro ARG…`: measurements, plots, report under results/
 #   ./setup.sh test           formatting, lints, build, the whole test suite
+#   ./setup.sh gate REVISION  is this tree slower than that one? Both are built and measured here; exit 1 if it is
 #
 # Run again, it installs nothing and rebuilds nothing. The network is used by apt and cargo alone.
 set -euo pipefail
@@ -196,11 +197,29 @@ tests() {
   part "tests" cargo test --locked --workspace -- --test-threads="${TEST_THREADS:-$(nproc)}"
 }
 
+# What is measured of both: the experiments, and how often each; a baseline needs more, see crates/harness/src/gate.rs.
+GATED=(checkpoint-restart --workload sleep --workload apache-event)
+gate() { # REVISION
+  local base=target/gate/tree samples=$PWD/target/gate/samples
+  setup
+  part "release build" cargo build --release --locked --workspace
+  part "host check" host_check target/release/zap
+  git worktree remove --force "$base" 2>/dev/null || rm -rf "$base"
+  rm -rf "$samples"
+  git worktree add --quiet --detach "$base" "$1" || fail "there is no revision $1"
+  part "release build of $1" env --chdir="$base" CARGO_TARGET_DIR="$PWD/target/gate/build" \
+    cargo build --release --locked --workspace
+  part "measuring $1" env --chdir="$base" "$PWD/target/gate/build/release/harness" run "${GATED[@]}" --runs 30 --out "$samples"
+  git worktree remove --force "$base"
+  part "measuring this tree" target/release/harness gate --baseline "$samples"
+}
+
 case ${1:-} in
   repro) shift; repro "$@" ;;
   test) shift; tests "$@" ;;
+  gate) [ $# = 2 ] || fail "gate takes one revision"; gate "$2" ;;
   *)
-    sed -n '2,7s/^# \{0,1\}//p' "$0"
+    sed -n '2,8s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

@@ -1,10 +1,18 @@
 //! Is a build slower than another one?
 //!
-//! A change counts when a permutation test says that it is no chance, and when it is past a noise floor. Before an alarm
-//! more samples are taken: see [`crate::cli`].
+//! Machines differ, and one machine from hour to hour. So what is measured beside a reference (the same natively, or the
+//! bytes alone) is compared as a ratio to it, taken within each run; other times are taken as multiples of the run's
+//! yardstick ([`YARDSTICK`]), a piece of work without zap; only what has neither is compared as it is.
+//!
+//! What looks worse is a suspect. Suspects are measured again, and it is the new samples alone that count: whoever is picked
+//! for having looked bad looks bad by chance too often. An alarm is a change that a permutation test, corrected for how much
+//! is compared (Benjamini and Hochberg), says is no chance, and that is past a noise floor.
+//!
+//! What can be noticed depends on the baseline, whose own chance stays: with 30 repetitions 10 % are, on servers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use anyhow::Result;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -13,80 +21,257 @@ use crate::stats::{hodges_lehmann, median, permutation_test};
 
 /// Changes smaller than this are not told from the machine's own ups and downs.
 pub const NOISE_FLOOR: f64 = 0.05;
-/// A change counts when it is less probable than this by chance.
+/// Of the alarms no larger a part than this is false.
 pub const SIGNIFICANT: f64 = 0.01;
-const ROUNDS: usize = 4999;
+/// The arm of an experiment that is a piece of work without zap: what a host takes to start programs and to write.
+pub const YARDSTICK: &str = "yardstick";
+
+/// Rounds of the permutation test for a suspicion, and for an alarm.
+const FEW: usize = 999;
+const MANY: usize = 49_999;
+/// What is worth a second look: so improbable by chance, and half of what is an alarm.
+const SUSPICIOUS: f64 = 0.05;
+/// How often a suspicion is measured again before it becomes an alarm.
+const SECOND_LOOKS: u32 = 3;
+/// Arms that have nothing of zap in them.
+const REFERENCES: [&str; 5] = ["native", "write", "memcpy", "bytes-alone", YARDSTICK];
 
 /// Something that has become worse.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Regression {
+pub struct Change {
     /// The experiment that measured it.
     pub experiment: String,
     /// What, in words.
     pub what: String,
-    /// By how much, as a part of the baseline: 0.1 is ten percent worse.
+    /// The arm that both sides are ratios to, if they are.
+    pub against: Option<&'static str>,
+    /// The median before, in the metric's unit or as a ratio.
+    pub before: f64,
+    /// The median now.
+    pub now: f64,
+    /// By how much it is worse, as a part of what it was: 0.1 is ten percent worse.
     pub worse_by: f64,
-    /// How probable that is by chance.
+    /// How probable so much is by chance.
     pub p: f64,
+    key: [String; 5],
+    sides: Sides,
 }
 
-/// Everything in `now` that is worse than in `baseline`.
-pub fn regressions(baseline: &[Sample], now: &[Sample]) -> Vec<Regression> {
-    let references = ["native", "memcpy", "write", "bytes-alone"];
-    let keys: BTreeSet<_> = baseline.iter().filter(|s| !references.contains(&&*s.arm)).map(key).collect();
-    let compare = |key: &Key<'_>| {
-        let [experiment, workload, parameters, arm, metric] = *key;
-        let sign = direction(metric)?;
-        let values = |samples| values(samples, key);
-        let (before, after) = (values(baseline), values(now));
-        let worse_by = sign * hodges_lehmann(&before, &after)? / median(&before).filter(|m| *m > 0.0)?;
-        let p = permutation_test(&before, &after, ROUNDS, &mut StdRng::seed_from_u64(1))?;
-        let sized = if parameters.is_empty() { String::new() } else { format!(" ({parameters})") };
-        let what = format!("{workload}{sized}, {arm}: {metric}");
-        let counts = worse_by > NOISE_FLOOR && p < SIGNIFICANT;
-        counts.then(|| Regression { experiment: experiment.into(), what, worse_by, p })
-    };
-    keys.iter().filter_map(compare).collect()
+/// Whether a build is slower than the one that `baseline` was measured on. `measure` measures the experiments of these names,
+/// all that the baseline has at first, then those with suspects. Returns what is worse.
+pub fn judge(
+    baseline: &[Sample],
+    mut measure: impl FnMut(&BTreeSet<String>) -> Result<Vec<Sample>>,
+) -> Result<Vec<Change>> {
+    let all = baseline.iter().map(|sample| sample.experiment.clone()).collect();
+    let (mut suspects, tried) = worse(baseline, &measure(&all)?);
+    suspects.retain(|change| change.p < SUSPICIOUS);
+    let mut again = Vec::new();
+    for _ in 0..SECOND_LOOKS {
+        let experiments: BTreeSet<String> = suspects.iter().map(|suspect| suspect.experiment.clone()).collect();
+        if experiments.is_empty() {
+            break;
+        }
+        again.extend(measure(&experiments)?);
+        let keys: BTreeSet<_> = suspects.into_iter().map(|suspect| suspect.key).collect();
+        suspects = worse(baseline, &again).0;
+        suspects.retain(|change| keys.contains(&change.key) && change.p < SUSPICIOUS);
+    }
+    Ok(significant(suspects, tried))
+}
+
+/// Everything in `now` that is worse than in `baseline`, where nothing can be measured again.
+pub fn regressions(baseline: &[Sample], now: &[Sample]) -> Vec<Change> {
+    let (mut found, tried) = worse(baseline, now);
+    found.retain(|change| change.p < SUSPICIOUS);
+    significant(found, tried)
+}
+
+/// Everything that looks worse, if only by chance: each arm, and the arms of a measurement together, which differ less from
+/// run to run. With how much was compared.
+fn worse(baseline: &[Sample], now: &[Sample]) -> (Vec<Change>, usize) {
+    let (before, now) = (Runs::of(baseline), Runs::of(now));
+    let mut compared = 0;
+    let mut found = Vec::new();
+    let mut together: BTreeMap<Key<'_>, Vec<Sides>> = BTreeMap::new();
+    for key in before.by_key.keys() {
+        let Some(sides) = sides(key, &before, &now) else { continue };
+        compared += 1;
+        found.extend(change(key, sides.clone()));
+        let [experiment, workload, parameters, _, metric] = *key;
+        together.entry([experiment, workload, parameters, "all arms", metric]).or_default().push(sides);
+    }
+    for (key, arms) in together.iter().filter(|(_, arms)| arms.len() > 1) {
+        compared += 1;
+        found.extend(change(key, combined(arms)));
+    }
+    (found, compared)
+}
+
+/// Those suspects, of so much that was compared, whose change is no chance and large enough, the worst first.
+fn significant(mut suspects: Vec<Change>, compared: usize) -> Vec<Change> {
+    for suspect in &mut suspects {
+        suspect.p = suspect.sides.chance(MANY).unwrap_or(1.0);
+    }
+    suspects.sort_by(|a, b| a.p.total_cmp(&b.p));
+    let share = SIGNIFICANT / compared.max(1) as f64;
+    let rare = (1..=suspects.len()).rev().find(|rank| suspects[rank - 1].p <= share * *rank as f64);
+    suspects.truncate(rare.unwrap_or(0));
+    suspects.retain(|change| change.worse_by > NOISE_FLOOR);
+    suspects.sort_by(|a, b| b.worse_by.total_cmp(&a.worse_by));
+    suspects
 }
 
 /// Experiment, workload, parameters, arm, metric: what values must share to be compared.
 type Key<'a> = [&'a str; 5];
+/// One repetition of one measurement: its seed, its number.
+type Run = (u64, u32);
 
-fn key(sample: &Sample) -> Key<'_> {
-    [&sample.experiment, &sample.workload, &sample.parameters, &sample.arm, &sample.metric]
+/// Values, each with its run.
+type Values = Vec<(Run, f64)>;
+
+/// What is compared: values, or ratios to a reference.
+#[derive(Clone, Debug, PartialEq)]
+struct Sides {
+    before: Values,
+    now: Values,
+    against: Option<&'static str>,
 }
 
-fn values(samples: &[Sample], wanted: &Key<'_>) -> Vec<f64> {
-    samples.iter().filter(|sample| key(sample) == *wanted).map(|sample| sample.value).collect()
+impl Sides {
+    /// How probable it is that they are so far apart by chance.
+    fn chance(&self, rounds: usize) -> Option<f64> {
+        permutation_test(&alone(&self.before), &alone(&self.now), rounds, &mut StdRng::seed_from_u64(1))
+    }
+}
+
+fn alone(values: &Values) -> Vec<f64> {
+    values.iter().map(|(_, value)| *value).collect()
+}
+
+/// Samples by what was measured, and in which run.
+struct Runs<'a> {
+    by_key: BTreeMap<Key<'a>, Values>,
+    times: BTreeSet<&'a str>,
+}
+
+impl<'a> Runs<'a> {
+    fn of(samples: &'a [Sample]) -> Self {
+        let mut runs = Self { by_key: BTreeMap::new(), times: BTreeSet::new() };
+        for s in samples {
+            let key = [&*s.experiment, &*s.workload, &*s.parameters, &*s.arm, &*s.metric];
+            runs.by_key.entry(key).or_default().push(((s.seed, s.run), s.value));
+            if matches!(&*s.unit, "us" | "ns" | "ms" | "s") {
+                runs.times.insert(&s.metric);
+            }
+        }
+        runs
+    }
+
+    /// Each value as a ratio to what the reference took in the same run; `None` if a run has no reference.
+    fn ratios(&self, key: &Key<'_>, reference: &Key<'_>) -> Option<Values> {
+        let references = by_run(self.by_key.get(reference)?);
+        let ratio = |(run, value): &(Run, f64)| {
+            let reference = references.get(run).filter(|reference| **reference > 0.0)?;
+            Some((*run, value / reference))
+        };
+        self.by_key.get(key)?.iter().map(ratio).collect()
+    }
+}
+
+/// The median of each run.
+fn by_run(values: &Values) -> HashMap<Run, f64> {
+    let mut of_runs: HashMap<Run, Vec<f64>> = HashMap::new();
+    for (run, value) in values {
+        of_runs.entry(*run).or_default().push(*value);
+    }
+    of_runs.into_iter().filter_map(|(run, values)| Some((run, median(&values)?))).collect()
+}
+
+/// What of a measurement is to be compared; `None` if nothing is.
+fn sides(key: &Key<'_>, before: &Runs<'_>, now: &Runs<'_>) -> Option<Sides> {
+    let [experiment, workload, parameters, arm, metric] = *key;
+    if REFERENCES.contains(&arm) || direction(metric).is_none() {
+        return None;
+    }
+    let beside = |reference: &'static str| {
+        let metric = if reference == YARDSTICK { "whole" } else { metric };
+        let reference_key = [experiment, workload, parameters, reference, metric];
+        let (before, now) = (before.ratios(key, &reference_key)?, now.ratios(key, &reference_key)?);
+        Some(Sides { before, now, against: Some(reference) })
+    };
+    let may_be = |reference: &&str| *reference != YARDSTICK || before.times.contains(metric);
+    let ratios = REFERENCES.into_iter().filter(may_be).find_map(beside);
+    ratios.or_else(|| {
+        Some(Sides { before: before.by_key.get(key)?.clone(), now: now.by_key.get(key)?.clone(), against: None })
+    })
+}
+
+/// The median of several arms, each as a multiple of what it was before, in every run in which all were measured.
+fn combined(arms: &[Sides]) -> Sides {
+    let usual: Vec<f64> = arms.iter().map(|arm| median(&alone(&arm.before)).unwrap_or(f64::NAN)).collect();
+    let of = |side: fn(&Sides) -> &Values| {
+        let runs: Vec<HashMap<Run, f64>> = arms.iter().map(|arm| by_run(side(arm))).collect();
+        let middle = |run: &Run| {
+            let multiple = |(arm, usual): (&HashMap<Run, f64>, &f64)| Some(arm.get(run)? / usual);
+            Some((*run, median(&runs.iter().zip(&usual).map(multiple).collect::<Option<Vec<f64>>>()?)?))
+        };
+        runs[0].keys().collect::<BTreeSet<_>>().into_iter().filter_map(middle).collect()
+    };
+    Sides { before: of(|arm| &arm.before), now: of(|arm| &arm.now), against: arms[0].against }
+}
+
+/// How much worse it has become, if it has.
+fn change(key: &Key<'_>, sides: Sides) -> Option<Change> {
+    let [experiment, workload, parameters, arm, metric] = *key;
+    let (then, today) = (alone(&sides.before), alone(&sides.now));
+    let (before, now) = (median(&then).filter(|before| *before > 0.0)?, median(&today)?);
+    let worse_by = direction(metric)? * hodges_lehmann(&then, &today)? / before;
+    if worse_by <= NOISE_FLOOR / 2.0 {
+        return None;
+    }
+    let p = sides.chance(FEW)?;
+    let sized = if parameters.is_empty() { String::new() } else { format!(" ({parameters})") };
+    let what = format!("{workload}{sized}, {arm}: {metric}");
+    let (experiment, against, key) = (experiment.to_owned(), sides.against, key.map(str::to_owned));
+    Some(Change { experiment, what, against, before, now, worse_by, p, key, sides })
 }
 
 /// 1 if more of a metric is worse, −1 if less is; `None` for what is no measure of speed or size.
 fn direction(metric: &str) -> Option<f64> {
     match metric {
         "requests_per_second" => Some(-1.0),
-        "downtime" | "whole" | "first_answer" | "image_bytes" | "latency_p50" | "latency_p99" | "client_gap"
-        | "getpid" | "read" | "fork_exit" | "fork_exec" | "removal" => Some(1.0),
-        _ => None,
+        "downtime" | "whole" | "total" | "first_answer" | "image_bytes" | "latency_p50" | "latency_p99"
+        | "client_gap" | "viewer_gap" | "removal" => Some(1.0),
+        operation => crate::micro::OPERATIONS.iter().any(|(name, _)| *name == operation).then_some(1.0),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
 
-    fn samples(metric: &str, center: f64) -> Vec<Sample> {
-        let sample = |run: u32| Sample {
+    use rand::Rng;
+
+    use super::*;
+    use crate::samples::read_all;
+
+    fn sample(arm: &str, metric: &str, run: u32, value: f64) -> Sample {
+        Sample {
             experiment: "e".into(),
             workload: "w".into(),
             parameters: String::new(),
-            arm: "pod".into(),
+            arm: arm.into(),
             run,
             metric: metric.into(),
-            value: center + f64::from(run % 5),
-            unit: "us".into(),
+            value,
+            unit: if metric == "image_bytes" { "bytes" } else { "us" }.into(),
             seed: 0,
-        };
-        (0..20).map(sample).collect()
+        }
+    }
+
+    fn samples(metric: &str, center: f64) -> Vec<Sample> {
+        (0..20).map(|run| sample("pod", metric, run, center + f64::from(run % 5))).collect()
     }
 
     #[test]
@@ -95,7 +280,8 @@ mod tests {
         let found = regressions(&baseline, &samples("whole", 120.0));
         assert_eq!(found.len(), 1);
         assert!((found[0].worse_by - 0.2).abs() < 0.02 && found[0].p < 0.01, "{found:?}");
-        assert_eq!(found[0].what, "w, pod: whole");
+        assert_eq!((&*found[0].what, found[0].against), ("w, pod: whole", None));
+        assert_eq!((found[0].before, found[0].now), (102.0, 122.0));
         assert_eq!(regressions(&baseline, &baseline), []);
         assert_eq!(regressions(&baseline, &samples("whole", 80.0)), []);
         assert_eq!(regressions(&baseline, &samples("whole", 102.0)), []);
@@ -107,5 +293,122 @@ mod tests {
         assert_eq!(regressions(&baseline, &samples("requests_per_second", 800.0)).len(), 1);
         assert_eq!(regressions(&baseline, &samples("requests_per_second", 1200.0)), []);
         assert_eq!(regressions(&samples("pages", 10.0), &samples("pages", 50.0)), []);
+    }
+
+    #[test]
+    fn a_slower_machine_is_no_regression_where_a_reference_ran_beside() {
+        for (reference, metric, against) in [
+            ("native", "whole", Some("native")),
+            (YARDSTICK, "downtime", Some(YARDSTICK)),
+            (YARDSTICK, "image_bytes", None),
+        ] {
+            let on_machine = |slowness: f64, zap: f64| {
+                let of_run = |run: u32| {
+                    let wobble = slowness * (1.0 + f64::from(run % 5) / 50.0);
+                    let metric_of = if reference == YARDSTICK { "whole" } else { metric };
+                    [sample("pod", metric, run, 100.0 * wobble * zap), sample(reference, metric_of, run, 40.0 * wobble)]
+                };
+                (0..12).flat_map(of_run).collect::<Vec<Sample>>()
+            };
+            let baseline = on_machine(1.0, 1.0);
+            let found = regressions(&baseline, &on_machine(1.3, 1.1));
+            assert_eq!((found.len(), found[0].against), (1, against), "{found:?}");
+            let moved_by = if against.is_some() { 0.1 } else { 0.43 };
+            assert!((found[0].worse_by - moved_by).abs() < 0.02, "{found:?}");
+            assert_eq!(regressions(&baseline, &on_machine(1.3, 1.0)).is_empty(), against.is_some());
+        }
+    }
+
+    #[test]
+    fn suspects_are_measured_again_and_nobody_else() {
+        let two = |slow: f64| {
+            let other = |s: Sample| Sample { experiment: "other".into(), ..s };
+            [samples("whole", 100.0 * slow), samples("whole", 100.0).into_iter().map(other).collect()].concat()
+        };
+        let mut asked = Vec::new();
+        // The first look was a mishap.
+        let mut slow = [1.3, 1.0].into_iter();
+        let found = judge(&two(1.0), |experiments| {
+            asked.push(experiments.iter().cloned().collect::<Vec<_>>());
+            Ok(two(slow.next().unwrap()))
+        });
+        assert_eq!((found.unwrap(), asked), (vec![], vec![vec!["e".to_owned(), "other".into()], vec!["e".into()]]));
+        let found = judge(&two(1.0), |_| Ok(two(1.1))).unwrap();
+        assert_eq!(found.iter().map(|c| &*c.experiment).collect::<Vec<_>>(), ["e"]);
+    }
+
+    /// Repetitions of a baseline that was made for this (`--full`), and of a look.
+    const BASELINE: u32 = 30;
+    const LOOK: u32 = 15;
+
+    /// Measurements as noisy as those in `results/baseline`: each run is one of those there, drawn at random, with all
+    /// that was measured in it.
+    struct Simulated {
+        runs: BTreeMap<(String, String, String), BTreeMap<Run, Vec<Sample>>>,
+        rng: StdRng,
+    }
+
+    impl Simulated {
+        fn new(seed: u64) -> Self {
+            let baseline = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../results/baseline");
+            let mut runs: BTreeMap<_, BTreeMap<_, Vec<Sample>>> = BTreeMap::new();
+            for s in read_all(&baseline).unwrap() {
+                let part = (s.experiment.clone(), s.workload.clone(), s.parameters.clone());
+                runs.entry(part).or_default().entry((s.seed, s.run)).or_default().push(s);
+            }
+            // Of others there are too few runs to draw from.
+            runs.retain(|_, of_part| of_part.len() >= 8);
+            assert!(runs.len() >= 5, "{} parts", runs.len());
+            Self { runs, rng: StdRng::seed_from_u64(seed) }
+        }
+
+        /// Measures these experiments, or all, so many times.
+        fn measure(
+            &mut self,
+            times: u32,
+            only: Option<&BTreeSet<String>>,
+            slower: impl Fn(&Sample) -> f64,
+        ) -> Vec<Sample> {
+            let seed = self.rng.random();
+            let mut drawn = Vec::new();
+            for ((experiment, ..), runs) in &self.runs {
+                if only.is_some_and(|only| !only.contains(experiment)) {
+                    continue;
+                }
+                let choices: Vec<_> = runs.values().collect();
+                for run in 0..times {
+                    let chosen = choices[self.rng.random_range(0..choices.len())];
+                    let again = |s: &Sample| Sample { run, seed, value: s.value * slower(s), ..s.clone() };
+                    drawn.extend(chosen.iter().map(again));
+                }
+            }
+            drawn
+        }
+    }
+
+    #[test]
+    fn twenty_runs_of_the_same_build_raise_no_alarm() {
+        let mut machine = Simulated::new(7);
+        for number in 0..20 {
+            let baseline = machine.measure(BASELINE, None, |_| 1.0);
+            let found = judge(&baseline, |experiments| Ok(machine.measure(LOOK, Some(experiments), |_| 1.0))).unwrap();
+            assert_eq!(found, [], "run {number}");
+        }
+    }
+
+    #[test]
+    fn ten_percent_slower_is_caught_and_nothing_else_is_blamed() {
+        let mut machine = Simulated::new(11);
+        let is_slower = |s: &Sample| {
+            s.experiment == "checkpoint-restart" && s.workload == "apache-event" && s.unit == "us" && s.arm != YARDSTICK
+        };
+        for number in 0..5 {
+            let baseline = machine.measure(BASELINE, None, |_| 1.0);
+            let slower = |s: &Sample| if is_slower(s) { 1.1 } else { 1.0 };
+            let found = judge(&baseline, |experiments| Ok(machine.measure(LOOK, Some(experiments), slower))).unwrap();
+            assert!(!found.is_empty(), "run {number}: it is not noticed");
+            let blamed = |c: &Change| c.experiment == "checkpoint-restart" && c.what.starts_with("apache-event");
+            assert!(found.iter().all(blamed), "run {number}: {found:?}");
+        }
     }
 }

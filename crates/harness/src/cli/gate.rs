@@ -8,12 +8,9 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::experiment::{self, Extent, Settings};
-use crate::gate::{Regression, regressions};
+use crate::gate::{self, Change};
 use crate::lab;
 use crate::samples::{Sample, read_all};
-
-/// How often a suspicion is measured again before it becomes an alarm.
-const SECOND_LOOKS: u32 = 2;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -23,52 +20,121 @@ pub(super) struct Arguments {
     /// Repetitions a look [default: each experiment's own]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     runs: Option<u32>,
+    /// Only these cases, where an experiment has several (see harness list)
+    #[arg(long, value_name = "NAME")]
+    workload: Vec<String>,
     /// Compare these samples instead of measuring
     #[arg(long, value_name = "DIR")]
     samples: Option<PathBuf>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let baseline = read_all(&arguments.baseline)?;
-    ensure!(!baseline.is_empty(), "{} has no samples", arguments.baseline.display());
+    let mut baseline = read_all(&arguments.baseline)?;
+    baseline.retain(|sample| arguments.workload.is_empty() || arguments.workload.contains(&sample.workload));
+    ensure!(!baseline.is_empty(), "{} has no such samples", arguments.baseline.display());
     let found = match &arguments.samples {
-        Some(samples) => regressions(&baseline, &read_all(samples)?),
-        None => look(&baseline, arguments.runs)?,
+        Some(samples) => gate::regressions(&baseline, &read_all(samples)?),
+        None => {
+            lab::clean_up_on_interrupt()?;
+            gate::judge(&baseline, |experiments| measure(experiments, arguments))?
+        }
     };
-    for Regression { experiment, what, worse_by, p } in &found {
-        println!("{experiment}: {what} is {:.1} % worse (p = {p:.4})", worse_by * 100.0);
-    }
     if found.is_empty() {
         println!("nothing is slower than {}", arguments.baseline.display());
         return Ok(ExitCode::SUCCESS);
     }
+    print!("{}", table(&found));
     Ok(ExitCode::FAILURE)
 }
 
-/// Measures everything that the baseline has; what looks worse is measured again, and all samples count.
-fn look(baseline: &[Sample], runs: Option<u32>) -> Result<Vec<Regression>> {
-    lab::clean_up_on_interrupt()?;
-    let mut suspects: BTreeSet<String> = baseline.iter().map(|sample| sample.experiment.clone()).collect();
-    let mut now = Vec::new();
-    let mut found = Vec::new();
-    for _ in 0..=SECOND_LOOKS {
-        let out = tempfile::tempdir().context("making a directory for samples")?;
-        for name in &suspects {
-            measure(name, runs, out.path())?;
-        }
-        now.extend(read_all(out.path())?);
-        found = regressions(baseline, &now);
-        suspects = found.iter().map(|regression| regression.experiment.clone()).collect();
-        if suspects.is_empty() {
-            break;
-        }
+fn measure(experiments: &BTreeSet<String>, arguments: &Arguments) -> Result<Vec<Sample>> {
+    let out = tempfile::tempdir().context("making a directory for samples")?;
+    for name in experiments {
+        measure_one(name, arguments, out.path())?;
     }
-    Ok(found)
+    read_all(out.path())
 }
 
-fn measure(name: &str, runs: Option<u32>, out: &Path) -> Result<()> {
-    let extent = Extent::Ordinary;
-    let settings = Settings { runs, extent, seed: rand::random(), ..Settings::fast(out.into()) };
+fn measure_one(name: &str, arguments: &Arguments, out: &Path) -> Result<()> {
+    let (extent, workloads) = (Extent::Ordinary, arguments.workload.clone());
+    let settings =
+        Settings { runs: arguments.runs, extent, workloads, seed: rand::random(), ..Settings::fast(out.into()) };
     eprintln!("measuring {name}, seed {}", settings.seed);
     experiment::find(name)?.run(&settings)
+}
+
+/// What has become worse, a line each.
+fn table(found: &[Change]) -> String {
+    let head = ["experiment", "what", "before", "now", "worse by", "p"].map(str::to_owned);
+    let row = |change: &Change| {
+        let what = change.against.map_or(change.what.clone(), |arm| format!("{} ÷ {arm}", change.what));
+        let worse_by = format!("{:.1} %", change.worse_by * 100.0);
+        [
+            change.experiment.clone(),
+            what,
+            figure(change.before),
+            figure(change.now),
+            worse_by,
+            format!("{:.4}", change.p),
+        ]
+    };
+    let rows: Vec<[String; 6]> = std::iter::once(head).chain(found.iter().map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 6] = std::array::from_fn(width);
+    let line = |[experiment, what, numbers @ ..]: &[String; 6]| {
+        let mut line = format!("{experiment:0$}  {what:1$}", widths[0], widths[1]);
+        for (number, width) in numbers.iter().zip(&widths[2..]) {
+            line += &format!("  {number:>width$}");
+        }
+        line + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+/// With four digits that count.
+fn figure(value: f64) -> String {
+    let whole = value.abs().log10().floor().max(0.0) as usize;
+    format!("{value:.0$}", 3_usize.saturating_sub(whole))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_have_four_digits_that_count() {
+        assert_eq!(
+            [figure(0.5), figure(1.25), figure(31.44), figure(123_456.7)],
+            ["0.500", "1.250", "31.44", "123457"]
+        );
+    }
+
+    #[test]
+    fn what_moved_is_a_table() {
+        let of = |arm: &str, run, value| Sample {
+            experiment: "checkpoint-restart".into(),
+            workload: "sleep".into(),
+            parameters: String::new(),
+            arm: arm.into(),
+            run,
+            metric: "whole".into(),
+            value,
+            unit: "us".into(),
+            seed: 1,
+        };
+        let measured =
+            |value: f64| (0..10).flat_map(|run| [of("stop", run, value), of("yardstick", run, 10.0)]).collect();
+        let (before, now): (Vec<_>, Vec<_>) = (measured(40.0), measured(50.0));
+        let text = table(&gate::regressions(&before, &now));
+        let lines: Vec<Vec<&str>> =
+            text.lines().map(|line| line.split("  ").filter(|w| !w.is_empty()).collect()).collect();
+        assert_eq!(
+            lines[0].iter().map(|w| w.trim()).collect::<Vec<_>>(),
+            ["experiment", "what", "before", "now", "worse by", "p"]
+        );
+        assert_eq!(
+            lines[1][..5].iter().map(|w| w.trim()).collect::<Vec<_>>(),
+            ["checkpoint-restart", "sleep, stop: whole ÷ yardstick", "4.000", "5.000", "25.0 %"]
+        );
+    }
 }

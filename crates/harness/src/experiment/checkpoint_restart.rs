@@ -8,7 +8,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::peers::Peers;
 use super::rivals::Rivals;
-use super::{Experiment, Session, bytes_below};
+use super::{Experiment, Session, bytes_below, yardstick};
 use crate::lab::{Lab, Phase, Pod, PodOptions, resident};
 use crate::samples::Circumstances;
 use crate::workload::{self, Workload};
@@ -55,6 +55,7 @@ fn measure(session: &mut Session, workload: &dyn Workload) -> Result<()> {
     let mut rounds = session.rounds(workload.name(), true);
     while let Some(run) = session.next(&mut rounds)? {
         let round = Round { lab: &lab, workload: workload.name(), parameters: &parameters, run };
+        yardstick::measure(session, &lab, &round.of(""))?;
         session.step(&format!("{}: left running", workload.name()));
         round.left_running(session, &pod, &peers)?;
         round.on_disk(session, &pod)?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::{Experiment, Session};
+use super::{Experiment, Session, yardstick};
 use crate::client::{Gaps, Prober};
 use crate::lab::{Lab, PATIENCE, PodOptions};
 use crate::samples::Circumstances;
@@ -29,6 +29,8 @@ fn run(session: &mut Session) -> Result<()> {
         |session, part| {
             let mut rounds = session.rounds(part, true);
             while let Some(run) = session.next(&mut rounds)? {
+                let of = |arm| Circumstances { workload: apache.name(), parameters: "connections=1", arm, run };
+                yardstick::measure(session, &lab, &of(""))?;
                 for arm in ["leave-running", "stop-restart"] {
                     session.step(arm);
                     let prober = Prober::start(lab.client(), pod.served_at()?, PATIENCE)?;
@@ -41,7 +43,7 @@ fn run(session: &mut Session) -> Result<()> {
                     apache.ready(&lab, pod.served_at()?)?;
                     let gaps = prober.finish().context("the client, across the checkpoint")?;
                     std::fs::remove_dir_all(&image).with_context(|| format!("removing {}", image.display()))?;
-                    let of = Circumstances { workload: apache.name(), parameters: "connections=1", arm, run };
+                    let of = of(arm);
                     session.record_duration(&of, "client_gap", gaps.longest)?;
                     session.record_duration(&of, "client_typical", gaps.typical)?;
                     record_timeline(session, &of, &gaps)?;

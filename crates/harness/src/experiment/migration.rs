@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Experiment, Extent, Session, load};
+use super::{Experiment, Extent, Session, load, yardstick};
 use crate::client::Prober;
 use crate::lab::{PATIENCE, Pair, PodOptions, Way};
 use crate::samples::Circumstances;
@@ -88,6 +88,7 @@ fn of_memory(session: &mut Session, pair: &Pair, store: &Path, (mib, rate, link)
             record(session, &of, &stats)?;
         }
         let of = Circumstances { workload: "memory", parameters: &parameters, arm: "bytes-alone", run };
+        yardstick::measure(session, &pair.first, &of)?;
         session.record_duration(&of, "total", pair.carry(mib << 20, Way::Link)?)?;
     }
     pair.shape(None)
@@ -102,6 +103,8 @@ fn of_workload(session: &mut Session, pair: &Pair, store: &Path, workload: &dyn 
     let mut at_first = true;
     let mut rounds = session.rounds(workload.name(), false);
     while let Some(run) = session.next(&mut rounds)? {
+        let of = |arm| Circumstances { workload: workload.name(), parameters: "link=0", arm, run };
+        yardstick::measure(session, &pair.first, &of(""))?;
         for strategy in session.shuffled(&STRATEGIES) {
             session.step(&format!("{} {strategy}", workload.name()));
             let serves = workload.name().starts_with("apache");
@@ -110,7 +113,7 @@ fn of_workload(session: &mut Session, pair: &Pair, store: &Path, workload: &dyn 
             at_first = !at_first;
             let here = if at_first { &pair.first } else { &pair.second };
             workload.ready(here, address)?;
-            let of = Circumstances { workload: workload.name(), parameters: "link=0", arm: strategy, run };
+            let of = of(strategy);
             if let Some(prober) = prober {
                 session.record_duration(&of, "client_gap", prober.finish()?.longest)?;
             }

@@ -14,6 +14,7 @@ mod peers;
 pub(crate) mod rivals;
 pub mod scaling;
 mod session;
+mod yardstick;
 
 use std::path::PathBuf;
 use std::time::Duration;
