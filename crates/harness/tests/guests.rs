@@ -162,7 +162,7 @@ guests! {
     sealed_memory moving_memory moving_threads
     mqueue mqueue_unlinked mqueue_waiting mqueue_notify named_semaphore
     semaphores_threads semaphores_undo semaphores_undo_kinds semaphores_waiting segments_protected
-    owner_thread owner_group lease locks_waiting range_locks_waiting
+    owner_thread owner_group directory_notify lease locks_waiting range_locks_waiting
     connecting connecting_blocked broadcast_stream unix_urgent unix_backlog unix_backlog_messages unix_backlog_silent udp_lite closing_always
     rare_options packet_headers zero_copy numbered_times udp_lite_unread echo_unread
     handshake_put_aside handshake_put_aside_elsewhere
@@ -171,7 +171,7 @@ guests! {
     pid_namespace_groups pid_namespace_abandoned pid_namespace_entered pid_namespace_unborn pid_namespace_handles
     browser_sandbox
     mounts_tmpfs mounts_bind mounts_views
-    multicast_groups filtered_socket port_shared mapped_address netlink_groups fast_open corked_stream corked_idle corked_datagram datagram_held_back
+    multicast_groups filtered_socket port_shared mapped_address netlink_groups fast_open corked_stream corked_idle corked_datagram corked_datagram6 datagram_held_back
     rights_cycle unix_names raw_socket packet_socket packet_ring
     fifo_one_sided fifo_deleted pipe_resized nameless_file path_only directory_half_read linked_elsewhere file_replaced
     behind_a_root many_descriptors
@@ -210,7 +210,7 @@ refused! {
     mounts_moved "was taken away or moved"
     namespace_of_mounts_overlay "is of the file system overlay"
     mounts_proc_of_namespace_outside "shows a namespace made inside the pod"
-    directory_notify "F_NOTIFY"
+    directory_notify_others "F_NOTIFY"
     urgent "urgent data"
     urgent_read "urgent data"
     signed_packets "TCP_MD5SIG"
@@ -221,7 +221,7 @@ refused! {
     closed_early "was closed by its program while the other end has yet to take"
     closed_early_elsewhere "was closed by its program while the other end has yet to take"
     unix_backlog_alone "a descriptor on its way that nobody holds any more"
-    corked_datagram6 "holds back a datagram of IPv6"
+    corked_datagram_apart "holds back a datagram with options of its own"
     network_mirror "has the queueing discipline clsact"
     network_tunnel "has the interface tunnel, of the kind vxlan"
 }

@@ -135,7 +135,6 @@ const KINDS: &[&str] = &[
     "unix-names",
     "unix-backlog",
     "unix-backlog-messages",
-    "unix-urgent",
     "corked-datagram",
     "mqueue-notify",
     "own-segments",

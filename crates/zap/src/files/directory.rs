@@ -8,13 +8,14 @@ use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use super::directory_notice::{self, ChangesState};
 use super::{Descriptor, FileKind, decoded, reopen};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::ids::FileId;
 use crate::image::encode;
 use crate::look::Look;
 use crate::rebuild::Rebuild;
-use crate::sys::{file, lock};
+use crate::sys::file;
 
 /// An open directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub struct DirectoryState {
     /// If it is neither at the beginning nor too long: the names that are still to be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rest: Option<Vec<ByteBuf>>,
+    /// What its owner is told of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<ChangesState>,
 }
 
 /// More names than that are not kept.
@@ -46,13 +50,7 @@ impl FileKind for Directory {
     }
 
     fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
-        // To be told of a directory's changes makes one its owner; nothing else that a directory can do has use for one.
-        match lock::owner(descriptor) {
-            Ok((_, owner)) if owner != 0 => {
-                Err(descriptor.refuse("tells somebody of its changes (F_NOTIFY), of which the kernel shows nothing"))
-            }
-            _ => Ok(()),
-        }
+        directory_notice::check(descriptor)
     }
 
     fn capture(&self, _look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
@@ -62,7 +60,8 @@ impl FileKind for Directory {
             0 => None,
             _ => rest_of(descriptor, position).capturing("reading", descriptor.object())?,
         };
-        Ok(encode(&DirectoryState { path, flags, position, rest }))
+        let changes = directory_notice::capture(descriptor)?;
+        Ok(encode(&DirectoryState { path, flags, position, rest, changes }))
     }
 
     fn open(&self, _rebuild: &mut Rebuild<'_>, _id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {

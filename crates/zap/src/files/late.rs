@@ -4,6 +4,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::directory::DirectoryState;
+use super::directory_notice::ChangesState;
 use super::epoll::{EpollState, WatchState};
 use super::mqueue::MqueueState;
 use super::mqueue_notice::NoticeState;
@@ -49,6 +51,8 @@ pub struct LateFiles {
     watches: HashMap<FileId, Vec<(FileId, WatchState)>>,
     /// Message queues of which somebody is told, and what tells one from the other.
     notices: HashMap<FileId, (NoticeState, QueueName)>,
+    /// Directories of whose changes a process is told.
+    changes: HashMap<FileId, (PodPid, ChangesState)>,
 }
 
 impl LateFiles {
@@ -64,6 +68,11 @@ impl LateFiles {
             let queue: MqueueState = decoded(&state.state)?;
             let name = (posix::name_of(&queue.link).to_vec(), queue.nameless);
             found.notices.extend(queue.notice.map(|notice| (state.id, (notice, name))));
+        }
+        for state in states.iter().filter(|s| s.kind == "directory") {
+            let Some(owner) = state.owner.and_then(|owner| owner.id) else { continue };
+            let directory: DirectoryState = decoded(&state.state)?;
+            found.changes.extend(directory.changes.map(|changes| (state.id, (owner, changes))));
         }
         let signals: HashSet<FileId> = states.iter().filter(|s| s.kind == "signalfd").map(|s| s.id).collect();
         if found.files.is_empty() && signals.is_empty() {
@@ -118,14 +127,19 @@ impl LateFiles {
         true
     }
 
-    /// The calls by which a process asks to be told of messages again.
+    /// The calls by which a process asks to be told of messages and changes again.
     pub fn ask_in(&self, process: PodPid, descriptors: &[DescriptorState]) -> Option<Batch> {
-        if self.notices.is_empty() {
+        if self.notices.is_empty() && self.changes.is_empty() {
             return None;
         }
         let mut asked = HashSet::new();
         let mut batch = Batch::new();
         for descriptor in descriptors {
+            if let Some((owner, changes)) = self.changes.get(&descriptor.file)
+                && *owner == process
+            {
+                changes.ask(descriptor, &mut batch);
+            }
             let Some((notice, queue)) = self.notices.get(&descriptor.file) else { continue };
             if notice.process == process && asked.insert(queue) {
                 notice.ask(descriptor, &mut batch);

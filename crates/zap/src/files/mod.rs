@@ -17,6 +17,7 @@ pub mod contents;
 pub mod descriptors;
 pub mod device;
 pub mod directory;
+pub mod directory_notice;
 pub mod epoll;
 pub mod eventfd;
 pub mod fifo;

@@ -15,7 +15,6 @@ use std::sync::{LazyLock, Mutex, MutexGuard};
 use self::pages::Pages;
 use self::types::Types;
 use crate::ids::Address;
-use crate::sys::file::fstat;
 use crate::sys::kernel::Window;
 
 /// The members that are read, as `structure.member`.
@@ -32,6 +31,17 @@ const MEMBERS: &[&str] = &[
     "flowi4.daddr",
     "flowi4.saddr",
     "flowi4.uli",
+    "flowi6.daddr",
+    "flowi6.flowlabel",
+    "flowi6.saddr",
+    "flowi6.uli",
+    "flowi_common.flowic_oif",
+    "fsnotify_mark.obj_list",
+    "fsnotify_mark_connector.list",
+    "hlist_node.next",
+    "inet6_cork.hop_limit",
+    "inet6_cork.opt",
+    "inet6_cork.tclass",
     "inet_cork.gso_size",
     "inet_cork.opt",
     "inet_cork.tos",
@@ -40,7 +50,9 @@ const MEMBERS: &[&str] = &[
     "inet_cork_full.base",
     "inet_cork_full.fl",
     "inet_sock.cork",
-    "inode.i_ino",
+    "inet_sock.pinet6",
+    "inode.i_fsnotify_marks",
+    "ipv6_pinfo.cork",
     "mm_struct.pgd",
     "mqueue_inode_info.notify",
     "mqueue_inode_info.notify_owner",
@@ -73,12 +85,13 @@ const MEMBERS: &[&str] = &[
     "sock.sk_tskey",
     "sock.sk_write_queue",
     "sock.sk_zckey",
-    "socket.file",
     "socket.sk",
     "task_struct.files",
     "task_struct.mm",
     "udp_sock.len",
     "udp_sock.pending",
+    "unix_address.len",
+    "unix_address.name",
     "unix_skb_parms.fp",
     "unix_skb_parms.gid",
     "unix_skb_parms.pid",
@@ -88,6 +101,16 @@ const MEMBERS: &[&str] = &[
     "unix_sock.peer",
     "upid.nr",
     "xarray.xa_head",
+];
+
+/// Members that there are in some kernels alone.
+const OPTIONAL: &[&str] = &[
+    "dnotify_mark.dn",
+    "dnotify_mark.fsn_mark",
+    "dnotify_struct.dn_fd",
+    "dnotify_struct.dn_filp",
+    "dnotify_struct.dn_mask",
+    "dnotify_struct.dn_next",
 ];
 
 /// What some of them were called before.
@@ -112,11 +135,6 @@ pub(crate) struct Kernel {
     pages: Option<Pages>,
 }
 
-/// Another thread of ours had the table of descriptors grow meanwhile.
-fn moved() -> io::Error {
-    io::Error::other("the table of descriptors was moved meanwhile")
-}
-
 /// The one of this process, opened by whoever first asks: ahead of a hold, since it takes some milliseconds. The error is
 /// why there is none.
 pub(crate) fn reader() -> Result<MutexGuard<'static, Kernel>, &'static str> {
@@ -130,7 +148,7 @@ impl Kernel {
     fn open() -> io::Result<Kernel> {
         let window = Window::open()?;
         let text = std::fs::read("/sys/kernel/btf/vmlinux")?;
-        let members = MEMBERS.iter().chain(FORMERLY.iter().map(|(_, former)| former));
+        let members = MEMBERS.iter().chain(OPTIONAL).chain(FORMERLY.iter().map(|(_, former)| former));
         let wanted = members.filter_map(|member| member.split('.').next()).chain(SIZES.iter().copied());
         let types = Types::parse(&text, &wanted.collect()).ok_or(io::ErrorKind::InvalidData)?;
         let formerly = |name: &str| {
@@ -143,14 +161,21 @@ impl Kernel {
         };
         let member = |name: &&'static str| known(name, types.member(name).or_else(|| formerly(name)));
         let size = |name: &&'static str| known(name, types.size(name));
+        let optional = OPTIONAL.iter().filter_map(|name| Some((*name, types.member(name)?)));
+        let members = MEMBERS.iter().map(member).chain(optional.map(Ok));
         let mut kernel = Kernel {
             window,
             pages: None,
-            members: MEMBERS.iter().map(member).collect::<io::Result<_>>()?,
+            members: members.collect::<io::Result<_>>()?,
             sizes: SIZES.iter().map(size).collect::<io::Result<_>>()?,
         };
         kernel.pages = Pages::find(&mut kernel).ok();
         Ok(kernel)
+    }
+
+    /// Whether this kernel has one of the members that not all have.
+    pub(crate) fn has(&self, member: &str) -> bool {
+        self.members.contains_key(member)
     }
 
     /// Where a member of the structure at `structure` is.
@@ -175,7 +200,8 @@ impl Kernel {
         Ok(bytes)
     }
 
-    fn array<const N: usize>(&mut self, at: Address) -> io::Result<[u8; N]> {
+    /// So many bytes, of which it is known how many they are.
+    pub(crate) fn array<const N: usize>(&mut self, at: Address) -> io::Result<[u8; N]> {
         let mut bytes = [0; N];
         self.window.read(at, &mut bytes)?;
         Ok(bytes)
@@ -244,11 +270,19 @@ impl Kernel {
     /// The kernel's records (`struct file`) of the open files behind descriptors of this process.
     pub(crate) fn files<'f>(&mut self, ours: impl Iterator<Item = BorrowedFd<'f>>) -> io::Result<Vec<Address>> {
         let task = self.window.current_task()?;
-        let table = self.pointer(task, "task_struct.files")?;
-        let table = self.pointer(table, "files_struct.fdt")?;
-        let count = self.word(table, "fdtable.max_fds")?;
-        let files = self.pointer(table, "fdtable.fd")?;
-        let files = self.pointers(files, count as usize)?;
+        let descriptors = self.pointer(task, "task_struct.files")?;
+        let mut table = self.pointer(descriptors, "files_struct.fdt")?;
+        let files = loop {
+            let count = self.word(table, "fdtable.max_fds")?;
+            let files = self.pointer(table, "fdtable.fd")?;
+            let files = self.pointers(files, count as usize)?;
+            // Another thread of ours may have needed a larger one meanwhile, and this be nothing any more.
+            let latest = self.pointer(descriptors, "files_struct.fdt")?;
+            if latest == table {
+                break files;
+            }
+            table = latest;
+        };
         let file = |ours: BorrowedFd<'_>| files.get(ours.as_raw_fd() as usize).copied();
         ours.map(|ours| file(ours).ok_or_else(|| io::ErrorKind::NotFound.into())).collect()
     }
@@ -262,18 +296,13 @@ impl Kernel {
     pub(crate) fn socket(&mut self, ours: BorrowedFd<'_>) -> io::Result<Address> {
         let file = self.file(ours)?;
         let socket = self.pointer(file, "file.private_data")?;
-        if self.pointer(socket, "socket.file")? != file {
-            return Err(moved());
-        }
         self.pointer(socket, "socket.sk")
     }
 
     /// The kernel's record (`struct inode`) of what a descriptor of this process leads to.
     pub(crate) fn inode(&mut self, ours: BorrowedFd<'_>) -> io::Result<Address> {
-        let number = fstat(ours)?.st_ino;
         let file = self.file(ours)?;
-        let inode = self.pointer(file, "file.f_inode")?;
-        if self.pointer(inode, "inode.i_ino")?.0 == number { Ok(inode) } else { Err(moved()) }
+        self.pointer(file, "file.f_inode")
     }
 
     /// The number of a process (`struct pid`) in the PID namespace around which `depth` others lie; zero if it has none.

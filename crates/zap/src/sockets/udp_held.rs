@@ -1,7 +1,7 @@
 //! Datagrams in the making (`UDP_CORK`, `MSG_MORE`): what has been sent of one so far. Only the kernel's own memory tells.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::BorrowedFd;
 
 use serde::{Deserialize, Serialize};
@@ -16,11 +16,13 @@ use crate::look::Look;
 use crate::rebuild::Rebuild;
 use crate::sys::{message, socket};
 
-/// A datagram of IPv4 in the making.
+/// A datagram in the making.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldBack {
     /// From which of our addresses it goes.
-    pub from: Ipv4Addr,
+    pub from: IpAddr,
+    /// The interface that it leaves by, if addresses have a meaning there alone; else 0.
+    pub interface: u32,
     /// Where it goes.
     pub to: SocketAddr,
     /// Its beginning.
@@ -45,29 +47,38 @@ pub(super) fn capture(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Op
     let Ok(mut kernel) = kernel::reader() else { return Err(descriptor.refuse(UNREADABLE)) };
     let read = read(&mut kernel, descriptor.as_fd()).capturing("reading what is held back by", descriptor.object())?;
     let read = read.map_err(|why| descriptor.refuse(why))?;
-    Ok(read.map(|(from, to, bytes)| HeldBack { from, to, bytes: look.data.append(bytes) }))
+    let keep = |(Way { from, to, interface }, bytes)| HeldBack { from, to, interface, bytes: look.data.append(bytes) };
+    Ok(read.map(keep))
 }
 
-type Datagram = (Ipv4Addr, SocketAddr, Vec<u8>);
+/// From where to where a datagram goes.
+struct Way {
+    from: IpAddr,
+    to: SocketAddr,
+    interface: u32,
+}
+
+type Datagram = (Way, Vec<u8>);
 
 /// Either what is held back, or why it cannot be kept.
 fn read(kernel: &mut Kernel, fd: BorrowedFd<'_>) -> io::Result<Result<Option<Datagram>, &'static str>> {
     const HEADER: usize = 8;
     let socket = kernel.socket(fd)?;
-    match kernel.word(socket, "udp_sock.pending")? as i32 {
-        0 => return Ok(Ok(None)),
-        libc::AF_INET => {}
-        _ => return Ok(Err("holds back a datagram of IPv6 in the making, which cannot be checkpointed yet")),
+    let family = kernel.word(socket, "udp_sock.pending")? as i32;
+    if family == 0 {
+        return Ok(Ok(None));
     }
     let cork = kernel.at(socket, "inet_sock.cork");
-    if !is_plain(kernel, fd, kernel.at(cork, "inet_cork_full.base"))? {
+    let (base, flow) = (kernel.at(cork, "inet_cork_full.base"), kernel.at(cork, "inet_cork_full.fl"));
+    let is_plain = is_plain(kernel, fd, base)?
+        && match family {
+            libc::AF_INET => is_plain4(kernel, fd, base)?,
+            _ => is_plain6(kernel, fd, socket, flow)?,
+        };
+    if !is_plain {
         return Ok(Err("holds back a datagram with options of its own, which cannot be checkpointed yet"));
     }
-    let flow = kernel.at(cork, "inet_cork_full.fl");
-    let from = Ipv4Addr::from(kernel.word(flow, "flowi4.saddr")?.to_ne_bytes());
-    let to = Ipv4Addr::from(kernel.word(flow, "flowi4.daddr")?.to_ne_bytes());
-    // The ports: to where comes first.
-    let port = u16::from_be(kernel.half(flow, "flowi4.uli")?);
+    let way = if family == libc::AF_INET { way4(kernel, flow)? } else { way6(kernel, flow)? };
     let mut bytes = Vec::new();
     for (place, buffer) in kernel.queue(kernel.at(socket, "sock.sk_write_queue"))?.into_iter().enumerate() {
         let header = if place == 0 { HEADER } else { 0 };
@@ -77,7 +88,7 @@ fn read(kernel: &mut Kernel, fd: BorrowedFd<'_>) -> io::Result<Result<Option<Dat
     if usize::from(kernel.half(socket, "udp_sock.len")?) != bytes.len() + HEADER {
         return Err(io::Error::other("what is held back is of another length"));
     }
-    Ok(Ok(Some((from, SocketAddr::new(to.into(), port), bytes))))
+    Ok(Ok(Some((way, bytes))))
 }
 
 /// How many bytes of a buffer lie before what its transport has: room for the header of IP.
@@ -87,16 +98,56 @@ fn before(kernel: &mut Kernel, buffer: Address) -> io::Result<usize> {
     Ok((head.0 + transport).saturating_sub(start.0) as usize)
 }
 
-/// Whether a datagram has nothing that was said with it alone: time to live, kind of service, options, pieces, a time to go.
+/// The ports of a flow: the one to which it goes comes first.
+fn port(kernel: &mut Kernel, flow: Address, ports: &str) -> io::Result<u16> {
+    kernel.half(flow, ports).map(u16::from_be)
+}
+
+fn way4(kernel: &mut Kernel, flow: Address) -> io::Result<Way> {
+    let from = Ipv4Addr::from(kernel.word(flow, "flowi4.saddr")?.to_ne_bytes());
+    let to = Ipv4Addr::from(kernel.word(flow, "flowi4.daddr")?.to_ne_bytes());
+    let to = SocketAddr::new(to.into(), port(kernel, flow, "flowi4.uli")?);
+    Ok(Way { from: from.into(), to, interface: 0 })
+}
+
+fn way6(kernel: &mut Kernel, flow: Address) -> io::Result<Way> {
+    let from = Ipv6Addr::from(kernel.array::<16>(kernel.at(flow, "flowi6.saddr"))?);
+    let to = Ipv6Addr::from(kernel.array::<16>(kernel.at(flow, "flowi6.daddr"))?);
+    let is_local = from.is_unicast_link_local() || to.is_unicast_link_local() || to.is_multicast();
+    // It begins with its `struct flowi_common`.
+    let interface = if is_local { kernel.word(flow, "flowi_common.flowic_oif")? } else { 0 };
+    let to = SocketAddrV6::new(to, port(kernel, flow, "flowi6.uli")?, 0, interface);
+    Ok(Way { from: from.into(), to: to.into(), interface })
+}
+
+/// Whether a datagram has nothing that was said with it alone: pieces, a time to go; see below.
 fn is_plain(kernel: &mut Kernel, fd: BorrowedFd<'_>, base: Address) -> io::Result<bool> {
     let pieces = socket::get_int(fd, libc::IPPROTO_UDP, super::udp::UDP_SEGMENT).unwrap_or(0);
+    Ok(i32::from(kernel.half(base, "inet_cork.gso_size")?) == pieces
+        && kernel.pointer(base, "inet_cork.transmit_time")? == Address(0))
+}
+
+/// The same of IPv4: options, time to live, kind of service.
+fn is_plain4(kernel: &mut Kernel, fd: BorrowedFd<'_>, base: Address) -> io::Result<bool> {
     let service = socket::get_int(fd, libc::IPPROTO_IP, libc::IP_TOS).unwrap_or(0) as u8;
     Ok(kernel.pointer(base, "inet_cork.opt")? == Address(0)
         && kernel.byte(base, "inet_cork.ttl")? == 0
         // Before Linux 6.15: -1, unless it was said with it.
-        && [service, u8::MAX].contains(&kernel.byte(base, "inet_cork.tos")?)
-        && i32::from(kernel.half(base, "inet_cork.gso_size")?) == pieces
-        && kernel.pointer(base, "inet_cork.transmit_time")? == Address(0))
+        && [service, u8::MAX].contains(&kernel.byte(base, "inet_cork.tos")?))
+}
+
+/// The same of IPv6: options, hops, class, label.
+fn is_plain6(kernel: &mut Kernel, fd: BorrowedFd<'_>, socket: Address, flow: Address) -> io::Result<bool> {
+    let get = |name| socket::get_int(fd, libc::IPPROTO_IPV6, name);
+    let own = kernel.pointer(socket, "inet_sock.pinet6")?;
+    let cork = kernel.at(own, "ipv6_pinfo.cork");
+    /// Of the first word of a header: version and class.
+    const CLASS: u32 = 0x0ff0_0000;
+    let label = u32::from_be(kernel.word(flow, "flowi6.flowlabel")?) & !CLASS;
+    Ok(kernel.pointer(cork, "inet6_cork.opt")? == Address(0)
+        && i32::from(kernel.byte(cork, "inet6_cork.hop_limit")?) == get(libc::IPV6_UNICAST_HOPS)?
+        && i32::from(kernel.byte(cork, "inet6_cork.tclass")?) == get(libc::IPV6_TCLASS)?
+        && label == 0)
 }
 
 /// Has a socket hold it back again.
@@ -109,6 +160,6 @@ pub(super) fn restart(
     let bytes = data_of(rebuild.image, held.bytes).rebuilding("reading what is held back by", what)?;
     let family = socket::get_int(fd, libc::SOL_SOCKET, libc::SO_DOMAIN).rebuilding("asking", what)?;
     let to = address::to_kernel(held.to, family);
-    let sent = message::send_from(fd, held.from, &bytes, &to, libc::MSG_MORE | libc::MSG_DONTWAIT);
+    let sent = message::send_from(fd, (held.from, held.interface), &bytes, &to, libc::MSG_MORE | libc::MSG_DONTWAIT);
     sent.rebuilding("holding back what is in the making by", what).map(drop)
 }

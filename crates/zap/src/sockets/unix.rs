@@ -63,7 +63,7 @@ pub enum UnixForm {
         /// Who waits, by inode (zero: gone), in the order in which they are accepted.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         waiting: Vec<u64>,
-        /// What each of them has said; nobody, if all say nothing and live.
+        /// What each of them has said, if they could be asked, or said something.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         callers: Vec<Caller>,
     },
@@ -104,7 +104,8 @@ impl Unix {
         let shared = shares(facts);
         if facts.state == LISTEN {
             let say_nothing = facts.waiting_say_nothing(all);
-            if !say_nothing && !unix_backlog::can_be_read() {
+            let readable = !facts.waiting.is_empty() && unix_backlog::can_be_read();
+            if !say_nothing && !readable {
                 return Err(descriptor.refuse(has_waiting(&connections(facts.waiting.len() as u32))));
             }
             let (waiting, shutdown) = (facts.waiting.clone(), facts.shutdown);
@@ -114,7 +115,8 @@ impl Unix {
                 callers: Vec::new(),
             };
             waiting.into_iter().filter(|c| *c != 0).for_each(|client| look.sockets.expect_unix(client, descriptor));
-            if !say_nothing {
+            // Of those who say nothing it tells who connected them.
+            if readable {
                 unix_backlog::put_off(look, descriptor);
             }
             return Ok((form, shared, shutdown));

@@ -1,5 +1,5 @@
-//! Connections that wait to be accepted by a unix socket and have said something already: bytes, descriptors, that there
-//! is no more to come. It has been received by sockets that belong to nobody yet, so that only the kernel's own memory
+//! Connections that wait to be accepted by a unix socket, who made them, and what they have said already: bytes,
+//! descriptors, that there is no more to come. It has been received by sockets that belong to nobody yet, so that only the kernel's own memory
 //! tells of it ([`crate::kernel`]). Everybody who could say more, or accept them, is held.
 
 use std::collections::HashMap;
@@ -9,9 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use super::unix::{UnixForm, UnixState};
+use super::unix_name::{self, UnixName};
 use super::unix_queue::{self, Queued};
 use super::unix_urgent::Urgent;
-use super::{unix_creds, unix_name, unix_pair};
+use super::{unix_creds, unix_pair};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::Descriptor;
 use crate::ids::{Address, FileId};
@@ -27,6 +28,9 @@ use crate::sys::socket;
 pub struct Caller {
     /// Who connected: PID in the pod, user, group.
     pub who: Credentials,
+    /// The name of one who is gone.
+    #[serde(default, with = "serde_bytes", skip_serializing_if = "Vec::is_empty")]
+    pub name: Vec<u8>,
     /// What has come from there.
     pub said: Vec<Queued>,
 }
@@ -48,7 +52,7 @@ pub(super) fn can_be_read() -> bool {
     kernel::reader().is_ok()
 }
 
-/// Puts a listener off whose connections have said something.
+/// Puts a listener off at which connections wait.
 pub(super) fn put_off(look: &mut Look<'_>, descriptor: &Descriptor) {
     let id = look.files.newest();
     look.sockets.backlogs.extend(id.map(|id| Backlog { id, descriptor: descriptor.clone() }));
@@ -75,6 +79,15 @@ pub(crate) fn complete(look: &mut Look<'_>) -> Result<(), CaptureError> {
         if waiting.len() != seen.len() || !waiting.iter().zip(&seen).all(fits) {
             return Err(descriptor.refuse("has connections that are not those which sock_diag shows"));
         }
+        let (_, names) = look.sockets.unix(look.init).capturing("asking sock_diag about", descriptor.object())?;
+        let is_taken = |seen: &Seen| {
+            let is_abstract = seen.name.first() == Some(&0);
+            is_abstract && names.contains_key(&(state.kind as u8, seen.name.clone()))
+        };
+        if seen.iter().any(is_taken) {
+            let why = "has a connection that waits, of a client that is gone and whose name is another's by now";
+            return Err(descriptor.refuse(format!("{why}, which cannot be checkpointed yet")));
+        }
         *callers = seen.into_iter().map(|seen| seen.keep(look)).collect();
         look.files.amend(id, image::encode(&state));
     }
@@ -85,6 +98,7 @@ pub(crate) fn complete(look: &mut Look<'_>) -> Result<(), CaptureError> {
 struct Seen {
     who: Credentials,
     is_gone: bool,
+    name: Vec<u8>,
     said: Vec<Heard>,
 }
 
@@ -104,7 +118,7 @@ impl Seen {
             credentials: heard.credentials,
             urgent: heard.urgent,
         };
-        Caller { who: self.who, said: self.said.into_iter().map(&mut keep).collect() }
+        Caller { who: self.who, name: self.name, said: self.said.into_iter().map(&mut keep).collect() }
     }
 }
 
@@ -133,10 +147,7 @@ fn read(
 fn read_one(kernel: &mut Kernel, depth: usize, waiting: Address, known: &HashMap<Address, FileId>) -> Read<Seen> {
     let client = kernel.pointer(waiting, "unix_sock.peer")?;
     let is_gone = kernel.pointer(client, "sock.sk_socket")? == NOWHERE;
-    if is_gone && kernel.pointer(client, "unix_sock.addr")? != NOWHERE {
-        return Ok(Err("has a connection that waits, of a client that had a name and is gone, which cannot be \
-                       checkpointed yet"));
-    }
+    let name = if is_gone { name_of(kernel, client)? } else { Vec::new() };
     let out_of_band = kernel.pointer(waiting, "unix_sock.oob_skb")?;
     let pid = kernel.pointer(waiting, "sock.sk_peer_pid")?;
     let credentials = kernel.pointer(waiting, "sock.sk_peer_cred")?;
@@ -152,10 +163,20 @@ fn read_one(kernel: &mut Kernel, depth: usize, waiting: Address, known: &HashMap
             Err(why) => return Ok(Err(why)),
         }
     }
-    Ok(Ok(Seen { who, is_gone, said }))
+    Ok(Ok(Seen { who, is_gone, name, said }))
 }
 
 const NOWHERE: Address = Address(0);
+
+/// The name of a socket.
+fn name_of(kernel: &mut Kernel, socket: Address) -> io::Result<Vec<u8>> {
+    let address = kernel.pointer(socket, "unix_sock.addr")?;
+    if address == NOWHERE {
+        return Ok(Vec::new());
+    }
+    let length = kernel.word(address, "unix_address.len")?;
+    Ok(unix_name::plain(&kernel.bytes(kernel.at(address, "unix_address.name"), length as usize)?))
+}
 
 /// What one buffer has.
 fn heard(kernel: &mut Kernel, depth: usize, buffer: Address, known: &HashMap<Address, FileId>) -> Read<Heard> {
@@ -219,6 +240,9 @@ pub(super) fn call_again(
             Some(number) => rebuild.file(number)?,
             None => {
                 gone = socket::socket(libc::AF_UNIX, listener.kind, 0).rebuilding("making a client of", what)?;
+                let bytes = caller.map(|caller| caller.name.clone()).unwrap_or_default();
+                unix_name::bind(gone.as_fd(), &UnixName { bytes, file: None })
+                    .rebuilding("naming a client of", what)?;
                 gone.as_fd()
             }
         };

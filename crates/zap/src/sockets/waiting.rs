@@ -117,7 +117,9 @@ impl Listener {
         let is_unix = |copy: OwnedFd| {
             socket::get_int(copy.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN).is_ok_and(|d| d == libc::AF_UNIX)
         };
-        self.waiting_say_nothing() || (self.copy().is_some_and(is_unix) && unix_backlog::can_be_read())
+        // Asked first in any case: the first time takes long, and this is ahead of the hold.
+        let readable = self.copy().is_some_and(is_unix) && unix_backlog::can_be_read();
+        readable || self.waiting_say_nothing()
     }
 
     fn waiting_say_nothing(&self) -> bool {

@@ -1,7 +1,7 @@
 //! `recvmsg(2)` and `sendmsg(2)` with descriptors, credentials and names.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::check;
@@ -148,8 +148,14 @@ pub fn send(
     Ok(check(unsafe { libc::sendmsg(fd, &header, flags) } as libc::c_long)? as usize)
 }
 
-/// Sends a datagram of IPv4 to a name, from one of our addresses.
-pub fn send_from(fd: impl AsFd, from: Ipv4Addr, bytes: &[u8], name: &[u8], flags: i32) -> io::Result<usize> {
+/// Sends a datagram to a name, from one of our addresses; of an interface, where the address has a meaning there alone.
+pub fn send_from(
+    fd: impl AsFd,
+    (from, interface): (IpAddr, u32),
+    bytes: &[u8],
+    name: &[u8],
+    flags: i32,
+) -> io::Result<usize> {
     let mut control = Control([0; CONTROL]);
     let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: all-zero is a valid msghdr: no name, no buffers.
@@ -158,9 +164,18 @@ pub fn send_from(fd: impl AsFd, from: Ipv4Addr, bytes: &[u8], name: &[u8], flags
     header.msg_namelen = name.len() as u32;
     header.msg_iov = &mut piece;
     header.msg_iovlen = 1;
-    // struct in_pktinfo: any interface, from where, nothing.
-    let source = [[0; 4], from.octets(), [0; 4]];
-    let used = put_part(&mut control.0, (libc::IPPROTO_IP, libc::IP_PKTINFO), source.as_flattened())?;
+    let interface = interface.to_ne_bytes();
+    let used = match from {
+        // struct in_pktinfo: interface, from where, nothing.
+        IpAddr::V4(from) => {
+            let source = [interface, from.octets(), [0; 4]];
+            put_part(&mut control.0, (libc::IPPROTO_IP, libc::IP_PKTINFO), source.as_flattened())?
+        }
+        IpAddr::V6(from) => {
+            let source = [&from.octets()[..], &interface].concat();
+            put_part(&mut control.0, (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO), &source)?
+        }
+    };
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = used;
     let fd = fd.as_fd().as_raw_fd();

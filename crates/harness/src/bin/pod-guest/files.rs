@@ -14,6 +14,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("locks-waiting", locks_waiting),
     ("range-locks-waiting", range_locks_waiting),
     ("directory-notify", directory_notify),
+    ("directory-notify-others", directory_notify_others),
 ];
 
 const SIGNAL: i32 = libc::SIGUSR1;
@@ -153,7 +154,24 @@ fn directory_notify() -> Checked {
     const DN_CREATE: i32 = 4;
     const DN_MULTISHOT: i32 = 0x8000_0000u32 as i32;
     control(&directory, libc::F_NOTIFY, DN_CREATE | DN_MULTISHOT)?;
+    // A watch of another kind, which is told of something else.
+    let watch = done("inotify_init1", unsafe { libc::inotify_init1(libc::IN_NONBLOCK) })? as i32;
+    done("inotify_add_watch", unsafe { libc::inotify_add_watch(watch, c"/tmp/told".as_ptr(), libc::IN_DELETE) })?;
     hold_loosely()?;
-    write("/tmp/told/new", "")?;
-    equal("what is told", wait_for(&[SIGNAL]), SIGNAL)
+    for name in ["/tmp/told/new", "/tmp/told/newer"] {
+        write(name, "")?;
+        equal("what is told", wait_for(&[SIGNAL]), SIGNAL)?;
+    }
+    std::fs::remove_file("/tmp/told/new").map_err(|e| e.to_string())?;
+    equal("more than was asked for", crate::signals::poll_for(&[SIGNAL]), None)
+}
+
+/// The same, of two processes.
+fn directory_notify_others() -> Checked {
+    block(&[SIGNAL]);
+    let directory = File::open("/tmp").map_err(|e| e.to_string())?;
+    control(&directory, F_SETSIG, SIGNAL)?;
+    const DN_DELETE: i32 = 8;
+    control(&directory, libc::F_NOTIFY, DN_DELETE)?;
+    hold_loosely_beside(|| control(&directory, libc::F_NOTIFY, DN_DELETE).map(drop))
 }

@@ -17,6 +17,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("corked-idle", corked_idle),
     ("corked-datagram", corked_datagram),
     ("corked-datagram6", corked_datagram6),
+    ("corked-datagram-apart", corked_datagram_apart),
     ("datagram-held-back", datagram_held_back),
     ("rights-cycle", rights_cycle),
     ("unix-names", unix_names),
@@ -287,17 +288,52 @@ fn corked_datagram() -> Checked {
     check(text[..length] == parts.concat(), "the datagram differs")
 }
 
-/// One of IPv6.
+/// Datagrams of IPv6, and to an address that is of IPv4.
 fn corked_datagram6() -> Checked {
-    let (sender, receiver) = (said(UdpSocket::bind("[::1]:0"))?, said(UdpSocket::bind("[::1]:0"))?);
-    said(sender.connect(said(receiver.local_addr())?))?;
-    set(&sender, libc::IPPROTO_UDP, UDP_CORK, &1i32)?;
-    said(sender.send(b"one "))?;
+    let corked = |receiver: &str| -> Result<_, String> {
+        let (sender, receiver) = (said(UdpSocket::bind("[::]:0"))?, said(UdpSocket::bind(receiver))?);
+        let port = said(receiver.local_addr())?.port();
+        let mapped = if said(receiver.local_addr())?.is_ipv4() { "::ffff:127.0.0.1" } else { "::1" };
+        said(sender.connect((mapped, port)))?;
+        set(&sender, libc::IPPROTO_UDP, UDP_CORK, &1i32)?;
+        said(sender.send(b"one ")).and(said(sender.send(b"datagram")))?;
+        Ok((sender, receiver))
+    };
+    let all = [corked("[::1]:0")?, corked("127.0.0.1:0")?];
     hold()?;
-    set(&sender, libc::IPPROTO_UDP, UDP_CORK, &0i32)?;
+    for (sender, receiver) in all {
+        set(&sender, libc::IPPROTO_UDP, UDP_CORK, &0i32)?;
+        let mut text = [0; 32];
+        let length = said(receiver.recv(&mut text))?;
+        equal("what came", &text[..length], b"one datagram")?;
+    }
+    Ok(())
+}
+
+/// A datagram in the making that has a time to live of its own.
+fn corked_datagram_apart() -> Checked {
+    let (sender, receiver) = (said(UdpSocket::bind("127.0.0.1:0"))?, said(UdpSocket::bind("127.0.0.1:0"))?);
+    said(sender.connect(said(receiver.local_addr())?))?;
+    let mut piece = libc::iovec { iov_base: b"one".as_ptr().cast_mut().cast(), iov_len: 3 };
+    let mut control = [0u64; 8];
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    (header.msg_iov, header.msg_iovlen) = (&raw mut piece, 1);
+    (header.msg_control, header.msg_controllen) =
+        (control.as_mut_ptr().cast(), unsafe { libc::CMSG_SPACE(4) } as usize);
+    unsafe {
+        let part = libc::CMSG_FIRSTHDR(&raw const header);
+        (*part).cmsg_level = libc::IPPROTO_IP;
+        (*part).cmsg_type = libc::IP_TTL;
+        (*part).cmsg_len = libc::CMSG_LEN(4) as usize;
+        libc::CMSG_DATA(part).cast::<i32>().write_unaligned(7);
+    }
+    let sent = unsafe { libc::sendmsg(sender.as_raw_fd(), &raw const header, libc::MSG_MORE) };
+    equal("sendmsg", done("sendmsg", sent as i64)?, 3)?;
+    hold()?;
+    said(sender.send(b" datagram"))?;
     let mut text = [0; 32];
     let length = said(receiver.recv(&mut text))?;
-    equal("what came", &text[..length], b"one ")
+    equal("what came", &text[..length], b"one datagram")
 }
 
 /// The same, by a flag of the call alone.

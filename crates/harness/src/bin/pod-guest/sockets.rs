@@ -175,52 +175,72 @@ fn urgent_read() -> Checked {
     read_rest(server)
 }
 
-/// Out-of-band data of unix streams: among other data, before it, read already, to be read like other.
-fn unix_urgent() -> Checked {
-    use std::os::unix::net::UnixStream;
-    let pair = |parts: &[(&[u8], i32)]| -> Result<(UnixStream, UnixStream), String> {
-        let (from, to) = said(UnixStream::pair())?;
-        for (bytes, flags) in parts {
+/// What is done with a pair of unix streams: sent (with flags), and received before everything is held and after.
+struct Urgent {
+    sent: &'static [(&'static [u8], i32)],
+    inline: bool,
+    before: &'static [i32],
+    after: &'static [i32],
+}
+
+const OUT_OF_BAND: i32 = libc::MSG_OOB;
+const AMONG: &[(&[u8], i32)] = &[(b"ab", 0), (b"c!", OUT_OF_BAND), (b"de", 0)];
+const AT_FRONT: &[(&[u8], i32)] = &[(b"!", OUT_OF_BAND), (b"de", 0)];
+const AT_END: &[(&[u8], i32)] = &[(b"ab", 0), (b"!", OUT_OF_BAND)];
+
+const URGENT: [Urgent; 7] = [
+    Urgent { sent: AMONG, inline: false, before: &[], after: &[0, OUT_OF_BAND, 0, 0] },
+    Urgent { sent: AMONG, inline: false, before: &[], after: &[OUT_OF_BAND, 0, 0, 0] },
+    Urgent { sent: AMONG, inline: false, before: &[OUT_OF_BAND], after: &[0, 0, 0] },
+    Urgent { sent: AMONG, inline: true, before: &[], after: &[0, 0, 0] },
+    Urgent { sent: AT_FRONT, inline: false, before: &[], after: &[OUT_OF_BAND, 0, 0] },
+    Urgent { sent: AT_FRONT, inline: false, before: &[OUT_OF_BAND], after: &[0, 0] },
+    Urgent { sent: AT_END, inline: false, before: &[], after: &[0, OUT_OF_BAND, 0] },
+];
+
+/// Whether a stream was at the mark, and what came then, or the error.
+type Received = Vec<(i32, Result<Vec<u8>, Option<i32>>)>;
+
+impl Urgent {
+    fn pair(&self) -> Result<[OwnedFd; 2], String> {
+        let (from, to) = said(std::os::unix::net::UnixStream::pair())?;
+        let on = i32::from(self.inline);
+        let at = (&raw const on).cast();
+        done("option", unsafe { libc::setsockopt(to.as_raw_fd(), libc::SOL_SOCKET, libc::SO_OOBINLINE, at, 4) })?;
+        for (bytes, flags) in self.sent {
             let sent = unsafe { libc::send(from.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), *flags) };
             equal("send", sent, bytes.len() as isize)?;
         }
-        Ok((from, to))
+        Self::receive(&to, self.before);
+        Ok([from.into(), to.into()])
+    }
+
+    fn receive(socket: &impl AsRawFd, all: &[i32]) -> Received {
+        const SIOCATMARK: libc::c_ulong = 0x8905;
+        let receive = |flags: &i32| {
+            let (mut at_mark, mut text) = (0i32, [0u8; 32]);
+            unsafe { libc::ioctl(socket.as_raw_fd(), SIOCATMARK, &raw mut at_mark) };
+            let (at, flags) = (text.as_mut_ptr().cast(), flags | libc::MSG_DONTWAIT);
+            let length = unsafe { libc::recv(socket.as_raw_fd(), at, text.len(), flags) };
+            let length = usize::try_from(length).map_err(|_| std::io::Error::last_os_error().raw_os_error());
+            (at_mark, length.map(|length| text[..length].to_vec()))
+        };
+        all.iter().map(receive).collect()
+    }
+}
+
+/// Out-of-band data of unix streams: among other data, before it, behind it, read already, to be read like other. What comes
+/// of it differs from kernel to kernel.
+fn unix_urgent() -> Checked {
+    let pairs = || URGENT.iter().map(Urgent::pair).collect::<Result<Vec<_>, _>>();
+    let receive = |pairs: &[[OwnedFd; 2]]| -> Vec<Received> {
+        URGENT.iter().zip(pairs).map(|(urgent, [_, to])| Urgent::receive(to, urgent.after)).collect()
     };
-    let receive = |socket: &UnixStream, flags: i32| -> Result<Vec<u8>, String> {
-        let mut text = [0u8; 32];
-        let flags = flags | libc::MSG_DONTWAIT;
-        let length = unsafe { libc::recv(socket.as_raw_fd(), text.as_mut_ptr().cast(), text.len(), flags) };
-        Ok(text[..done("recv", length as i64)? as usize].to_vec())
-    };
-    let at_mark = |socket: &UnixStream| unsafe {
-        let mut answer = 0i32;
-        libc::ioctl(socket.as_raw_fd(), 0x8905, &raw mut answer);
-        answer
-    };
-    let (_from_among, among) = pair(&[(b"ab", 0), (b"c!", libc::MSG_OOB), (b"de", 0)])?;
-    let (_from_before, before) = pair(&[(b"!", libc::MSG_OOB), (b"de", 0)])?;
-    let (_from_alone, alone) = pair(&[(b"ab", 0), (b"!", libc::MSG_OOB)])?;
-    let (_from_taken, taken) = pair(&[(b"ab", 0), (b"!", libc::MSG_OOB), (b"de", 0)])?;
-    equal("out of band", receive(&taken, libc::MSG_OOB)?, b"!".to_vec())?;
-    let (_from_inline, inline) = pair(&[(b"ab", 0), (b"!", libc::MSG_OOB), (b"de", 0)])?;
-    let on = 1i32;
-    let at = (&raw const on).cast();
-    done("option", unsafe { libc::setsockopt(inline.as_raw_fd(), libc::SOL_SOCKET, libc::SO_OOBINLINE, at, 4) })?;
+    let expected = receive(&pairs()?);
+    equal("what comes out of band", &expected[1][0].1, &Ok(b"!".to_vec()))?;
+    let pairs = pairs()?;
     hold()?;
-    for (socket, first) in [(&among, "abc"), (&before, ""), (&alone, "ab")] {
-        equal("whether it is at the mark", at_mark(socket), i32::from(first.is_empty()))?;
-        equal("out of band", receive(socket, libc::MSG_OOB)?, b"!".to_vec())?;
-        if !first.is_empty() {
-            equal("up to the mark", receive(socket, 0)?, first.as_bytes().to_vec())?;
-        }
-    }
-    equal("up to where it was read", receive(&taken, 0)?, b"ab".to_vec())?;
-    equal("up to what is like other", receive(&inline, 0)?, b"ab".to_vec())?;
-    for (socket, rest) in [(&among, "de"), (&before, "de"), (&taken, "de"), (&inline, "!de")] {
-        equal("whether it is at the mark", at_mark(socket), 1)?;
-        equal("behind the mark", receive(socket, 0)?, rest.as_bytes().to_vec())?;
-    }
-    check(receive(&alone, 0).is_err(), "more than there was")
+    equal("what comes of it", receive(&pairs), expected)
 }
 
 /// A pair of sockets whose checksums cover a part.
@@ -274,6 +294,16 @@ fn unix_backlog_silent() -> Checked {
     })?;
     until("a connection", || read("/proc/net/unix").is_ok_and(|all| all.matches("/tmp/listener").count() >= 5))?;
     until_asleep(child)?;
+    let early = fork(|| {
+        let _client = said(UnixStream::connect("/tmp/listener"))?;
+        // Held by another when this one has ended.
+        fork(|| {
+            await_go();
+            Ok(())
+        })
+        .map(drop)
+    })?;
+    reap(early)?;
     hold()?;
     for (number, client) in (0u8..).zip(&mut clients[..2]) {
         said(client.write_all(&[number; 10]))?;
@@ -292,18 +322,14 @@ fn unix_backlog_silent() -> Checked {
     let (mut server, _) = said(listener.accept())?;
     said(server.read_to_string(&mut text))?;
     equal("what a child said", text.as_str(), "child")?;
-    let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let mut length = size_of::<libc::ucred>() as u32;
-    let at = (&raw mut who).cast();
-    let asked =
-        unsafe { libc::getsockopt(server.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, at, &raw mut length) };
-    done("SO_PEERCRED", asked)?;
-    equal("who connected", who.pid, child)?;
+    equal("who connected", peer(&server)?, child)?;
+    let (server, _) = said(listener.accept())?;
+    equal("who connected and has ended", peer(&server)?, early)?;
     reap(child)
 }
 
 /// Connections that nobody accepted yet, with what was said already: by one who goes on, by one who has no more to say, and
-/// by one who is gone.
+/// by one who is gone, with a name too.
 fn unix_backlog() -> Checked {
     use std::os::unix::net::{UnixListener, UnixStream};
     let listener = said(UnixListener::bind("/tmp/listener"))?;
@@ -318,6 +344,13 @@ fn unix_backlog() -> Checked {
     said(clients[3].write_all(&much))?;
     let gone = clients.remove(1);
     drop(gone);
+    let named = done("socket", unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0) })? as i32;
+    let named = unsafe { OwnedFd::from_raw_fd(named) };
+    let (name, length) = unix_name(b"\0gone");
+    done("bind", unsafe { libc::bind(named.as_raw_fd(), (&raw const name).cast(), length) })?;
+    let (to, length) = unix_name(b"/tmp/listener");
+    done("connect", unsafe { libc::connect(named.as_raw_fd(), (&raw const to).cast(), length) })?;
+    drop(named);
     said(clients[1].shutdown(std::net::Shutdown::Write))?;
     hold()?;
     for number in 0u8..4 {
@@ -340,16 +373,33 @@ fn unix_backlog() -> Checked {
             said(client.read_exact(&mut answer))?;
         }
     }
-    Ok(())
+    let (_, from) = said(listener.accept())?;
+    equal("who is gone", std::os::linux::net::SocketAddrExt::as_abstract_name(&from), Some(&b"gone"[..]))
+}
+
+/// The process that connected a socket, as whoever accepted it knows it.
+fn peer(socket: &impl AsRawFd) -> Result<i32, String> {
+    let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = size_of::<libc::ucred>() as u32;
+    let at = (&raw mut who).cast();
+    let fd = socket.as_raw_fd();
+    done("SO_PEERCRED", unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, at, &raw mut length) })?;
+    Ok(who.pid)
+}
+
+/// A `sockaddr_un` and its length.
+fn unix_name(bytes: &[u8]) -> (libc::sockaddr_un, u32) {
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as u16;
+    bytes.iter().zip(&mut address.sun_path).for_each(|(from, to)| *to = *from as libc::c_char);
+    (address, 2 + bytes.len() as u32)
 }
 
 /// Connections that nobody accepted yet, with messages that have bounds, senders, and descriptors on their way.
 fn unix_backlog_messages() -> Checked {
     let listener = done("socket", unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0) })? as i32;
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::AF_UNIX as u16;
-    b"\0listener".iter().zip(&mut address.sun_path).for_each(|(from, to)| *to = *from as libc::c_char);
-    let (name, length) = ((&raw const address).cast(), 2 + 9);
+    let (address, length) = unix_name(b"\0listener");
+    let name = (&raw const address).cast();
     done("bind", unsafe { libc::bind(listener, name, length) })?;
     done("listen", unsafe { libc::listen(listener, 3) })?;
     let on = 1i32;
