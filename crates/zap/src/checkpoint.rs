@@ -10,6 +10,7 @@ mod look;
 mod options;
 mod stop;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -127,6 +128,7 @@ fn tell_stages(
         statuses: Arc::default(),
         groups: Groups::default(),
         mapped: MappedFiles::default(),
+        opened: Vec::new(),
         under_way: UnderWay::default(),
         network: network::Ahead::default(),
         left: LeftBehind::default(),
@@ -201,6 +203,8 @@ struct Checkpoint<'a> {
     groups: Groups,
     /// The mapped files that were captured then.
     mapped: MappedFiles,
+    /// They themselves, kept open until the pod runs again.
+    opened: Vec<Arc<OwnedFd>>,
     /// What its sockets have under way.
     under_way: UnderWay,
     /// What is known of its network from when it ran.
@@ -369,6 +373,9 @@ impl Checkpoint<'_> {
         look.mounts_file = pod.mounts_file();
         look.made = mounts::made(&pod.spec, pod.init, &pod.mounts_file())?;
         look.mapped = std::mem::take(&mut self.mapped);
+        if self.options.afterwards != Afterwards::Gone {
+            self.opened = look.mapped.opened();
+        }
         let mut looked = look::processes(&mut look, held, self.memory.clone(), self.statuses.clone())?;
         self.clock.lap("look");
         if self.strategy.leaves_pages() {
@@ -412,6 +419,7 @@ impl Checkpoint<'_> {
         }
         self.put_back()?;
         self.clock.lap("let-go");
+        self.opened.clear();
         gone.map(drop).map_err(|e| held_failed(self.pod, e))
     }
 

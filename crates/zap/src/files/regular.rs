@@ -179,6 +179,11 @@ impl RootFile {
         Some(RootFile { descriptor, state, written })
     }
 
+    /// The open file.
+    pub(crate) fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
     /// Whether it is what it was.
     pub(crate) fn is_current(&self, look: &Look<'_>) -> bool {
         unlinked::is_named(look, &self.descriptor, &self.descriptor.link)

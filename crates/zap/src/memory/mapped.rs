@@ -27,6 +27,11 @@ impl MappedFiles {
     pub(crate) fn into_ahead(self) -> MappedFiles {
         MappedFiles { ahead: self.ahead, ..MappedFiles::default() }
     }
+
+    /// What was opened ahead: zap's own, which nobody in the pod has, so that closing it can wait until the pod runs again.
+    pub(crate) fn opened(&self) -> Vec<Arc<OwnedFd>> {
+        self.ahead.values().map(|file| file.descriptor().file.clone()).collect()
+    }
 }
 
 /// Device, inode, path, and whether it is open for writing.
