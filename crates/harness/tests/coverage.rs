@@ -26,6 +26,7 @@ const FILES: &[(&str, &[&str])] = &[
     ("pipe", &["pipe_with_contents", "packets_in_a_pipe", "pipe-resized"]),
     ("fifo", &["fifo-one-sided", "fifo-deleted"]),
     ("device", &["devices"]),
+    ("tun", &["network-tun", "network-tun-lasting"]),
     ("tcp", &["connecting", "corked-stream", "fast-open", "mapped-address", "port-shared", "rare-options"]),
     ("udp", &["multicast-groups", "filtered-socket", "corked-idle", "udp-lite", "udp-lite-unread", "echo-unread"]),
     ("raw", &["raw-socket"]),

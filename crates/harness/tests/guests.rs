@@ -16,6 +16,9 @@ use rand::{Rng, SeedableRng};
 const ORDINARY: [&str; 4] =
     ["network-namespace", "network-namespace-off", "network-settings-by-root", "network-of-others"];
 
+/// What a pod needs that makes tun devices.
+const TUN: &[&str] = &["--bind", "/dev/net/tun"];
+
 /// A pod in which a guest runs.
 struct Guest<'a> {
     lab: &'a Lab,
@@ -35,8 +38,9 @@ impl<'a> Guest<'a> {
             "userfaultfd" => &["--cap-add", "sys_ptrace"][..],
             _ => &["--cap-add", "sys_nice"][..],
         };
+        let device = if ["network-tun", "network-tun-lasting"].contains(&kind) { TUN } else { &[] };
         let network = if kind.starts_with("network-way-out") { "bridge" } else { "private" };
-        lab.zap(&[&["run", "-d", "-n", name, "--net", network], add, &["--", program, kind]].concat())?;
+        lab.zap(&[&["run", "-d", "-n", name, "--net", network], device, add, &["--", program, kind]].concat())?;
         let guest = Self { lab, name: name.into() };
         wait_until("the guest to be ready", || {
             let log = guest.pod()?.log();
@@ -181,6 +185,7 @@ guests! {
     network_bridge network_settings network_settings_by_root network_between network_of_others
     network_way_out network_way_out_bridged network_way_out_off
     io_uring io_uring_fresh io_uring_shared io_uring_unordered
+    network_filter network_filter_translates network_tun network_tun_lasting
     mounts_namespace mounts_namespace_copied namespace_of_mounts namespace_of_mounts_pivoted
     mounts_proc_of_namespace mounts_proc_of_namespace_nested mounts_proc_of_namespace_covered
     mounts_proc_of_namespace_users mounts_proc_of_namespace_elsewhere mounts_interfaces_of_namespace queues_of_namespace
@@ -222,6 +227,7 @@ refused! {
     closed_early_elsewhere "was closed by its program while the other end has yet to take"
     unix_backlog_alone "a descriptor on its way that nobody holds any more"
     corked_datagram_apart "holds back a datagram with options of its own"
+    network_filter_within_rule "has a packet filter with a chain within a rule"
     network_mirror "has the queueing discipline clsact"
     network_tunnel "has the interface tunnel, of the kind vxlan"
 }

@@ -202,11 +202,13 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Built, RebuildError> 
     if order.spec.network == NetworkMode::Host && networks.iter().any(|network| network.place.is_none()) {
         return Err(RebuildError::Damaged("it has a network of its own and shares the host's".into()));
     }
-    network::restart(&networks, &made)?;
+    let mut begun = network::restart(&networks, &made)?;
+    rebuild.taps = begun.as_mut().map(|begun| std::mem::take(&mut begun.taps)).unwrap_or_default();
     rebuild.namespaces = made;
     ipc::restart(&mut rebuild, &ipc)?;
     files::open_all(&mut rebuild, &states)?;
     files::connect_all(&mut rebuild, &states)?;
+    network::restart_filters(&networks, begun, &rebuild.namespaces)?;
     let console_master = rebuild.console_master.take();
     let namespaces = rebuild.take_namespaces();
     let files = rebuild.into_files();

@@ -25,6 +25,8 @@ pub struct Rebuild<'a> {
     pub console_master: Option<OwnedFd>,
     /// The namespaces that were made inside the pod.
     pub namespaces: Made,
+    /// Files that keep tun and tap devices, by namespace and name, until those of the image do.
+    pub taps: HashMap<(Option<NamespaceId>, String), File>,
     network: Option<NamespaceId>,
     mounts: Option<NamespaceId>,
     /// The pod's own mount namespace, once the builder has left it.
@@ -42,6 +44,7 @@ impl<'a> Rebuild<'a> {
             console,
             console_master: None,
             namespaces: Made::new(),
+            taps: HashMap::new(),
             network: None,
             mounts: None,
             home: None,

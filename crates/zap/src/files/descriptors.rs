@@ -79,7 +79,7 @@ pub fn check_all(look: &mut Look<'_>, subject: &Subject, pidfd: &PidFd) -> Resul
 pub(crate) fn check_one(look: &mut Look<'_>, descriptor: &super::Descriptor) -> Result<(), CaptureError> {
     let kind = kind_of(descriptor)?;
     kind.check(descriptor)?;
-    if descriptor.link.starts_with(b"socket:") {
+    if descriptor.link.starts_with(b"socket:") || super::tun::is_one(descriptor) {
         look.namespaces.of_socket(descriptor)?;
     }
     kind.look_ahead(look, descriptor)

@@ -52,6 +52,7 @@ mod terminal_queue;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod timerfd;
+pub mod tun;
 pub mod unlinked;
 pub mod watched;
 
@@ -250,7 +251,7 @@ pub struct FileState {
     /// Locks and leases that belong to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub locks: Vec<locks::LockState>,
-    /// Of a socket: its network namespace, if it is not the pod's own.
+    /// Of a socket or a file of a tun device: its network namespace, if it is not the pod's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NamespaceId>,
     /// Of a file that is found by its path: the mount namespace from whose root that leads, if it is not the pod's own.
@@ -280,6 +281,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &pipe::Pipe,
     &fifo::Fifo,
     &device::Device,
+    &tun::Tun,
     &crate::sockets::Tcp,
     &crate::sockets::Udp,
     &crate::sockets::Raw,

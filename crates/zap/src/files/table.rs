@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::error::{CaptureError, Context};
 use crate::files::mounts::{self, Mounts};
-use crate::files::{Descriptor, FileKind, FileState, RootFile, kind_of, locks, owner};
+use crate::files::{Descriptor, FileKind, FileState, RootFile, kind_of, locks, owner, tun};
 use crate::ids::{FileId, HostPid};
 use crate::look::{Look, Subject};
 use crate::namespaces::NamespaceId;
@@ -196,7 +196,7 @@ fn place(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Option<Namespac
 }
 
 /// Kinds whose files are opened by the path that they had, from the root of their own mount namespace.
-const BY_PATH: [&str; 6] = ["regular", "directory", "name-only", "fifo", "device", "proc"];
+const BY_PATH: [&str; 7] = ["regular", "directory", "name-only", "fifo", "device", "tun", "proc"];
 
 fn capture(
     look: &mut Look<'_>,
@@ -206,7 +206,8 @@ fn capture(
 ) -> Result<(), CaptureError> {
     let state = kind.capture(look, descriptor)?;
     let (owner, locks) = (owner::capture(descriptor, look.depth)?, locks::capture(descriptor)?);
-    let is_elsewhere = look.namespaces.has_networks() && descriptor.link.starts_with(b"socket:");
+    let is_elsewhere =
+        look.namespaces.has_networks() && (descriptor.link.starts_with(b"socket:") || tun::is_one(descriptor));
     let network = if is_elsewhere { look.namespaces.of_socket(descriptor)? } else { None };
     let mounts = BY_PATH.contains(&kind.name()).then(|| place(look, descriptor)).transpose()?.flatten();
     look.files.keep(FileState { owner, locks, network, mounts, ..FileState::new(id, kind.name(), state) });

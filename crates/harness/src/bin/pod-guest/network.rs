@@ -1,7 +1,9 @@
 //! What a pod that may does to its own network, and to networks that its children have for themselves.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 
 use crate::namespaces::become_root;
 use crate::stage::*;
@@ -11,9 +13,9 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("network-interface", network_interface),
     ("network-address", network_address),
     ("network-route", network_route),
-    ("network-rule", || changed(&["ip rule add from 10.7.0.0/16 lookup 77", "ip -6 rule add fwmark 5 prohibit"])),
-    ("network-mtu", || changed(&["ip link set lo mtu 60000 txqueuelen 50"])),
-    ("network-off", || changed(&["ip link set lo down"])),
+    ("network-rule", network_rule),
+    ("network-mtu", network_mtu),
+    ("network-off", network_off),
     ("network-queueing", network_queueing),
     ("network-neighbour", network_neighbour),
     ("network-bridge", network_bridge),
@@ -24,8 +26,13 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("network-way-out", network_way_out),
     ("network-way-out-bridged", network_way_out_bridged),
     ("network-way-out-off", network_way_out_off),
-    ("network-mirror", || changed(&["ip link add over type veth peer name there", "tc qdisc add dev over clsact"])),
-    ("network-tunnel", || changed(&["ip link add tunnel type vxlan id 7 dstport 4789 local 127.0.0.1"])),
+    ("network-filter", network_filter),
+    ("network-filter-translates", network_filter_translates),
+    ("network-filter-within-rule", network_filter_within_rule),
+    ("network-tun", network_tun),
+    ("network-tun-lasting", network_tun_lasting),
+    ("network-mirror", network_mirror),
+    ("network-tunnel", network_tunnel),
 ];
 
 fn program(command: &str) -> Result<String, String> {
@@ -63,6 +70,7 @@ fn shown() -> Result<Vec<String>, String> {
             program(command)?.lines().map(|line| format!("{command}: {}", line.trim_end())).collect();
         // Which number the far end of `eth0` has is the host's affair; what a bridge has learnt it learns again.
         some.iter_mut().for_each(|line| *line = without_far_end(line));
+        some.iter_mut().for_each(|line| *line = line.replace("stable-privacy ", ""));
         some.retain(|line| !line.starts_with("bridge fdb") || line.contains("static"));
         // Of addresses the first is the one that packets come from; else the kernel's order says nothing.
         if !command.ends_with("address") && !command.ends_with("rule") {
@@ -227,6 +235,8 @@ fn network_settings() -> Checked {
         ("ipv4/neigh/over/gc_stale_time", "61"),
     ];
     programs(&["ip link add over type veth peer name there", "ip link set over up", "ip link set there up"])?;
+    // The kernel sets some itself when it learns of a carrier.
+    settled()?;
     set(&SETTINGS)?;
     set(&MORE)?;
     set(&[("ipv6/conf/there/disable_ipv6", "1")])?;
@@ -326,6 +336,228 @@ fn network_of_others() -> Checked {
     reap(child)
 }
 
+/// Has the packet filter be this as well.
+fn filter(rules: &str) -> Checked {
+    write("/tmp/rules", rules)?;
+    programs(&["nft -f /tmp/rules"])
+}
+
+/// Packet filters of every family, with sets, maps, counters, translations.
+fn network_filter() -> Checked {
+    filter(
+        "table inet guard {
+            set known { type ipv4_addr; flags interval; elements = { 10.1.0.0/16, 10.2.3.4, 10.3.0.0-10.3.0.9 }; }
+            set seen { type ipv4_addr; size 100; flags dynamic,timeout; timeout 1h; elements = { 10.77.0.1 timeout 30m }; }
+            map ports { type inet_service : verdict; elements = { 80 : accept, 81 : drop, 82 : jump other }; }
+            map names { typeof ip saddr . tcp dport : ip daddr; flags interval; elements = { 10.0.0.0/8 . 80-90 : 10.9.9.9 }; }
+            counter hits { packets 5 bytes 500; }
+            quota much { over 100 mbytes used 10 bytes; }
+            chain other {
+                counter packets 3 bytes 300 return
+            }
+            chain input {
+                type filter hook input priority 0; policy accept;
+                ct state established,related accept
+                iifname \"lo\" accept comment \"mine\"
+                ip saddr @known tcp dport { 22, 80-90, 443 } counter name hits accept
+                tcp dport vmap @ports
+                ip saddr 10.7.0.0/16 limit rate 10/second burst 5 packets log prefix \"x: \" reject with icmp type admin-prohibited
+                add @seen { ip saddr limit rate 3/minute } counter
+                meta mark set ip saddr map { 10.0.0.1 : 0x1, 10.0.0.2 : 0x2 }
+                tcp dport 7777 drop
+            }
+        }
+        table ip nat {
+            chain out {
+                type nat hook postrouting priority srcnat; policy accept;
+                ip saddr 10.9.8.0/24 masquerade
+                ip protocol tcp ip daddr 10.4.4.4 snat to 10.9.9.9:1024-2048
+            }
+            chain in {
+                type nat hook prerouting priority dstnat;
+                tcp dport 8080 dnat to 10.9.8.2:80
+                udp dport 99 redirect to :100
+            }
+        }
+        table ip6 six {
+            chain input {
+                type filter hook input priority 0;
+                ip6 saddr fd00:7::/64 tcp dport 7777 counter drop
+            }
+        }
+        table arp resolves {
+            chain input {
+                type filter hook input priority 0;
+                arp operation request counter
+            }
+        }
+        table netdev frames {
+            chain there {
+                type filter hook ingress device \"lo\" priority 0;
+                ip daddr 10.8.8.8 drop
+            }
+        }
+        ",
+    )?;
+    // The time that an element has left passes.
+    let rules = || program("nft -s list ruleset");
+    let before = rules()?;
+    check(before.lines().count() > 60, format!("there is only {before}"))?;
+    changed(&[])?;
+    equal("the packet filters", rules()?, before)?;
+    let counters = program("nft list counters")?;
+    check(counters.contains("packets 5 bytes 500"), format!("the counters are {counters}"))?;
+    TcpListener::bind("127.0.0.1:7777").map_err(|e| e.to_string())?;
+    Ok(())
+}
+
+/// A connection with a child in a network of its own, both of whose addresses the packet filter translates, and which it lets
+/// pass because it knows it; the other end speaks first.
+fn network_filter_translates() -> Checked {
+    let text = |e: std::io::Error| e.to_string();
+    let (inside, connected, set_up) = (Gate::new()?, Gate::new()?, Gate::new()?);
+    let child = fork(|| {
+        become_root(libc::CLONE_NEWNET)?;
+        inside.open()?;
+        connected.pass(1)?;
+        programs(&["ip link set lo up", "ip link set there up", "ip address add 10.9.8.2/24 dev there"])?;
+        let listener = TcpListener::bind("10.9.8.2:4000").map_err(text)?;
+        set_up.open()?;
+        let (mut server, client) = listener.accept().map_err(text)?;
+        equal("the client", client.ip().to_string(), "10.9.8.3".into())?;
+        set_up.open()?;
+        await_go();
+        server.write_all(b"news").map_err(text)?;
+        let mut bytes = [0; 6];
+        server.read_exact(&mut bytes).map_err(text)?;
+        equal("an answer", &bytes, b"answer")
+    })?;
+    inside.pass(1)?;
+    programs(&[
+        "ip link add over type veth peer name there",
+        &format!("ip link set there netns {child}"),
+        "ip link set over up",
+        "ip address add 10.9.8.1/24 dev over",
+        "ip address add 10.9.8.3/24 dev over",
+        "ip route add default via 10.9.8.2",
+    ])?;
+    filter(
+        "table ip between {
+            chain out {
+                type nat hook postrouting priority srcnat;
+                ip daddr 10.9.8.2 tcp dport 4000 snat to 10.9.8.3:5000-6000
+            }
+            chain made {
+                type nat hook output priority -100;
+                ip daddr 10.1.1.1 tcp dport 9 dnat to 10.9.8.2:4000
+            }
+            chain in {
+                type filter hook input priority 0; policy drop;
+                ct state established,related accept
+            }
+        }
+        ",
+    )?;
+    connected.open()?;
+    set_up.pass(1)?;
+    let mut client = TcpStream::connect("10.1.1.1:9").map_err(text)?;
+    client.set_read_timeout(Some(std::time::Duration::from_secs(20))).map_err(text)?;
+    set_up.pass(1)?;
+    hold()?;
+    let mut bytes = [0; 4];
+    client.read_exact(&mut bytes).map_err(text)?;
+    equal("news", &bytes, b"news")?;
+    client.write_all(b"answer").map_err(text)?;
+    reap(child)
+}
+
+/// A chain without a name, within a rule.
+fn network_filter_within_rule() -> Checked {
+    filter("table inet guard {\n chain input {\n tcp dport 22 jump { ip saddr 10.0.0.1 accept; }\n }\n }\n")?;
+    hold()
+}
+
+/// A file of a device that is made if it is not there.
+fn tun(name: &str, flags: i32) -> Result<File, String> {
+    let file = File::options().read(true).write(true).open("/dev/net/tun").map_err(|e| e.to_string())?;
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = flags as i16;
+    done("TUNSETIFF", unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+    Ok(file)
+}
+
+/// What is sent through a device is read from its file; the first packets may be the kernel's own.
+fn comes_out(file: &mut File, address: &str, word: &[u8]) -> Checked {
+    let socket = UdpSocket::bind("0.0.0.0:0").map_err(|e| e.to_string())?;
+    socket.send_to(word, address).map_err(|e| e.to_string())?;
+    let mut packet = [0; 2000];
+    loop {
+        let length = file.read(&mut packet).map_err(|e| e.to_string())?;
+        if packet[..length].ends_with(word) {
+            return Ok(());
+        }
+    }
+}
+
+/// A device that is there for as long as it is open, and an open file without a device.
+fn network_tun() -> Checked {
+    let mut file = tun("tun7", libc::IFF_TUN | libc::IFF_NO_PI)?;
+    let mut idle = File::options().read(true).write(true).open("/dev/net/tun").map_err(|e| e.to_string())?;
+    let buffer = 5000i32;
+    done("TUNSETSNDBUF", unsafe { libc::ioctl(file.as_raw_fd(), 0x4004_54d4, &raw const buffer) })?;
+    programs(&[
+        "ip link set tun7 up",
+        "ip address add 10.9.8.1 peer 10.9.8.2 dev tun7",
+        "ip route add 10.8.0.0/16 dev tun7",
+    ])?;
+    comes_out(&mut file, "10.8.3.4:4000", b"before")?;
+    let before = settled()?;
+    // Its position says how long the last packet was.
+    hold_loosely()?;
+    same(&before, &shown()?)?;
+    comes_out(&mut file, "10.8.3.4:4000", b"afterwards")?;
+    let mut now = 0i32;
+    done("TUNGETSNDBUF", unsafe { libc::ioctl(file.as_raw_fd(), 0x8004_54d3, &raw mut now) })?;
+    equal("the room of the queue", now, buffer)?;
+    let nothing = idle.read(&mut [0; 10]).map_err(|e| e.raw_os_error());
+    equal("a file without a device", nothing, Err(Some(libc::EBADFD)))?;
+    drop(file);
+    check(!shown()?.iter().any(|line| line.contains("tun7")), "the device stays without its file")
+}
+
+/// Devices that stay: one with two files of which one is left out, one with none.
+fn network_tun_lasting() -> Checked {
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    let files = [tun("tap7", flags)?, tun("tap7", flags)?];
+    for file in &files {
+        done("TUNSETPERSIST", unsafe { libc::ioctl(file.as_raw_fd(), 0x4004_54cb, 1) })?;
+    }
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_flags = libc::IFF_DETACH_QUEUE as i16;
+    done("TUNSETQUEUE", unsafe { libc::ioctl(files[1].as_raw_fd(), libc::TUNSETQUEUE, &raw mut request) })?;
+    programs(&[
+        "ip tuntap add dev nobody mode tun user 7 group 8",
+        "ip link set nobody up",
+        "ip link set tap7 address 02:00:00:00:07:07 up",
+        "ip link add bridge type bridge",
+        "ip link set tap7 master bridge",
+        "ip link set bridge up",
+    ])?;
+    let details = || {
+        let files = ["tap7/tun_flags", "nobody/tun_flags", "nobody/owner", "nobody/group"];
+        files.iter().map(|file| read(format!("/sys/class/net/{file}"))).collect::<Result<Vec<_>, _>>()
+    };
+    let before = details()?;
+    equal("the owners", &before[2..], &["7\n".to_owned(), "8\n".to_owned()])?;
+    changed(&[])?;
+    equal("the devices", details()?, before)?;
+    drop(files);
+    check(shown()?.iter().any(|line| line.contains("tap7")), "the device is gone with its files")
+}
+
 /// Where the pod's way out leads, as it is born: the gateway, and its own address.
 fn way_out() -> Result<(String, String), String> {
     let word_after = |text: &str, before: &str| {
@@ -389,4 +621,29 @@ fn network_kept() -> Checked {
         "ip address add 10.9.9.9/24 dev lo",
         "ip address delete 10.9.9.9/24 dev lo",
     ])
+}
+
+/// Rules for routes.
+fn network_rule() -> Checked {
+    changed(&["ip rule add from 10.7.0.0/16 lookup 77", "ip -6 rule add fwmark 5 prohibit"])
+}
+
+/// Packets and a queue of other sizes.
+fn network_mtu() -> Checked {
+    changed(&["ip link set lo mtu 60000 txqueuelen 50"])
+}
+
+/// Without a loopback interface that is on.
+fn network_off() -> Checked {
+    changed(&["ip link set lo down"])
+}
+
+/// An interface whose packets may be led elsewhere.
+fn network_mirror() -> Checked {
+    changed(&["ip link add over type veth peer name there", "tc qdisc add dev over clsact"])
+}
+
+/// An interface of a kind that is not kept.
+fn network_tunnel() -> Checked {
+    changed(&["ip link add tunnel type vxlan id 7 dstport 4789 local 127.0.0.1"])
 }

@@ -50,11 +50,12 @@ pub(super) const GIVEN: [u16; 10] = [
 ];
 
 /// Kinds of interfaces, and those of their settings (`IFLA_INFO_DATA`) that can be given to new ones.
-const KINDS: [(&str, &[u16]); 6] = [
+const KINDS: [(&str, &[u16]); 7] = [
     ("bridge", BRIDGE),
     ("dummy", &[]),
     ("ifb", &[]),
     ("macvlan", &[1, 2, 7, 9]),
+    ("tun", &[1, 2, 3, 4, 5, 6, 7]),
     ("veth", &[]),
     ("vlan", &[1, 2, 3, 4, 5]),
 ];
@@ -65,6 +66,13 @@ const BRIDGE: &[u16] = &[
 /// Settings of a port of a bridge (`IFLA_BRPORT_…`) that can be given.
 pub(super) const PORT: &[u16] = &[2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 25, 27, 28, 29, 30, 31, 32, 33, 39, 40];
 const BRIDGE_VLAN_FILTERING: u16 = 7;
+const TUN: &str = "tun";
+const TUN_OWNER: u16 = 1;
+const TUN_GROUP: u16 = 2;
+const TUN_TYPE: u16 = 3;
+const TUN_INFORMATION: u16 = 4;
+const TUN_HEADERS: u16 = 5;
+const TUN_QUEUES: u16 = 7;
 const MACVLAN_MODE: u16 = 1;
 const MACVLAN_SOURCE: u32 = 16;
 
@@ -177,6 +185,7 @@ pub(super) fn parse(body: &[u8], place: Place) -> Option<(InterfaceState, Option
     let names = attributes(find(OTHER_NAMES).unwrap_or_default()).filter(|(kind, _)| *kind == OTHER_NAME);
     let other = find(libc::IFLA_LINK).and_then(word).filter(|other| *other != 0 && *other != index);
     let abroad = find(libc::IFLA_LINK_NETNSID).and_then(word);
+    let is_tun = kind.as_deref() == Some(TUN);
     let state = InterfaceState {
         index,
         name: text(find(libc::IFLA_IFNAME)?),
@@ -186,7 +195,7 @@ pub(super) fn parse(body: &[u8], place: Place) -> Option<(InterfaceState, Option
         other: other.filter(|_| abroad.is_none()).map(|index| Other { place, index }),
         bridge: find(libc::IFLA_MASTER).and_then(word),
         port: some(info(PORT_DATA).unwrap_or_default(), PORT),
-        settings: some(rest, &[&MADE_WITH[..], &GIVEN[..]].concat()),
+        settings: some(rest, &[&MADE_WITH[..], &GIVEN[..], if is_tun { &[libc::IFLA_CARRIER] } else { &[] }].concat()),
         generation: v6(INET6_GENERATION).and_then(|mode| mode.first().copied()),
         kind,
     };
@@ -222,6 +231,34 @@ impl InterfaceState {
         }
     }
 
+    fn datum(&self, wanted: u16) -> Option<&ByteBuf> {
+        self.data.iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+    }
+
+    /// Whether it is a tun or tap device.
+    pub(super) fn is_tun(&self) -> bool {
+        self.kind.as_deref() == Some(TUN)
+    }
+
+    /// Whether a file has it, which is what its carrier is.
+    pub(super) fn is_had(&self) -> bool {
+        self.setting(libc::IFLA_CARRIER) == Some(&[1])
+    }
+
+    /// The flags with which a file becomes one of a tun or tap device.
+    pub(super) fn tun_flags(&self) -> i32 {
+        let byte = |wanted: u16| self.datum(wanted).and_then(|value| value.first().copied()).unwrap_or(0);
+        let flag = |wanted: u16, flag: i32| if byte(wanted) != 0 { flag } else { 0 };
+        let information = if byte(TUN_INFORMATION) == 0 { libc::IFF_NO_PI } else { 0 };
+        let others = flag(TUN_HEADERS, libc::IFF_VNET_HDR) | flag(TUN_QUEUES, libc::IFF_MULTI_QUEUE);
+        i32::from(byte(TUN_TYPE)) | information | others
+    }
+
+    /// The user and the group that may have files of it.
+    pub(super) fn tun_owners(&self) -> [Option<u32>; 2] {
+        [TUN_OWNER, TUN_GROUP].map(|wanted| self.datum(wanted).and_then(|value| word(value)))
+    }
+
     /// Whether it is a veth.
     pub(super) fn is_veth(&self) -> bool {
         self.kind.as_deref() == Some("veth")
@@ -246,4 +283,12 @@ pub(super) fn address(route: &Channel, index: u32) -> io::Result<Option<Vec<u8>>
         Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// The flags of the tun or tap device of that name in the caller's namespace.
+pub(crate) fn flags_of_tun(name: &str) -> io::Result<i32> {
+    let found = Channel::route()?.ask(libc::RTM_GETLINK, libc::NLM_F_DUMP, &question(0))?;
+    let states = found.iter().filter_map(|body| parse(body, Place::default()));
+    let mut named = states.filter(|(state, ..)| state.is_tun() && state.name == name);
+    named.next().map(|(state, ..)| state.tun_flags()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
 }

@@ -3,6 +3,8 @@
 //!
 //! The pod's own can be changed with `--cap-add net_admin`, but for its settings, which any root may set.
 
+mod connections;
+mod filters;
 mod interfaces;
 mod remake;
 mod requests;
@@ -29,8 +31,10 @@ use crate::sys::{clone, file, namespace, nsfs};
 use interfaces::Abroad;
 use settings::{Settings, Values};
 
+pub use filters::{FilterState, Part};
+pub(crate) use interfaces::flags_of_tun;
 pub use interfaces::{InterfaceState, Other};
-pub use restart::restart;
+pub use restart::{Begun, restart, restart_filters};
 pub use settings::Setting;
 pub use tables::{Entries, Table};
 
@@ -57,6 +61,9 @@ pub struct Configuration {
     pub ids: Vec<(Place, i32)>,
     /// Addresses, routes and so on.
     pub tables: BTreeMap<Table, Entries>,
+    /// Packet filters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filters: Option<FilterState>,
 }
 
 const DUMP: i32 = libc::NLM_F_DUMP;
@@ -123,6 +130,7 @@ impl Fresh {
         let addresses = found.tables.get(&Table::Addresses);
         let no_addresses = Entries::new();
         *own == usual
+            && found.filters.is_none()
             && addresses == Some(if up { &self.addresses } else { &no_addresses })
             && Table::ALL.iter().all(|table| {
                 let of = |configuration: &Configuration| configuration.tables.get(table).cloned().unwrap_or_default();
@@ -303,6 +311,10 @@ fn look(route: &Channel, place: Place, plan: Option<&AddressPlan>) -> io::Result
     if let Some(what) = others(route) {
         return Ok(Err(what.to_owned()));
     }
+    match filters::capture()? {
+        Ok(filters) => configuration.filters = (!filters.parts.is_empty()).then_some(filters),
+        Err(why) => return Ok(Err(why)),
+    }
     Ok(Ok((configuration, abroad.into_iter().flatten().collect())))
 }
 
@@ -317,21 +329,19 @@ fn others(route: &Channel) -> Option<&'static str> {
         Some("has objects through which routes lead (nexthop)")
     } else if has(Channel::security(), SECURITY_ASSOCIATIONS, &[]) || has(Channel::security(), SECURITY_POLICIES, &[]) {
         Some("has IPsec associations or policies")
-    } else if has_filters() {
-        Some("has packet filters")
+    } else if has_old_filters() {
+        Some("has packet filters of the old kind (iptables-legacy)")
     } else {
         None
     }
 }
 
-/// Whether there are tables of packet filters. A host without them has none.
-fn has_filters() -> bool {
-    const GET_TABLES: u16 = 10 << 8 | 1;
-    let tables = Channel::filter().and_then(|filter| filter.ask(GET_TABLES, DUMP, &[0; 4]));
-    let old = |path| std::fs::read_to_string(path).is_ok_and(|names| !names.is_empty());
-    tables.is_ok_and(|tables| !tables.is_empty())
-        || old("/proc/thread-self/net/ip_tables_names")
-        || old("/proc/thread-self/net/ip6_tables_names")
+/// Whether there are packet filters that are not nf_tables.
+fn has_old_filters() -> bool {
+    let names = ["ip_tables_names", "ip6_tables_names", "arp_tables_names"];
+    let has =
+        |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).is_ok_and(|n| !n.is_empty());
+    names.into_iter().any(has)
 }
 
 /// The interface by which the pod is connected must be there, under its address: others know it by that.

@@ -1,7 +1,9 @@
 //! Making interfaces as they were.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
 
 use serde_bytes::ByteBuf;
 
@@ -9,6 +11,7 @@ use super::Place;
 use super::interfaces::{self, GIVEN, INET6_GENERATION, InterfaceState, MADE_WITH, OTHER_NAME, OTHER_NAMES, PORT, UP};
 use super::requests::Requests;
 use crate::pod::network::netlink::{Attributes, Channel};
+use crate::sys::tap::{self, Lasting};
 
 const CREATE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
 const RTM_NEWLINKPROP: u16 = 108;
@@ -46,6 +49,17 @@ pub(super) fn make(requests: &mut Requests<'_>, state: &InterfaceState, peer: Op
             });
         });
     })
+}
+
+/// Makes a tun or tap device, which stays until it is for one of its files to keep it; here is one.
+pub(super) fn make_tun(state: &InterfaceState) -> io::Result<File> {
+    let what = |e: io::Error| io::Error::new(e.kind(), format!("making the interface {}: {e}", state.name));
+    let device = Path::new(tap::PATH);
+    let file = tap::make_lasting(device, (&state.name, state.index), state.tun_flags()).map_err(what)?;
+    for (whose, owner) in [Lasting::Owner, Lasting::Group].into_iter().zip(state.tun_owners()) {
+        owner.map_or(Ok(()), |owner| tap::set_lasting(&file, whose, owner)).map_err(what)?;
+    }
+    Ok(file)
 }
 
 fn put_peer(data: &mut Attributes, (state, there): Peer<'_>) {
@@ -122,7 +136,8 @@ fn adjust_one(requests: &mut Requests<'_>, state: &InterfaceState, now: &Interfa
     let settings: Vec<_> = missing(&state.settings, &now.settings);
     let changed = (state.flags ^ now.flags) & !UP;
     if changed != 0 || settings.iter().any(|(kind, _)| GIVEN.contains(kind)) {
-        change(requests, state, (state.flags, changed), |link| put_some(link, &settings, &GIVEN))?;
+        // Without a mask of what is meant the kernel takes all flags for that.
+        change(requests, state, (state.flags & changed, changed), |link| put_some(link, &settings, &GIVEN))?;
     }
     if let (Some(kind @ "bridge"), data @ [_, ..]) = (state.kind.as_deref(), &missing(&state.data, &now.data)[..]) {
         change(requests, state, (0, 0), |link| {

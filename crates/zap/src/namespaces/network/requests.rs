@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::pod::network::netlink::{Attributes, Batch, Channel};
+use crate::pod::network::netlink::{Attributes, Batch, Channel, attributes};
 
 /// How many go together.
 const MOST: usize = 100;
@@ -46,6 +46,16 @@ impl<'c> Requests<'c> {
         let batch = std::mem::take(&mut self.batch);
         if batch.is_empty() { Ok(()) } else { self.channel.run(&batch).map_err(|failed| failed.in_words()) }
     }
+}
+
+/// The attributes in `bytes`, as (kind without flags, value, all of it). What is malformed ends the list.
+pub(super) fn pieces(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
+    std::iter::from_fn(move || {
+        let (kind, value) = attributes(bytes).next()?;
+        let (whole, rest) = bytes.split_at_checked((value.len() + 4).next_multiple_of(4))?;
+        bytes = rest;
+        Some((kind, value, whole))
+    })
 }
 
 /// The number at the beginning of `bytes`.

@@ -7,10 +7,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::requests::Requests;
 use super::{Configuration, InterfaceState, NETNSA_FD, NETNSA_NSID, NetworkState, Place, RTM_NEWNSID, Table, inside};
-use super::{remake, settings};
+use super::{filters, remake, settings};
 use crate::error::{Context, RebuildError};
 use crate::namespaces::Made;
 use crate::pod::network::netlink::Channel;
+
+/// Interfaces by where they are.
+type Ends<'a> = HashMap<(Place, u32), &'a InterfaceState>;
 
 /// The networks of an image, and where they are.
 struct Networks<'a> {
@@ -19,15 +22,23 @@ struct Networks<'a> {
     made: &'a Made,
 }
 
+/// Networks that lack nothing but packet filters.
+pub struct Begun {
+    home: OwnedFd,
+    /// A file of each tun and tap device that had one: without it there would be no carrier.
+    pub taps: HashMap<(Place, String), File>,
+}
+
 /// Gives every network namespace what it had: first the interfaces of all, for some lead from one into another.
-pub fn restart(states: &[NetworkState], made: &Made) -> Result<(), RebuildError> {
+/// Returns what is needed for the rest, if there is anything to be done.
+pub fn restart(states: &[NetworkState], made: &Made) -> Result<Option<Begun>, RebuildError> {
     if states.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let home = File::open("/proc/self/ns/net").rebuilding("opening", "the pod's network namespace")?;
     let networks = Networks { states, home: home.into(), made };
     let set_up = || {
-        networks.make()?;
+        let taps = networks.make()?;
         networks.each(|state, configuration, route| {
             remake::adjust(route, &configuration.interfaces)?;
             settings::restart(&state.settings)?;
@@ -41,12 +52,27 @@ pub fn restart(states: &[NetworkState], made: &Made) -> Result<(), RebuildError>
             }
             settings::restart_sizes(&state.settings)
         })?;
-        networks.settings_alone()
+        networks.settings_alone().map(|()| taps)
     };
-    set_up().map_err(|error: io::Error| match error.kind() {
+    let taps = set_up().map_err(failed)?;
+    Ok(Some(Begun { home: networks.home, taps }))
+}
+
+/// Gives the namespaces their packet filters, when all sockets are there: nothing that makes them is to be filtered.
+pub fn restart_filters(states: &[NetworkState], begun: Option<Begun>, made: &Made) -> Result<(), RebuildError> {
+    let Some(Begun { home, .. }) = begun else { return Ok(()) };
+    let networks = Networks { states, home, made };
+    let filter = |_: &NetworkState, configuration: &Configuration, _: &Channel| {
+        configuration.filters.as_ref().map_or(Ok(()), filters::restart)
+    };
+    networks.each(filter).map_err(failed)
+}
+
+fn failed(error: io::Error) -> RebuildError {
+    match error.kind() {
         io::ErrorKind::Unsupported => RebuildError::Lacks(format!("what the pod's network needs: {error}")),
         _ => RebuildError::Kernel { step: "setting up", object: "the pod's network".into(), source: error },
-    })
+    }
 }
 
 /// Interfaces, each after the one on top of which it is.
@@ -86,44 +112,44 @@ impl Networks<'_> {
     }
 
     /// Makes the interfaces.
-    fn make(&self) -> io::Result<()> {
-        let ends: HashMap<(Place, u32), &InterfaceState> = self
+    fn make(&self) -> io::Result<HashMap<(Place, String), File>> {
+        let ends: Ends<'_> = self
             .states
             .iter()
             .filter_map(|state| Some((state.place, state.configuration.as_ref()?)))
             .flat_map(|(place, found)| found.interfaces.iter().map(move |one| ((place, one.index), one)))
             .collect();
-        let mut made = HashSet::new();
+        let (mut made, mut taps) = (HashSet::new(), HashMap::new());
         for state in self.states {
             let Some(configuration) = &state.configuration else { continue };
-            let fresh: Vec<_> =
-                in_order(configuration).into_iter().filter(|one| !made.contains(&(state.place, one.index))).collect();
-            made.extend(fresh.iter().filter_map(|one| one.other).map(|other| (other.place, other.index)));
             inside(self.file(state.place)?, || {
                 let route = Channel::route()?;
                 remake::rename(&route, &configuration.interfaces)?;
                 self.name(&route, &configuration.ids)?;
                 let mut requests = Requests::new(&route);
-                let mut with_other_end = HashSet::new();
-                for one in &fresh {
-                    let other = one.other.filter(|_| one.is_veth());
-                    let missing = || io::Error::other(format!("the other end of {} is missing", one.name));
-                    let peer = other.map(|other| {
-                        let peer = *ends.get(&(other.place, other.index)).ok_or_else(missing)?;
-                        let there = (other.place != state.place).then(|| self.file(other.place)).transpose()?;
-                        Ok::<_, io::Error>((peer, there))
-                    });
-                    let peer = peer.transpose()?;
-                    if with_other_end.contains(&one.index) {
-                        continue;
+                for one in in_order(configuration).iter().filter(|one| one.kind.is_some()) {
+                    if one.is_tun() {
+                        let file = remake::make_tun(one)?;
+                        taps.extend(one.is_had().then(|| ((state.place, one.name.clone()), file)));
+                    } else if made.insert((state.place, one.index)) {
+                        let peer = self.peer(state.place, one, &ends)?;
+                        made.extend(one.other.filter(|_| peer.is_some()).map(|other| (other.place, other.index)));
+                        remake::make(&mut requests, one, peer)?;
                     }
-                    with_other_end.extend(other.filter(|other| other.place == state.place).map(|other| other.index));
-                    remake::make(&mut requests, one, peer)?;
                 }
                 requests.run()
             })?;
         }
-        Ok(())
+        Ok(taps)
+    }
+
+    /// The other end of a veth that is in `place`.
+    fn peer<'p>(&'p self, place: Place, one: &InterfaceState, ends: &Ends<'p>) -> io::Result<Option<remake::Peer<'p>>> {
+        let Some(other) = one.other.filter(|_| one.is_veth()) else { return Ok(None) };
+        let missing = || io::Error::other(format!("the other end of {} is missing", one.name));
+        let peer = *ends.get(&(other.place, other.index)).ok_or_else(missing)?;
+        let there = (other.place != place).then(|| self.file(other.place)).transpose()?;
+        Ok(Some((peer, there)))
     }
 
     /// Has the caller's namespace call others what it called them.

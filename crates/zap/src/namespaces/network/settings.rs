@@ -183,3 +183,37 @@ fn restart_one(proc: &OwnedFd, setting: &Setting) -> io::Result<()> {
         other => other.map_err(failed),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_nowhere_else() {
+        assert!(is_straight("ipv4/conf/eth0.7/arp_ignore"));
+        for name in ["ipv4/../../kernel/core_pattern", "/kernel/core_pattern", "", "ipv4//x", "."] {
+            assert!(!is_straight(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_changes_others_comes_first_and_what_nobody_set_is_left() {
+        let values = |all: &[(&str, &str)]| -> Values {
+            all.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let fresh = values(&[("ipv4/ip_forward", "0"), ("ipv4/conf/default/x", "1"), ("core/somaxconn", "4096")]);
+        let now = values(&[
+            ("core/somaxconn", "4096"),
+            ("ipv4/conf/eth0/x", "2"),
+            ("ipv4/conf/lo/x", "1"),
+            ("ipv6/conf/eth0/mtu", "1500"),
+            ("ipv4/conf/default/x", "3"),
+            ("ipv4/ip_forward", "1"),
+        ]);
+        let names = |everything| -> Vec<String> {
+            kept(&now, &fresh, everything).into_iter().map(|setting| setting.name).collect()
+        };
+        assert_eq!(names(false), ["ipv4/ip_forward", "ipv4/conf/default/x", "ipv4/conf/eth0/x"]);
+        assert_eq!(names(true).len(), now.len());
+    }
+}

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use super::netlink::{Attributes, Batch, Channel};
+use super::netlink::{Attributes, Batch, Channel, Failed};
 use super::{NetworkError, kernel};
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
@@ -175,6 +175,37 @@ impl Ruleset {
         end(&mut self.batch);
         Ok(open()?.run(&self.batch)?)
     }
+}
+
+/// A message that makes part of a filter, as the kernel shows it.
+pub(crate) struct Message<'a> {
+    /// `NFT_MSG_NEW…`.
+    pub(crate) kind: u16,
+    /// Which packets its table sees.
+    pub(crate) family: u8,
+    /// Whether it comes after those that are there.
+    pub(crate) appends: bool,
+    /// What it is.
+    pub(crate) attributes: &'a [u8],
+}
+
+/// The number of a message about tables.
+pub(crate) fn of_tables(message: u16) -> u16 {
+    SUBSYSTEM << 8 | message
+}
+
+/// Makes everything that the messages say, or nothing.
+pub(crate) fn make<'a>(messages: impl Iterator<Item = Message<'a>>) -> Result<(), Failed> {
+    let mut batch = Batch::default();
+    begin(&mut batch);
+    for message in messages {
+        let body = [&header(message.family, 0), message.attributes].concat();
+        let flags = CREATE | if message.appends { libc::NLM_F_APPEND } else { libc::NLM_F_EXCL };
+        batch.push(("making", "a packet filter"), (of_tables(message.kind), flags), &body, |_| {});
+    }
+    end(&mut batch);
+    let failed = |source| Failed { step: "opening", object: "the packet filter".into(), source };
+    Channel::filter_with_room(&batch).map_err(failed)?.run(&batch)
 }
 
 /// Removes a table, if it is there. That is asked first: to give up a transaction the kernel waits for all readers of its

@@ -6,7 +6,7 @@
 
 mod announce;
 mod bridge;
-mod filter;
+pub(crate) mod filter;
 mod lease;
 mod links;
 mod namespace;

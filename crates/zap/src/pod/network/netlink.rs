@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 use netlink_sys::{Socket, SocketAddr};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::sockopt::SndBufForce;
 
 const HEADER: usize = 16;
 const NLMSG_ERROR: u16 = 2;
@@ -173,6 +174,16 @@ impl Channel {
     /// With the packet filter.
     pub(crate) fn filter() -> io::Result<Channel> {
         Channel::open(NETLINK_NETFILTER)
+    }
+
+    /// With the packet filter, with room for a batch that must not be parted.
+    pub(crate) fn filter_with_room(batch: &Batch) -> io::Result<Channel> {
+        const ORDINARY: usize = 100 << 10;
+        let channel = Channel::filter()?;
+        if batch.bytes.len() > ORDINARY {
+            nix::sys::socket::setsockopt(&channel.0.as_fd(), SndBufForce, &(2 * batch.bytes.len()))?;
+        }
+        Ok(channel)
     }
 
     /// With the part that has IPsec.
