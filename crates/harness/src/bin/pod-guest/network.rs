@@ -256,7 +256,7 @@ fn network_settings_by_root() -> Checked {
 /// A child with a network of its own, to which a pair of interfaces leads, and a connection through it.
 fn network_between() -> Checked {
     let text = |e: std::io::Error| e.to_string();
-    let (inside, connected, set_up) = (Gate::new()?, Gate::new()?, Gate::new()?);
+    let (inside, connected, set_up, compared) = (Gate::new()?, Gate::new()?, Gate::new()?, Gate::new()?);
     let child = fork(|| {
         become_root(libc::CLONE_NEWNET)?;
         inside.open()?;
@@ -273,7 +273,9 @@ fn network_between() -> Checked {
         let mut bytes = [0; 6];
         server.read_exact(&mut bytes).map_err(text)?;
         equal("what was unread", &bytes, b"unread")?;
-        server.write_all(b"answer").map_err(text)
+        server.write_all(b"answer").map_err(text)?;
+        // Its network ends with it.
+        compared.pass(1)
     })?;
     inside.pass(1)?;
     programs(&[
@@ -288,6 +290,7 @@ fn network_between() -> Checked {
     client.write_all(b"unread").map_err(text)?;
     set_up.pass(1)?;
     changed(&[])?;
+    compared.open()?;
     let mut bytes = [0; 6];
     client.read_exact(&mut bytes).map_err(text)?;
     equal("an answer", &bytes, b"answer")?;
@@ -296,7 +299,7 @@ fn network_between() -> Checked {
 
 /// Children of an ordinary pod with networks of their own, one of them connected with that of a child of its own by a bridge.
 fn network_of_others() -> Checked {
-    let (inside, connected, set_up) = (Gate::new()?, Gate::new()?, Gate::new()?);
+    let (inside, connected, set_up, compared) = (Gate::new()?, Gate::new()?, Gate::new()?, Gate::new()?);
     let child = fork(|| {
         become_root(libc::CLONE_NEWNET)?;
         let grandchild = fork(|| {
@@ -311,6 +314,8 @@ fn network_of_others() -> Checked {
             await_go();
             same(&before, &shown()?)?;
             are_set(&[("ipv4/tcp_keepalive_time", "1234")])?;
+            // Its network ends with it.
+            compared.pass(1)?;
             let socket = UdpSocket::bind("10.9.8.2:4000").map_err(|e| e.to_string())?;
             socket.send_to(b"word", "10.9.8.1:4000").map(drop).map_err(|e| e.to_string())
         })?;
@@ -328,6 +333,7 @@ fn network_of_others() -> Checked {
         set_up.open()?;
         await_go();
         same(&before, &shown()?)?;
+        compared.open()?;
         equal("a word", socket.recv(&mut [0; 20]).map_err(|e| e.to_string())?, 4)?;
         reap(grandchild)
     })?;

@@ -273,6 +273,15 @@ impl InterfaceState {
     }
 }
 
+/// Whether an interface has a carrier and is off still in the kernel's eyes.
+pub(super) fn has_unnoticed_carrier(body: &[u8]) -> bool {
+    const OPERSTATES: [u8; 2] = [2, 3];
+    let get = |wanted: u16| attributes(body.get(HEADER..)?).find(|(kind, _)| *kind == wanted)?.1.first().copied();
+    let up = body.get(8..).and_then(word).is_some_and(|flags| flags & UP != 0);
+    up && get(libc::IFLA_CARRIER) == Some(1)
+        && get(libc::IFLA_OPERSTATE).is_some_and(|state| OPERSTATES.contains(&state))
+}
+
 /// The address of an interface of the caller's namespace, if it is there.
 pub(super) fn address(route: &Channel, index: u32) -> io::Result<Option<Vec<u8>>> {
     match route.ask(libc::RTM_GETLINK, 0, &question(index)) {

@@ -19,6 +19,8 @@ const PORT_KIND: u16 = 4;
 const PORT_DATA: u16 = 5;
 const VETH_INFO_PEER: u16 = 1;
 const GENERATE_NONE: u8 = 1;
+/// The kernel puts off what it has noticed for a second at most.
+const LONGEST_NOTICE: u16 = 2000;
 
 /// The other end of a veth, and the namespace that it goes to if that is another.
 pub(super) type Peer<'a> = (&'a InterfaceState, Option<BorrowedFd<'a>>);
@@ -186,10 +188,11 @@ pub(super) fn switch(route: &Channel, all: &[InterfaceState]) -> io::Result<()> 
 
 /// Has interfaces come by addresses as they did, once they know whether they have a carrier: it is then that they do.
 pub(super) fn let_generate(route: &Channel, all: &[InterfaceState]) -> io::Result<()> {
+    // Subscribed before asking, so that no change can fall between the two.
+    let news = Channel::news()?;
     let mut requests = Requests::new(route);
     for state in all {
-        // Asking for one has the kernel (6.8 and later) see to its carrier first.
-        let found = route.ask(libc::RTM_GETLINK, 0, &interfaces::question(state.index))?;
+        let found = await_notice(route, &news, state.index)?;
         let now = found.first().and_then(|body| interfaces::parse(body, Place::default()));
         match (state.generation, now.and_then(|(now, ..)| now.generation)) {
             (Some(wanted), Some(has)) if wanted != has => generate(&mut requests, state, wanted)?,
@@ -197,6 +200,18 @@ pub(super) fn let_generate(route: &Channel, all: &[InterfaceState]) -> io::Resul
         }
     }
     requests.run()
+}
+
+/// What there is to know of an interface, once the kernel has taken notice of its carrier: until then it sends nothing.
+fn await_notice(route: &Channel, news: &Channel, index: u32) -> io::Result<Vec<Vec<u8>>> {
+    loop {
+        // Asking for one has the kernel (6.8 and later) see to its carrier first, unless it is at it.
+        let found = route.ask(libc::RTM_GETLINK, 0, &interfaces::question(index))?;
+        let unnoticed = found.first().is_some_and(|body| interfaces::has_unnoticed_carrier(body));
+        if !unnoticed || !news.wait(LONGEST_NOTICE.into())? {
+            return Ok(found);
+        }
+    }
 }
 
 fn generate(requests: &mut Requests<'_>, state: &InterfaceState, mode: u8) -> io::Result<()> {

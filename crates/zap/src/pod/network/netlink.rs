@@ -250,8 +250,19 @@ impl Channel {
         }
     }
 
+    /// Waits for something to be received, and drops it; whether anything was.
+    pub(crate) fn wait(&self, longest: PollTimeout) -> io::Result<bool> {
+        let mut ready = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let came = poll(&mut ready, longest)? > 0;
+        // Overrun (ENOBUFS) means that there was news.
+        if came {
+            drop(self.receive());
+        }
+        Ok(came)
+    }
+
     /// What happens to links.
-    fn news() -> io::Result<Channel> {
+    pub(crate) fn news() -> io::Result<Channel> {
         let mut channel = Channel::route()?;
         channel.0.bind(&SocketAddr::new(0, libc::RTMGRP_LINK as u32))?;
         Ok(channel)
