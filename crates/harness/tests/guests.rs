@@ -211,6 +211,7 @@ refused! {
     no_vdso "vDSO"
     thread_namespace "a thread is in another"
     traced "is traced by another process"
+    mqueue_notify_full "has messages, and a process to notify"
     mqueue_notify_thread "SIGEV_THREAD"
     mounts_moved "was taken away or moved"
     namespace_of_mounts_overlay "is of the file system overlay"

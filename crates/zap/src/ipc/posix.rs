@@ -91,8 +91,12 @@ pub fn notice(name: &[u8], queue: impl AsFd) -> Result<Option<Notice>, CaptureEr
 }
 
 /// Refuses a queue whose next message somebody is to be told of in a way that cannot be asked for again.
-pub fn check(subject: &Subject, name: &[u8], queue: impl AsFd) -> Result<(), CaptureError> {
+pub fn check(subject: &Subject, name: &[u8], queue: impl AsFd + Copy) -> Result<(), CaptureError> {
     let why = match notice(name, queue)? {
+        // To look at its messages is to take them out and send them again, of which the process would be told.
+        Some(_) if mqueue::facts(queue).capturing("looking at", shown(name))?.1 > 0 => {
+            "has messages, and a process to notify of the next (mq_notify), which cannot be checkpointed yet"
+        }
         Some(Notice { mode: libc::SIGEV_THREAD, .. }) => {
             "has a thread to be made in a process that is notified (mq_notify, SIGEV_THREAD), which cannot be \
              checkpointed yet"

@@ -123,6 +123,8 @@ const FORMERLY: &[(&str, &str)] = &[
 /// The structures whose sizes are of interest.
 const SIZES: &[&str] = &["page", "upid"];
 
+/// Bytes of a pointer.
+const POINTER: u64 = 8;
 /// Bytes of a part of a buffer that is in pages: page, length, offset.
 const PART: u64 = 16;
 
@@ -269,27 +271,36 @@ impl Kernel {
 
     /// The kernel's records (`struct file`) of the open files behind descriptors of this process.
     pub(crate) fn files<'f>(&mut self, ours: impl Iterator<Item = BorrowedFd<'f>>) -> io::Result<Vec<Address>> {
-        let task = self.window.current_task()?;
-        let descriptors = self.pointer(task, "task_struct.files")?;
-        let mut table = self.pointer(descriptors, "files_struct.fdt")?;
-        let files = loop {
-            let count = self.word(table, "fdtable.max_fds")?;
-            let files = self.pointer(table, "fdtable.fd")?;
-            let files = self.pointers(files, count as usize)?;
-            // Another thread of ours may have needed a larger one meanwhile, and this be nothing any more.
-            let latest = self.pointer(descriptors, "files_struct.fdt")?;
-            if latest == table {
-                break files;
-            }
-            table = latest;
-        };
+        let files = self.in_table(|kernel, files, count| kernel.pointers(files, count as usize))?;
         let file = |ours: BorrowedFd<'_>| files.get(ours.as_raw_fd() as usize).copied();
         ours.map(|ours| file(ours).ok_or_else(|| io::ErrorKind::NotFound.into())).collect()
     }
 
     /// That of one of them.
     pub(crate) fn file(&mut self, ours: BorrowedFd<'_>) -> io::Result<Address> {
-        self.files(std::iter::once(ours)).map(|files| files[0])
+        let number = ours.as_raw_fd() as u32;
+        self.in_table(|kernel, files, count| match number < count {
+            true => kernel.array(files.plus(u64::from(number) * POINTER)).map(u64::from_ne_bytes).map(Address),
+            false => Err(io::ErrorKind::NotFound.into()),
+        })
+    }
+
+    /// Reads from the table of descriptors of this process, which begins there and has that many places.
+    fn in_table<T>(&mut self, read: impl Fn(&mut Self, Address, u32) -> io::Result<T>) -> io::Result<T> {
+        let task = self.window.current_task()?;
+        let descriptors = self.pointer(task, "task_struct.files")?;
+        let mut table = self.pointer(descriptors, "files_struct.fdt")?;
+        loop {
+            let count = self.word(table, "fdtable.max_fds")?;
+            let files = self.pointer(table, "fdtable.fd")?;
+            let found = read(self, files, count);
+            // Another thread of ours may have needed a larger one meanwhile, and this be nothing any more.
+            let latest = self.pointer(descriptors, "files_struct.fdt")?;
+            if latest == table {
+                return found;
+            }
+            table = latest;
+        }
     }
 
     /// The kernel's record (`struct sock`) of a socket behind a descriptor of this process.

@@ -7,6 +7,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("mqueue-unlinked", mqueue_unlinked),
     ("mqueue-waiting", mqueue_waiting),
     ("mqueue-notify", mqueue_notify),
+    ("mqueue-notify-full", mqueue_notify_full),
     ("mqueue-notify-thread", mqueue_notify_thread),
     ("named-semaphore", named_semaphore),
     ("semaphores-threads", semaphores_threads),
@@ -150,6 +151,21 @@ fn mqueue_notify() -> Checked {
     unsafe { libc::sigaddset(&raw mut set, libc::SIGUSR1) };
     equal("the signal", unsafe { libc::sigwaitinfo(&raw const set, &raw mut told) }, libc::SIGUSR1)?;
     equal("its value", unsafe { told.si_value() }.sival_ptr.addr(), 77)
+}
+
+/// Of a message after those that are there.
+fn mqueue_notify_full() -> Checked {
+    let queue = open(c"/told", libc::O_RDWR, 2, 16)?;
+    send(queue, "old", 0)?;
+    crate::signals::block(&[libc::SIGUSR1]);
+    let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+    (event.sigev_notify, event.sigev_signo) = (libc::SIGEV_SIGNAL, libc::SIGUSR1);
+    done("mq_notify", unsafe { libc::mq_notify(queue, &raw const event) })?;
+    hold_loosely()?;
+    let mut pending: libc::sigset_t = unsafe { std::mem::zeroed() };
+    done("sigpending", unsafe { libc::sigpending(&raw mut pending) })?;
+    check(unsafe { libc::sigismember(&raw const pending, libc::SIGUSR1) } == 0, "nothing was told")?;
+    check(unsafe { libc::mq_notify(queue, &raw const event) } == -1, "it is to be told still")
 }
 
 /// By a thread that is to be made.
