@@ -33,7 +33,7 @@ const FILES: &[(&str, &[&str])] = &[
     ("packet", &["packet-socket", "packet-ring"]),
     ("netlink", &["netlink-groups"]),
     ("eventfd", &["eventfd"]),
-    ("io-uring", &["io-uring", "io-uring-fresh", "io-uring-shared", "io-uring-unordered"]),
+    ("io-uring", &["io-uring", "io-uring-fresh", "io-uring-shared", "io-uring-unordered", "io-uring-going-on"]),
     ("epoll", &["epoll", "waiting-calls"]),
     ("timerfd", &["timerfd"]),
     ("signalfd", &["signalfd", "signal-files"]),

@@ -184,7 +184,7 @@ guests! {
     network_interface network_address network_route network_rule network_mtu network_off network_queueing network_neighbour
     network_bridge network_settings network_settings_by_root network_between network_of_others
     network_way_out network_way_out_bridged network_way_out_off
-    io_uring io_uring_fresh io_uring_shared io_uring_unordered
+    io_uring io_uring_fresh io_uring_shared io_uring_unordered io_uring_going_on
     network_filter network_filter_translates network_tun network_tun_lasting
     mounts_namespace mounts_namespace_copied namespace_of_mounts namespace_of_mounts_pivoted
     mounts_proc_of_namespace mounts_proc_of_namespace_nested mounts_proc_of_namespace_covered
@@ -201,6 +201,7 @@ refused! {
     io_uring_files "has files that were registered with it"
     io_uring_buffers "has buffers that were registered with it"
     io_uring_registered "is registered with one of its threads"
+    io_uring_wide "has requests or answers of another size"
     userfaultfd "is a userfaultfd, which cannot be checkpointed yet"
     fanotify "is a fanotify group, which cannot be checkpointed yet"
     performance_counter "is a performance counter of this host's, which cannot be checkpointed"

@@ -14,6 +14,7 @@ use super::{Descriptor, FileKind, decoded, reopen};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::ids::{FileId, HostPid};
 use crate::image::encode;
+use crate::kernel;
 use crate::look::Look;
 use crate::memory::PAGE;
 use crate::procfs;
@@ -28,6 +29,9 @@ pub(crate) const LINK: &[u8] = b"anon_inode:[io_uring]";
 pub struct IoUringState {
     /// Requests and answers that there is room for: powers of two.
     pub room: (u32, u32),
+    /// How it was set up (some of [`ring::MANNERS`]), as far as could be read.
+    #[serde(default)]
+    pub manners: u32,
     /// How many requests the kernel has taken, each of which it has answered.
     pub taken: u32,
     /// The queues: counters, answers, and the order of requests.
@@ -57,6 +61,10 @@ const ALL_GROUPS: u16 = u16::MAX;
 /// How long requests may be under way, and how often to look.
 const PATIENCE: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// Of a ring whose memory has another length than it should.
+const WIDE: &str = "has requests or answers of another size (IORING_SETUP_SQE128, IORING_SETUP_CQE32), or its program has \
+    given it the memory (IORING_SETUP_NO_MMAP), which cannot be checkpointed yet";
 
 /// What counting up may take: a request takes some 60 ns, and a call 1 µs.
 const LONGEST: u64 = 10_000_000_000;
@@ -94,6 +102,7 @@ impl FileKind for IoUring {
     }
 
     fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
+        manners(descriptor)?;
         refuse_setup(descriptor, ALL_GROUPS)?;
         refuse_workers(descriptor)?;
         let deadline = Instant::now() + PATIENCE;
@@ -108,6 +117,7 @@ impl FileKind for IoUring {
     }
 
     fn capture(&self, _look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
+        let manners = manners(descriptor)?;
         refuse_setup(descriptor, FIRST_GROUPS)?;
         let Told { room, taken, answered } = told(descriptor)?;
         let queues = whole(descriptor, ring::QUEUES, &[order(room).end, order(room).start])?;
@@ -120,13 +130,13 @@ impl FileKind for IoUring {
             let why = format!("has done {taken} requests, and it would take a restart too long to count up to them");
             return Err(descriptor.refuse(why));
         }
-        Ok(encode(&IoUringState { room, taken, queues, requests, flags: descriptor.flags() }))
+        Ok(encode(&IoUringState { room, manners, taken, queues, requests, flags: descriptor.flags() }))
     }
 
     fn open(&self, _rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {
         let state: IoUringState = decoded(state)?;
         check_plausible(&state).map_err(|what| RebuildError::Damaged(format!("the io_uring {id} {what}")))?;
-        let ring = ring::make(state.room.0, state.room.1).rebuilding("making the io_uring", id)?;
+        let ring = ring::make(state.room, state.manners & ring::MANNERS).rebuilding("making the io_uring", id)?;
         fill(&ring, &state).rebuilding("counting up the io_uring", id)?;
         reopen::set_flags(&ring, state.flags).rebuilding("setting the flags of", id)?;
         Ok(ring)
@@ -184,6 +194,15 @@ fn count_up(ring: &OwnedFd, queues: &Area, state: &IoUringState) -> io::Result<(
     Ok(())
 }
 
+/// How it was set up. Where nobody may read the kernel's memory, that is not known.
+fn manners(descriptor: &Descriptor) -> Result<u32, CaptureError> {
+    let Ok(mut kernel) = kernel::reader() else { return Ok(0) };
+    match kernel.ring_setup(descriptor.as_fd()).unwrap_or(0) {
+        wide if wide & ring::WIDE != 0 => Err(descriptor.refuse(WIDE)),
+        setup => Ok(setup & ring::MANNERS),
+    }
+}
+
 /// The memory of a ring at that offset, which must be as long as one of these.
 fn whole(descriptor: &Descriptor, offset: u64, lengths: &[usize]) -> Result<Vec<u8>, CaptureError> {
     for length in lengths.iter().map(|length| pages(*length)) {
@@ -193,9 +212,7 @@ fn whole(descriptor: &Descriptor, offset: u64, lengths: &[usize]) -> Result<Vec<
             return Ok(area.bytes());
         }
     }
-    let why = "has requests or answers of another size (IORING_SETUP_SQE128, IORING_SETUP_CQE32), or its program has \
-        given it the memory (IORING_SETUP_NO_MMAP), which cannot be checkpointed yet";
-    Err(descriptor.refuse(why))
+    Err(descriptor.refuse(WIDE))
 }
 
 /// What it says of itself, with nothing under way.
@@ -318,7 +335,7 @@ mod tests {
 
     #[test]
     fn counters_and_answers_come_back() {
-        let ring = ring::make(4, 8).unwrap();
+        let ring = ring::make((4, 8), 0).unwrap();
         submit(&ring, 4, 8);
         Area::map(&ring, ring::QUEUES, 4096).unwrap().set(ANSWERS_HEAD, 6);
         let (_, _, again) = round_trip(&[&ring], Console::None);
@@ -329,6 +346,21 @@ mod tests {
         let after = memory(&again[0]);
         assert_eq!((after[REQUESTS_HEAD], after[ANSWERS_TAIL]), (9, 9));
         assert_eq!(after[ANSWERS..][..4], 8u32.to_ne_bytes());
+    }
+
+    #[test]
+    fn how_it_was_set_up_comes_back() {
+        const SUBMIT_ALL: u32 = 1 << 7;
+        let rings = [ring::make((4, 8), SUBMIT_ALL).unwrap(), ring::make((4, 8), 0).unwrap()];
+        let (_, _, again) = round_trip(&[&rings[0], &rings[1]], Console::None);
+        // What fails at once, and another.
+        let taken = |ring: &OwnedFd| {
+            let requests = Area::map(ring, ring::REQUESTS, 4096).unwrap();
+            requests.write(&[255]);
+            Area::map(ring, ring::QUEUES, 4096).unwrap().set(REQUESTS_TAIL, 2);
+            ring::enter(ring, 2).unwrap()
+        };
+        assert_eq!([&again[0], &again[1]].map(taken), [2, 1]);
     }
 
     #[test]

@@ -111,6 +111,7 @@ const OPTIONAL: &[&str] = &[
     "dnotify_struct.dn_filp",
     "dnotify_struct.dn_mask",
     "dnotify_struct.dn_next",
+    "io_ring_ctx.flags",
 ];
 
 /// What some of them were called before.
@@ -314,6 +315,17 @@ impl Kernel {
     pub(crate) fn inode(&mut self, ours: BorrowedFd<'_>) -> io::Result<Address> {
         let file = self.file(ours)?;
         self.pointer(file, "file.f_inode")
+    }
+
+    /// How an `io_uring` behind a descriptor of this process was set up (`IORING_SETUP_…`).
+    pub(crate) fn ring_setup(&mut self, ours: BorrowedFd<'_>) -> io::Result<u32> {
+        const SETUP: &str = "io_ring_ctx.flags";
+        if !self.has(SETUP) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let file = self.file(ours)?;
+        let ring = self.pointer(file, "file.private_data")?;
+        self.word(ring, SETUP)
     }
 
     /// The number of a process (`struct pid`) in the PID namespace around which `depth` others lie; zero if it has none.

@@ -22,10 +22,18 @@ const SETUP_CQSIZE: u32 = 1 << 3;
 const REGISTER_EVENTFD: u32 = 4;
 const REGISTER_BUFFER_STATUS: u32 = 26;
 
-/// Makes a ring with room for that many requests and answers; as many, or the kernel would round up.
-pub fn make(requests: u32, answers: u32) -> io::Result<OwnedFd> {
+/// How a ring can have been set up so that nothing else of it is different: answers are polled for (`IORING_SETUP_IOPOLL`,
+/// `…_HYBRID_IOPOLL`), it goes on behind a request that fails at once (`…_SUBMIT_ALL`), work is put off (`…_COOP_TASKRUN`) and
+/// that is told (`…_TASKRUN_FLAG`).
+pub const MANNERS: u32 = 1 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 17;
+/// Requests or answers of twice the size: some (`IORING_SETUP_SQE_MIXED`, `…_CQE_MIXED`) or all (`…_SQE128`, `…_CQE32`).
+pub const WIDE: u32 = 1 << 10 | 1 << 11 | 1 << 18 | 1 << 19;
+
+/// Makes a ring with room for that many requests and answers; as many, or the kernel would round up. `manners` are some of
+/// [`MANNERS`].
+pub fn make((requests, answers): (u32, u32), manners: u32) -> io::Result<OwnedFd> {
     let mut parameters = [0u32; PARAMETERS];
-    (parameters[1], parameters[2]) = (answers, SETUP_CQSIZE);
+    (parameters[1], parameters[2]) = (answers, SETUP_CQSIZE | manners);
     // SAFETY: the kernel reads and fills 120 bytes of ours.
     let number = check(unsafe { libc::syscall(libc::SYS_io_uring_setup, requests, parameters.as_mut_ptr()) })?;
     // SAFETY: the call made a new descriptor, which nobody else owns.
@@ -143,13 +151,13 @@ mod tests {
 
     #[test]
     fn a_new_ring_has_nothing() {
-        let ring = make(8, 32).unwrap();
+        let ring = make((8, 32), 0).unwrap();
         assert!(!tells_an_eventfd(&ring).unwrap() && !has_buffers(&ring, 0));
         assert_eq!(enter(&ring, 0).unwrap(), 0);
         let area = Area::map(&ring, QUEUES, 4096).unwrap();
         assert_eq!(area.bytes()[..16], [0; 16]);
         assert!(Area::is_as_long(&ring, QUEUES, 4096) && !Area::is_as_long(&ring, QUEUES, 8192));
-        assert!(Area::is_as_long(make(64, 256).unwrap(), QUEUES, 8192));
-        assert!(make(7, 32).is_err());
+        assert!(Area::is_as_long(make((64, 256), 0).unwrap(), QUEUES, 8192));
+        assert!(make((7, 32), 0).is_err());
     }
 }

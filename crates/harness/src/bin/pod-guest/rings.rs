@@ -9,6 +9,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("io-uring-fresh", io_uring_fresh),
     ("io-uring-shared", io_uring_shared),
     ("io-uring-unordered", io_uring_unordered),
+    ("io-uring-going-on", io_uring_going_on),
     ("io-uring-mapped", io_uring_mapped),
     ("io-uring-in-flight", io_uring_in_flight),
     ("io-uring-notifying", io_uring_notifying),
@@ -17,9 +18,12 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("io-uring-files", io_uring_files),
     ("io-uring-buffers", io_uring_buffers),
     ("io-uring-registered", io_uring_registered),
+    ("io-uring-wide", io_uring_wide),
 ];
 
 const NO_ARRAY: u32 = 1 << 16;
+const SUBMIT_ALL: u32 = 1 << 7;
+const WIDE_ANSWERS: u32 = 1 << 11;
 const SQPOLL: u32 = 1 << 1;
 const SINGLE_ISSUER: u32 = 1 << 12;
 const ROOM: u32 = 8;
@@ -182,6 +186,21 @@ fn io_uring_unordered() -> Checked {
     ring.reads(9)
 }
 
+/// A ring that goes on behind a request which fails at once.
+fn io_uring_going_on() -> Checked {
+    let ring = Ring::new(SUBMIT_ALL)?;
+    let try_both = || {
+        ring.put(u8::MAX, -1, (0, 0), 1);
+        ring.put(NOP, -1, (0, 0), 2);
+        ring.enter(2, 2)?;
+        equal("what failed", ring.answer()?, (1, -libc::EINVAL))?;
+        equal("what did not", ring.answer()?, (2, 0))
+    };
+    try_both()?;
+    hold()?;
+    try_both()
+}
+
 /// A ring of which only the mapping is left.
 fn io_uring_mapped() -> Checked {
     let ring = Ring::new(0)?;
@@ -252,4 +271,11 @@ fn io_uring_registered() -> Checked {
     ring.register(20, update.as_ptr() as u64, 1)?;
     hold_loosely()?;
     ring.run(3, 0)
+}
+
+/// A ring whose answers are twice as long.
+fn io_uring_wide() -> Checked {
+    let ring = Ring::new(WIDE_ANSWERS)?;
+    hold_loosely()?;
+    equal("the counters", ring.counters(), [0; 4])
 }
