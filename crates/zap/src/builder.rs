@@ -202,6 +202,10 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Built, RebuildError> 
     if order.spec.network == NetworkMode::Host && networks.iter().any(|network| network.place.is_none()) {
         return Err(RebuildError::Damaged("it has a network of its own and shares the host's".into()));
     }
+    let is_set_up = |network: &NetworkState| network.place.is_none() && network.configuration.is_some();
+    if !network::is_administered(&order.spec) && networks.iter().any(is_set_up) {
+        return Err(RebuildError::Damaged("its network was set up, which it has no right to (CAP_NET_ADMIN)".into()));
+    }
     let mut begun = network::restart(&networks, &made)?;
     rebuild.taps = begun.as_mut().map(|begun| std::mem::take(&mut begun.taps)).unwrap_or_default();
     rebuild.namespaces = made;

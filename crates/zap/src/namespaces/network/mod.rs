@@ -242,7 +242,7 @@ fn fresh() -> Result<&'static Fresh, CaptureError> {
 }
 
 /// Whether the pod may do more to its own network than set settings.
-fn is_administered(spec: &PodSpec) -> bool {
+pub fn is_administered(spec: &PodSpec) -> bool {
     spec.network != NetworkMode::Host && capabilities::includes(&spec.capabilities, NET_ADMIN)
 }
 

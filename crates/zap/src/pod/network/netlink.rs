@@ -17,20 +17,33 @@ const NLMSG_DONE: u16 = 3;
 
 /// Attributes of a request, laid out as the kernel reads them.
 #[derive(Default)]
-pub(crate) struct Attributes(Vec<u8>);
+pub(crate) struct Attributes {
+    bytes: Vec<u8>,
+    /// Whether one was longer than its length can say: the kernel would take what is behind for others.
+    too_long: bool,
+}
 
 impl Attributes {
     /// As the kernel reads them.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 
-    /// Appends one.
+    /// Begins with a fixed header.
+    fn after(header: &[u8]) -> Attributes {
+        Attributes { bytes: header.to_vec(), too_long: false }
+    }
+
+    /// Appends one. A request with one that is too long (from 65,532 bytes) fails, and is not made.
     pub(crate) fn put(&mut self, kind: u16, value: &[u8]) -> &mut Attributes {
-        self.0.extend(((value.len() + 4) as u16).to_ne_bytes());
-        self.0.extend(kind.to_ne_bytes());
-        self.0.extend(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        let Ok(length) = u16::try_from(value.len() + 4) else {
+            self.too_long = true;
+            return self;
+        };
+        self.bytes.extend(length.to_ne_bytes());
+        self.bytes.extend(kind.to_ne_bytes());
+        self.bytes.extend(value);
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
         self
     }
 
@@ -56,9 +69,10 @@ impl Attributes {
         header: &[u8],
         fill: impl FnOnce(&mut Attributes),
     ) -> &mut Attributes {
-        let mut inside = Attributes(header.to_vec());
+        let mut inside = Attributes::after(header);
         fill(&mut inside);
-        self.put(kind, &inside.0)
+        self.too_long |= inside.too_long;
+        self.put(kind, &inside.bytes)
     }
 
     /// Appends attributes inside an attribute.
@@ -90,6 +104,8 @@ struct Step {
 pub(crate) struct Batch {
     bytes: Vec<u8>,
     steps: Vec<Step>,
+    /// The first request that cannot be put into words: then none is made.
+    too_long: Option<(&'static str, String)>,
 }
 
 /// A request that failed.
@@ -125,10 +141,13 @@ impl Batch {
         header: &[u8],
         fill: impl FnOnce(&mut Attributes),
     ) -> &mut Batch {
-        let mut body = Attributes(header.to_vec());
+        let mut body = Attributes::after(header);
         fill(&mut body);
+        if body.too_long {
+            self.too_long.get_or_insert((step, object.to_owned()));
+        }
         // No acknowledgements: errors are answered in any case.
-        message(&mut self.bytes, kind, flags, self.steps.len() as u32, &body.0);
+        message(&mut self.bytes, kind, flags, self.steps.len() as u32, &body.bytes);
         self.steps.push(Step { step, object: object.to_owned(), optional: false });
         self
     }
@@ -160,6 +179,8 @@ fn message(bytes: &mut Vec<u8>, kind: u16, flags: i32, sequence: u32, body: &[u8
     bytes.extend(sequence.to_ne_bytes());
     bytes.extend(0u32.to_ne_bytes());
     bytes.extend(body);
+    // The next one begins where the kernel looks for it.
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
 
 /// A conversation with one part of the kernel, in the network namespace of the thread that opened it.
@@ -204,6 +225,10 @@ impl Channel {
             let step = &batch.steps[index.min(batch.steps.len() - 1)];
             Failed { step: step.step, object: step.object.clone(), source }
         };
+        if let Some((step, object)) = &batch.too_long {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "a setting is longer than any can be");
+            return Err(Failed { step, object: object.clone(), source });
+        }
         self.0.send(&batch.bytes, 0).map_err(|e| at(0, e))?;
         let mut failed = Ok(());
         while let Some(bytes) = self.receive().map_err(|e| at(0, e))? {
@@ -336,10 +361,35 @@ mod tests {
         put.put(1, b"abc").nest(2, |inside| {
             inside.put_u32(3, 7);
         });
-        assert_eq!(put.0.len(), 8 + 12);
-        let read: Vec<_> = attributes(&put.0).collect();
+        assert_eq!(put.bytes.len(), 8 + 12);
+        let read: Vec<_> = attributes(&put.bytes).collect();
         assert_eq!(read[0], (1, &b"abc"[..]));
         assert_eq!(attributes(read[1].1).next(), Some((3, &7u32.to_ne_bytes()[..])));
+    }
+
+    #[test]
+    fn what_is_too_long_is_not_asked_for() {
+        // Its length would be that of an empty one, and its end be attributes of their own.
+        let long = vec![0; 0x1_0000];
+        let mut batch = Batch::default();
+        let mut inside = |value: &[u8]| {
+            batch.push(("making", "a link"), (libc::RTM_NEWLINK, 0), &[0; 16], |link| {
+                link.nest(1, |inside| {
+                    inside.put(2, value);
+                });
+            });
+            batch.too_long.is_some()
+        };
+        assert!(!inside(&long[..0x1_0000 - 12]) && inside(&long[..0x1_0000 - 8]) && inside(&long));
+        let failed = Channel::route().unwrap().run(&batch).unwrap_err();
+        assert_eq!((failed.step, failed.source.kind()), ("making", io::ErrorKind::InvalidInput));
+    }
+
+    #[test]
+    fn requests_begin_where_the_kernel_looks_for_them() {
+        let mut batch = Batch::default();
+        batch.push(("asking", "oddly"), (libc::RTM_GETLINK, 0), &[0; 5], |_| {});
+        assert_eq!((batch.bytes.len(), batch.bytes[0]), (HEADER + 8, HEADER as u8 + 5));
     }
 
     #[test]
