@@ -200,6 +200,8 @@ refused! {
     io_uring_of_one "belongs to one thread"
     io_uring_files "has files that were registered with it"
     io_uring_buffers "has buffers that were registered with it"
+    io_uring_provided "has buffers to choose from"
+    io_uring_timed "has timeouts in flight"
     io_uring_registered "is registered with one of its threads"
     io_uring_wide "has requests or answers of another size"
     userfaultfd "is a userfaultfd, which cannot be checkpointed yet"

@@ -13,6 +13,8 @@ use crate::process::state::{EndedState, Place, ProcessState};
 
 /// The kernel's own bound of PIDs (`PID_MAX_LIMIT`).
 const HIGHEST_PID: i32 = 1 << 22;
+/// The kernel lets nobody have more (`sysctl_nr_open_max`).
+const HIGHEST_DESCRIPTOR: i32 = (i32::MAX & -64) - 1;
 /// Above it is no program's, also with five levels of page tables.
 const HIGHEST_ADDRESS: u64 = 1 << 56;
 
@@ -143,7 +145,7 @@ fn check_sharing(processes: &[ProcessState]) -> Result<(), String> {
 
 fn check_files(process: &ProcessState, known: &BTreeSet<FileId>) -> Result<(), String> {
     let numbers = distinct("a descriptor", process.descriptors.iter().map(|descriptor| descriptor.number))?;
-    if let Some(number) = numbers.iter().find(|number| **number < 0) {
+    if let Some(number) = numbers.iter().find(|number| !(0..=HIGHEST_DESCRIPTOR).contains(*number)) {
         return Err(format!("no descriptor is called {number}"));
     }
     let mapped = process.memory.vmas.iter().filter_map(|vma| match vma.backing {

@@ -1,7 +1,7 @@
 //! Rings of `io_uring` that wait for nothing.
 //!
 //! Nobody can set the kernel's own counters of a ring: a new one is counted up by requests that do nothing. What is in its
-//! queues is memory that it shares with its programs. How it was set up shows in part only (see `docs/differences.md`).
+//! queues is memory that it shares with its programs. How it was set up, and all that waits in it, only the kernel's memory tells.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -29,7 +29,7 @@ pub(crate) const LINK: &[u8] = b"anon_inode:[io_uring]";
 pub struct IoUringState {
     /// Requests and answers that there is room for: powers of two.
     pub room: (u32, u32),
-    /// How it was set up (some of [`ring::MANNERS`]), as far as could be read.
+    /// How it was set up (some of [`ring::MANNERS`]).
     #[serde(default)]
     pub manners: u32,
     /// How many requests the kernel has taken, each of which it has answered.
@@ -53,10 +53,6 @@ const STATE: usize = 36;
 const ANSWERS: usize = 64;
 /// Room that the kernel gives at most.
 const MOST: (u32, u32) = (1 << 15, 1 << 16);
-
-/// Groups of buffers that are asked for in the hold, and ahead of it. Programs number them from 0 on.
-const FIRST_GROUPS: u16 = 63;
-const ALL_GROUPS: u16 = u16::MAX;
 
 /// How long requests may be under way, and how often to look.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -103,7 +99,7 @@ impl FileKind for IoUring {
 
     fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
         manners(descriptor)?;
-        refuse_setup(descriptor, ALL_GROUPS)?;
+        refuse_setup(descriptor)?;
         refuse_workers(descriptor)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -118,7 +114,7 @@ impl FileKind for IoUring {
 
     fn capture(&self, _look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
         let manners = manners(descriptor)?;
-        refuse_setup(descriptor, FIRST_GROUPS)?;
+        refuse_setup(descriptor)?;
         let Told { room, taken, answered } = told(descriptor)?;
         let queues = whole(descriptor, ring::QUEUES, &[order(room).end, order(room).start])?;
         let requests = whole(descriptor, ring::REQUESTS, &[room.0 as usize * ring::REQUEST])?;
@@ -194,12 +190,17 @@ fn count_up(ring: &OwnedFd, queues: &Area, state: &IoUringState) -> io::Result<(
     Ok(())
 }
 
-/// How it was set up. Where nobody may read the kernel's memory, that is not known.
+/// How it was set up. Refuses one that has what only the kernel's memory tells, and any where nobody may read that.
 fn manners(descriptor: &Descriptor) -> Result<u32, CaptureError> {
-    let Ok(mut kernel) = kernel::reader() else { return Ok(0) };
-    match kernel.ring_setup(descriptor.as_fd()).unwrap_or(0) {
-        wide if wide & ring::WIDE != 0 => Err(descriptor.refuse(WIDE)),
-        setup => Ok(setup & ring::MANNERS),
+    let seen = kernel::reader().map_err(io::Error::other).and_then(|mut kernel| kernel.ring(descriptor.as_fd()));
+    match seen {
+        Ok((_, Some(what))) => Err(descriptor.refuse(format!("has {what}, which cannot be checkpointed yet"))),
+        Ok((wide, None)) if wide & ring::WIDE != 0 => Err(descriptor.refuse(WIDE)),
+        Ok((setup, None)) => Ok(setup & ring::MANNERS),
+        Err(_) => Err(descriptor.refuse(
+            "may have timeouts in flight, or buffers to choose from, which the kernel of this host does not show (`zap check`: \
+             kernel memory)",
+        )),
     }
 }
 
@@ -271,9 +272,8 @@ fn refuse_belongings<'t>(descriptor: &Descriptor, field: &dyn Fn(&str) -> Option
     Err(descriptor.refuse(format!("has {what}, which cannot be checkpointed yet")))
 }
 
-/// Refuses a ring that was set up in a way, or was given something, that is found out by asking. `last` is the last group of
-/// buffers that is asked for.
-fn refuse_setup(descriptor: &Descriptor, last: u16) -> Result<(), CaptureError> {
+/// Refuses a ring that was set up in a way, or was given something, that is found out by asking.
+fn refuse_setup(descriptor: &Descriptor) -> Result<(), CaptureError> {
     let refused = |what: &str| Err(descriptor.refuse(format!("{what}, which cannot be checkpointed yet")));
     if ring::enter(descriptor, 0).is_err_and(|e| e.raw_os_error() == Some(libc::EBADFD)) {
         return refused("has not been enabled yet (IORING_SETUP_R_DISABLED)");
@@ -285,9 +285,6 @@ fn refuse_setup(descriptor: &Descriptor, last: u16) -> Result<(), CaptureError> 
         }
         Err(e) if e.raw_os_error() == Some(libc::EACCES) => return refused("is restricted in what it does"),
         other => other.map(drop).capturing("asking", descriptor.object())?,
-    }
-    if (0..=last).any(|group| ring::has_buffers(descriptor, group)) {
-        return refused("has buffers to choose from (IORING_REGISTER_PBUF_RING)");
     }
     Ok(())
 }

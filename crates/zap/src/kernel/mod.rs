@@ -111,7 +111,14 @@ const OPTIONAL: &[&str] = &[
     "dnotify_struct.dn_filp",
     "dnotify_struct.dn_mask",
     "dnotify_struct.dn_next",
+    "io_ring_ctx.cancelable_uring_cmd",
+    "io_ring_ctx.defer_list",
     "io_ring_ctx.flags",
+    "io_ring_ctx.futex_list",
+    "io_ring_ctx.io_bl_xa",
+    "io_ring_ctx.ltimeout_list",
+    "io_ring_ctx.timeout_list",
+    "io_ring_ctx.waitid_list",
 ];
 
 /// What some of them were called before.
@@ -317,15 +324,45 @@ impl Kernel {
         self.pointer(file, "file.f_inode")
     }
 
-    /// How an `io_uring` behind a descriptor of this process was set up (`IORING_SETUP_…`).
-    pub(crate) fn ring_setup(&mut self, ours: BorrowedFd<'_>) -> io::Result<u32> {
+    /// How an `io_uring` behind a descriptor of this process was set up (`IORING_SETUP_…`), and what it has that its `fdinfo`
+    /// does not tell.
+    pub(crate) fn ring(&mut self, ours: BorrowedFd<'_>) -> io::Result<(u32, Option<&'static str>)> {
         const SETUP: &str = "io_ring_ctx.flags";
-        if !self.has(SETUP) {
+        const BUFFERS: &str = "io_ring_ctx.io_bl_xa";
+        // Those that lead back to themselves when they are empty, and those that lead nowhere.
+        const CIRCLES: [(&str, &str); 3] = [
+            ("io_ring_ctx.timeout_list", "timeouts in flight"),
+            ("io_ring_ctx.ltimeout_list", "requests in flight that have timeouts"),
+            ("io_ring_ctx.defer_list", "requests that wait for others"),
+        ];
+        const LINES: [(&str, &str); 3] = [
+            ("io_ring_ctx.futex_list", "requests in flight that wait for futexes"),
+            ("io_ring_ctx.waitid_list", "requests in flight that wait for children"),
+            ("io_ring_ctx.cancelable_uring_cmd", "commands in flight"),
+        ];
+        let members = [SETUP, BUFFERS].into_iter().chain(CIRCLES.iter().chain(&LINES).map(|(member, _)| *member));
+        if !{ members }.all(|member| self.has(member)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let file = self.file(ours)?;
         let ring = self.pointer(file, "file.private_data")?;
-        self.word(ring, SETUP)
+        let setup = self.word(ring, SETUP)?;
+        let buffers = self.at(ring, BUFFERS);
+        if self.pointer(buffers, "xarray.xa_head")? != Address(0) {
+            let what = "buffers to choose from (IORING_REGISTER_PBUF_RING, IORING_OP_PROVIDE_BUFFERS)";
+            return Ok((setup, Some(what)));
+        }
+        for (list, what) in CIRCLES {
+            if self.pointer(ring, list)? != self.at(ring, list) {
+                return Ok((setup, Some(what)));
+            }
+        }
+        for (list, what) in LINES {
+            if self.pointer(ring, list)? != Address(0) {
+                return Ok((setup, Some(what)));
+            }
+        }
+        Ok((setup, None))
     }
 
     /// The number of a process (`struct pid`) in the PID namespace around which `depth` others lie; zero if it has none.

@@ -20,7 +20,6 @@ pub const ANSWER: usize = 16;
 const PARAMETERS: usize = 30;
 const SETUP_CQSIZE: u32 = 1 << 3;
 const REGISTER_EVENTFD: u32 = 4;
-const REGISTER_BUFFER_STATUS: u32 = 26;
 
 /// How a ring can have been set up so that nothing else of it is different: answers are polled for (`IORING_SETUP_IOPOLL`,
 /// `…_HYBRID_IOPOLL`), it goes on behind a request that fails at once (`…_SUBMIT_ALL`), work is put off (`…_COOP_TASKRUN`) and
@@ -60,13 +59,6 @@ pub fn tells_an_eventfd(ring: impl AsFd) -> io::Result<bool> {
         Err(e) => Err(e),
         Ok(_) => Err(io::Error::other("no eventfd was taken for one")),
     }
-}
-
-/// Whether a ring has buffers to choose from in that group. Kernels before 6.8 do not say.
-pub fn has_buffers(ring: impl AsFd, group: u16) -> bool {
-    let status = [u32::from(group), 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let told = register(ring, REGISTER_BUFFER_STATUS, status.as_ptr().cast());
-    told.is_ok_and(|_| true)
 }
 
 /// One thing of that kind; the kernel may write where `argument` leads.
@@ -152,7 +144,7 @@ mod tests {
     #[test]
     fn a_new_ring_has_nothing() {
         let ring = make((8, 32), 0).unwrap();
-        assert!(!tells_an_eventfd(&ring).unwrap() && !has_buffers(&ring, 0));
+        assert!(!tells_an_eventfd(&ring).unwrap());
         assert_eq!(enter(&ring, 0).unwrap(), 0);
         let area = Area::map(&ring, QUEUES, 4096).unwrap();
         assert_eq!(area.bytes()[..16], [0; 16]);

@@ -17,6 +17,8 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("io-uring-of-one", io_uring_of_one),
     ("io-uring-files", io_uring_files),
     ("io-uring-buffers", io_uring_buffers),
+    ("io-uring-provided", io_uring_provided),
+    ("io-uring-timed", io_uring_timed),
     ("io-uring-registered", io_uring_registered),
     ("io-uring-wide", io_uring_wide),
 ];
@@ -29,6 +31,12 @@ const SINGLE_ISSUER: u32 = 1 << 12;
 const ROOM: u32 = 8;
 const NOP: u8 = 0;
 const READ: u8 = 22;
+const TIMEOUT: u8 = 11;
+const PROVIDE_BUFFERS: u8 = 31;
+/// Where a request has its flags, its offset, and flags of what it does.
+const FLAGS: usize = 1;
+const OFFSET: usize = 8;
+const DOING: usize = 28;
 
 /// A ring, and where it is mapped. Offsets are what the kernel says they are.
 struct Ring {
@@ -62,6 +70,13 @@ impl Ring {
     fn counters(&self) -> [u32; 4] {
         let p = &self.parameters;
         [p[10], p[11], p[20], p[21]].map(|at| self.counter(at).load(Ordering::SeqCst))
+    }
+
+    /// Changes the request that was put in line last.
+    fn amend(&self, at: usize, bytes: &[u8]) {
+        let last = self.counter(self.parameters[11]).load(Ordering::SeqCst).wrapping_sub(1) & (ROOM - 1);
+        let place = 64 * last as usize + at;
+        unsafe { self.requests.add(place).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 
     /// Puts a request in line: what to do, with which file, where, and what to call it.
@@ -218,6 +233,36 @@ fn io_uring_in_flight() -> Checked {
     gate.open()?;
     ring.enter(0, 1)?;
     equal("the answer", ring.answer()?, (7, 1))
+}
+
+/// Buffers that were provided by a request, which has been answered.
+fn io_uring_provided() -> Checked {
+    const CHOOSE: u8 = 1 << 5;
+    let (ring, gate, mut room) = (Ring::new(0)?, Gate::new()?, [0u8; 4]);
+    ring.put(PROVIDE_BUFFERS, 1, (room.as_mut_ptr() as u64, 4), 5);
+    ring.amend(OFFSET, &[0; 8]);
+    ring.enter(1, 1)?;
+    equal("the answer", ring.answer()?, (5, 0))?;
+    hold_loosely()?;
+    gate.open()?;
+    ring.put(READ, gate.read_end(), (0, 4), 7);
+    ring.amend(FLAGS, &[CHOOSE]);
+    ring.enter(1, 1)?;
+    equal("the answer", ring.answer()?, (7, 1))
+}
+
+/// A clock that has struck once and will again: there are as many answers as requests.
+fn io_uring_timed() -> Checked {
+    const AGAIN_AND_AGAIN: u32 = 1 << 6;
+    let (ring, every) = (Ring::new(0)?, [1i64, 500_000_000]);
+    ring.put(TIMEOUT, -1, (every.as_ptr() as u64, 1), 9);
+    ring.amend(OFFSET, &[0; 8]);
+    ring.amend(DOING, &AGAIN_AND_AGAIN.to_ne_bytes());
+    ring.enter(1, 1)?;
+    equal("the answer", ring.answer()?, (9, -libc::ETIME))?;
+    hold_loosely()?;
+    ring.enter(0, 1)?;
+    equal("the next answer", ring.answer()?, (9, -libc::ETIME))
 }
 
 /// An eventfd is told of answers.
