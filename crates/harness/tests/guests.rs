@@ -181,7 +181,7 @@ guests! {
     behind_a_root many_descriptors
     autogroup_nice own_segments dispatched_calls huge_memfd
     seccomp_strict deadline guards sparse sealed locked_on_fault asynchronous_io network_kept
-    network_interface network_address network_route network_rule network_mtu network_off network_queueing network_neighbour
+    network_interface network_address network_route network_route_order network_rule network_mtu network_off network_queueing network_neighbour
     network_bridge network_settings network_settings_by_root network_between network_of_others
     network_way_out network_way_out_bridged network_way_out_off
     io_uring io_uring_fresh io_uring_shared io_uring_unordered io_uring_going_on

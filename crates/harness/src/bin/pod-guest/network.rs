@@ -13,6 +13,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("network-interface", network_interface),
     ("network-address", network_address),
     ("network-route", network_route),
+    ("network-route-order", network_route_order),
     ("network-rule", network_rule),
     ("network-mtu", network_mtu),
     ("network-off", network_off),
@@ -167,6 +168,34 @@ fn network_route() -> Checked {
         "ip -6 route add unreachable fd00:9::/64",
         "ip -6 route add fd00:a::/64 dev over table 77 metric 5",
     ])
+}
+
+/// Two interfaces in the same networks, of which packets take the one that was there first.
+fn network_route_order() -> Checked {
+    programs(&[
+        "ip link add over type veth peer name there",
+        "ip link set over up",
+        "ip link set there up",
+        "ip -6 address add fd00:6::1/64 dev there",
+        "ip -6 address add fd00:6::2/64 dev over",
+        "ip -6 address add fd00:7::1/64 dev over",
+        "ip -6 address add fd00:7::2/64 dev there",
+        "ip -6 address add fd00:7::3/64 dev there",
+        "ip address add 10.9.6.1/24 dev there",
+        "ip address add 10.9.6.2/24 dev over",
+        "ip address add 10.9.7.1/24 dev over",
+        "ip address add 10.9.7.2/24 dev there",
+    ])?;
+    let routes = || -> Result<Vec<_>, String> {
+        let get = |to: &&str| Ok(program(&format!("ip -o route get {to}"))?.replace(" cache ", ""));
+        ["fd00:6::9", "fd00:7::9", "10.9.6.9", "10.9.7.9"].iter().map(get).collect()
+    };
+    settled()?;
+    let before = routes()?;
+    let there = before.iter().map(|route| route.contains(" dev there "));
+    equal("what leads to the other end", there.collect::<Vec<_>>(), vec![true, false, true, false])?;
+    changed(&[])?;
+    equal("the routes", routes()?, before)
 }
 
 /// Queues before interfaces.

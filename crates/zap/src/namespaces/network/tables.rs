@@ -4,6 +4,7 @@
 //! A restart compares what there is with what there was, takes away what is too much and adds what is missing. What the kernel
 //! adds by itself needs no care then, nor what zap set up.
 
+use std::collections::{HashMap, HashSet};
 use std::io;
 
 use serde::{Deserialize, Serialize};
@@ -210,30 +211,35 @@ impl Table {
         let now = self.list(route, known)?.map_err(io::Error::other)?;
         let [add, take, _] = self.messages();
         let mut requests = Requests::new(route);
-        let (kept, surplus): (Vec<_>, Vec<_>) = match self {
+        let (mut kept, surplus): (Vec<_>, Vec<_>) = match self {
             // The first is the one that packets come from.
             Table::Addresses if !comes_first(&now, wanted) => (Vec::new(), now),
             _ => now.into_iter().partition(|one| wanted.contains(one)),
         };
-        let take_away = |requests: &mut Requests<'_>| {
-            for one in &surplus {
+        let take_away = |requests: &mut Requests<'_>, these: &[ByteBuf]| {
+            for one in these {
                 requests.push(("removing", self.name()), (take, 0), one, |_| {})?;
                 // It may have gone with another.
                 requests.optional();
             }
             requests.run()
         };
-        // What leads to a gateway may have been taken away since.
-        if self != Table::Routes {
-            take_away(&mut requests)?;
+        if self == Table::Routes {
+            // Those that came with addresses came in the order of these.
+            let misplaced;
+            (kept, misplaced) = in_their_places(kept, wanted);
+            take_away(&mut requests, &misplaced)?;
+        } else {
+            take_away(&mut requests, &surplus)?;
         }
         for one in self.in_order(wanted, &kept) {
             let flags = libc::NLM_F_CREATE | if self == Table::Routes { libc::NLM_F_APPEND } else { libc::NLM_F_EXCL };
             requests.push(("adding", self.name()), (add, flags), &self.without_delay(one), |_| {})?;
         }
         requests.run()?;
+        // What leads to a gateway may have been taken away since it was added.
         if self == Table::Routes {
-            take_away(&mut requests)?;
+            take_away(&mut requests, &surplus)?;
         }
         if self == Table::Addresses {
             // As it was added it is not asked for whether anybody else has it; that it was asked for then is to be seen.
@@ -244,13 +250,15 @@ impl Table {
         requests.run()
     }
 
-    /// What is to be added: routes through gateways after those that lead there; of IPv6 addresses the last is the first.
+    /// What is to be added: routes through gateways after those that lead there; of an interface's IPv6 addresses the last is
+    /// the first.
     fn in_order<'w>(self, wanted: &'w Entries, kept: &[ByteBuf]) -> Vec<&'w ByteBuf> {
         let mut missing: Vec<_> = wanted.iter().filter(|one| !kept.contains(one)).collect();
         match self {
             Table::Addresses => {
                 let (v4, v6): (Vec<&ByteBuf>, Vec<_>) = missing.into_iter().partition(|one| one.first() == Some(&V4));
-                missing = v4.into_iter().chain(v6.into_iter().rev()).collect();
+                let of_interfaces = v6.chunk_by(|one, next| index_of(one) == index_of(next));
+                missing = v4.into_iter().chain(of_interfaces.flat_map(|of_one| of_one.iter().rev().copied())).collect();
             }
             Table::Routes => missing.sort_by_key(|one| {
                 let leads_on = [libc::RTA_GATEWAY, libc::RTA_MULTIPATH, libc::RTA_VIA];
@@ -298,6 +306,28 @@ fn comes_first(now: &Entries, wanted: &Entries) -> bool {
         };
         of_it(&wanted).starts_with(&of_it(&now))
     })
+}
+
+/// What routes are for: family, length of the prefix, type of service; table, destination, metric.
+#[derive(PartialEq, Eq, Hash)]
+struct Purpose([u8; 3], [Option<Vec<u8>>; 3]);
+
+/// What a route is for: of several for the same, packets take the first.
+fn purpose(route: &ByteBuf) -> Option<Purpose> {
+    let entry = Entry::of(route, Table::Routes.header())?;
+    let of = |kind| entry.get(kind).map(<[u8]>::to_vec);
+    let numbers = [entry.header[0], entry.header[1], entry.header[3]];
+    Some(Purpose(numbers, [libc::RTA_TABLE, libc::RTA_DST, libc::RTA_PRIORITY].map(of)))
+}
+
+/// Those of the routes that there are behind which the missing ones can be put, and those that are in the way.
+fn in_their_places(now: Vec<ByteBuf>, wanted: &Entries) -> (Vec<ByteBuf>, Vec<ByteBuf>) {
+    let mut all: HashMap<_, (Vec<&ByteBuf>, Vec<&ByteBuf>)> = HashMap::new();
+    now.iter().for_each(|route| all.entry(purpose(route)).or_default().0.push(route));
+    wanted.iter().for_each(|route| all.entry(purpose(route)).or_default().1.push(route));
+    let misplaced: HashSet<_> =
+        all.into_values().filter(|(now, wanted)| !wanted.starts_with(now)).flat_map(|(now, _)| now).cloned().collect();
+    now.into_iter().partition(|route| !misplaced.contains(route))
 }
 
 fn state(entry: &Entry) -> u16 {
