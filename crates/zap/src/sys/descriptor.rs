@@ -61,6 +61,11 @@ pub fn make_room(count: u64) -> io::Result<()> {
     made.map(|far| drop(unsafe { OwnedFd::from_raw_fd(far) }))
 }
 
+/// How many descriptors this process may have.
+pub fn most() -> io::Result<u64> {
+    Ok(limit(0)?.rlim_cur)
+}
+
 fn limit(process: i32) -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel fills the struct; null changes nothing.

@@ -12,10 +12,11 @@ mod restart;
 mod settings;
 mod tables;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 use std::thread::JoinHandle;
 
@@ -27,7 +28,7 @@ use crate::ids::{HostPid, PodPid};
 use crate::pod::network::netlink::{Attributes, Channel, attributes};
 use crate::pod::network::pod_interface;
 use crate::pod::{AddressPlan, NetworkMode, PodSpec, capabilities};
-use crate::sys::{clone, file, namespace, nsfs};
+use crate::sys::{clone, descriptor, file, namespace, nsfs};
 use interfaces::Abroad;
 use settings::{Settings, Values};
 
@@ -77,8 +78,8 @@ const RTM_GETNSID: u16 = 90;
 const RTM_GETNEXTHOP: u16 = 106;
 const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;
-/// Namespaces whose settings are kept open for the hold: each has hundreds.
-const MOST_OPEN: usize = 8;
+/// Settings that are kept open for the hold: each namespace has hundreds.
+const MOST_OPEN: u64 = 8000;
 
 fn is_everywhere(name: &str, up: bool) -> bool {
     !up && EVERYWHERE.contains(&name)
@@ -89,8 +90,12 @@ fn is_everywhere(name: &str, up: bool) -> bool {
 pub struct Ahead {
     /// Who reads the settings of a pod that may change no more of its network: nobody waits for that but who writes them down.
     home: Option<JoinHandle<io::Result<Vec<Setting>>>>,
-    /// Open ones, by the inode of their namespace.
+    /// Those of namespaces that are looked at again in the hold, by the inode of their namespace.
     open: HashMap<u64, Settings>,
+    /// How many more may be open.
+    room: usize,
+    /// What is to be kept of namespaces that nobody in the pod can set up, by their inodes, which are theirs while they are open.
+    born: HashMap<u64, (OwnedFd, Option<NetworkState>)>,
 }
 
 /// What a new network namespace has.
@@ -114,7 +119,7 @@ impl Fresh {
             let own = File::open("/proc/thread-self/ns/net")?;
             let route = Channel::route()?;
             let (configuration, _) = look(&route, None, None)?.map_err(io::Error::other)?;
-            let values = Settings::open()?.read();
+            let values = Settings::open(&mut 0)?.read()?;
             namespace::loopback_up()?;
             let addresses = Table::Addresses.list(&route, &|index| index == LOOPBACK)?.map_err(io::Error::other)?;
             Ok(Fresh { _namespace: own.into(), configuration, addresses, values })
@@ -154,7 +159,7 @@ pub fn begin(spec: &PodSpec, init: HostPid) -> Result<Ahead, CaptureError> {
     if spec.network != NetworkMode::Host && !is_administered(spec) {
         let home = home(init)?;
         let read = move || {
-            let values = inside(&home, || Ok(Settings::open()?.read()))?;
+            let values = inside(&home, || Settings::open(&mut 0)?.read())?;
             Ok(settings::kept(&values, &Fresh::get()?.values, false))
         };
         ahead.home = Some(std::thread::spawn(read));
@@ -164,11 +169,16 @@ pub fn begin(spec: &PodSpec, init: HostPid) -> Result<Ahead, CaptureError> {
 
 /// Looks at the pod's network while it runs, and refuses what cannot be captured. Every process has been met.
 pub fn look_ahead(spec: &PodSpec, init: HostPid, met: &Sightings, mut ahead: Ahead) -> Result<Ahead, CaptureError> {
+    // Others have use for descriptors too.
+    let most = descriptor::most().capturing("asking", "how many files zap may open")? / 4;
+    ahead.room = most.min(MOST_OPEN) as usize;
     if is_administered(spec) {
         ahead.open(&home(init)?).capturing("opening", "the settings of the pod's network")?;
     }
-    for (_, namespace) in met.of_kind(Kind::Network).take(MOST_OPEN) {
-        ahead.open(namespace).capturing("opening", "the settings of a network namespace")?;
+    for (id, namespace) in met.of_kind(Kind::Network) {
+        if !ahead.is_born(id, namespace, spec, init, met)? {
+            ahead.open(namespace).capturing("opening", "the settings of a network namespace")?;
+        }
     }
     capture(spec, init, met, &ahead).map(|_| ahead)
 }
@@ -180,7 +190,7 @@ pub fn capture(
     met: &Sightings,
     ahead: &Ahead,
 ) -> Result<Vec<NetworkState>, CaptureError> {
-    let mut looked = Vec::new();
+    let (mut looked, mut states) = (Vec::new(), Vec::new());
     if is_administered(spec) {
         let home = home(init)?;
         if spec.network == NetworkMode::Bridge {
@@ -189,14 +199,19 @@ pub fn capture(
         looked.push(look_into(None, home, spec, met, ahead)?);
     }
     for (id, namespace) in met.of_kind(Kind::Network) {
+        let inode = file::fstat(namespace).capturing("looking at", "a network namespace")?.st_ino;
+        if let Some((_, state)) = ahead.born.get(&inode) {
+            states.extend(state.clone().map(|state| NetworkState { place: Some(id), ..state }));
+            continue;
+        }
         let namespace = namespace.try_clone().capturing("copying", "a network namespace")?;
         looked.push(look_into(Some(id), namespace, spec, met, ahead)?);
     }
     pair(&mut looked, met)?;
-    let mut states = Vec::new();
     for one in looked {
         states.extend(one.into_state()?);
     }
+    states.sort_by_key(|state| state.place);
     Ok(states)
 }
 
@@ -210,16 +225,41 @@ impl Ahead {
     }
 
     fn open(&mut self, namespace: &OwnedFd) -> io::Result<()> {
-        let settings = inside(namespace, Settings::open)?;
+        let room = &mut self.room;
+        let settings = inside(namespace, || Settings::open(room))?;
         self.open.insert(file::fstat(namespace)?.st_ino, settings);
         Ok(())
+    }
+
+    /// Whether a namespace is as it was born and remains so, but for settings: these are as they are now.
+    fn is_born(
+        &mut self,
+        id: NamespaceId,
+        namespace: &OwnedFd,
+        spec: &PodSpec,
+        init: HostPid,
+        met: &Sightings,
+    ) -> Result<bool, CaptureError> {
+        let copy = || namespace.try_clone().capturing("copying", "a network namespace");
+        if !is_beyond_reach(spec, init, namespace).capturing("asking whose is", "a network namespace")? {
+            return Ok(false);
+        }
+        let looked = look_into(Some(id), copy()?, spec, met, self)?;
+        let is_connected = !looked.abroad.is_empty();
+        let state = looked.into_state()?;
+        if is_connected || state.as_ref().is_some_and(|state| state.configuration.is_some()) {
+            return Ok(false);
+        }
+        let inode = file::fstat(namespace).capturing("looking at", "a network namespace")?.st_ino;
+        self.born.insert(inode, (copy()?, state));
+        Ok(true)
     }
 
     /// The settings of the caller's namespace, in which are these interfaces.
     fn values(&self, namespace: &OwnedFd, interfaces: &[InterfaceState]) -> io::Result<Values> {
         match self.open.get(&file::fstat(namespace)?.st_ino) {
-            Some(open) if interfaces.iter().all(|interface| open.knows(&interface.name)) => Ok(open.read()),
-            _ => Ok(Settings::open()?.read()),
+            Some(open) if interfaces.iter().all(|interface| open.knows(&interface.name)) => open.read(),
+            _ => Settings::open(&mut 0)?.read(),
         }
     }
 }
@@ -244,6 +284,15 @@ fn fresh() -> Result<&'static Fresh, CaptureError> {
 /// Whether the pod may do more to its own network than set settings.
 pub fn is_administered(spec: &PodSpec) -> bool {
     spec.network != NetworkMode::Host && capabilities::includes(&spec.capabilities, NET_ADMIN)
+}
+
+/// Whether nobody in the pod has the power to set up a namespace: it belongs to the pod's own users, who lack it.
+fn is_beyond_reach(spec: &PodSpec, init: HostPid, namespace: &OwnedFd) -> io::Result<bool> {
+    if capabilities::includes(&spec.capabilities, NET_ADMIN) {
+        return Ok(false);
+    }
+    let owner = file::fstat(nsfs::owner(namespace)?)?.st_ino;
+    Ok(owner == std::fs::metadata(init.proc("ns/user"))?.ino())
 }
 
 fn home(init: HostPid) -> Result<OwnedFd, CaptureError> {
@@ -372,11 +421,13 @@ fn pair(looked: &mut [Looked], met: &Sightings) -> Result<(), CaptureError> {
     }
     for at in 0..looked.len() {
         let one = &looked[at];
+        let candidates = |end: &Abroad| ends.get(&(end.other, end.index)).map_or(&[][..], |all| &all[..]);
+        let others: BTreeSet<usize> =
+            one.abroad.iter().flat_map(candidates).copied().filter(|other| *other != at).collect();
+        let ids = ids_of(&one.file, looked, &others).capturing("asking for the names of", "network namespaces")?;
         let mut found = Vec::new();
         for end in &one.abroad {
-            let candidates = ends.get(&(end.other, end.index)).map_or(&[][..], |all| &all[..]);
-            let is_there = |other: &&usize| id_of(&one.file, looked[**other].file.as_fd()).ok() == Some(end.namespace);
-            let there = candidates.iter().filter(|other| **other != at).find(is_there);
+            let there = candidates(end).iter().find(|other| ids.get(*other) == Some(&end.namespace));
             let name = one.configuration.interfaces.iter().find(|interface| interface.index == end.index);
             let (name, is_veth) = name.map_or(("", false), |interface| (&interface.name, interface.is_veth()));
             let Some(there) = there.filter(|_| is_veth) else {
@@ -398,12 +449,23 @@ fn pair(looked: &mut [Looked], met: &Sightings) -> Result<(), CaptureError> {
     Ok(())
 }
 
-/// What a namespace calls another.
-fn id_of(namespace: &OwnedFd, other: BorrowedFd<'_>) -> io::Result<i32> {
+/// What a namespace calls others, by their places among all.
+fn ids_of(namespace: &OwnedFd, all: &[Looked], others: &BTreeSet<usize>) -> io::Result<HashMap<usize, i32>> {
+    if others.is_empty() {
+        return Ok(HashMap::new());
+    }
+    inside(namespace, || {
+        let route = Channel::route()?;
+        let named = others.iter().map(|other| Ok((*other, id_of(&route, all[*other].file.as_fd())?)));
+        named.collect()
+    })
+}
+
+/// What the caller's namespace calls another: nothing is less than zero.
+fn id_of(route: &Channel, other: BorrowedFd<'_>) -> io::Result<i32> {
     let mut asked = Attributes::default();
     asked.put_u32(NETNSA_FD, other.as_raw_fd() as u32);
-    let question = [&[0; 4], asked.bytes()].concat();
-    let answers = inside(namespace, || Channel::route()?.ask(RTM_GETNSID, 0, &question))?;
+    let answers = route.ask(RTM_GETNSID, 0, &[&[0; 4], asked.bytes()].concat())?;
     let id = answers.first().and_then(|body| {
         let (_, id) = attributes(body.get(4..)?).find(|(kind, _)| *kind == NETNSA_NSID)?;
         Some(i32::from_ne_bytes(*id.first_chunk()?))

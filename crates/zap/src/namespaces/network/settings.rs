@@ -1,4 +1,4 @@
-//! Settings of a network namespace below `/proc/sys/net`: each opened once, while the pod runs.
+//! Settings of a network namespace below `/proc/sys/net`: found, and opened where that is possible, while the pod runs.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -30,29 +30,53 @@ pub struct Setting {
 /// The values of settings, by name.
 pub(super) type Values = HashMap<String, String>;
 
-/// The settings of a namespace, open.
+/// The settings of a namespace, those open for which there was room.
 #[derive(Debug, Default)]
-pub(super) struct Settings(Vec<(String, File)>);
+pub(super) struct Settings(Vec<(String, Option<File>)>);
 
 impl Settings {
-    /// Those of the caller's namespace that can be read and written.
-    pub(super) fn open() -> io::Result<Settings> {
+    /// Those of the caller's namespace that can be read and written. `room`: how many may still be kept open.
+    pub(super) fn open(room: &mut usize) -> io::Result<Settings> {
+        let found = match Settings::find(*room) {
+            Err(e) if no_more_files(&e) => {
+                *room = 0;
+                Settings::find(0)?
+            }
+            other => other?,
+        };
+        *room -= found.0.iter().filter(|(_, file)| file.is_some()).count();
+        Ok(found)
+    }
+
+    fn find(mut room: usize) -> io::Result<Settings> {
         let mut found = Vec::new();
         walk(Path::new(ROOT), &mut |name, path| {
             // Some can only be written: they are no settings.
-            if fs::metadata(path)?.mode() & OWNER_WRITES != 0 {
-                found.extend(File::open(path).ok().map(|file| (name, file)));
+            if fs::metadata(path)?.mode() & OWNER_WRITES == 0 {
+                return Ok(());
+            }
+            if room == 0 {
+                found.push((name, None));
+            } else if let Some(file) = open_one(path)? {
+                room -= 1;
+                found.push((name, Some(file)));
             }
             Ok(())
         })?;
         Ok(Settings(found))
     }
 
-    /// Their values now, of interfaces that are still there.
-    pub(super) fn read(&self) -> Values {
-        let mut bytes = vec![0; MOST];
-        let values = self.0.iter().filter_map(|(name, file)| Some((name.clone(), read(file, &mut bytes)?)));
-        values.collect()
+    /// Their values now, of interfaces that are still there. Those that are not open are the caller's namespace's.
+    pub(super) fn read(&self) -> io::Result<Values> {
+        let (mut values, mut bytes) = (Values::new(), vec![0; MOST]);
+        for (name, file) in &self.0 {
+            let value = match file {
+                Some(file) => read(file, &mut bytes),
+                None => open_one(&Path::new(ROOT).join(name))?.and_then(|file| read(&file, &mut bytes)),
+            };
+            values.extend(value.map(|value| (name.clone(), value)));
+        }
+        Ok(values)
     }
 
     /// Whether those of that interface are among them.
@@ -60,6 +84,18 @@ impl Settings {
         let name = format!("ipv4/conf/{interface}/");
         self.0.iter().any(|(known, _)| known.starts_with(&name))
     }
+}
+
+/// A setting, unless it is gone or nobody may read it.
+fn open_one(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Err(e) if no_more_files(&e) => Err(e),
+        other => Ok(other.ok()),
+    }
+}
+
+fn no_more_files(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// A secret that nobody has set cannot be read.
