@@ -310,6 +310,8 @@ fn network_between() -> Checked {
     programs(&[
         "ip link add over type veth peer name there",
         &format!("ip link set there netns {child}"),
+        // The same number at both ends.
+        &format!("ip link add equal index 77 type veth peer name alike index 77 netns {child}"),
         "ip link set over up",
         "ip address add 10.9.8.1/24 dev over",
     ])?;

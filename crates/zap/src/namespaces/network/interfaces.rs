@@ -183,8 +183,10 @@ pub(super) fn parse(body: &[u8], place: Place) -> Option<(InterfaceState, Option
     });
     let v6 = |wanted: u16| attributes(v6?).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
     let names = attributes(find(OTHER_NAMES).unwrap_or_default()).filter(|(kind, _)| *kind == OTHER_NAME);
-    let other = find(libc::IFLA_LINK).and_then(word).filter(|other| *other != 0 && *other != index);
     let abroad = find(libc::IFLA_LINK_NETNSID).and_then(word);
+    // Elsewhere another interface may have the same number.
+    let is_another = |other: &u32| *other != 0 && (abroad.is_some() || *other != index);
+    let other = find(libc::IFLA_LINK).and_then(word).filter(is_another);
     let is_tun = kind.as_deref() == Some(TUN);
     let state = InterfaceState {
         index,
