@@ -106,8 +106,3 @@ fn refuses(probe: &str, word: &str) {
 fn a_fanotify_group_is_refused() {
     refuses("fanotify", "fanotify");
 }
-
-#[test]
-fn an_io_uring_is_refused() {
-    refuses("io_uring", "io_uring");
-}

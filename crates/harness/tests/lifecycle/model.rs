@@ -180,7 +180,8 @@ pub(crate) fn predict(pods: &Pods, command: Command) -> (i32, Pods) {
             (0, after)
         }
         (Verb::Terminate, Running) => becomes(0, Stopped(Some(143))),
-        (Verb::Terminate, Suspended { .. }) => becomes(0, Suspended { ended: true }),
+        (Verb::Terminate, Suspended { ended: false }) => becomes(0, Suspended { ended: true }),
+        (Verb::Terminate, Suspended { ended: true }) => (1, after),
         (Verb::Kill, Running | Suspended { ended: false }) => becomes(0, Stopped(Some(137))),
         (Verb::Kill, Suspended { ended: true }) => becomes(0, Stopped(None)),
         (Verb::Terminate | Verb::Kill, Stopped(_)) => (1, after),

@@ -46,7 +46,6 @@ pub(crate) fn named(name: &str) -> fn() -> Check {
         "console" => console,
         "console_terminal" => console_terminal,
         "fanotify" => fanotify,
-        "io_uring" => io_uring,
         other => panic!("no probe {other}"),
     }
 }
@@ -481,13 +480,4 @@ fn fanotify() -> Check {
     use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags};
     let group = Fanotify::init(InitFlags::empty(), EventFFlags::O_RDONLY).unwrap();
     Box::new(move || drop(group))
-}
-
-#[allow(unsafe_code)]
-fn io_uring() -> Check {
-    let mut parameters = [0u8; 120];
-    // SAFETY: struct io_uring_params is 120 bytes, zeroed, which the kernel reads and fills.
-    let file = unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, parameters.as_mut_ptr()) };
-    assert!(file >= 0, "{}", std::io::Error::last_os_error());
-    Box::new(move || assert!(file >= 0))
 }
