@@ -43,8 +43,6 @@ pub struct Change {
     pub experiment: String,
     /// What, in words.
     pub what: String,
-    /// The arm that both sides are ratios to, if they are.
-    pub against: Option<&'static str>,
     /// The median before, in the metric's unit or as a ratio.
     pub before: f64,
     /// The median now.
@@ -55,6 +53,13 @@ pub struct Change {
     pub p: f64,
     key: [String; 5],
     sides: Sides,
+}
+
+impl Change {
+    /// The arm that both sides are ratios to, if they are.
+    pub fn against(&self) -> Option<&'static str> {
+        self.sides.against
+    }
 }
 
 /// Whether a build is slower than the one that `baseline` was measured on. `measure` measures the experiments of these names,
@@ -233,8 +238,8 @@ fn change(key: &Key<'_>, sides: Sides) -> Option<Change> {
     let p = sides.chance(FEW)?;
     let sized = if parameters.is_empty() { String::new() } else { format!(" ({parameters})") };
     let what = format!("{workload}{sized}, {arm}: {metric}");
-    let (experiment, against, key) = (experiment.to_owned(), sides.against, key.map(str::to_owned));
-    Some(Change { experiment, what, against, before, now, worse_by, p, key, sides })
+    let (experiment, key) = (experiment.to_owned(), key.map(str::to_owned));
+    Some(Change { experiment, what, before, now, worse_by, p, key, sides })
 }
 
 /// 1 if more of a metric is worse, −1 if less is; `None` for what is no measure of speed or size.
@@ -280,7 +285,7 @@ mod tests {
         let found = regressions(&baseline, &samples("whole", 120.0));
         assert_eq!(found.len(), 1);
         assert!((found[0].worse_by - 0.2).abs() < 0.02 && found[0].p < 0.01, "{found:?}");
-        assert_eq!((&*found[0].what, found[0].against), ("w, pod: whole", None));
+        assert_eq!((&*found[0].what, found[0].against()), ("w, pod: whole", None));
         assert_eq!((found[0].before, found[0].now), (102.0, 122.0));
         assert_eq!(regressions(&baseline, &baseline), []);
         assert_eq!(regressions(&baseline, &samples("whole", 80.0)), []);
@@ -312,7 +317,7 @@ mod tests {
             };
             let baseline = on_machine(1.0, 1.0);
             let found = regressions(&baseline, &on_machine(1.3, 1.1));
-            assert_eq!((found.len(), found[0].against), (1, against), "{found:?}");
+            assert_eq!((found.len(), found[0].against()), (1, against), "{found:?}");
             let moved_by = if against.is_some() { 0.1 } else { 0.43 };
             assert!((found[0].worse_by - moved_by).abs() < 0.02, "{found:?}");
             assert_eq!(regressions(&baseline, &on_machine(1.3, 1.0)).is_empty(), against.is_some());

@@ -67,7 +67,7 @@ fn measure_one(name: &str, arguments: &Arguments, out: &Path) -> Result<()> {
 fn table(found: &[Change]) -> String {
     let head = ["experiment", "what", "before", "now", "worse by", "p"].map(str::to_owned);
     let row = |change: &Change| {
-        let what = change.against.map_or(change.what.clone(), |arm| format!("{} ÷ {arm}", change.what));
+        let what = change.against().map_or(change.what.clone(), |arm| format!("{} ÷ {arm}", change.what));
         let worse_by = format!("{:.1} %", change.worse_by * 100.0);
         [
             change.experiment.clone(),

@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
+use super::network::{LOOPBACK, index_of, inside, word};
 use crate::pod::network::netlink::{Batch, Channel, attributes};
-use crate::sys::{clone, nsfs};
 
 /// The loopback interface of a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,27 +18,22 @@ pub struct LinksState {
     pub addresses: Vec<(IpAddr, u8)>,
 }
 
-const LOOPBACK: u32 = 1;
 const DUMP: i32 = libc::NLM_F_DUMP;
 
 /// What the loopback interface of a namespace has.
 pub(super) fn capture(namespace: &OwnedFd) -> io::Result<LinksState> {
-    clone::in_thread(|| {
-        nsfs::enter(namespace, libc::CLONE_NEWNET)?;
-        look(&Channel::route()?)
-    })
+    inside(namespace, || look(&Channel::route()?))
 }
 
 fn look(route: &Channel) -> io::Result<LinksState> {
     let mut state = LinksState::default();
-    let word = |body: &[u8], at: usize| body.get(at..)?.first_chunk().map(|word| u32::from_ne_bytes(*word));
     for body in route.ask(libc::RTM_GETLINK, DUMP, &[0; 16])? {
-        if word(&body, 4) == Some(LOOPBACK) {
-            state.up = word(&body, 8).is_some_and(|flags| flags & libc::IFF_UP as u32 != 0);
+        if index_of(&body) == Some(LOOPBACK) {
+            state.up = body.get(8..).and_then(word).is_some_and(|flags| flags & libc::IFF_UP as u32 != 0);
         }
     }
     let addresses = route.ask(libc::RTM_GETADDR, DUMP, &[0; 8])?;
-    let own = addresses.iter().filter(|body| word(body, 4) == Some(LOOPBACK));
+    let own = addresses.iter().filter(|body| index_of(body) == Some(LOOPBACK));
     state.addresses.extend(own.filter_map(|body| address(body)));
     Ok(state)
 }
@@ -85,6 +80,7 @@ pub(super) fn restart(state: &LinksState) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::clone;
 
     #[test]
     fn a_loopback_interface_comes_back() {

@@ -120,15 +120,6 @@ pub fn send(
     flags: i32,
 ) -> io::Result<usize> {
     let mut control = Control([0; CONTROL]);
-    let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // SAFETY: all-zero is a valid msghdr: no name, no buffers.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    if !name.is_empty() {
-        header.msg_name = name.as_ptr().cast_mut().cast();
-        header.msg_namelen = name.len() as u32;
-    }
-    header.msg_iov = &mut piece;
-    header.msg_iovlen = 1;
     let mut used = 0;
     if !files.is_empty() {
         let numbers = files.iter().flat_map(|f| (f.as_raw_fd() as RawFd).to_ne_bytes()).collect::<Vec<_>>();
@@ -138,14 +129,7 @@ pub fn send(
         let words = [pid.to_ne_bytes(), user.to_ne_bytes(), group.to_ne_bytes()];
         used += put_part(&mut control.0[used..], (libc::SOL_SOCKET, libc::SCM_CREDENTIALS), words.as_flattened())?;
     }
-    if used > 0 {
-        header.msg_control = control.0.as_mut_ptr().cast();
-        header.msg_controllen = used;
-    }
-    let fd = fd.as_fd().as_raw_fd();
-    // SAFETY: every pointer of the header leads to a live buffer of the length that is said beside it; the kernel only
-    // reads them.
-    Ok(check(unsafe { libc::sendmsg(fd, &header, flags) } as libc::c_long)? as usize)
+    send_with(fd, bytes, name, (&mut control, used), flags)
 }
 
 /// Sends a datagram to a name, from one of our addresses; of an interface, where the address has a meaning there alone.
@@ -157,13 +141,6 @@ pub fn send_from(
     flags: i32,
 ) -> io::Result<usize> {
     let mut control = Control([0; CONTROL]);
-    let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // SAFETY: all-zero is a valid msghdr: no name, no buffers.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    header.msg_name = name.as_ptr().cast_mut().cast();
-    header.msg_namelen = name.len() as u32;
-    header.msg_iov = &mut piece;
-    header.msg_iovlen = 1;
     let interface = interface.to_ne_bytes();
     let used = match from {
         // struct in_pktinfo: interface, from where, nothing.
@@ -176,8 +153,30 @@ pub fn send_from(
             put_part(&mut control.0, (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO), &source)?
         }
     };
-    header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = used;
+    send_with(fd, bytes, name, (&mut control, used), flags)
+}
+
+/// Sends a message with the first so many bytes of control data. `name` may be empty.
+fn send_with(
+    fd: impl AsFd,
+    bytes: &[u8],
+    name: &[u8],
+    (control, used): (&mut Control, usize),
+    flags: i32,
+) -> io::Result<usize> {
+    let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: all-zero is a valid msghdr: no name, no buffers.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    if !name.is_empty() {
+        header.msg_name = name.as_ptr().cast_mut().cast();
+        header.msg_namelen = name.len() as u32;
+    }
+    header.msg_iov = &mut piece;
+    header.msg_iovlen = 1;
+    if used > 0 {
+        header.msg_control = control.0.as_mut_ptr().cast();
+        header.msg_controllen = used;
+    }
     let fd = fd.as_fd().as_raw_fd();
     // SAFETY: every pointer of the header leads to a live buffer of the length that is said beside it; the kernel only
     // reads them.

@@ -34,14 +34,6 @@ pub fn pair(domain: i32, kind: i32) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
 }
 
-/// Takes over a descriptor by its number: one that a helper process left open in the table that it shared.
-pub fn adopt(number: i32) -> io::Result<OwnedFd> {
-    // SAFETY: numbers only; it fails if nothing is open there.
-    check(unsafe { libc::fcntl(number, libc::F_GETFD) }.into())?;
-    // SAFETY: it is open, and the helper, its only owner, is gone.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
 /// `getsockopt(2)` into `buffer`; how many bytes the kernel wrote.
 pub fn get_bytes(fd: impl AsFd, level: i32, name: i32, buffer: &mut [u8]) -> io::Result<usize> {
     let mut length = buffer.len() as libc::socklen_t;

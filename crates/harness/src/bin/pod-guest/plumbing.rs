@@ -314,21 +314,8 @@ fn corked_datagram6() -> Checked {
 fn corked_datagram_apart() -> Checked {
     let (sender, receiver) = (said(UdpSocket::bind("127.0.0.1:0"))?, said(UdpSocket::bind("127.0.0.1:0"))?);
     said(sender.connect(said(receiver.local_addr())?))?;
-    let mut piece = libc::iovec { iov_base: b"one".as_ptr().cast_mut().cast(), iov_len: 3 };
-    let mut control = [0u64; 8];
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    (header.msg_iov, header.msg_iovlen) = (&raw mut piece, 1);
-    (header.msg_control, header.msg_controllen) =
-        (control.as_mut_ptr().cast(), unsafe { libc::CMSG_SPACE(4) } as usize);
-    unsafe {
-        let part = libc::CMSG_FIRSTHDR(&raw const header);
-        (*part).cmsg_level = libc::IPPROTO_IP;
-        (*part).cmsg_type = libc::IP_TTL;
-        (*part).cmsg_len = libc::CMSG_LEN(4) as usize;
-        libc::CMSG_DATA(part).cast::<i32>().write_unaligned(7);
-    }
-    let sent = unsafe { libc::sendmsg(sender.as_raw_fd(), &raw const header, libc::MSG_MORE) };
-    equal("sendmsg", done("sendmsg", sent as i64)?, 3)?;
+    let sent = send_with(&sender, b"one", (libc::IPPROTO_IP, libc::IP_TTL, 7), libc::MSG_MORE)?;
+    equal("sendmsg", sent, 3)?;
     hold()?;
     said(sender.send(b" datagram"))?;
     let mut text = [0; 32];
@@ -349,9 +336,14 @@ fn datagram_held_back() -> Checked {
     equal("what came", &text[..length], b"one datagram")
 }
 
-pub(crate) fn send_file(through: &impl AsRawFd, file: i32) -> Checked {
-    let mut byte = [b'f'];
-    let mut piece = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+/// Sends bytes, with one number beside them: of what level and kind, and which.
+fn send_with(
+    through: &impl AsRawFd,
+    bytes: &[u8],
+    (level, kind, number): (i32, i32, i32),
+    flags: i32,
+) -> Result<i64, String> {
+    let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut control = [0u64; 8];
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     (header.msg_iov, header.msg_iovlen) = (&raw mut piece, 1);
@@ -359,12 +351,16 @@ pub(crate) fn send_file(through: &impl AsRawFd, file: i32) -> Checked {
         (control.as_mut_ptr().cast(), unsafe { libc::CMSG_SPACE(4) } as usize);
     unsafe {
         let part = libc::CMSG_FIRSTHDR(&raw const header);
-        (*part).cmsg_level = libc::SOL_SOCKET;
-        (*part).cmsg_type = libc::SCM_RIGHTS;
+        (*part).cmsg_level = level;
+        (*part).cmsg_type = kind;
         (*part).cmsg_len = libc::CMSG_LEN(4) as usize;
-        libc::CMSG_DATA(part).cast::<i32>().write_unaligned(file);
+        libc::CMSG_DATA(part).cast::<i32>().write_unaligned(number);
     }
-    done("sendmsg", unsafe { libc::sendmsg(through.as_raw_fd(), &raw const header, 0) } as i64).map(drop)
+    done("sendmsg", unsafe { libc::sendmsg(through.as_raw_fd(), &raw const header, flags) } as i64)
+}
+
+pub(crate) fn send_file(through: &impl AsRawFd, file: i32) -> Checked {
+    send_with(through, b"f", (libc::SOL_SOCKET, libc::SCM_RIGHTS, file), 0).map(drop)
 }
 
 pub(crate) fn receive_file(through: &impl AsRawFd) -> Result<OwnedFd, String> {

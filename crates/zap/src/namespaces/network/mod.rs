@@ -35,6 +35,7 @@ use settings::{Settings, Values};
 pub use filters::{FilterState, Part};
 pub(crate) use interfaces::flags_of_tun;
 pub use interfaces::{InterfaceState, Other};
+pub(super) use requests::{index_of, word};
 pub use restart::{Begun, restart, restart_filters};
 pub use settings::Setting;
 pub use tables::{Entries, Table};
@@ -69,7 +70,8 @@ pub struct Configuration {
 
 const DUMP: i32 = libc::NLM_F_DUMP;
 const NET_ADMIN: &str = "NET_ADMIN";
-const LOOPBACK: u32 = 1;
+/// The number of every namespace's loopback interface.
+pub(super) const LOOPBACK: u32 = 1;
 /// What modules put into every new namespace, as long as nobody uses it.
 const EVERYWHERE: [&str; 10] =
     ["tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0", "teql0"];
@@ -300,7 +302,10 @@ fn home(init: HostPid) -> Result<OwnedFd, CaptureError> {
 }
 
 /// Runs `act` in a network namespace.
-fn inside<T: Send>(namespace: impl AsFd + Sync, act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+pub(super) fn inside<T: Send>(
+    namespace: impl AsFd + Sync,
+    act: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
     clone::in_thread(|| {
         nsfs::enter(&namespace, libc::CLONE_NEWNET)?;
         act()

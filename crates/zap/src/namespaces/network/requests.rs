@@ -59,12 +59,12 @@ pub(super) fn pieces(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8
 }
 
 /// The number at the beginning of `bytes`.
-pub(super) fn word(bytes: &[u8]) -> Option<u32> {
+pub(in crate::namespaces) fn word(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk().map(|word| u32::from_ne_bytes(*word))
 }
 
 /// The number of the interface that a `struct ifinfomsg`, `ifaddrmsg`, `ndmsg` or `tcmsg` is about.
-pub(super) fn index_of(body: &[u8]) -> Option<u32> {
+pub(in crate::namespaces) fn index_of(body: &[u8]) -> Option<u32> {
     word(body.get(4..)?)
 }
 
