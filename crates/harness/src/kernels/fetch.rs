@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use anyhow::{Context, Result, ensure};
 
 use super::{Kernel, Series, unpack};
+use crate::lab::built_beside;
 
 /// What a machine lacks that would be needed to try other kernels: a way to a mirror, or the emulator.
 #[derive(Debug, thiserror::Error)]
@@ -36,11 +37,11 @@ pub fn fetch(series: Series) -> Result<Kernel> {
     Kernel::cached(&directory)
 }
 
-/// The directory of the build, where nothing is tracked and `cargo clean` removes it.
+/// Beside what was built, where nothing is tracked and `cargo clean` removes it.
 fn cache() -> Result<PathBuf> {
-    let this = std::env::current_exe().context("finding this program's own path")?;
-    let built = this.ancestors().find(|path| path.join("CACHEDIR.TAG").exists());
-    let cache = built.with_context(|| format!("{} is in no directory of cargo's", this.display()))?.join("kernels");
+    let zap = built_beside("zap")?;
+    let built = zap.ancestors().nth(2).with_context(|| format!("{} is in no directory of a build", zap.display()))?;
+    let cache = built.join("kernels");
     std::fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
     Ok(cache)
 }
