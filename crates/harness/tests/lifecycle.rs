@@ -14,6 +14,7 @@ mod lifecycle {
 mod remains;
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
@@ -35,7 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct World<'a> {
     labs: &'a [Lab; 2],
     images: PathBuf,
-    pods: Pods,
+    /// What pods there may be: more than one where `zap ls` does not tell.
+    may_be: Vec<Pods>,
     /// Those that there are, and the pod that each is of.
     written: Vec<(PathBuf, usize)>,
     /// How many commands there were.
@@ -153,7 +155,7 @@ impl World<'_> {
         (0..2).flat_map(of).collect()
     }
 
-    /// Waits until what there is agrees with one of these, and goes on from there.
+    /// Waits until what there is agrees with some of these, and goes on from those.
     fn settle(&mut self, worlds: &[Pods], done: &str) -> Checked {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -164,8 +166,9 @@ impl World<'_> {
                 };
                 world.len() == listed.len() && world.iter().all(same)
             };
-            if let Some(world) = worlds.iter().find(agree) {
-                self.pods = world.clone();
+            let agreeing: BTreeSet<&Pods> = worlds.iter().filter(agree).collect();
+            if !agreeing.is_empty() {
+                self.may_be = agreeing.into_iter().cloned().collect();
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -200,13 +203,16 @@ impl World<'_> {
 
     fn one(&mut self, command: Command) -> Checked {
         let Some((words, image)) = self.words(command) else { return Ok(()) };
-        let (code, after) = predict(&self.pods, command);
         let shown = format!("{words:?} on host {}", command.host);
         let ended = self.ended(self.start(command.host, words))?;
-        if ended != code {
-            return fail(format!("{shown} with {:?} ended with {ended}, not {code}", self.pods));
+        let predicted = self.may_be.iter().map(|pods| predict(pods, command));
+        let (right, wrong): (Vec<_>, Vec<_>) = predicted.partition(|(code, _)| *code == ended);
+        if right.is_empty() {
+            let codes: BTreeSet<i32> = wrong.into_iter().map(|(code, _)| code).collect();
+            return fail(format!("{shown} with {:?} ended with {ended}, none of {codes:?}", self.may_be));
         }
-        self.settle(&[after], &shown)?;
+        let after: Vec<Pods> = right.into_iter().map(|(_, after)| after).collect();
+        self.settle(&after, &shown)?;
         self.note(image, command.pod)
     }
 
@@ -218,19 +224,12 @@ impl World<'_> {
         let shown = format!("{words:?} on host {} beside {more:?} on host {}", one.host, other.host);
         let (first, second) = (self.start(one.host, words), self.start(other.host, more));
         let codes = (self.ended(first)?, self.ended(second)?);
-        let orders = [(one, other), (other, one)].map(|(first, second)| {
-            let (code, between) = predict(&self.pods, first);
-            let (next, after) = predict(&between, second);
-            (code, next, after)
-        });
-        let fine = [orders[0].0, orders[1].1].contains(&codes.0) || codes.0 != 0;
-        let other_fine = [orders[0].1, orders[1].0].contains(&codes.1) || codes.1 != 0;
-        if !fine || !other_fine {
-            return fail(format!("{shown} with {:?} ended with {codes:?}", self.pods));
+        let may_be: Vec<Vec<Pods>> =
+            self.may_be.iter().filter_map(|pods| after_both(pods, (one, other), codes)).collect();
+        if may_be.is_empty() {
+            return fail(format!("{shown} with {:?} ended with {codes:?}", self.may_be));
         }
-        let mut worlds: Vec<Pods> = orders.map(|order| order.2).into();
-        // One may be refused because of the other, which it would not be before or after it.
-        worlds.extend([one, other].map(|command| predict(&self.pods, command).1));
+        let worlds = may_be.concat();
         self.settle(&worlds, &shown)?;
         self.quiet(&worlds, &shown)?;
         self.note(image, one.pod)?;
@@ -241,7 +240,7 @@ impl World<'_> {
     fn cut(&mut self, command: Command, delay: u32) -> Checked {
         let Some((words, image)) = self.words(command) else { return Ok(()) };
         let shown = format!("{words:?} on host {}, killed after {delay} µs", command.host);
-        let worlds = may_be(&self.pods, command, false);
+        let worlds = self.after_some_of(command, false);
         let started = self.start(command.host, words);
         std::thread::sleep(Duration::from_micros(delay.into()));
         // Not waited for yet, so the number is still its own; it may have ended.
@@ -249,6 +248,11 @@ impl World<'_> {
         self.ended(started)?;
         self.quiet(&worlds, &shown)?;
         self.note(image, command.pod)
+    }
+
+    /// What there may be after a command that was cut off.
+    fn after_some_of(&self, command: Command, monitor_died: bool) -> Vec<Pods> {
+        self.may_be.iter().flat_map(|pods| may_be(pods, command, monitor_died)).collect()
     }
 
     /// A monitor that is killed while it does something.
@@ -259,7 +263,7 @@ impl World<'_> {
         let Some((words, image)) = self.words(command) else { return Ok(()) };
         let shown = format!("{words:?} on host {}, its monitor killed after {delay} µs", command.host);
         let monitor = self.monitor(command.host, command.pod);
-        let worlds = may_be(&self.pods, command, monitor.is_some());
+        let worlds = self.after_some_of(command, monitor.is_some());
         let started = self.start(command.host, words);
         std::thread::sleep(Duration::from_micros(delay.into()));
         if let Some(monitor) = monitor {
@@ -280,7 +284,7 @@ impl World<'_> {
     }
 
     fn kill_monitor(&self, host: usize, pod: usize) -> Vec<Pods> {
-        let Some(monitor) = self.monitor(host, pod) else { return vec![self.pods.clone()] };
+        let Some(monitor) = self.monitor(host, pod) else { return self.may_be.clone() };
         end(monitor);
         let ended = |pods: &Pods| {
             let mut pods = pods.clone();
@@ -289,7 +293,7 @@ impl World<'_> {
             }
             pods
         };
-        vec![self.pods.clone(), ended(&self.pods)]
+        self.may_be.iter().flat_map(|pods| [pods.clone(), ended(pods)]).collect()
     }
 
     /// Waits until nobody is at work any more, and goes on from what there is then.
@@ -332,6 +336,21 @@ impl World<'_> {
     }
 }
 
+/// What there may be after two commands at once that ended with these codes; nothing if they cannot have.
+fn after_both(pods: &Pods, (one, other): (Command, Command), codes: (i32, i32)) -> Option<Vec<Pods>> {
+    let orders = [(one, other), (other, one)].map(|(first, second)| {
+        let (code, between) = predict(pods, first);
+        let (next, after) = predict(&between, second);
+        (code, next, after)
+    });
+    let fine = [orders[0].0, orders[1].1].contains(&codes.0) || codes.0 != 0;
+    let other_fine = [orders[0].1, orders[1].0].contains(&codes.1) || codes.1 != 0;
+    let mut worlds: Vec<Pods> = orders.map(|order| order.2).into();
+    // One may be refused because of the other, which it would not be before or after it.
+    worlds.extend([one, other].map(|command| predict(pods, command).1));
+    (fine && other_fine).then_some(worlds)
+}
+
 /// Kills a process, and waits until it is gone.
 fn end(pid: i32) {
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -349,7 +368,8 @@ fn live(labs: &[Lab; 2], steps: &[Step], tally: &Tally) -> Checked {
     let before = [0, 1].map(|host| Remains::of(&labs[host]));
     let images = labs[0].directory().join("images");
     std::fs::create_dir_all(&images).unwrap();
-    let mut world = World { labs, images: images.clone(), pods: Pods::new(), written: Vec::new(), count: 0, tally };
+    let mut world =
+        World { labs, images: images.clone(), may_be: vec![Pods::new()], written: Vec::new(), count: 0, tally };
     let lived = prelude().iter().chain(steps).try_for_each(|step| {
         tally.count(format!("step {}", format!("{step:?}").split('(').next().unwrap_or_default()));
         world.take(*step)

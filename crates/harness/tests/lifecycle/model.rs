@@ -9,7 +9,7 @@ use proptest::prelude::*;
 pub(crate) type Pods = BTreeMap<(usize, usize), State>;
 
 /// As `zap ls` has it, and what it does not say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum State {
     Running,
     /// Whether its command was killed meanwhile: nobody is told before it goes on.
