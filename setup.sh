@@ -155,6 +155,10 @@ machine() {
   command -v apt-get >/dev/null || fail "apt-get is needed: this script sets up Debian (made for Debian 12)"
   . /etc/os-release
   [ "${ID:-}/${VERSION_ID:-}" = debian/12 ] || say "made for Debian 12; this is ${PRETTY_NAME:-unknown}: going on"
+  case $PWD/ in
+    /tmp/* | /run/* | /dev/* | /proc/* | /sys/*)
+      fail "pods have a /$(cut -d/ -f2 <<<"$PWD") of their own, where they would look for the programs built here: use another directory" ;;
+  esac
   local free
   free=$(df --output=avail -BM . | tail -n 1 | tr -dc 0-9)
   ((free > 4096)) || say "only $free MB are free here; a build and the measurements want 4 GB"
@@ -194,7 +198,7 @@ tests() {
   part "test build" cargo test --locked --workspace --no-run
   host_check target/debug/zap >/dev/null || say "going on: the tests will say what does not work here"
   # Pods and servers share the cores with their tests: more at once only makes each slower.
-  part "tests" cargo test --locked --workspace -- --test-threads="${TEST_THREADS:-$(nproc)}"
+  part "tests" cargo test --locked --workspace --no-fail-fast -- --test-threads="${TEST_THREADS:-$(nproc)}"
 }
 
 # What is measured of both: the experiments, and how often each; a baseline needs more, see crates/harness/src/gate.rs.
