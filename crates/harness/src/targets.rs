@@ -31,6 +31,8 @@ pub struct Target {
     pub experiment: &'static str,
     /// The workload.
     pub workload: &'static str,
+    /// What is among its parameters: nothing, where it is measured with one set of them.
+    pub parameters: &'static str,
     /// The arm.
     pub arm: &'static str,
     /// The metric.
@@ -59,12 +61,30 @@ const fn time(
     metric: &'static str,
     limit: f64,
 ) -> Target {
-    Target { what, experiment: "checkpoint-restart", workload, arm, metric, measure: Measure::MedianMs, limit }
+    Target {
+        what,
+        experiment: "checkpoint-restart",
+        workload,
+        parameters: "",
+        arm,
+        metric,
+        measure: Measure::MedianMs,
+        limit,
+    }
 }
 
 const fn micro(what: &'static str, metric: &'static str, limit: f64) -> Target {
     let measure = Measure::MorePercent { base: "native" };
-    Target { what, experiment: "overhead-micro", workload: "micro", arm: "pod-unconfined", metric, measure, limit }
+    Target {
+        what,
+        experiment: "overhead-micro",
+        workload: "micro",
+        parameters: "",
+        arm: "pod-unconfined",
+        metric,
+        measure,
+        limit,
+    }
 }
 
 /// Every number to reach.
@@ -83,7 +103,14 @@ pub const ALL: &[Target] = &[
     time("sleep: checkpoint, left running, whole command", "sleep", "leave-running", "whole", 15.0),
     time("sleep: checkpoint, stopped, whole command", "sleep", "stop", "whole", 40.0),
     time("sleep: restart, whole command", "sleep", "restart", "whole", 20.0),
-    time("desktop (classic): downtime, left running", "desktop-classic", "leave-running", "downtime", 20.0),
+    time("desktop (classic): downtime, left running again", "desktop-classic", "repeat", "downtime", 20.0),
+    time(
+        "desktop (classic): checkpoint, left running, whole command",
+        "desktop-classic",
+        "leave-running",
+        "whole",
+        150.0,
+    ),
     time("desktop (classic): checkpoint, stopped, whole command", "desktop-classic", "stop", "whole", 150.0),
     time(
         "desktop (classic): restart until the viewer sees a new frame",
@@ -92,10 +119,25 @@ pub const ALL: &[Target] = &[
         "first_answer",
         100.0,
     ),
+    time("desktop (full): downtime, left running again", "desktop-full", "repeat", "downtime", 80.0),
+    time("desktop (full): checkpoint, left running, whole command", "desktop-full", "leave-running", "whole", 500.0),
+    time("desktop (full): checkpoint, stopped, whole command", "desktop-full", "stop", "whole", 500.0),
+    time("desktop (full): restart until the viewer sees a new frame", "desktop-full", "restart", "first_answer", 350.0),
     Target {
         what: "desktop (classic): x11perf lost in a pod",
         experiment: "overhead-desktop",
         workload: "desktop-classic",
+        parameters: "",
+        arm: "pod",
+        metric: "x11perf",
+        measure: Measure::LessPercent { base: "native" },
+        limit: 3.0,
+    },
+    Target {
+        what: "desktop (full): x11perf lost in a pod",
+        experiment: "overhead-desktop",
+        workload: "desktop-full",
+        parameters: "",
         arm: "pod",
         metric: "x11perf",
         measure: Measure::LessPercent { base: "native" },
@@ -105,6 +147,7 @@ pub const ALL: &[Target] = &[
         what: "Apache (event): requests a second lost in a pod",
         experiment: "overhead-apache",
         workload: "apache-event",
+        parameters: "file=1k.bin",
         arm: "pod",
         metric: "requests_per_second",
         measure: Measure::LessPercent { base: "native" },
@@ -117,6 +160,7 @@ pub const ALL: &[Target] = &[
         what: "the default seccomp profile, a call",
         experiment: "overhead-micro",
         workload: "micro",
+        parameters: "",
         arm: "pod",
         metric: "getpid",
         measure: Measure::More { base: "pod-unconfined" },

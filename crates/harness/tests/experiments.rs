@@ -52,7 +52,9 @@ fn overhead_micro() {
 #[test]
 fn overhead_apache() {
     let samples = samples_of("overhead-apache", &[]);
-    assert_measured(&samples, &["native", "pod"], &["requests_per_second", "latency_p50", "latency_p99"]);
+    assert_measured(&samples, &["native", "pod"], &["requests_per_second", "latency_p50", "latency_p99", "latency"]);
+    let asked = |file: &str| samples.iter().any(|sample| sample.parameters.contains(file));
+    assert!(asked("file=1k.bin") && asked("file=1m.bin") && asked("file=cgi/"));
 }
 
 #[test]

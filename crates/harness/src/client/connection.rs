@@ -280,7 +280,7 @@ pub(super) fn parse_head(path: &str, bytes: &[u8]) -> Result<Option<Head>, HttpE
 }
 
 /// The content in the chunks at the start of `bytes`, and how many bytes they took; `None` if the last is not there yet.
-fn parse_chunks(path: &str, bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, HttpError> {
+pub(super) fn parse_chunks(path: &str, bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, HttpError> {
     let (mut body, mut at) = (Vec::new(), 0);
     loop {
         let Some(end) = find(&bytes[at..], b"\r\n") else { return Ok(None) };

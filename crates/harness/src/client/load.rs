@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use super::connection::parse_head;
+use super::connection::{parse_chunks, parse_head};
 use super::{Connection, content};
 use crate::lab::{Netns, PATIENCE};
 use crate::stats::quantile_sorted;
@@ -164,17 +164,22 @@ impl<'a> Driver<'a> {
         }
         let Some(head) = parse_head(self.name, answer)? else { return Ok(false) };
         ensure!(head.status == 200, "{} answered with status {}", self.to, head.status);
-        let body = &answer[head.bytes..];
-        let length = match &self.expected {
-            Expected::Bytes(bytes) => bytes.len(),
-            Expected::Anything => head.length.context("a script's answer has no length")? as usize,
+        let rest = &answer[head.bytes..];
+        let chunks;
+        let body = match head.length {
+            Some(length) if (rest.len() as u64) < length => return Ok(false),
+            Some(_) => rest,
+            None => match parse_chunks(self.name, rest)? {
+                Some((body, _)) => {
+                    chunks = body;
+                    &chunks
+                }
+                None => return Ok(false),
+            },
         };
-        if body.len() < length {
-            return Ok(false);
-        }
         let right = match &self.expected {
             Expected::Bytes(bytes) => body == bytes,
-            Expected::Anything => body.len() == length && length > 0,
+            Expected::Anything => !body.is_empty(),
         };
         ensure!(right, "{} answered with other bytes than {} has", self.to, self.name);
         burst.latencies.extend(asked.take().map(|asked| asked.elapsed().as_secs_f64() * 1e6));

@@ -80,8 +80,9 @@ impl Findings {
 }
 
 pub(super) fn finding(samples: &[Sample], target: Target) -> Finding {
-    let estimate = estimate(samples, &target);
-    let count = values(samples, target.experiment, target.workload, target.arm, target.metric).len();
+    let among: Vec<Sample> = samples.iter().filter(|s| s.parameters.contains(target.parameters)).cloned().collect();
+    let estimate = estimate(&among, &target);
+    let count = values(&among, target.experiment, target.workload, target.arm, target.metric).len();
     Finding { target, estimate, samples: count, verdict: Verdict::of(estimate, target.limit) }
 }
 
