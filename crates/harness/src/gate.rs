@@ -33,6 +33,8 @@ const MANY: usize = 49_999;
 const SUSPICIOUS: f64 = 0.05;
 /// How often a suspicion is measured again before it becomes an alarm.
 const SECOND_LOOKS: u32 = 3;
+/// The unit of what is a multiple of something.
+const MULTIPLE: &str = "×";
 /// Arms that have nothing of zap in them.
 const REFERENCES: [&str; 5] = ["native", "write", "memcpy", "bytes-alone", YARDSTICK];
 
@@ -43,7 +45,9 @@ pub struct Change {
     pub experiment: String,
     /// What, in words.
     pub what: String,
-    /// The median before, in the metric's unit or as a ratio.
+    /// What `before` and `now` are in: the metric's own unit, or `×`, for multiples of a reference or of what was before.
+    pub unit: String,
+    /// The median before.
     pub before: f64,
     /// The median now.
     pub now: f64,
@@ -141,6 +145,7 @@ struct Sides {
     before: Values,
     now: Values,
     against: Option<&'static str>,
+    unit: String,
 }
 
 impl Sides {
@@ -157,20 +162,24 @@ fn alone(values: &Values) -> Vec<f64> {
 /// Samples by what was measured, and in which run.
 struct Runs<'a> {
     by_key: BTreeMap<Key<'a>, Values>,
-    times: BTreeSet<&'a str>,
+    /// Of each metric.
+    units: BTreeMap<&'a str, &'a str>,
 }
 
 impl<'a> Runs<'a> {
     fn of(samples: &'a [Sample]) -> Self {
-        let mut runs = Self { by_key: BTreeMap::new(), times: BTreeSet::new() };
+        let mut runs = Self { by_key: BTreeMap::new(), units: BTreeMap::new() };
         for s in samples {
             let key = [&*s.experiment, &*s.workload, &*s.parameters, &*s.arm, &*s.metric];
             runs.by_key.entry(key).or_default().push(((s.seed, s.run), s.value));
-            if matches!(&*s.unit, "us" | "ns" | "ms" | "s") {
-                runs.times.insert(&s.metric);
-            }
+            runs.units.insert(&s.metric, &s.unit);
         }
         runs
+    }
+
+    /// The unit of a metric.
+    fn unit(&self, metric: &str) -> &'a str {
+        self.units.get(metric).copied().unwrap_or_default()
     }
 
     /// Each value as a ratio to what the reference took in the same run; `None` if a run has no reference.
@@ -203,12 +212,14 @@ fn sides(key: &Key<'_>, before: &Runs<'_>, now: &Runs<'_>) -> Option<Sides> {
         let metric = if reference == YARDSTICK { "whole" } else { metric };
         let reference_key = [experiment, workload, parameters, reference, metric];
         let (before, now) = (before.ratios(key, &reference_key)?, now.ratios(key, &reference_key)?);
-        Some(Sides { before, now, against: Some(reference) })
+        Some(Sides { before, now, against: Some(reference), unit: MULTIPLE.into() })
     };
-    let may_be = |reference: &&str| *reference != YARDSTICK || before.times.contains(metric);
+    let may_be = |reference: &&str| *reference != YARDSTICK || matches!(before.unit(metric), "us" | "ns" | "ms" | "s");
     let ratios = REFERENCES.into_iter().filter(may_be).find_map(beside);
     ratios.or_else(|| {
-        Some(Sides { before: before.by_key.get(key)?.clone(), now: now.by_key.get(key)?.clone(), against: None })
+        let unit = before.unit(metric).to_owned();
+        let (before, now) = (before.by_key.get(key)?.clone(), now.by_key.get(key)?.clone());
+        Some(Sides { before, now, against: None, unit })
     })
 }
 
@@ -223,7 +234,7 @@ fn combined(arms: &[Sides]) -> Sides {
         };
         runs[0].keys().collect::<BTreeSet<_>>().into_iter().filter_map(middle).collect()
     };
-    Sides { before: of(|arm| &arm.before), now: of(|arm| &arm.now), against: arms[0].against }
+    Sides { before: of(|arm| &arm.before), now: of(|arm| &arm.now), against: arms[0].against, unit: MULTIPLE.into() }
 }
 
 /// How much worse it has become, if it has.
@@ -238,8 +249,8 @@ fn change(key: &Key<'_>, sides: Sides) -> Option<Change> {
     let p = sides.chance(FEW)?;
     let sized = if parameters.is_empty() { String::new() } else { format!(" ({parameters})") };
     let what = format!("{workload}{sized}, {arm}: {metric}");
-    let (experiment, key) = (experiment.to_owned(), key.map(str::to_owned));
-    Some(Change { experiment, what, before, now, worse_by, p, key, sides })
+    let (experiment, key, unit) = (experiment.to_owned(), key.map(str::to_owned), sides.unit.clone());
+    Some(Change { experiment, what, unit, before, now, worse_by, p, key, sides })
 }
 
 /// 1 if more of a metric is worse, −1 if less is; `None` for what is no measure of speed or size.

@@ -72,8 +72,8 @@ fn table(found: &[Change]) -> String {
         [
             change.experiment.clone(),
             what,
-            figure(change.before),
-            figure(change.now),
+            figure(change.before, &change.unit),
+            figure(change.now, &change.unit),
             worse_by,
             format!("{:.4}", change.p),
         ]
@@ -91,10 +91,11 @@ fn table(found: &[Change]) -> String {
     rows.iter().map(line).collect()
 }
 
-/// With four digits that count.
-fn figure(value: f64) -> String {
+/// With four digits that count, and its unit: times in milliseconds.
+fn figure(value: f64, unit: &str) -> String {
+    let (value, unit) = if unit == "us" { (value / 1e3, "ms") } else { (value, unit) };
     let whole = value.abs().log10().floor().max(0.0) as usize;
-    format!("{value:.0$}", 3_usize.saturating_sub(whole))
+    format!("{value:.0$} {unit}", 3_usize.saturating_sub(whole))
 }
 
 #[cfg(test)]
@@ -103,10 +104,8 @@ mod tests {
 
     #[test]
     fn figures_have_four_digits_that_count() {
-        assert_eq!(
-            [figure(0.5), figure(1.25), figure(31.44), figure(123_456.7)],
-            ["0.500", "1.250", "31.44", "123457"]
-        );
+        let figures = [figure(0.5, "×"), figure(1.25, "ns"), figure(31_440.0, "us"), figure(123_456.7, "bytes")];
+        assert_eq!(figures, ["0.500 ×", "1.250 ns", "31.44 ms", "123457 bytes"]);
     }
 
     #[test]
@@ -134,7 +133,7 @@ mod tests {
         );
         assert_eq!(
             lines[1][..5].iter().map(|w| w.trim()).collect::<Vec<_>>(),
-            ["checkpoint-restart", "sleep, stop: whole ÷ yardstick", "4.000", "5.000", "25.0 %"]
+            ["checkpoint-restart", "sleep, stop: whole ÷ yardstick", "4.000 ×", "5.000 ×", "25.0 %"]
         );
     }
 }
