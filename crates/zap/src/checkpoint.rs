@@ -20,7 +20,7 @@ pub(crate) use self::figures::Clock;
 pub use self::figures::{Phase, Stats};
 pub use self::options::{Afterwards, Options};
 use self::stop::UnderWay;
-use crate::error::CaptureError;
+use crate::error::{CaptureError, Context};
 use crate::fault;
 use crate::files;
 use crate::ids::PodPid;
@@ -145,15 +145,13 @@ fn tell_stages(
     }
     fault::point("checkpoint-begin");
     let trees = checkpoint.look_ahead(&mut writer)?;
-    fault::point("checkpoint-looked-ahead");
+    fault::fallible("checkpoint-looked-ahead").map_err(|e| refused(checkpoint.pod, unexpected(FAULT, &e)))?;
     let held = checkpoint.hold()?;
-    fault::point("checkpoint-held");
     let mut stats =
         Stats { processes: held.processes.len() as u64, threads: held.threads() as u64, ..Stats::default() };
     let (held, captured) = checkpoint.look(held, &mut writer, trees)?;
     stats.holds_us.extend(&checkpoint.memory.holds_us);
     stats.rounds = checkpoint.memory.rounds + 1;
-    fault::point("checkpoint-captured");
     if options.afterwards == Afterwards::Gone {
         // The pod stays held until its image is whole, and ends while it is held: should writing fail, it goes on.
         let held_for = checkpoint.clock.held();
@@ -178,6 +176,9 @@ fn tell_stages(
 /// Room for copies that is prepared at most, and what is not worth preparing.
 const MOST_ROOM: u64 = 256 << 20;
 const LITTLE_ROOM: usize = 1 << 20;
+
+/// What fails where a test has asked for it.
+const FAULT: &str = "a fault point";
 
 /// Descriptors that a monitor may have.
 const MOST_FILES: u64 = 1 << 20;
@@ -327,7 +328,7 @@ impl Checkpoint<'_> {
         let failed = |e| unexpected("starting tracers", &e);
         let tracers = Tracers::start(self.statuses.processes()).map_err(|e| refused(self.pod, failed(e)))?;
         let seized = self.stop().and_then(|()| {
-            fault::point("checkpoint-frozen");
+            fault::fallible("checkpoint-frozen").map_err(|e| refused(self.pod, unexpected(FAULT, &e)))?;
             let members = self.pod.cgroup.pids()?;
             let groups = std::mem::take(&mut self.groups);
             hold::seize_all(tracers, self.pod.init, &members, (&self.statuses, groups))
@@ -364,6 +365,7 @@ impl Checkpoint<'_> {
     }
 
     fn capture(&mut self, held: &HeldPod, writer: &mut ImageWriter, mut trees: Trees) -> Result<Captured, HoldError> {
+        fault::fallible("checkpoint-held").capturing("looking at", FAULT)?;
         let pod = &*self.pod;
         // What is in the console's pipes now is in the image; nobody reads it out meanwhile.
         let _hush = pod.hush_console();
@@ -400,6 +402,7 @@ impl Checkpoint<'_> {
         let pod = PodRecord::of(pod)?;
         let captured = Captured { pod, processes, zombies, files, ipc, namespaces, networks, mounts, trees };
         self.clock.lap("files");
+        fault::fallible("checkpoint-captured").capturing("looking at", FAULT)?;
         Ok(captured)
     }
 
@@ -505,7 +508,7 @@ impl Checkpoint<'_> {
         captured.networks.iter().chain(&settings).for_each(|network| writer.record("network", 1, network));
         captured.mounts.iter().for_each(|mount| writer.record("mount", 1, mount));
         captured.trees.finish(&mut writer).map_err(|e| trees_failed(self.pod, e))?;
-        fault::point("checkpoint-before-rename");
+        fault::fallible("checkpoint-before-rename").map_err(|e| refused(self.pod, unexpected(FAULT, &e)))?;
         stats.bytes = writer.finish(&captured.pod.facts())?.bytes;
         self.clock.lap("write");
         Ok(())

@@ -1,8 +1,10 @@
-//! Named fault points: where a test can have zap die.
+//! Named fault points: where a test can have zap die, or fail.
 //!
 //! `ZAP_FAULT=NAME` in the environment of `zap checkpoint`, `restart`, `migrate` or `receive` makes the pod's monitor kill itself (SIGKILL) when
-//! it comes to that point. Nothing else reads it.
+//! it comes to that point; with `ZAP_FAULT=NAME:error` what is being done there fails, as if the kernel had said EIO. Nothing
+//! else reads it.
 
+use std::io;
 use std::sync::Mutex;
 
 /// Every point, in the order in which a checkpoint, a restart, and the two sides of a migration come to them.
@@ -38,11 +40,36 @@ pub const POINTS: &[&str] = &[
     "receive-half-filled",
 ];
 
+/// Those at which something can fail and the pod is whole yet: not those at which it has ended, or gone to the other side.
+pub const FALLIBLE: &[&str] = &[
+    "checkpoint-looked-ahead",
+    "checkpoint-frozen",
+    "checkpoint-held",
+    "checkpoint-captured",
+    "checkpoint-before-rename",
+    "restart-verified",
+    "restart-files",
+    "restart-memory",
+    "restart-tree",
+    "restart-before-let-go",
+    "migrate-sent",
+    "migrate-ready",
+    "receive-complete",
+    "receive-ready",
+];
+
+/// What makes a point fail rather than kill.
+const ERROR: &str = ":error";
+
 static ARMED: Mutex<Option<String>> = Mutex::new(None);
 
 /// The point that the environment of this command asks for.
 pub fn wanted() -> Option<String> {
-    std::env::var("ZAP_FAULT").ok().filter(|name| POINTS.contains(&name.as_str()))
+    let is_known = |name: &str| match name.strip_suffix(ERROR) {
+        Some(name) => FALLIBLE.contains(&name),
+        None => POINTS.contains(&name),
+    };
+    std::env::var("ZAP_FAULT").ok().filter(|name| is_known(name))
 }
 
 /// The frame of a migration before which the stream of `side` is to break, counted from 0 (`ZAP_CUT=SIDE:NUMBER`, where
@@ -66,4 +93,13 @@ pub(crate) fn point(name: &str) {
     if hit {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
     }
+}
+
+/// Dies here if this point is armed, or fails if it is to.
+pub(crate) fn fallible(name: &str) -> io::Result<()> {
+    debug_assert!(FALLIBLE.contains(&name), "{name} is not in the table");
+    point(name);
+    let fails =
+        ARMED.lock().is_ok_and(|armed| armed.as_deref().and_then(|armed| armed.strip_suffix(ERROR)) == Some(name));
+    if fails { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
 }

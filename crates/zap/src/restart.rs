@@ -110,6 +110,9 @@ fn shim(options: &Options) -> Result<Shim, PodError> {
     Shim::fork().map_err(|source| PodError::Kernel { pod, step: "forking".to_owned(), source })
 }
 
+/// What fails where a test has asked for it.
+const FAULT: &str = "a fault point";
+
 fn restart_image(
     store: Store,
     image: Image,
@@ -121,7 +124,7 @@ fn restart_image(
     if options.fault.is_some() {
         fault::arm(options.fault.as_deref());
     }
-    fault::point("restart-verified");
+    fault::fallible("restart-verified").rebuilding("verifying", FAULT).map_err(|e| image.failed(e))?;
     let pod = std::thread::scope(|scope| {
         let (state, whole) = (store.state().to_owned(), &image);
         let verify = move || {
@@ -302,7 +305,7 @@ impl Image {
         // No process is made of anything that was not verified.
         let (common, builder) = bulk.before(opened)?;
         clock.lap("files");
-        fault::point("restart-files");
+        fault::fallible("restart-files").rebuilding("opening", FAULT).map_err(|e| self.failed(e))?;
         let number = |numbers: &[(PodPid, i32)]| builder.number(numbers);
         std::thread::scope(|scope| {
             let unsettled = scope.spawn(|| self.unsettled(&builder));
@@ -340,14 +343,14 @@ impl Image {
         grove.grow().map_err(|e| self.failed(e))?;
         builder.mount(grove.firsts()).map_err(|e| self.failed(e))?;
         clock.lap("memory");
-        fault::point("restart-memory");
+        fault::fallible("restart-memory").rebuilding("filling", FAULT).map_err(|e| self.failed(e))?;
         grove.join_groups().map_err(|e| self.failed(e))?;
         grove.end_the_ended().map_err(|e| self.failed(e))?;
         grove.furnish().map_err(|e| self.failed(e))?;
         grove.number_on().map_err(|e| self.failed(e))?;
         grove.finish().map_err(|e| self.failed(e))?;
         clock.lap("tree");
-        fault::point("restart-tree");
+        fault::fallible("restart-tree").rebuilding("making", FAULT).map_err(|e| self.failed(e))?;
         Ok(grove)
     }
 
@@ -361,7 +364,7 @@ impl Image {
         clock: &mut Clock,
     ) -> Result<(), RestartError> {
         grove.come_of_age().map_err(|e| self.failed(e))?;
-        fault::point("restart-before-let-go");
+        fault::fallible("restart-before-let-go").rebuilding("letting go", FAULT).map_err(|e| self.failed(e))?;
         // From here on the pod lives, whatever becomes of this monitor.
         pod.journal.record(Undo::Unblock)?;
         pod.beginnings = self.pod.beginnings.clone();

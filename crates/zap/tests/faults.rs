@@ -1,4 +1,4 @@
-//! The pod's monitor is killed at every named point of a checkpoint and of a restart.
+//! The pod's monitor is killed at every named point of a checkpoint and of a restart, and what it does fails there.
 
 #![allow(missing_docs)]
 
@@ -12,11 +12,23 @@ use std::process::Stdio;
 use common::{Done, Host, Outcomes, eventually, finish};
 use counter::Counter;
 
-fn points(prefix: &str) -> impl Iterator<Item = &'static str> {
-    zap::fault::POINTS.iter().copied().filter(move |point| point.starts_with(prefix))
+/// Every point, to die at, and those at which something can fail.
+fn points(prefix: &str) -> impl Iterator<Item = String> {
+    let deaths = zap::fault::POINTS.iter().map(|point| (*point).to_owned());
+    let failures = zap::fault::FALLIBLE.iter().map(|point| format!("{point}:error"));
+    let prefix = prefix.to_owned();
+    deaths.chain(failures).filter(move |point| point.starts_with(&prefix))
 }
 
-/// A command whose monitor dies at a point.
+/// What is done at a point, in words.
+fn words(point: &str) -> String {
+    match point.strip_suffix(":error") {
+        Some(point) => format!("error at {point}"),
+        None => format!("monitor killed at {point}"),
+    }
+}
+
+/// A command whose monitor dies, or fails, at a point.
 fn die_at(host: &Host, point: &str, words: &[&str]) -> Done {
     let mut command = host.zap(words);
     finish(command.env("ZAP_FAULT", point).stdin(Stdio::null()))
@@ -30,8 +42,9 @@ fn others(directory: &Path, known: &[&str]) -> Vec<String> {
 
 fn checkpoint_dies(options: &[&str]) {
     let mut outcomes = Outcomes::of(if options.is_empty() { "checkpoint" } else { "checkpoint-left-running" });
-    let mut note = |point: &str, outcome: &str| outcomes.note(format!("monitor killed at {point}"), outcome);
+    let mut note = |point: &str, outcome: &str| outcomes.note(words(point), outcome);
     for point in points("checkpoint-") {
+        let point = &*point;
         if point == "checkpoint-let-go" && options.is_empty() {
             continue; // A pod that is to be gone is not let go.
         }
@@ -96,13 +109,14 @@ fn nothing_is_left_of_a_restart_that_is_killed() {
     eventually("the network is as before", || network(&host) == before);
     let mut outcomes = Outcomes::of("restart");
     for point in points("restart-") {
+        let point = &*point;
         let died = die_at(&host, point, &["restart", image, "-d"]);
         assert_eq!(died.code, 125, "{point}: {died:?}");
         assert!(died.stderr.starts_with("zap: ") && died.stderr.lines().count() == 1, "{point}: {died:?}");
         let listed = host.json(["ls", "--json"]);
         let lives = point == "restart-done" && listed != serde_json::json!([]);
         let outcome = if lives { "the pod lives" } else { "nothing is left" };
-        outcomes.note(format!("monitor killed at {point}"), outcome);
+        outcomes.note(words(point), outcome);
         if lives {
             // All was done: the pod lives.
             Counter::of(&host, "counter").goes_on();

@@ -237,12 +237,15 @@ fn the_destination_is_cut_off_before_every_frame() {
 
 fn killed_everywhere(side: &'static str) {
     let mut outcomes = Outcomes::of(side.trim_end_matches('-'));
-    for point in zap::fault::POINTS.iter().filter(|point| point.starts_with(side)) {
+    let deaths = zap::fault::POINTS.iter().map(|point| (*point).to_owned());
+    let failures = zap::fault::FALLIBLE.iter().map(|point| format!("{point}:error"));
+    for point in deaths.chain(failures).filter(|point| point.starts_with(side)) {
+        let point = &*point;
         let (a, b) = (Host::new(), Host::new());
         Counter::start(&a, "counter", &[]);
         let done = migrate(&a, &b, "counter", &[("ZAP_FAULT", point)], &[]);
         // What is left of the source's copy when its monitor dies after all was done is an ended pod.
-        if *point == "migrate-away" {
+        if point == "migrate-away" {
             eventually("the source's copy is known to have ended", || {
                 pods(&a) == [("counter".to_owned(), "stopped".to_owned())]
             });
@@ -250,7 +253,10 @@ fn killed_everywhere(side: &'static str) {
         }
         one_lives(&a, &b, &done, point);
         let outcome = if runs(&a) { "it lives at the source alone" } else { "it lives at the destination alone" };
-        outcomes.note(format!("monitor killed at {point}"), outcome);
+        outcomes.note(
+            point.strip_suffix(":error").map_or(format!("monitor killed at {point}"), |at| format!("error at {at}")),
+            outcome,
+        );
     }
     outcomes.write();
 }

@@ -163,7 +163,9 @@ pub(crate) fn predict(pods: &Pods, command: Command) -> (i32, Pods) {
         (Verb::Resume, Suspended { ended: false }) => becomes(0, Running),
         (Verb::Resume, Suspended { ended: true }) => becomes(0, Stopped(None)),
         (Verb::Suspend | Verb::Resume, _) => (1, after),
-        (Verb::Checkpoint(_) | Verb::Migrate { .. }, Suspended { ended: true } | Stopped(_)) => (1, after),
+        (Verb::Checkpoint(_), Suspended { ended: true } | Stopped(_)) | (Verb::Migrate { .. }, Stopped(_)) => {
+            (1, after)
+        }
         (Verb::Checkpoint(After::Running), _) => (0, after),
         (Verb::Checkpoint(After::Suspended), _) => becomes(0, Suspended { ended: false }),
         (Verb::Checkpoint(After::Gone), _) => {
@@ -172,8 +174,9 @@ pub(crate) fn predict(pods: &Pods, command: Command) -> (i32, Pods) {
         }
         (Verb::Migrate { .. }, _) => {
             let there = (1 - command.host, command.pod);
-            if pods.contains_key(&there) {
-                return (6, after);
+            // The destination is asked first: that a suspended pod's command was killed shows once it is held.
+            if pods.contains_key(&there) || state == (Suspended { ended: true }) {
+                return (if pods.contains_key(&there) { 6 } else { 1 }, after);
             }
             after.remove(&place);
             after.insert(there, Running);

@@ -21,7 +21,7 @@ impl Remains {
             add("process", &format!("{pid} {}", String::from_utf8_lossy(&command).replace('\0', " ")));
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        mounts.lines().filter(|line| line.contains(&place)).for_each(|line| add("mount", line));
+        mounts.lines().filter(|line| mentions(line, &place)).for_each(|line| add("mount", line));
         control_groups(&lab.state()).iter().for_each(|group| add("control group", group));
         for words in
             ["ip -o link", "ip -o address", "ip -o route", "ip -o rule", "nft list ruleset", "ss -aun", "ss -atn"]
@@ -65,7 +65,7 @@ fn processes_of(lab: &Lab, place: &str) -> Vec<i32> {
     let own = fs::read_link("/proc/self/ns/mnt").unwrap();
     let ours = |pid: &i32| {
         let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
-        let names = |name: &str| String::from_utf8_lossy(&read(name)).contains(place);
+        let names = |name: &str| mentions(&String::from_utf8_lossy(&read(name)), place);
         let elsewhere = fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|namespace| namespace != own);
         // The tmpfs of the lab itself is mounted wherever a mount namespace was made while the lab was there.
         in_network.contains(pid)
@@ -73,6 +73,11 @@ fn processes_of(lab: &Lab, place: &str) -> Vec<i32> {
             || (elsewhere && String::from_utf8_lossy(&read("mountinfo")).contains(&format!("{place}/state")))
     };
     pids.filter(ours).collect()
+}
+
+/// Whether a text has this path in it, or one below it: the next lab's directory may begin with the same letters.
+fn mentions(text: &str, place: &str) -> bool {
+    text.match_indices(place).any(|(at, _)| !text[at + place.len()..].starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// Control groups that zap made for this state directory.

@@ -62,7 +62,7 @@ pub fn receive(store: Store, options: &Options, wire: Wire) -> Result<Received, 
     wire.send(&Message::Welcome { name: hello.spec.name.clone(), offer }).map_err(cut)?;
     fault::point("receive-welcomed");
     let received = take_image(&store, &hello, &wire);
-    fault::point("receive-complete");
+    let received = received.and_then(|reader| fault::fallible("receive-complete").map(|()| reader).map_err(cut));
     let rebuilt = received.and_then(|reader| rebuild(store, &hello, reader, &wire));
     let received = rebuilt.inspect_err(|failure| {
         let _ = wire.send(&Message::Failed(failure.clone()));
@@ -247,7 +247,7 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
         let address = pod.network.as_ref().map_or_else(String::new, |n| n.outer().ipv4.to_string());
         let failed = |error: std::io::Error| cut(error).message;
         wire.send(&Message::Ready { address, phases: phases.to_vec() }).map_err(failed)?;
-        fault::point("receive-ready");
+        fault::fallible("receive-ready").map_err(failed)?;
         match wire.hear().map_err(failed)? {
             Message::Go => {
                 fault::point("receive-told");

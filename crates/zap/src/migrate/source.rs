@@ -249,7 +249,9 @@ struct HandedOver {
 /// All has been sent and the pod is held: waits until it is rebuilt over there, gives it up here, has it let go there, and
 /// serves what was left behind.
 fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut HandedOver) -> Given {
-    fault::point("migrate-sent");
+    if let Err(error) = fault::fallible("migrate-sent") {
+        return Given::Kept(format!("it could not be handed over: {error}"));
+    }
     handed.track.begin(Stage::HandingOver);
     let was_suspended = handed.was_suspended;
     match wire.hear() {
@@ -260,7 +262,9 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut Han
         }
         Err(error) => return Given::Kept(format!("the stream failed before it was ready there: {error}")),
     }
-    fault::point("migrate-ready");
+    if let Err(error) = fault::fallible("migrate-ready") {
+        return Given::Kept(format!("it could not be given up: {error}"));
+    }
     if let Err(error) = wire.commit() {
         return Given::Kept(error.to_string());
     }

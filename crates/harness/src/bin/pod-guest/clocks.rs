@@ -1,6 +1,7 @@
 //! Clocks, through the vDSO and the kernel: they go on and never step back.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 
 use crate::stage::*;
 
@@ -48,9 +49,13 @@ fn clocks() -> Checked {
 /// Threads that read the clocks without a pause.
 fn watchers() -> Checked {
     static STOP: AtomicBool = AtomicBool::new(false);
+    // What a thread maps for itself when it begins is there before anybody looks.
+    let begun = Arc::new(Barrier::new(3));
     let watch = |read: fn(i32) -> i64| {
+        let begun = begun.clone();
         std::thread::spawn(move || {
             let mut last = CLOCKS.map(read);
+            begun.wait();
             while !STOP.load(Ordering::Relaxed) {
                 for (clock, last) in CLOCKS.into_iter().zip(&mut last) {
                     let now = read(clock);
@@ -63,6 +68,7 @@ fn watchers() -> Checked {
         })
     };
     let threads = [watch(now), watch(kernel_now)];
+    begun.wait();
     hold()?;
     STOP.store(true, Ordering::Relaxed);
     threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked".to_owned())?)
