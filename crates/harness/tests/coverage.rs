@@ -43,6 +43,7 @@ const FILES: &[(&str, &[&str])] = &[
         &["unix-names", "rights-cycle", "unix-backlog-silent", "unix-backlog", "unix-backlog-messages", "unix-urgent"],
     ),
     ("pidfd", &["pidfd", "pidfd-thread", "pidfd-ended"]),
+    ("fanotify", &["fanotify", "fanotify-handles", "fanotify-unread"]),
     ("inotify", &["inotify", "inotify-renamed", "inotify-unread", "inotify-many"]),
     ("namespace-file", &["namespace-handles"]),
 ];

@@ -33,8 +33,11 @@ impl<'a> Guest<'a> {
         let add = match kind {
             _ if mounts => &["--cap-add", "sys_admin"][..],
             _ if kind.starts_with("network") && !ORDINARY.contains(&kind) => &["--cap-add", "net_admin"][..],
-            _ if kind == "seccomp-strict" || kind.starts_with("io-uring") => &["--seccomp", "unconfined"][..],
-            "fanotify" | "performance-counter" | "bpf-map" => &["--cap-add", "sys_admin"][..],
+            _ if kind == "seccomp-strict" || kind == "fanotify-user" || kind.starts_with("io-uring") => {
+                &["--seccomp", "unconfined"][..]
+            }
+            "performance-counter" | "bpf-map" => &["--cap-add", "sys_admin"][..],
+            _ if kind.starts_with("fanotify") => &["--cap-add", "sys_admin"][..],
             "userfaultfd" => &["--cap-add", "sys_ptrace"][..],
             _ => &["--cap-add", "sys_nice"][..],
         };
@@ -158,6 +161,7 @@ guests! {
     protections grows_down advice advice_changing locked many_mappings executable_memory low_address vdso program_replaced memfd
     waiting_calls waiting_timeouts sleeps long_sleep survivor respawner fork_storm thread_storm
     inotify inotify_renamed inotify_nameless inotify_shared inotify_unread inotify_many
+    fanotify fanotify_handles fanotify_user fanotify_unread fanotify_unread_handles
     user_namespace user_namespace_unmapped user_namespace_threads user_namespace_nested network_namespace
     network_namespace_off namespace_handles host_name_namespace ipc_namespace cgroup_namespace time_namespace namespace_shared
     sandbox thread_filters
@@ -205,7 +209,8 @@ refused! {
     io_uring_registered "is registered with one of its threads"
     io_uring_wide "has requests or answers of another size"
     userfaultfd "is a userfaultfd, which cannot be checkpointed yet"
-    fanotify "is a fanotify group, which cannot be checkpointed yet"
+    fanotify_unread_endless "has events that were not read, and a queue that loses none"
+    fanotify_asked "is asked before files are opened"
     performance_counter "is a performance counter of this host's, which cannot be checkpointed"
     bpf_map "is a BPF object of this host's, which cannot be checkpointed"
     seccomp_listener "is a seccomp listener, which cannot be checkpointed yet"

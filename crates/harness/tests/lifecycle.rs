@@ -218,6 +218,12 @@ impl World<'_> {
 
     /// Whatever comes first: what is there is what one order or the other makes.
     fn both(&mut self, one: Command, other: Command) -> Checked {
+        let suspends = |c: &Command| matches!(c.verb, Verb::Suspend | Verb::Checkpoint(After::Suspended));
+        let runs = |c: &Command| matches!(c.verb, Verb::Exec);
+        if (suspends(&one) && runs(&other)) || (runs(&one) && suspends(&other)) {
+            // A program in a pod that is suspended ends when it is resumed, and not before.
+            return Ok(());
+        }
         let (Some((words, image)), Some((more, other_image))) = (self.words(one), self.words(other)) else {
             return Ok(());
         };
@@ -300,7 +306,7 @@ impl World<'_> {
     fn quiet(&mut self, worlds: &[Pods], done: &str) -> Checked {
         for _ in 0..2 {
             self.await_workers().map_err(|error| TestCaseError::fail(format!("after {done}: {error:#}")))?;
-            // Monitors do one thing after another: what changes nothing waits for its turn.
+            // Monitors take requests in their order: when this one is answered, those before it have been taken.
             for ((host, pod), (state, _)) in self.listed() {
                 let word = match &*state {
                     "running" => "resume",
@@ -313,9 +319,23 @@ impl World<'_> {
                     let back = if word == "resume" { "suspend" } else { "resume" };
                     self.ended(self.start(host, vec![back.to_owned(), name(pod)]))?;
                 }
+                self.await_requests(host, pod)
+                    .map_err(|error| TestCaseError::fail(format!("after {done}: {error:#}")))?;
             }
         }
         self.settle(worlds, done)
+    }
+
+    /// Waits until a monitor is at no request, also of commands that were killed: it has a thread for each.
+    fn await_requests(&self, host: usize, pod: usize) -> anyhow::Result<()> {
+        wait_until("the end of a monitor's requests", || {
+            let Some(monitor) = self.monitor(host, pod) else { return Ok(()) };
+            let threads = std::fs::read_dir(format!("/proc/{monitor}/task")).into_iter().flatten().flatten();
+            let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm"));
+            let busy = threads.filter_map(|thread| name(thread).ok()).filter(|name| name == "client\n").count();
+            anyhow::ensure!(busy == 0, "monitor {monitor} is at {busy} requests");
+            Ok(())
+        })
     }
 
     /// Whoever runs `zap` on the hosts is the monitor of a pod that is listed.
@@ -348,6 +368,14 @@ fn after_both(pods: &Pods, (one, other): (Command, Command), codes: (i32, i32)) 
     let mut worlds: Vec<Pods> = orders.map(|order| order.2).into();
     // One may be refused because of the other, which it would not be before or after it.
     worlds.extend([one, other].map(|command| predict(pods, command).1));
+    // A pod that is suspended or held while `stop` waits for it is killed when its time is over.
+    for command in [one, other].into_iter().filter(|command| matches!(command.verb, Verb::Stop)) {
+        for world in &mut worlds {
+            if let Some(State::Stopped(code)) = world.get_mut(&(command.host, command.pod)) {
+                *code = None;
+            }
+        }
+    }
     (fine && other_fine).then_some(worlds)
 }
 

@@ -20,6 +20,7 @@ pub mod directory;
 pub mod directory_notice;
 pub mod epoll;
 pub mod eventfd;
+pub mod fanotify;
 pub mod fifo;
 mod hashes;
 pub mod huge_memory;
@@ -296,6 +297,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &crate::sockets::Unix,
     &pidfd::Pidfd,
     &inotify::Inotify,
+    &fanotify::Fanotify,
     &namespace::NamespaceFile,
 ];
 

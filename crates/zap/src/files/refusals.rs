@@ -6,7 +6,6 @@ use super::Descriptor;
 const NAMES: &[(&str, &str)] = &[
     ("anon_inode:[perf_event]", "is a performance counter of this host's, which cannot be checkpointed"),
     ("anon_inode:[userfaultfd]", "is a userfaultfd, which cannot be checkpointed yet"),
-    ("anon_inode:[fanotify]", "is a fanotify group, which cannot be checkpointed yet"),
     ("anon_inode:[eventpoll]", "is an epoll instance, which cannot be checkpointed yet"),
     ("anon_inode:[eventfd]", "is an eventfd, which cannot be checkpointed yet"),
     ("anon_inode:[timerfd]", "is a timerfd, which cannot be checkpointed yet"),

@@ -58,11 +58,15 @@ pub(super) fn hexadecimal(line: &str, label: &str) -> Option<u64> {
 impl Mark {
     /// `ino:98c152 sdev:27 … fhandle-bytes:8 fhandle-type:1 f_handle:52c198006d1b8269`
     pub(super) fn parse(line: &str) -> Option<Mark> {
-        // The kernel's own encoding of a device number: twelve bits and twenty.
-        let device = hexadecimal(line, "sdev:")?;
-        let device = libc::makedev((device >> 20) as u32, (device & 0xf_ffff) as u32);
-        Some(Mark { device, inode: hexadecimal(line, "ino:")?, handle: handle(line) })
+        Some(Mark { device: device(line)?, inode: hexadecimal(line, "ino:")?, handle: handle(line) })
     }
+}
+
+/// The device of a line.
+pub(super) fn device(line: &str) -> Option<u64> {
+    // The kernel's own encoding of a device number: twelve bits and twenty.
+    let device = hexadecimal(line, "sdev:")?;
+    Some(libc::makedev((device >> 20) as u32, (device & 0xf_ffff) as u32))
 }
 
 fn handle(line: &str) -> Option<Handle> {

@@ -41,9 +41,7 @@ pub fn confine(set: u64) -> io::Result<()> {
     let keep =
         |had: Sets, set: u32| Sets { effective: had.permitted & set, permitted: had.permitted & set, inheritable: 0 };
     let sets = [keep(had[0], low), keep(had[1], high)];
-    let header = Header { version: VERSION_3, pid: 0 };
-    // SAFETY: the kernel reads one header and two sets (version 3), all of which outlive the call.
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) }).map(drop)
+    self::set(sets)
 }
 
 fn current() -> io::Result<[Sets; 2]> {
@@ -68,12 +66,27 @@ pub fn making_as<T>((user, group): (u32, u32), work: impl FnOnce() -> T) -> io::
     Ok(done)
 }
 
-/// Makes every permitted capability effective (they are not, after a change of user that kept them).
-pub fn raise() -> io::Result<()> {
-    let sets = current()?.map(|s| Sets { effective: s.permitted, ..s });
+/// Runs `work` as if the calling thread did not have a capability.
+pub fn without<T>(number: u32, work: impl FnOnce() -> T) -> io::Result<T> {
+    let had = current()?;
+    let mut fewer = had;
+    fewer[number as usize / 32].effective &= !(1 << (number % 32));
+    set(fewer)?;
+    let done = work();
+    set(had)?;
+    Ok(done)
+}
+
+fn set(sets: [Sets; 2]) -> io::Result<()> {
     let header = Header { version: VERSION_3, pid: 0 };
     // SAFETY: the kernel reads one header and two sets (version 3), all of which outlive the call.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) }).map(drop)
+}
+
+/// Makes every permitted capability effective (they are not, after a change of user that kept them).
+pub fn raise() -> io::Result<()> {
+    let sets = current()?.map(|s| Sets { effective: s.permitted, ..s });
+    set(sets)
 }
 
 /// The permitted capabilities of the calling thread, one bit each.

@@ -1,4 +1,4 @@
-//! inotify, and the file handles by which its `fdinfo` names what is watched.
+//! inotify and fanotify, and the file handles by which its `fdinfo` names what is watched.
 
 use std::ffi::CString;
 use std::io;
@@ -38,6 +38,60 @@ pub fn set_next_watch(inotify: impl AsFd, number: i32) -> io::Result<()> {
     // SAFETY: the kernel takes the number itself, not an address.
     check(unsafe { libc::ioctl(fd, INOTIFY_IOC_SETNEXTWD, libc::c_ulong::from(number as u32)) } as libc::c_long)
         .map(drop)
+}
+
+/// `fanotify_init(2)`, non-blocking.
+pub fn fanotify(kind: u32, event_flags: u32) -> io::Result<OwnedFd> {
+    let kind = kind | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
+    // SAFETY: numbers only.
+    let number = check(unsafe { libc::fanotify_init(kind, event_flags) } as libc::c_long)?;
+    // SAFETY: a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(number as i32) })
+}
+
+/// `fanotify_mark(2)`.
+pub fn mark(group: impl AsFd, flags: u32, mask: u64, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let fd = group.as_fd().as_raw_fd();
+    // SAFETY: the path ends with a NUL and outlives the call.
+    let marked = unsafe { libc::fanotify_mark(fd, flags, mask, libc::AT_FDCWD, path.as_ptr()) };
+    check(marked as libc::c_long).map(drop)
+}
+
+/// Reads events of a fanotify group into `room` bytes and throws them away, with the descriptors in them: how many there were.
+pub fn drop_events(group: impl AsFd, room: usize) -> io::Result<usize> {
+    /// `FAN_EVENT_INFO_TYPE_PIDFD`
+    const PIDFD: u8 = 4;
+    let mut buffer = vec![0; room];
+    let read = match nix::unistd::read(group.as_fd(), &mut buffer) {
+        Ok(read) => read,
+        Err(error @ (nix::Error::EINVAL | nix::Error::EAGAIN)) => return Err(error.into()),
+        // The file of one event cannot be opened that way: the event is gone all the same.
+        Err(_) => return Ok(1),
+    };
+    let number =
+        |at: usize| buffer.get(at..at + 4).and_then(|four| four.try_into().ok()).map_or(-1, i32::from_ne_bytes);
+    let close = |number: i32| {
+        if number >= 0 {
+            // SAFETY: the kernel has just made it for this reader, and nobody else knows of it.
+            drop(unsafe { OwnedFd::from_raw_fd(number) });
+        }
+    };
+    let (mut at, mut events) = (0, 0);
+    while at + 24 <= read {
+        let length = number(at).max(24) as usize;
+        close(number(at + 16));
+        let mut info = at + 24;
+        while info + 4 <= (at + length).min(read) {
+            if buffer[info] == PIDFD {
+                close(number(info + 4));
+            }
+            info += usize::from(u16::from_ne_bytes([buffer[info + 2], buffer[info + 3]])).max(4);
+        }
+        at += length;
+        events += 1;
+    }
+    Ok(events)
 }
 
 /// A handle on a file (`name_to_handle_at(2)`): its type, and its bytes.

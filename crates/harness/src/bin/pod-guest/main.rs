@@ -11,6 +11,7 @@ mod code;
 mod connections;
 mod controls;
 mod family;
+mod fanotify;
 mod files;
 mod handles;
 mod headers;
@@ -66,6 +67,7 @@ const TOPICS: &[&[Kind]] = &[
     calls::KINDS,
     sleeps::KINDS,
     survivor::KINDS,
+    fanotify::KINDS,
     watches::KINDS,
     namespaces::KINDS,
     handles::KINDS,

@@ -4,7 +4,6 @@ use crate::stage::*;
 
 pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("userfaultfd", userfaultfd),
-    ("fanotify", fanotify),
     ("performance-counter", performance_counter),
     ("bpf-map", bpf_map),
     ("seccomp-listener", seccomp_listener),
@@ -17,19 +16,6 @@ fn userfaultfd() -> Checked {
     done("UFFDIO_API", unsafe { libc::ioctl(watcher, 0xc018_aa3f, api.as_mut_ptr()) })?;
     hold_loosely()?;
     done("fcntl", unsafe { libc::fcntl(watcher, libc::F_GETFD) }).map(drop)
-}
-
-/// Changes of files, told by the kernel.
-fn fanotify() -> Checked {
-    let group = call("fanotify_init", libc::SYS_fanotify_init, [u64::from(libc::FAN_CLASS_NOTIF), 0])? as i32;
-    let mark = |flags: u32| {
-        let at = libc::AT_FDCWD as u64;
-        let args = [group as u64, u64::from(flags), libc::FAN_MODIFY, at, c"/tmp".as_ptr() as u64];
-        call("fanotify_mark", libc::SYS_fanotify_mark, args).map(drop)
-    };
-    mark(libc::FAN_MARK_ADD)?;
-    hold_loosely()?;
-    mark(libc::FAN_MARK_REMOVE)
 }
 
 /// The kernel counts something for this program.
