@@ -18,8 +18,13 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(store: &Store, args: &Args) -> Result<u8, Failure> {
-    args.pods.iter().try_for_each(|pod| remove(store, pod, args.force))?;
-    Ok(0)
+    // One that cannot be removed does not keep the others.
+    let removed = args.pods.iter().map(|pod| remove(store, pod, args.force));
+    let mut failures: Vec<Failure> = removed.filter_map(Result::err).collect();
+    let Some(last) = failures.pop() else { return Ok(0) };
+    failures.iter().for_each(|failure| eprintln!("zap: {}", failure.message));
+    let code = failures.first().map_or(last.code, |first| first.code);
+    Err(Failure { code, ..last })
 }
 
 fn remove(store: &Store, name: &str, force: bool) -> Result<(), Failure> {

@@ -99,6 +99,11 @@ impl VmFlags {
                 None => flags.unknown.push(code),
             }
         }
+        // Kernels that have no name for it yet (6.1) show that memory is locked on fault like this.
+        if flags.known & flag::LOCKED != 0 && flags.unknown == [*b"??"] {
+            flags.known |= flag::LOCK_ON_FAULT;
+            flags.unknown.clear();
+        }
         flags
     }
 }
@@ -253,6 +258,13 @@ VmFlags: rd ex mr mw me zz
 VmFlags: rd wr sh mr mw me ms gd
 7fff37994000-7fff379b5000 rw-p 00000000 00:00 0                          [stack]
 ";
+
+    #[test]
+    fn locking_on_fault_without_a_name_is_understood() {
+        let locked = VmFlags::parse(b" rd wr mr mw me lo ac ?? sd \n");
+        assert!(locked.known & flag::LOCK_ON_FAULT != 0 && locked.unknown.is_empty(), "{locked:?}");
+        assert_eq!(VmFlags::parse(b" rd wr ac ??").unknown, [*b"??"]);
+    }
 
     #[test]
     fn smaps_is_understood() {
