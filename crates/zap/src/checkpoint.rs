@@ -440,8 +440,10 @@ impl Checkpoint<'_> {
         match give(self.pod, &self.left) {
             Given::Away(since) => {
                 let held_for = self.clock.held_until(since);
-                self.pod.cgroup.kill()?;
+                self.pod.cgroup.begin_kill()?;
+                // As in `end`.
                 drop(cleared);
+                self.pod.cgroup.await_end()?;
                 self.clock.lap("let-go");
                 Ok(held_for)
             }
@@ -489,8 +491,10 @@ impl Checkpoint<'_> {
 
     /// Ends the pod's processes, which are held: none runs again. Their last packets go nowhere.
     fn end(&mut self, held: HeldPod) -> Result<(), CheckpointError> {
-        self.pod.end_silently()?;
+        self.pod.begin_end()?;
+        // From Linux 7 on PID 1 is there until it has reaped everybody, whom tracers keep from it.
         drop(held);
+        self.pod.cgroup.await_end()?;
         self.clock.lap("let-go");
         Ok(())
     }

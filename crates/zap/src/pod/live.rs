@@ -322,14 +322,14 @@ impl LivePod {
         self.cgroup.kill()
     }
 
-    /// Kills every process of a pod that is here no more, PID 1 too, and returns when all are gone. Its packets are blocked,
-    /// so nobody hears of it; its link is removed beside everything else that has to go, for the kernel takes longest over
+    /// Kills every process of a pod that is here no more, PID 1 too: none does anything more. Its packets are blocked, so nobody
+    /// hears of it; its link is removed beside everything else that has to go, for the kernel takes longest over
     /// that, and begun before the kernel removes the pod's network namespace, which would keep it waiting.
-    pub fn end_silently(&mut self) -> Result<(), PodError> {
+    pub fn begin_end(&mut self) -> Result<(), PodError> {
         if let Some(network) = self.network.take() {
             self.departing = Some(std::thread::spawn(move || network.detach()));
         }
-        self.cgroup.kill()
+        self.cgroup.begin_kill()
     }
 
     /// Ends every process and takes everything away but the record and the log, which then say `stopped`.
