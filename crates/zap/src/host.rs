@@ -70,6 +70,7 @@ impl Host {
             image: absolute(image)?,
             name: name.map(str::to_owned),
             address: None,
+            former: None,
             publish: None,
             binds: Vec::new(),
             root: None,

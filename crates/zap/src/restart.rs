@@ -31,6 +31,7 @@ use crate::namespaces::{Levels, NamespaceId, NamespaceState};
 use crate::plausible;
 use crate::pod::journal::Undo;
 use crate::pod::live::Unpack;
+use crate::pod::network::former::FormerPlace;
 use crate::pod::network::{self, NetworkError};
 use crate::pod::trees;
 use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Shim, Store};
@@ -52,6 +53,9 @@ pub struct Options {
     pub name: Option<String>,
     /// The outer address asked for.
     pub address: Option<IpAddr>,
+    /// The place that a forwarder keeps for it where it was.
+    #[serde(default)]
+    pub former: Option<FormerPlace>,
     /// Published ports; those of the image if `None`.
     pub publish: Option<Vec<Publish>>,
     /// Bind mounts in place of the image's of the same target.
@@ -261,6 +265,7 @@ impl Image {
                 clocks: Some(clocks),
                 network_blocked: true,
                 address,
+                former: options.former.as_ref(),
                 unpack,
                 last_pid,
                 shim: Some(shim),
@@ -372,6 +377,7 @@ impl Image {
             pod.watch_main(main)?;
         }
         if let Some(network) = &pod.network {
+            network.know_callers().map_err(|source| network_failed(pod, source))?;
             network.unblock().map_err(|source| network_failed(pod, source))?;
             network.forget_unanswered().map_err(|source| network_failed(pod, source))?;
         }
@@ -384,6 +390,9 @@ impl Image {
         grove.let_go().map_err(|e| self.failed(e))?;
         if let Some(network) = &pod.network {
             network.announce();
+            if let Err(error) = network.supersede_forwarder() {
+                tracing::warn!("a forwarder for pod {}, which has come home, is left: {error}", pod.spec.name);
+            }
         }
         // Nobody waits for it: whoever needs one of these pages first has it mapped in by itself.
         std::thread::spawn(move || {

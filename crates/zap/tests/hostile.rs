@@ -73,6 +73,7 @@ fn verify(image: &Path) -> Result<(), restart::RestartError> {
         publish: None,
         binds,
         root,
+        former: None,
         fault: None,
     })
 }

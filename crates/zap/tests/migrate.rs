@@ -6,6 +6,8 @@
 mod common;
 #[path = "bad_input/counter.rs"]
 mod counter;
+#[path = "migrate/forward.rs"]
+mod forward;
 
 use std::process::Stdio;
 

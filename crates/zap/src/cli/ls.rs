@@ -5,13 +5,15 @@ use serde::Serialize;
 use super::{print, print_json};
 use crate::monitor::client;
 use crate::monitor::protocol::Failure;
+use crate::pod::host_config::HostConfig;
+use crate::pod::network::forwarder::{self, Forwarder};
 use crate::pod::registry::Record;
 use crate::pod::{PodError, PodState, Store};
 
 /// List pods
 #[derive(clap::Args)]
 #[command(after_help = "Residual state is what this host keeps for pods that have moved away: memory that is still \
-    fetched from here. It ends by itself.")]
+    fetched from here, which ends by itself, and forwarders, which `zap rm --residual` removes.")]
 pub(super) struct Args {
     /// List what is kept here for pods that have moved away
     #[arg(long)]
@@ -57,26 +59,38 @@ impl Row {
 struct Kept {
     pod: String,
     kind: &'static str,
+    /// The address that is kept for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
     to: String,
+    /// Of memory that is kept, or that a forwarder has passed on.
     bytes: u64,
 }
 
 impl Kept {
     fn of(record: Record) -> Option<Kept> {
         let residual = record.residual?;
-        Some(Kept { pod: record.spec.name, kind: "memory", to: residual.to, bytes: residual.memory })
+        Some(Kept { pod: record.spec.name, kind: "memory", address: None, to: residual.to, bytes: residual.memory })
+    }
+
+    fn by(forwarder: Forwarder) -> Kept {
+        let (address, to) = (Some(forwarder.address.to_string()), forwarder.to.to_string());
+        Kept { pod: forwarder.pod, kind: "forwarder", address, to, bytes: forwarder.bytes }
     }
 }
 
 fn residual(store: &Store, json: bool) -> Result<u8, Failure> {
     // As it is written down: whoever serves it is busy.
     let records = store.names()?.into_iter().filter_map(|name| store.load(&name).ok());
-    let kept: Vec<Kept> = records.filter_map(Kept::of).collect();
+    let config = HostConfig::load(store.state()).map_err(|e| Failure::of(&e, 1))?;
+    let forwarders = forwarder::forwarders(&config).map_err(|e| Failure::of(&e, e.exit_code()))?;
+    let kept: Vec<Kept> = records.filter_map(Kept::of).chain(forwarders.into_iter().map(Kept::by)).collect();
     if json {
         print_json(&kept)?;
     } else {
-        let head = ["POD", "KIND", "MIB", "FOR"].map(str::to_owned);
-        let row = |k: &Kept| [k.pod.clone(), k.kind.to_owned(), (k.bytes >> 20).to_string(), k.to.clone()];
+        let head = ["POD", "KIND", "ADDRESS", "MIB", "FOR"].map(str::to_owned);
+        let address = |k: &Kept| k.address.clone().unwrap_or_else(|| "-".to_owned());
+        let row = |k: &Kept| [k.pod.clone(), k.kind.to_owned(), address(k), (k.bytes >> 20).to_string(), k.to.clone()];
         print(&columns(std::iter::once(head).chain(kept.iter().map(row)).collect()))?;
     }
     Ok(0)

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 
 use super::following::{Following, Interrupts};
-use super::{options, print, usage};
+use super::{options, print, print_error, usage};
 use crate::migrate::keys::{KeyError, Keys};
 use crate::migrate::strategies::{self, PreCopy, Strategy};
 use crate::migrate::{Options, Stats, relay};
@@ -46,9 +46,15 @@ pub(super) struct Args {
     store: Option<PathBuf>,
     /// Where its address cannot be had there, let it be reached at another
     ///
-    /// Inside it keeps the address it was born with. Connections with others end, those inside the pod go on.
+    /// Inside it keeps the address it was born with. Connections with others end without --forward, those inside go on.
     #[arg(long)]
     any_address: bool,
+    /// … and leave a forwarder here, for those connected with its old one
+    ///
+    /// It is listed by `zap ls --residual` and removed by `zap rm --residual`; it goes when the pod comes back, or another
+    /// asks for the address.
+    #[arg(long, requires = "any_address")]
+    forward: bool,
     /// Take the root's files along that it has open or mapped
     #[arg(long)]
     carry_files: bool,
@@ -87,6 +93,7 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         store: args.store,
         to: args.via.map_or_else(|| args.to.unwrap_or_default(), |via| format!("`{via}`")),
         any_address: args.any_address,
+        forward: args.forward,
         carry_files: args.carry_files,
         // Also where nobody looks: what Ctrl-C may do depends on it.
         progress: true,
@@ -98,6 +105,9 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
     following.end();
     let stats = way.explain(moved)?;
     client::await_end(monitor);
+    if let Some(why) = &stats.not_forwarded {
+        print_error(&format!("pod {pod} runs there, but no forwarder could be left here: {why}"));
+    }
     if args.stats {
         let line = serde_json::to_string(&stats).map_err(|e| Failure { message: e.to_string(), code: 1 })?;
         print(&(line + "\n"))?;

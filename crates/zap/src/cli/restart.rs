@@ -48,6 +48,7 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
     let options = Options {
         image,
         name: args.name,
+        former: None,
         address: args.ip,
         publish: (!args.publish.is_empty()).then_some(args.publish),
         binds: args.bind,

@@ -3,15 +3,24 @@
 use super::options;
 use crate::monitor::client;
 use crate::monitor::protocol::{Failure, Request};
+use crate::pod::host_config::HostConfig;
+use crate::pod::network::forwarder;
 use crate::pod::{PodError, PodState, Store};
 use crate::sys::pidfd::PidFd;
 
 /// Remove pods and all that is theirs
 #[derive(clap::Args)]
+#[command(
+    after_help = "With --residual the pods are such as have moved away, and what is removed is the forwarders that \
+    were left here for them (zap ls --residual). Connections with the address that they had here end then."
+)]
 pub(super) struct Args {
     /// End those that run
     #[arg(short, long)]
     force: bool,
+    /// Remove what forwards to pods that have moved away
+    #[arg(long, conflicts_with = "force")]
+    residual: bool,
     /// The pods
     #[arg(required = true, value_parser = options::pod_name)]
     pods: Vec<String>,
@@ -19,12 +28,22 @@ pub(super) struct Args {
 
 pub(super) fn run(store: &Store, args: &Args) -> Result<u8, Failure> {
     // One that cannot be removed does not keep the others.
-    let removed = args.pods.iter().map(|pod| remove(store, pod, args.force));
+    let one = |pod: &String| if args.residual { remove_residual(store, pod) } else { remove(store, pod, args.force) };
+    let removed = args.pods.iter().map(one);
     let mut failures: Vec<Failure> = removed.filter_map(Result::err).collect();
     let Some(last) = failures.pop() else { return Ok(0) };
     failures.iter().for_each(|failure| eprintln!("zap: {}", failure.message));
     let code = failures.first().map_or(last.code, |first| first.code);
     Err(Failure { code, ..last })
+}
+
+fn remove_residual(store: &Store, name: &str) -> Result<(), Failure> {
+    let config = HostConfig::load(store.state()).map_err(|e| Failure::of(&e, 1))?;
+    match forwarder::remove_forwarders(&config, name) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure { message: format!("nothing here forwards to a pod {name}"), code: 6 }),
+        Err(error) => Err(Failure::of(&error, error.exit_code())),
+    }
 }
 
 fn remove(store: &Store, name: &str, force: bool) -> Result<(), Failure> {

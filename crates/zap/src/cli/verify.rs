@@ -22,6 +22,7 @@ pub(super) fn run(args: &Args) -> Result<u8, Failure> {
         publish: None,
         binds: Vec::new(),
         root: None,
+        former: None,
         fault: None,
     })?;
     print(&format!("{} is whole, and can be restarted here\n", args.image.display()))?;

@@ -17,7 +17,7 @@ use crate::fault;
 use crate::image::{FORMAT, ImageError, ImageReader, ReceivedImage};
 use crate::monitor::protocol::Failure;
 use crate::pod::host_config::HostConfig;
-use crate::pod::network;
+use crate::pod::network::{self, Network};
 use crate::pod::{LivePod, NetworkMode, PodSpec, Store};
 use crate::process::grow::Incomplete;
 use crate::record;
@@ -118,6 +118,9 @@ fn could_live_here(store: &Store, hello: &Hello) -> Result<(), Failure> {
         let config = HostConfig::load(store.state()).map_err(|e| Failure { message: e.to_string(), code: 1 })?;
         if let (Err(error), false) = (network::could_lease(&config, address), hello.any_address) {
             return Err(Failure::of(&error, error.exit_code()));
+        }
+        if hello.former.is_some() && network::could_lease(&config, address).is_err() {
+            network::forwarder::can_have_lines().map_err(|error| Failure::of(&error, error.exit_code()))?;
         }
     }
     if strategies::of_name(&hello.strategy).is_none() {
@@ -232,6 +235,7 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
         image: reader.path().to_owned(),
         name: Some(hello.spec.name.clone()),
         address: address(&store, hello),
+        former: hello.former.clone(),
         publish: None,
         binds: Vec::new(),
         root: None,
@@ -246,7 +250,8 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
         };
         let address = pod.network.as_ref().map_or_else(String::new, |n| n.outer().ipv4.to_string());
         let failed = |error: std::io::Error| cut(error).message;
-        wire.send(&Message::Ready { address, phases: phases.to_vec() }).map_err(failed)?;
+        let line = pod.network.as_ref().and_then(Network::end_of_line);
+        wire.send(&Message::Ready { address, line, phases: phases.to_vec() }).map_err(failed)?;
         fault::fallible("receive-ready").map_err(failed)?;
         match wire.hear().map_err(failed)? {
             Message::Go => {

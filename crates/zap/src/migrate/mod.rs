@@ -35,6 +35,9 @@ pub struct Options {
     /// Be content with another address where its own cannot be had.
     #[serde(default)]
     pub any_address: bool,
+    /// Then keep a forwarder here, for those who are connected with it at its old one.
+    #[serde(default)]
+    pub forward: bool,
     /// Carry the contents of the root's files that the pod has open or mapped.
     pub carry_files: bool,
     /// Whether whoever asks wants to hear how far it is.
@@ -74,4 +77,7 @@ pub struct Stats {
     pub there: Vec<Phase>,
     /// The address at which it is reached over there; empty if it has none.
     pub address: String,
+    /// Why no forwarder could be left, if one should have been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_forwarded: Option<String>,
 }

@@ -28,6 +28,7 @@ use crate::demands::Offer;
 use crate::image::{decode, encode};
 use crate::monitor::protocol::Failure;
 use crate::pod::PodSpec;
+use crate::pod::network::former::FormerPlace;
 
 /// The version of this protocol.
 pub const VERSION: u32 = 2;
@@ -51,6 +52,9 @@ pub struct Hello {
     /// Whether another will do, where that one cannot be had.
     #[serde(default)]
     pub any_address: bool,
+    /// The place that is to be kept for it at the source, in that case.
+    #[serde(default)]
+    pub former: Option<FormerPlace>,
     /// Bytes of private memory, roughly: what the destination must have room for.
     pub memory: u64,
     /// Bytes of the files that it has written: likewise.
@@ -95,6 +99,9 @@ pub enum Message {
     Ready {
         /// The address at which it will be reached.
         address: String,
+        /// Where the line to a forwarder ends there, if there is to be one.
+        #[serde(default)]
+        line: Option<std::net::Ipv4Addr>,
         /// How long what took.
         #[serde(default)]
         phases: Vec<crate::checkpoint::Phase>,
@@ -263,7 +270,8 @@ mod tests {
     #[test]
     fn every_cut_and_flip_of_a_message_is_noticed() {
         let mut wire = Vec::new();
-        write_message(&mut wire, &Message::Ready { address: "198.18.0.2".into(), phases: Vec::new() }).unwrap();
+        write_message(&mut wire, &Message::Ready { address: "198.18.0.2".into(), line: None, phases: Vec::new() })
+            .unwrap();
         let mut buffer = Vec::new();
         for cut in 0..wire.len() {
             assert!(read_frame(&wire[..cut], &mut buffer).is_err());

@@ -1,5 +1,6 @@
 //! The side that gives a pod away.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,10 +17,11 @@ use crate::fault;
 use crate::image::{Compression, FORMAT, ImageWriter, PartSink};
 use crate::memory::LeftBehind;
 use crate::monitor::protocol::Failure;
-use crate::pod::LivePod;
 use crate::pod::journal::Undo;
-use crate::pod::network::Network;
+use crate::pod::network::former::FormerPlace;
+use crate::pod::network::{Network, NetworkError};
 use crate::pod::registry::Residual;
+use crate::pod::{LivePod, PodError};
 use crate::record;
 
 /// Why a pod was not moved. It goes on running here, but for [`CheckpointError::InDoubt`].
@@ -109,7 +111,9 @@ pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>, track: &Tr
     let (counted, stored) = (wire.clone(), store.clone());
     track.counting(move || counted.sent() + stored.as_ref().map_or(0, |file| file.written()));
     wire.greet().map_err(broken)?;
-    let hello = hello(pod, strategy, store.as_deref(), options.any_address);
+    let former = former(pod, options)?;
+    let mut hello = hello(pod, strategy, store.as_deref(), options.any_address);
+    hello.former = former.clone();
     let tracked = Tracked { strategy, track: track.clone(), memory: hello.memory };
     wire.send(&Message::Hello(Box::new(hello))).map_err(broken)?;
     match wire.hear().map_err(broken)? {
@@ -137,7 +141,7 @@ pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>, track: &Tr
     };
     let was_suspended = pod.cgroup.is_frozen();
     let mut handed =
-        HandedOver { to: options.to.clone(), was_suspended, track: track.clone(), ..HandedOver::default() };
+        HandedOver { to: options.to.clone(), was_suspended, track: track.clone(), former, ..HandedOver::default() };
     let mut give = |pod: &mut LivePod, left: &LeftBehind| hand_over(pod, &wire, left, &mut handed);
     let sink: Arc<dyn PartSink> = match &store {
         Some(file) => Arc::new(ThroughStore { wire: wire.clone(), file: file.clone() }),
@@ -167,11 +171,18 @@ pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>, track: &Tr
         phases: sent.phases,
         address: handed.address,
         there: handed.there,
+        not_forwarded: handed.not_forwarded,
         residual_bytes: handed.residual_bytes,
         residual_us: handed.residual_us,
         // The caller knows when nothing of the pod is left.
         ..Stats::default()
     })
+}
+
+/// The place that is to be kept for the pod here, if its address does not go along.
+fn former(pod: &LivePod, options: &Options) -> Result<Option<FormerPlace>, MigrateError> {
+    let place = pod.network.as_ref().filter(|_| options.forward).map(Network::place_to_keep).transpose();
+    place.map_err(|source| CheckpointError::from(PodError::Network { pod: pod.spec.name.clone(), source }).into())
 }
 
 /// The file in the store, where the strategy needs one.
@@ -209,6 +220,7 @@ fn hello(pod: &LivePod, strategy: &dyn Strategy, store: Option<&StoreFile>, any_
         spec: pod.spec.clone(),
         address: pod.network.as_ref().map(|network| network.outer().ipv4),
         any_address,
+        former: None,
         memory: memory.sum::<u64>() << 10,
         files: size_of_files(&pod.upper()),
         strategy: strategy.name().to_owned(),
@@ -239,11 +251,23 @@ struct HandedOver {
     to: String,
     was_suspended: bool,
     track: Track,
+    /// The place to keep for it here, and where the line to it ends there.
+    former: Option<FormerPlace>,
+    line: Option<Ipv4Addr>,
+    not_forwarded: Option<String>,
     /// The address at which it is reached there, and what it did to rebuild it.
     address: String,
     there: Vec<Phase>,
     residual_bytes: u64,
     residual_us: u64,
+}
+
+impl HandedOver {
+    /// Whether a forwarder is wanted, and needed, and the destination has no end for its line.
+    fn cannot_be_forwarded(&self) -> bool {
+        let moves = |place: &FormerPlace| place.plan.ipv4.to_string() != self.address;
+        self.former.as_ref().is_some_and(moves) && self.line.is_none()
+    }
 }
 
 /// All has been sent and the pod is held: waits until it is rebuilt over there, gives it up here, has it let go there, and
@@ -255,7 +279,9 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut Han
     handed.track.begin(Stage::HandingOver);
     let was_suspended = handed.was_suspended;
     match wire.hear() {
-        Ok(Message::Ready { address, phases }) => (handed.address, handed.there) = (address, phases),
+        Ok(Message::Ready { address, line, phases }) => {
+            (handed.address, handed.line, handed.there) = (address, line, phases);
+        }
         Ok(Message::Failed(failure)) => return Given::Kept(format!("it could not be rebuilt there: {failure}")),
         Ok(other) => {
             return Given::Kept(format!("the destination says {}, which is not its turn to say", other.name()));
@@ -264,6 +290,9 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut Han
     }
     if let Err(error) = fault::fallible("migrate-ready") {
         return Given::Kept(format!("it could not be given up: {error}"));
+    }
+    if handed.cannot_be_forwarded() {
+        return Given::Kept("the destination knows nothing of forwarders".to_owned());
     }
     if let Err(error) = wire.commit() {
         return Given::Kept(error.to_string());
@@ -281,7 +310,7 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut Han
             match hear_and_serve(wire, left) {
                 Ok(Message::Running) => {
                     let since = Instant::now();
-                    send_after(pod);
+                    handed.not_forwarded = send_after(pod, handed).err().map(|error| error.to_string());
                     handed.residual_bytes = left.bytes();
                     handed.track.begin(Stage::Following { bytes: left.bytes() });
                     let served = serve(pod, wire, left, &handed.to);
@@ -308,11 +337,17 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut Han
     }
 }
 
-/// What came for the pod while it was away is lost if it cannot be sent after it: peers send it again.
-fn send_after(pod: &LivePod) {
-    if let Some(Err(error)) = pod.network.as_ref().map(Network::send_after) {
+/// What came for the pod while it was away is lost if it cannot be sent after it: peers send it again. What comes from now on
+/// goes by a forwarder, if there is to be one; it is an error if that cannot be made.
+fn send_after(pod: &LivePod, handed: &HandedOver) -> Result<(), NetworkError> {
+    let Some(network) = &pod.network else { return Ok(()) };
+    if let (Some(place), Some(to)) = (&handed.former, handed.line) {
+        return network.forward(&pod.spec.name, place, to);
+    }
+    if let Err(error) = network.send_after() {
         tracing::warn!("what came for pod {} while it moved: {error}", pod.spec.name);
     }
+    Ok(())
 }
 
 /// Answers whoever fetches pages, until something else is said.

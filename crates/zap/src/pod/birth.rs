@@ -12,6 +12,7 @@ use crate::pod::journal::Journal;
 use crate::pod::limits::{LimitError, LimitGroups};
 use crate::pod::live::{Birth, LivePod};
 use crate::pod::namespaces::Shim;
+use crate::pod::network::former::FormerPlace;
 use crate::pod::network::{self, Network};
 use crate::pod::registry::{PodState, ProcessId, Record};
 use crate::pod::{Cgroup, NetworkMode, PodError, PodSpec, Store, devices, rootfs};
@@ -41,7 +42,8 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
     let mut plan = rootfs::plan(&store, &spec, fresh)?;
     plan.last_pid = birth.last_pid;
     rootfs::prepare_layers(&store.storage_dir(&spec.name), &plan.overlays)?;
-    let wishes = Wishes { address: birth.address, mac: birth.mac, blocked: birth.network_blocked };
+    let wishes =
+        Wishes { address: birth.address, mac: birth.mac, blocked: birth.network_blocked, former: birth.former };
     if let Some(unpack) = birth.unpack {
         unpack(&rootfs::upper_dir(&store, &spec.name))?;
     }
@@ -127,13 +129,14 @@ fn unborn(spec: &PodSpec, cgroup: &Cgroup, created: &str) -> Record {
     }
 }
 
-struct Wishes {
+struct Wishes<'a> {
     address: Option<(std::net::Ipv4Addr, Option<u8>)>,
     mac: Option<[u8; 6]>,
     blocked: bool,
+    former: Option<&'a FormerPlace>,
 }
 
-fn connect(store: &Store, spec: &PodSpec, wishes: &Wishes, init: HostPid) -> Result<Option<Network>, PodError> {
+fn connect(store: &Store, spec: &PodSpec, wishes: &Wishes<'_>, init: HostPid) -> Result<Option<Network>, PodError> {
     let network = |source| PodError::Network { pod: spec.name.clone(), source };
     match spec.network {
         NetworkMode::Host => Ok(None),
@@ -148,6 +151,7 @@ fn connect(store: &Store, spec: &PodSpec, wishes: &Wishes, init: HostPid) -> Res
                 mac: wishes.mac,
                 publish: &spec.publish,
                 blocked: wishes.blocked,
+                former: wishes.former,
             };
             Network::attach(&config, &request, init).map(Some).map_err(network)
         }

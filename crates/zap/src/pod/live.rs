@@ -17,6 +17,7 @@ use crate::pod::init::Command;
 use crate::pod::journal::Journal;
 use crate::pod::limits::LimitGroups;
 use crate::pod::namespaces::Shim;
+use crate::pod::network::former::FormerPlace;
 use crate::pod::network::{Network, NetworkError};
 use crate::pod::registry::{Claim, PodState, ProcessId, Record, Residual};
 use crate::pod::{Cgroup, PodError, PodSpec, Store, birth, rootfs};
@@ -45,6 +46,8 @@ pub struct Birth<'a> {
     pub address: Option<(std::net::Ipv4Addr, Option<u8>)>,
     /// The MAC address asked for.
     pub mac: Option<[u8; 6]>,
+    /// The place that a forwarder keeps for it where it was.
+    pub former: Option<&'a FormerPlace>,
     /// PIDs that nobody asks for by number come after this one.
     pub last_pid: Option<i32>,
     /// Makes its namespaces, if it was forked before; one is forked if it was not.

@@ -3,6 +3,8 @@
 //! What removing it has to restore is written in its alias, so any zap process can, and a bridge without such an alias
 //! is somebody else's: used, but neither changed nor removed.
 
+use super::former;
+use super::forwarder;
 use super::lease::{ipv6_of, leased, mac_of};
 use super::links::{self, FarEnd, Link};
 use super::netlink::{Batch, Channel};
@@ -83,8 +85,9 @@ pub(super) fn list(channel: &Channel) -> Result<Vec<Link>, NetworkError> {
 pub(super) fn remove_if_idle(config: &HostConfig, channel: &Channel, last: Option<&str>) -> Result<bool, NetworkError> {
     let links = list(channel)?;
     let Some(bridge) = find(config, &links).filter(|b| Undo::from_alias(&b.alias).is_some()) else { return Ok(false) };
-    let is_pod = |l: &&Link| l.master == Some(bridge.index) && leased(l).is_some() && Some(l.name.as_str()) != last;
-    if links.iter().any(|l| is_pod(&l)) {
+    let is_pod = |l: &&Link| leased(l).is_some() && Some(l.name.as_str()) != last;
+    let needs_it = |l: &&Link| l.master == Some(bridge.index) && (is_pod(l) || forwarder::kept(l).is_some());
+    if links.iter().any(|l| needs_it(&l)) {
         return Ok(false);
     }
     remove(config, &links, last).map(|()| true)
@@ -112,7 +115,19 @@ pub(super) fn let_in(config: &HostConfig, channel: &Channel, loopback: bool) -> 
     links::set_alias(&mut batch, &bridge.name, &undo.to_alias());
     channel.run(&batch)?;
     way_out::forward(off4, off6)?;
+    if let (true, Ok(mac)) = (off6, bridge.address.as_slice().try_into()) {
+        let mut batch = Batch::default();
+        add_link_local(&mut batch, (&bridge.name, bridge.index), mac);
+        channel.run(&batch)?;
+    }
     if guard { way_out::guard(config) } else { Ok(()) }
+}
+
+/// The hardware address of the bridge.
+pub(super) fn hardware_address(config: &HostConfig, channel: &Channel) -> Result<[u8; 6], NetworkError> {
+    let links = list(channel)?;
+    let address = find(config, &links).and_then(|bridge| bridge.address.as_slice().try_into().ok());
+    address.ok_or_else(|| NetworkError::Lacks(format!("the bridge {}", config.bridge)))
 }
 
 fn find<'a>(config: &HostConfig, links: &'a [Link]) -> Option<&'a Link> {
@@ -147,9 +162,19 @@ fn make(config: &HostConfig, channel: &Channel, uplink: Option<&Link>) -> Result
     channel.run(&batch)?;
     way.open(config)?;
     let mut batch = Batch::default();
+    if way.forwards_ipv6() {
+        add_link_local(&mut batch, (name, index), mac_of(config.address.address));
+    }
     links::set_up(&mut batch, name);
     channel.run(&batch)?;
     Ok(index)
+}
+
+/// Gives the bridge the address under which the kernel asks, on behalf of others, where a pod is: without it, nobody beyond this
+/// host reaches the IPv6 address of a pod that has not spoken first.
+fn add_link_local(batch: &mut Batch, bridge: (&str, u32), mac: [u8; 6]) {
+    links::add_address(batch, bridge, links::link_local(mac).into(), 64);
+    batch.optional();
 }
 
 /// Makes a port for the bridge that is always open. Without one, blocking the only pod takes the carrier from the bridge,
@@ -190,8 +215,8 @@ fn remove(config: &HostConfig, links: &[Link], last: Option<&str>) -> Result<(),
     // A number that is no other bridge's.
     let group = 0x5a00_0000 | bridge.index;
     let [near, _] = keeper(config);
-    let room = last.map(waiting_room::name);
-    let is_pods = |l: &Link| [last, room.as_deref()].contains(&Some(l.name.as_str()));
+    let (room, line) = (last.map(waiting_room::name), last.map(former::link_name));
+    let is_pods = |l: &Link| [last, room.as_deref(), line.as_deref()].contains(&Some(l.name.as_str()));
     let together = |l: &&Link| l.index == bridge.index || l.name == near || is_pods(l);
     for link in links.iter().filter(together) {
         links::set_group(&mut batch, &link.name, group);

@@ -12,6 +12,8 @@ const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;
 const CREATE: i32 = libc::NLM_F_CREATE;
 const REGISTER: u32 = 1;
 const SECOND_REGISTER: u32 = 2;
+/// The first of the registers of four bytes, in which the parts of a key lie side by side.
+const KEY_REGISTER: u32 = 8;
 const LIST_ELEMENT: u16 = 1;
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
@@ -54,6 +56,25 @@ mod kind {
     pub(super) const REJECT_TYPE: u16 = 1;
     pub(super) const REJECT_ICMP_CODE: u16 = 2;
     pub(super) const VERDICT_CODE: u16 = 1;
+    pub(super) const VERDICT_CHAIN: u16 = 2;
+    pub(super) const SET_TABLE: u16 = 1;
+    pub(super) const SET_NAME: u16 = 2;
+    pub(super) const SET_FLAGS: u16 = 3;
+    pub(super) const SET_KEY_TYPE: u16 = 4;
+    pub(super) const SET_KEY_LEN: u16 = 5;
+    pub(super) const SET_DESCRIPTION: u16 = 9;
+    pub(super) const SET_ID: u16 = 10;
+    pub(super) const SET_SIZE: u16 = 1;
+    pub(super) const ELEMENTS_TABLE: u16 = 1;
+    pub(super) const ELEMENTS_SET: u16 = 2;
+    pub(super) const ELEMENTS_LIST: u16 = 3;
+    pub(super) const ELEMENT_KEY: u16 = 1;
+    pub(super) const LOOKUP_SET: u16 = 1;
+    pub(super) const LOOKUP_SREG: u16 = 2;
+    pub(super) const DYNSET_NAME: u16 = 1;
+    pub(super) const DYNSET_OPERATION: u16 = 3;
+    pub(super) const DYNSET_KEY: u16 = 4;
+    pub(super) const DYNSET_TIMEOUT: u16 = 6;
     pub(super) const FIB_DREG: u16 = 1;
     pub(super) const FIB_RESULT: u16 = 2;
     pub(super) const FIB_FLAGS: u16 = 3;
@@ -160,6 +181,30 @@ impl Ruleset {
         });
     }
 
+    /// A chain of it that packets come to from another one ([`Rule::go_to`]).
+    pub(super) fn side_chain(&mut self, name: &str) {
+        let table = self.table.clone();
+        request(&mut self.batch, self.family, libc::NFT_MSG_NEWCHAIN, CREATE, &table, |chain| {
+            chain.put_str(kind::CHAIN_TABLE, &table).put_str(kind::CHAIN_NAME, name);
+        });
+    }
+
+    /// A set of it, of addresses of a family with ports or other marks, to which rules add and which forgets.
+    pub(super) fn set(&mut self, name: &str, family: IpAddr) {
+        const MOST: u32 = 65_535;
+        // For whoever lists it with `nft`: ipv4_addr or ipv6_addr, and behind it inet_service.
+        let (kind, length) = if family.is_ipv4() { (7 << 6 | 13, 8) } else { (8 << 6 | 13, 20) };
+        let table = self.table.clone();
+        request(&mut self.batch, self.family, libc::NFT_MSG_NEWSET, CREATE, &table, |set| {
+            set.put_str(kind::SET_TABLE, &table).put_str(kind::SET_NAME, name);
+            set.put_be32(kind::SET_FLAGS, (libc::NFT_SET_TIMEOUT | libc::NFT_SET_EVAL) as u32);
+            set.put_be32(kind::SET_KEY_TYPE, kind).put_be32(kind::SET_KEY_LEN, length).put_be32(kind::SET_ID, 1);
+            set.nest(kind::SET_DESCRIPTION, |description| {
+                description.put_be32(kind::SET_SIZE, MOST);
+            });
+        });
+    }
+
     /// A rule at the end of a chain.
     pub(super) fn rule(&mut self, chain: &str, rule: Rule) {
         let table = self.table.clone();
@@ -175,6 +220,34 @@ impl Ruleset {
         end(&mut self.batch);
         Ok(open()?.run(&self.batch)?)
     }
+}
+
+/// Adds keys to a set, for as long as it is there.
+pub(super) fn add_keys(family: Family, table: &str, set: &str, keys: &[Vec<u8>]) -> Result<(), NetworkError> {
+    // An attribute has room for 65,531 bytes.
+    const TOGETHER: usize = 1000;
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut batch = Batch::default();
+    begin(&mut batch);
+    for keys in keys.chunks(TOGETHER) {
+        request(&mut batch, family, libc::NFT_MSG_NEWSETELEM, CREATE, table, |attributes| {
+            attributes.put_str(kind::ELEMENTS_TABLE, table).put_str(kind::ELEMENTS_SET, set);
+            attributes.nest(kind::ELEMENTS_LIST, |list| {
+                for key in keys {
+                    list.nest(LIST_ELEMENT, |element| {
+                        element.nest(kind::ELEMENT_KEY, |value| {
+                            value.put(DATA_VALUE, key);
+                        });
+                    });
+                }
+            });
+        });
+    }
+    end(&mut batch);
+    let channel = Channel::filter_with_room(&batch).map_err(kernel("opening", "the packet filter"))?;
+    Ok(channel.run(&batch)?)
 }
 
 /// A message that makes part of a filter, as the kernel shows it.
@@ -308,6 +381,11 @@ impl Rule {
         self.meta(libc::NFT_META_L4PROTO, libc::NFT_CMP_EQ, &[number as u8])
     }
 
+    /// If it carries another one.
+    pub(super) fn not_transport(self, number: i32) -> Rule {
+        self.meta(libc::NFT_META_L4PROTO, libc::NFT_CMP_NEQ, &[number as u8])
+    }
+
     /// If it came in by this device.
     pub(super) fn in_by(self, device: &str) -> Rule {
         self.meta(libc::NFT_META_IIFNAME, libc::NFT_CMP_EQ, &padded(device))
@@ -335,8 +413,12 @@ impl Rule {
     }
 
     fn load(self, base: Base, offset: u32, length: usize) -> Rule {
+        self.load_into(REGISTER, base, offset, length)
+    }
+
+    fn load_into(self, register: u32, base: Base, offset: u32, length: usize) -> Rule {
         self.expression("payload", |e| {
-            e.put_be32(kind::PAYLOAD_DREG, REGISTER).put_be32(kind::PAYLOAD_BASE, base as u32);
+            e.put_be32(kind::PAYLOAD_DREG, register).put_be32(kind::PAYLOAD_BASE, base as u32);
             e.put_be32(kind::PAYLOAD_OFFSET, offset);
             e.put_be32(kind::PAYLOAD_LEN, length as u32);
         })
@@ -347,18 +429,64 @@ impl Rule {
         self.load(base, offset, value.len()).compare(libc::NFT_CMP_EQ, value)
     }
 
+    /// If other bytes are there.
+    pub(super) fn has_not(self, base: Base, offset: u32, value: &[u8]) -> Rule {
+        self.load(base, offset, value.len()).compare(libc::NFT_CMP_NEQ, value)
+    }
+
     /// If these bytes are there, as far as the bits of `mask` go.
     pub(super) fn has_masked(self, base: Base, offset: u32, value: &[u8], mask: &[u8]) -> Rule {
-        let masked = self.load(base, offset, value.len()).expression("bitwise", |e| {
+        self.masked(base, offset, mask).compare(libc::NFT_CMP_EQ, value)
+    }
+
+    /// If one of these bits is set.
+    pub(super) fn has_any(self, base: Base, offset: u32, bits: &[u8]) -> Rule {
+        self.masked(base, offset, bits).compare(libc::NFT_CMP_NEQ, &vec![0; bits.len()])
+    }
+
+    fn masked(self, base: Base, offset: u32, mask: &[u8]) -> Rule {
+        let length = mask.len();
+        self.load(base, offset, length).expression("bitwise", |e| {
             e.put_be32(kind::BITWISE_SREG, REGISTER).put_be32(kind::BITWISE_DREG, REGISTER);
-            e.put_be32(kind::BITWISE_LEN, value.len() as u32);
+            e.put_be32(kind::BITWISE_LEN, length as u32);
             for (part, bytes) in [(kind::BITWISE_MASK, mask), (kind::BITWISE_XOR, &vec![0; mask.len()][..])] {
                 e.nest(part, |data| {
                     data.put(DATA_VALUE, bytes);
                 });
             }
-        });
-        masked.compare(libc::NFT_CMP_EQ, value)
+        })
+    }
+
+    /// With `length` bytes that are there, and behind them two others or zeros, as the key for what follows.
+    fn key(self, (base, offset, length): (Base, u32, usize), mark: Option<(Base, u32)>) -> Rule {
+        let behind = KEY_REGISTER + (length as u32).div_ceil(4);
+        let begun = self.load_into(KEY_REGISTER, base, offset, length);
+        match mark {
+            Some((base, offset)) => begun.load_into(behind, base, offset, 2),
+            None => begun.immediate(behind, &[0; 4]),
+        }
+    }
+
+    /// If the address that is there, with its port or another mark of two bytes (or none), is in a set.
+    pub(super) fn found_in(self, set: &str, address: (Base, u32, usize), mark: Option<(Base, u32)>) -> Rule {
+        self.key(address, mark).expression("lookup", |e| {
+            e.put_str(kind::LOOKUP_SET, set).put_be32(kind::LOOKUP_SREG, KEY_REGISTER);
+        })
+    }
+
+    /// Adds that to a set for so long, from now on.
+    pub(super) fn remember(
+        self,
+        set: &str,
+        address: (Base, u32, usize),
+        mark: Option<(Base, u32)>,
+        for_ms: u64,
+    ) -> Rule {
+        const UPDATE: u32 = 1;
+        self.key(address, mark).expression("dynset", |e| {
+            e.put_str(kind::DYNSET_NAME, set).put_be32(kind::DYNSET_OPERATION, UPDATE);
+            e.put_be32(kind::DYNSET_KEY, KEY_REGISTER).put(kind::DYNSET_TIMEOUT, &for_ms.to_be_bytes());
+        })
     }
 
     fn immediate(self, register: u32, value: &[u8]) -> Rule {
@@ -424,17 +552,35 @@ impl Rule {
         })
     }
 
+    /// Keeps it out of connection tracking, and so out of any translation.
+    pub(super) fn untracked(self) -> Rule {
+        self.expression("notrack", |_| {})
+    }
+
+    /// Goes on in another chain, and does not come back.
+    pub(super) fn go_to(self, chain: &str) -> Rule {
+        const GOTO: i32 = -4;
+        self.verdict_to(GOTO, Some(chain))
+    }
+
     /// Drops it.
     pub(super) fn drop(self) -> Rule {
         self.verdict(0)
     }
 
-    fn verdict(self, code: u32) -> Rule {
+    fn verdict(self, code: i32) -> Rule {
+        self.verdict_to(code, None)
+    }
+
+    fn verdict_to(self, code: i32, chain: Option<&str>) -> Rule {
         self.expression("immediate", |e| {
             e.put_be32(kind::IMMEDIATE_DREG, 0);
             e.nest(kind::IMMEDIATE_DATA, |data| {
                 data.nest(DATA_VERDICT, |verdict| {
-                    verdict.put_be32(kind::VERDICT_CODE, code);
+                    verdict.put_be32(kind::VERDICT_CODE, code as u32);
+                    if let Some(chain) = chain {
+                        verdict.put_str(kind::VERDICT_CHAIN, chain);
+                    }
                 });
             });
         })

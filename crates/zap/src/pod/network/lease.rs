@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::links::Link;
-use super::{NetworkError, Request};
+use super::{NetworkError, Request, forwarder};
 use crate::pod::AddressPlan;
 use crate::pod::host_config::{HostConfig, Subnet};
 
@@ -69,6 +69,8 @@ fn mac_text(mac: [u8; 6]) -> String {
 /// What is taken on this host.
 struct Taken {
     addresses: HashSet<Ipv4Addr>,
+    /// Those that are kept for pods that are elsewhere: given to others only if asked for, or if there are none else.
+    forwarded: HashSet<Ipv4Addr>,
     macs: HashSet<String>,
     newest: Option<Ipv4Addr>,
 }
@@ -80,6 +82,7 @@ impl Taken {
         let own = [config.address.address];
         Taken {
             addresses: pods().map(|(address, _)| address).chain(own).collect(),
+            forwarded: links.iter().filter_map(forwarder::kept).collect(),
             macs: macs.chain([mac_text(mac_of(config.address.address))]).collect(),
             newest: links.iter().rev().find_map(leased),
         }
@@ -133,8 +136,10 @@ fn next_free(config: &HostConfig, taken: &Taken) -> Result<Ipv4Addr, NetworkErro
     let pool = config.pool.unwrap_or(config.address);
     let free = |address: &Ipv4Addr| usable(config.address, *address) && !taken.addresses.contains(address);
     let newest = taken.newest.filter(|address| pool.contains(*address));
-    let later = newest.and_then(|newest| pool.hosts().skip_while(|a| *a <= newest).find(free));
+    let unclaimed = |address: &Ipv4Addr| free(address) && !taken.forwarded.contains(address);
+    let later = newest.and_then(|newest| pool.hosts().skip_while(|a| *a <= newest).find(unclaimed));
     later
+        .or_else(|| pool.hosts().find(unclaimed))
         .or_else(|| pool.hosts().find(free))
         .ok_or_else(|| NetworkError::Taken(format!("every address of the pool {pool}")))
 }

@@ -21,6 +21,11 @@ const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
 const IFLA_BRPORT_MCAST_FLOOD: u16 = 27;
 const IFLA_BRPORT_BCAST_FLOOD: u16 = 30;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_GROUP: u16 = 2;
+const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_PORT: u16 = 15;
 const NUD_REACHABLE: u16 = 0x02;
 const NTF_STICKY: u8 = 0x40;
 const OPERSTATE_UP: u8 = 6;
@@ -96,6 +101,32 @@ impl FarEnd<'_> {
             peer.put_u32(libc::IFLA_NET_NS_FD, namespace as u32);
         }
     }
+}
+
+/// Between which addresses of two hosts a link leads.
+pub(super) struct Ends {
+    pub(super) here: Ipv4Addr,
+    pub(super) there: Ipv4Addr,
+    pub(super) port: u16,
+    /// Tells it from others with the same port: 24 bits.
+    pub(super) id: u32,
+}
+
+/// Makes a link to another host (VXLAN, RFC 7348), a port of the bridge `master` if there is one.
+pub(super) fn add_line(batch: &mut Batch, name: &str, master: Option<u32>, ends: &Ends) {
+    batch.push(("making the link", name), (libc::RTM_NEWLINK, CREATE), &link_header(0, 0, 0), |link| {
+        link.put_str(libc::IFLA_IFNAME, name);
+        if let Some(master) = master {
+            link.put_u32(libc::IFLA_MASTER, master);
+        }
+        link.nest(libc::IFLA_LINKINFO, |info| {
+            info.put_str(libc::IFLA_INFO_KIND, "vxlan").nest(libc::IFLA_INFO_DATA, |data| {
+                data.put_u32(IFLA_VXLAN_ID, ends.id).put(IFLA_VXLAN_LEARNING, &[0]);
+                data.put(IFLA_VXLAN_LOCAL, &ends.here.octets()).put(IFLA_VXLAN_GROUP, &ends.there.octets());
+                data.put(IFLA_VXLAN_PORT, &ends.port.to_be_bytes());
+            });
+        });
+    });
 }
 
 /// Switches a link on, without the link-local address that the kernel would choose for it.

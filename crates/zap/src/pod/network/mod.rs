@@ -7,7 +7,10 @@
 mod announce;
 mod bridge;
 pub(crate) mod filter;
+pub mod former;
+pub mod forwarder;
 mod lease;
+mod line;
 mod links;
 mod namespace;
 mod neighbours;
@@ -31,6 +34,8 @@ use crate::ids::HostPid;
 use crate::pod::host_config::HostConfig;
 use crate::pod::{AddressPlan, Publish};
 use crate::sys::packet;
+use former::{FormerPlace, Kept};
+use line::Line;
 use links::{FarEnd, PortState};
 use netlink::{Batch, Channel};
 use waiting_room::{Waiting, WaitingRoom};
@@ -50,6 +55,8 @@ pub struct Request<'a> {
     pub publish: &'a [Publish],
     /// Whether it starts out blocked, as [`Network::block`] leaves it.
     pub blocked: bool,
+    /// The place that it had at the host that it left, if a forwarder is to keep it.
+    pub former: Option<&'a FormerPlace>,
 }
 
 /// A pod's connection. It can be written down and read back by another monitor of the same pod.
@@ -62,6 +69,8 @@ pub struct Network {
     inner: AddressPlan,
     outer: AddressPlan,
     publish: Vec<Publish>,
+    #[serde(default)]
+    former: Option<Kept>,
     /// The host's ports, as long as this process lives.
     #[serde(skip)]
     held: Vec<publish::Held>,
@@ -136,7 +145,13 @@ impl Network {
                 .inspect_err(|_| drop(bridge::remove_if_idle(config, &channel, None)))?
         };
         network.held = held;
-        network.add_rules(&channel).and_then(|()| network.bring_up(&channel, request.blocked)).inspect_err(|_| {
+        let connect = || {
+            network.add_rules(&channel)?;
+            network.bring_up(&channel, request.blocked)?;
+            // One that is blocked comes from somewhere, and may yet go back there.
+            if request.blocked { Ok(()) } else { network.supersede_forwarder() }
+        };
+        connect().inspect_err(|_| {
             let _ = network.detach();
         })?;
         Ok(network)
@@ -154,6 +169,7 @@ impl Network {
         let links = bridge::list(channel)?;
         let outer = lease::choose(config, request, &links)?;
         let inner = request.inner.unwrap_or(&outer).clone();
+        let former = former_place(config, request, &outer, &inner, channel)?;
         let link = lease::link_name(outer.ipv4);
         let (name, index) = ETH0;
         let far = FarEnd { name, index, mac: Some(inner.mac), namespace: Some(namespace.as_raw_fd()) };
@@ -173,6 +189,7 @@ impl Network {
             inner,
             outer,
             publish,
+            former,
             held: Vec::new(),
             waiting_room: OnceLock::new(),
         })
@@ -180,8 +197,14 @@ impl Network {
 
     /// Translates and publishes, where need be: most pods need no rule at all.
     fn add_rules(&self, channel: &Channel) -> Result<(), NetworkError> {
-        if translate::is_needed(&self.inner, &self.outer) {
-            translate::install(&self.link, &self.inner, &self.outer)?;
+        if let Some(former) = &self.former {
+            self.make_line(former, channel)?;
+        }
+        if self.has_ways() {
+            translate::install(&self.link, &self.inner, &self.outer, self.former.as_ref())?;
+        }
+        if self.former.is_some() {
+            line::open_end(channel, &former::link_name(&self.link))?;
         }
         if self.publish.is_empty() {
             return Ok(());
@@ -191,8 +214,44 @@ impl Network {
         publish::install(&self.config, &self.link, &self.outer, &self.publish)
     }
 
+    /// Makes this host's end of the line to the pod's former place.
+    fn make_line(&self, former: &Kept, channel: &Channel) -> Result<(), NetworkError> {
+        let links = bridge::list(channel)?;
+        let master = links.iter().find(|l| l.index == self.index).and_then(|l| l.master);
+        let master = master.ok_or_else(|| NetworkError::Lacks("a bridge for the pod's link".to_owned()))?;
+        let (name, place) = (former::link_name(&self.link), &former.place);
+        let line = Line {
+            name: &name,
+            id: place.id,
+            here: self.config.address.address,
+            there: place.host,
+            plan: &place.plan,
+            leads_to_pod: false,
+        };
+        line.make(channel, master, &format!("zap {} to {}", self.link, place.host))
+    }
+
+    /// This host's end of the line to the pod's former place, if it has one.
+    pub fn end_of_line(&self) -> Option<Ipv4Addr> {
+        self.former.as_ref().map(|_| self.config.address.address)
+    }
+
+    /// Has those with whom the pod is connected be answered at its former place, if it has one, whoever says something first.
+    pub fn know_callers(&self) -> Result<(), NetworkError> {
+        if self.former.is_none() {
+            return Ok(());
+        }
+        let connected = namespace::inside(self.init, || Ok(former::connected()));
+        connected.map_err(kernel("looking for", "whom the pod is connected with"))?.remember(&self.link)
+    }
+
+    /// Whether not all that passes the pod's link passes it as it is.
+    fn has_ways(&self) -> bool {
+        self.former.is_some() || translate::is_needed(&self.inner, &self.outer)
+    }
+
     fn remove_rules(&self) -> Result<(), NetworkError> {
-        if translate::is_needed(&self.inner, &self.outer) {
+        if self.has_ways() {
             translate::remove(&self.link)?;
         }
         if self.publish.is_empty() { Ok(()) } else { publish::remove(&self.link) }
@@ -252,11 +311,21 @@ impl Network {
 
     /// The pod, which is blocked here, runs on another host of the same network: what has waited for it goes there.
     pub fn send_after(&self) -> Result<(), NetworkError> {
-        let Some(room) = self.waiting_room() else { return Ok(()) };
+        if self.waiting_room().is_none() { Ok(()) } else { self.send_after_by(|_| {}) }
+    }
+
+    /// The same by the way that `lead` shows the bridge.
+    fn send_after_by(&self, lead: impl FnOnce(&mut Batch)) -> Result<(), NetworkError> {
         let mut batch = Batch::default();
-        room.leave(&mut batch);
+        if let Some(room) = self.waiting_room() {
+            room.leave(&mut batch);
+        }
+        lead(&mut batch);
         open()?.run(&batch)?;
-        room.empty(Waiting::All).map_err(kernel("sending on", "what has waited"))
+        match self.waiting_room() {
+            Some(room) => room.empty(Waiting::All).map_err(kernel("sending on", "what has waited")),
+            None => Ok(()),
+        }
     }
 
     fn waiting_room(&self) -> Option<&WaitingRoom> {
@@ -362,8 +431,12 @@ impl Network {
         let channel = open()?;
         let _lock = namespace::lock().map_err(kernel("locking", "the network namespace"))?;
         self.remove_rules()?;
+        let line = self.former.as_ref().map(|_| former::link_name(&self.link));
         if bridge::remove_if_idle(&self.config, &channel, Some(&self.link))? {
-            return Ok(());
+            return line.as_deref().map_or(Ok(()), line::remove);
+        }
+        if let Some(line) = &line {
+            line::remove(line)?;
         }
         let mut batch = Batch::default();
         links::delete(&mut batch, &self.link);
@@ -379,18 +452,42 @@ impl Network {
     }
 }
 
-/// Whether this host can make a bridge with a veth on it, filter packets, and exchange addresses on a link, tried in a
-/// network namespace that is then gone.
-pub fn probe() -> [io::Result<()>; 3] {
+/// The place that the pod had where it was before, as it has it here: not needed where it has the same address.
+fn former_place(
+    config: &HostConfig,
+    request: &Request<'_>,
+    outer: &AddressPlan,
+    inner: &AddressPlan,
+    channel: &Channel,
+) -> Result<Option<Kept>, NetworkError> {
+    let Some(place) = request.former.filter(|place| place.plan.ipv4 != outer.ipv4) else { return Ok(None) };
+    let gateway_mac = bridge::hardware_address(config, channel)?;
+    if place.host == config.address.address || place.gateway_mac == gateway_mac {
+        let what = "a network of pods of its own: no forwarder can lead to one that is called the same";
+        return Err(NetworkError::Lacks(what.to_owned()));
+    }
+    if outer.mac != inner.mac {
+        return Err(NetworkError::Taken(
+            "the MAC address that the pod was born with, which a forwarder needs,".to_owned(),
+        ));
+    }
+    Ok(Some(Kept { place: place.clone(), gateway_mac }))
+}
+
+/// Whether this host can make a bridge with a veth on it, filter packets, exchange addresses on a link, and have a line to
+/// another host, tried in a network namespace that is then gone.
+pub fn probe() -> [io::Result<()>; 4] {
+    let tried = || Ok([probe::bridge(), filter::is_there(), probe::exchange(), line::try_one()]);
+    in_fresh_namespace(tried).unwrap_or_else(|e| [(); 4].map(|()| Err(io::Error::new(e.kind(), e.to_string()))))
+}
+
+/// Does something in a network namespace that is then gone.
+fn in_fresh_namespace<T: Send + 'static>(act: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     let tried = std::thread::spawn(|| {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
-        Ok::<_, io::Error>([probe::bridge(), filter::is_there(), probe::exchange()])
+        act()
     });
-    let failed = || io::Error::other("the probe panicked");
-    match tried.join().unwrap_or_else(|_| Err(failed())) {
-        Ok(found) => found,
-        Err(e) => [(); 3].map(|()| Err(io::Error::new(e.kind(), e.to_string()))),
-    }
+    tried.join().unwrap_or_else(|_| Err(io::Error::other("the probe panicked")))
 }
 
 fn open() -> Result<Channel, NetworkError> {

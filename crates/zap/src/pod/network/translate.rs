@@ -11,22 +11,34 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::NetworkError;
 use super::filter::{Base, Checksum, Family, Hook, Rule, Ruleset, delete_table};
+use super::former::{self, Kept};
 use super::links::link_local;
 use crate::pod::AddressPlan;
 
-const IPV4: u16 = 0x0800;
-const ARP: u16 = 0x0806;
-const IPV6: u16 = 0x86dd;
-const ICMPV6: i32 = 58;
-const SOLICITATION: u8 = 135;
+pub(super) const IPV4: u16 = 0x0800;
+pub(super) const ARP: u16 = 0x0806;
+pub(super) const IPV6: u16 = 0x86dd;
+pub(super) const ICMPV6: i32 = 58;
+pub(super) const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 
-/// Rewrites what passes the host's end `link`.
-pub(super) fn install(link: &str, inner: &AddressPlan, outer: &AddressPlan) -> Result<(), NetworkError> {
+/// Rewrites what passes the host's end `link`; what passes between the pod and its former place, if it has one, has its own way.
+pub(super) fn install(
+    link: &str,
+    inner: &AddressPlan,
+    outer: &AddressPlan,
+    former: Option<&Kept>,
+) -> Result<(), NetworkError> {
     remove(link)?;
     let mut rules = Ruleset::new(Family::Device, link);
+    if let Some(former) = former {
+        former.add_to_line(&mut rules, &former::link_name(link), inner);
+    }
     for (chain, hook) in [("from-pod", Hook::Ingress), ("to-pod", Hook::Egress)] {
         rules.chain(chain, "filter", hook, -200, Some(link));
+        if let (Some(former), Hook::Ingress) = (former, hook) {
+            former.add_to_pod(&mut rules, chain, inner);
+        }
         for rule in exchange(inner, outer) {
             rules.rule(chain, rule);
         }
@@ -58,7 +70,8 @@ fn pairs<T: PartialEq + Copy>(own: [T; 2], gateway: [T; 2]) -> Vec<Pair<T>> {
     all.into_iter().filter(|p| p.from != p.to).collect()
 }
 
-fn exchange(inner: &AddressPlan, outer: &AddressPlan) -> Vec<Rule> {
+/// What makes of inner addresses outer ones, and the reverse.
+pub(super) fn exchange(inner: &AddressPlan, outer: &AddressPlan) -> Vec<Rule> {
     let macs: Vec<_> = pairs([inner.mac, outer.mac], [[0; 6]; 2]);
     let v4 = pairs([inner.ipv4, outer.ipv4], [inner.gateway4, outer.gateway4]);
     let mut v6 = pairs([inner.ipv6, outer.ipv6], [inner.gateway6, outer.gateway6]);
@@ -67,12 +80,14 @@ fn exchange(inner: &AddressPlan, outer: &AddressPlan) -> Vec<Rule> {
     let mut rules = Vec::new();
     rules.extend(macs.iter().flat_map(ethernet));
     rules.extend(v4.iter().flat_map(ipv4));
+    rules.extend(v4.iter().flat_map(quoted4));
     rules.push(Rule::default().ether_type(IPV4).accept());
     rules.extend(macs.iter().flat_map(arp_hardware));
     rules.extend(v4.iter().map(gratuitous_arp));
     rules.extend(v4.iter().flat_map(arp));
     rules.push(Rule::default().ether_type(ARP).accept());
     rules.extend(v6.iter().flat_map(ipv6));
+    rules.extend(v6.iter().flat_map(quoted6));
     rules.extend(macs.iter().flat_map(neighbour_hardware));
     rules.extend(v6.iter().flat_map(neighbour));
     rules
@@ -93,6 +108,27 @@ fn ipv4(pair: &Pair<Ipv4Addr>) -> [Rule; 2] {
         found.put(Base::Network, offset, &new.octets(), Checksum::AtAndPseudo(10))
     };
     [place(12, pair.from, pair.to), place(16, pair.to, pair.from)]
+}
+
+/// The packet that a message about an error quotes (unreachable, too big): it went the other way.
+fn quoted4(pair: &Pair<Ipv4Addr>) -> [Rule; 2] {
+    const UNREACHABLE: u8 = 3;
+    let place = |offset, old: Ipv4Addr, new: Ipv4Addr| {
+        let error = Rule::default().ether_type(IPV4).transport(libc::IPPROTO_ICMP);
+        let found = error.has(Base::Transport, 0, &[UNREACHABLE]).has(Base::Transport, offset, &old.octets());
+        found.put(Base::Transport, offset, &new.octets(), Checksum::At(2))
+    };
+    [place(8 + 12, pair.to, pair.from), place(8 + 16, pair.from, pair.to)]
+}
+
+/// The same for IPv6, where errors are the messages up to 3.
+fn quoted6(pair: &Pair<Ipv6Addr>) -> [Rule; 2] {
+    let place = |offset, old: Ipv6Addr, new: Ipv6Addr| {
+        let error = Rule::default().ether_type(IPV6).transport(ICMPV6);
+        let found = error.has_masked(Base::Transport, 0, &[0], &[0xfc]).has(Base::Transport, offset, &old.octets());
+        found.put(Base::Transport, offset, &new.octets(), Checksum::At(2))
+    };
+    [place(8 + 8, pair.to, pair.from), place(8 + 24, pair.from, pair.to)]
 }
 
 /// Sender and target hardware address of an ARP packet.
@@ -155,7 +191,7 @@ fn neighbour_message(message: u8) -> Rule {
 }
 
 /// The solicited-node multicast group of an address (RFC 4291, section 2.7.1).
-fn solicited_group(address: Ipv6Addr) -> Ipv6Addr {
+pub(super) fn solicited_group(address: Ipv6Addr) -> Ipv6Addr {
     const GROUPS: u128 = 0xff02_0000_0000_0000_0000_0001_ff00_0000;
     Ipv6Addr::from_bits(GROUPS | address.to_bits() & 0xff_ffff)
 }

@@ -43,6 +43,11 @@ impl WayOut {
         self.ipv6 && !self.forwards6
     }
 
+    /// Whether the host forwards IPv6, or does once it is open.
+    pub(super) fn forwards_ipv6(&self) -> bool {
+        self.ipv6 || self.forwards6
+    }
+
     /// Opens the ways: forwarding, and the host's address in place of the pod's.
     pub(super) fn open(&self, config: &HostConfig) -> Result<(), NetworkError> {
         forward(self.switches_on_ipv4(), self.switches_on_ipv6())?;
