@@ -36,7 +36,7 @@ impl<'a> Guest<'a> {
             _ if kind == "seccomp-strict" || kind == "fanotify-user" || kind.starts_with("io-uring") => {
                 &["--seccomp", "unconfined"][..]
             }
-            "performance-counter" | "bpf-map" => &["--cap-add", "sys_admin"][..],
+            "performance-counter" | "bpf-map" | "own-host-name" => &["--cap-add", "sys_admin"][..],
             _ if kind.starts_with("fanotify") => &["--cap-add", "sys_admin"][..],
             "userfaultfd" => &["--cap-add", "sys_ptrace"][..],
             _ => &["--cap-add", "sys_nice"][..],
@@ -192,6 +192,8 @@ guests! {
     network_filter network_filter_translates network_tun network_tun_lasting
     mounts_namespace mounts_namespace_copied namespace_of_mounts namespace_of_mounts_pivoted
     mounts_proc_of_namespace mounts_proc_of_namespace_nested mounts_proc_of_namespace_covered
+    same_numbers told_by_number root_file_removed linked_far_away attributes_nameless executable_memfd message_senders
+    data_limit own_host_name
     mounts_proc_of_namespace_users mounts_proc_of_namespace_elsewhere mounts_interfaces_of_namespace queues_of_namespace
 }
 
@@ -239,6 +241,10 @@ refused! {
     network_filter_within_rule "has a packet filter with a chain within a rule"
     network_mirror "has the queueing discipline clsact"
     network_tunnel "has the interface tunnel, of the kind vxlan"
+    handle_on_its_way "carries a descriptor of the kind pidfd that nobody has read"
+    signals_beyond_count "take the kernel too long to show"
+    mappings_all "are as many as it may have"
+    path_too_long "has a path that is longer than the kernel tells"
 }
 
 /// More huge pages of the host's, until this is dropped. There is one number of them, so one has them at a time.

@@ -22,8 +22,9 @@ use crate::ipc::{self, IpcState};
 use crate::mounts::{self, LateMounts, MountState};
 use crate::namespaces::network::{self, NetworkState};
 use crate::namespaces::{self, Made, NamespaceId};
-use crate::pod::{NetworkMode, PodSpec};
+use crate::pod::{self, NetworkMode, PodSpec};
 use crate::rebuild::Rebuild;
+use crate::record::PodRecord;
 use crate::sys::pidfd::PidFd;
 use crate::sys::{clone, mount, nsfs, seed};
 
@@ -195,6 +196,15 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Built, RebuildError> 
     let mut rebuild = Rebuild::new(&image, &order.spec, console);
     let ipc: IpcState = image.one("ipc").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let namespaces = image.every("namespace").map_err(|e| RebuildError::Damaged(e.to_string()))?;
+    let pod: PodRecord = image.one("pod").map_err(|e| RebuildError::Damaged(e.to_string()))?;
+    if let Some(names) = pod.names {
+        if !pod::may_name_itself(&order.spec) {
+            return Err(RebuildError::Damaged(
+                "its names were changed, which it has no right to (CAP_SYS_ADMIN)".into(),
+            ));
+        }
+        namespaces::name(&names).rebuilding("setting", "the names of the pod")?;
+    }
     let mounts: Vec<MountState> = image.every("mount").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     mounts::make(&image, &mounts)?;
     let (made, late) = namespaces::make(&image, &namespaces)?;

@@ -32,7 +32,24 @@ pub struct Rebuild<'a> {
     /// The pod's own mount namespace, once the builder has left it.
     home: Option<OwnedFd>,
     files: HashMap<FileId, OwnedFd>,
-    objects: HashMap<(&'static str, u64), Box<dyn Any>>,
+    objects: HashMap<(&'static str, ObjectKey), Box<dyn Any>>,
+}
+
+/// What tells objects of one kind apart: a number, or of files that of their file system and their own there. An inode number
+/// alone is no such thing: file systems count on their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ObjectKey(u64, u64);
+
+impl From<u64> for ObjectKey {
+    fn from(number: u64) -> ObjectKey {
+        ObjectKey(0, number)
+    }
+}
+
+impl From<(u64, u64)> for ObjectKey {
+    fn from((device, inode): (u64, u64)) -> ObjectKey {
+        ObjectKey(device, inode)
+    }
 }
 
 impl<'a> Rebuild<'a> {
@@ -104,24 +121,24 @@ impl<'a> Rebuild<'a> {
     }
 
     /// Something that two files share (the pipe behind two ends), made by whoever comes first and kept under (kind, key).
-    pub fn object<T: Any>(&mut self, kind: &'static str, key: u64) -> Option<&mut T> {
-        self.objects.get_mut(&(kind, key)).and_then(|o| o.downcast_mut())
+    pub fn object<T: Any>(&mut self, kind: &'static str, key: impl Into<ObjectKey>) -> Option<&mut T> {
+        self.objects.get_mut(&(kind, key.into())).and_then(|o| o.downcast_mut())
     }
 
     /// Keep `object` for the others that share it.
-    pub fn keep_object<T: Any>(&mut self, kind: &'static str, key: u64, object: T) {
-        self.objects.insert((kind, key), Box::new(object));
+    pub fn keep_object<T: Any>(&mut self, kind: &'static str, key: impl Into<ObjectKey>, object: T) {
+        self.objects.insert((kind, key.into()), Box::new(object));
     }
 
     /// Such an object, made now if nobody came first.
-    pub fn object_or_default<T: Any + Default>(&mut self, kind: &'static str, key: u64) -> &mut T {
-        let object = self.objects.entry((kind, key)).or_insert_with(|| Box::new(T::default()));
+    pub fn object_or_default<T: Any + Default>(&mut self, kind: &'static str, key: impl Into<ObjectKey>) -> &mut T {
+        let object = self.objects.entry((kind, key.into())).or_insert_with(|| Box::new(T::default()));
         object.downcast_mut().expect("objects of a kind are of one type")
     }
 
     /// Such an object, for the last who shares it.
-    pub fn take_object<T: Any>(&mut self, kind: &'static str, key: u64) -> Option<T> {
-        self.objects.remove(&(kind, key)).and_then(|object| object.downcast().ok()).map(|object| *object)
+    pub fn take_object<T: Any>(&mut self, kind: &'static str, key: impl Into<ObjectKey>) -> Option<T> {
+        self.objects.remove(&(kind, key.into())).and_then(|object| object.downcast().ok()).map(|object| *object)
     }
 
     /// Put an opened file in the pool.

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{CaptureError, Context};
 use crate::ids::PodPid;
 use crate::memory;
-use crate::pod::{LivePod, PodSpec};
+use crate::namespaces::UtsState;
+use crate::pod::{self, LivePod, PodSpec};
 use crate::process::discover::PodProc;
 use crate::processor::{Beginnings, Processor};
 
@@ -37,6 +38,9 @@ pub struct PodRecord {
     pub clocks: (i64, i64),
     /// Kernel release and CPU model of the host.
     pub host: HostFacts,
+    /// What it calls itself, if its processes may change that and have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names: Option<UtsState>,
     /// On which processors its programs began.
     #[serde(default, skip_serializing_if = "Beginnings::is_empty")]
     pub beginnings: Beginnings,
@@ -87,6 +91,17 @@ pub(crate) fn offsets(text: &str) -> (i64, i64) {
     (of("monotonic").unwrap_or(0), of("boottime").unwrap_or(0))
 }
 
+/// The names of a pod, if they are not those that it was born with. It takes CAP_SYS_ADMIN to change them.
+fn names(pod: &LivePod) -> Result<Option<UtsState>, CaptureError> {
+    const UNSET: &[u8] = b"(none)";
+    if !pod::may_name_itself(&pod.spec) {
+        return Ok(None);
+    }
+    let names = UtsState::of(pod.init).capturing("reading", "the names of the pod")?;
+    let is_as_born = names.hostname == pod.spec.hostname.as_bytes() && names.domain == UNSET;
+    Ok((!is_as_born).then_some(names))
+}
+
 impl PodRecord {
     /// The record of a pod at this moment.
     pub fn of(pod: &LivePod) -> Result<PodRecord, CaptureError> {
@@ -101,6 +116,7 @@ impl PodRecord {
                 host_clock(nix::time::ClockId::CLOCK_MONOTONIC) + monotonic,
                 host_clock(nix::time::ClockId::CLOCK_BOOTTIME) + boottime,
             ),
+            names: names(pod)?,
             beginnings: pod.beginnings.and_here(),
             host: HostFacts::here().capturing("reading", "uname")?,
         })

@@ -58,7 +58,8 @@ impl CheckpointError {
     /// The exit code of the command (CLI.md).
     pub fn exit_code(&self) -> u8 {
         match self {
-            CheckpointError::Capture { source: CaptureError::Refused { .. }, .. } => 3,
+            CheckpointError::Capture { source: CaptureError::Refused { .. }, .. }
+            | CheckpointError::Tracee { source: TraceeError::NoRoom(_), .. } => 3,
             CheckpointError::Image(ImageError::Io { .. } | ImageError::Exists(_)) => 1,
             CheckpointError::Image(_) => 5,
             _ => 1,

@@ -23,6 +23,9 @@ pub struct FifoState {
     pub path: Vec<u8>,
     /// The pipe: its inode number when it was captured. Ends of one pipe have the same.
     pub pipe: u64,
+    /// The file system in which it is, likewise.
+    #[serde(default)]
+    pub device: u64,
     /// Access mode and status flags.
     pub flags: i32,
     /// Whether it has lost its name.
@@ -57,18 +60,18 @@ impl FileKind for Fifo {
         let first = look.first_sight("fifo", descriptor.stat.st_dev, descriptor.stat.st_ino);
         // What is in a pipe that others outside may read stays there.
         let shared = (first && !external).then(|| pipe::shared(descriptor)).transpose()?;
-        let (pipe, mode) = (descriptor.stat.st_ino, descriptor.stat.st_mode & 0o7777);
-        Ok(encode(&FifoState { path, pipe, flags: descriptor.flags(), removed, mode, shared }))
+        let (pipe, device, mode) = (descriptor.stat.st_ino, descriptor.stat.st_dev, descriptor.stat.st_mode & 0o7777);
+        Ok(encode(&FifoState { path, pipe, device, flags: descriptor.flags(), removed, mode, shared }))
     }
 
     fn open(&self, rebuild: &mut Rebuild<'_>, _id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {
         let state: FifoState = decoded(state)?;
         let path = reopen::as_path(&state.path);
-        if rebuild.object::<Anchor>("fifo", state.pipe).is_none() {
+        if rebuild.object::<Anchor>("fifo", (state.device, state.pipe)).is_none() {
             let anchor = anchor(&state).rebuilding("opening", path.display())?;
-            rebuild.keep_object("fifo", state.pipe, Anchor(anchor));
+            rebuild.keep_object("fifo", (state.device, state.pipe), Anchor(anchor));
         }
-        let Some(Anchor(anchor)) = rebuild.object("fifo", state.pipe) else {
+        let Some(Anchor(anchor)) = rebuild.object("fifo", (state.device, state.pipe)) else {
             return Err(RebuildError::Damaged(format!("{} is of two kinds", path.display())));
         };
         if let Some(shared) = &state.shared {

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use super::directory::DirectoryState;
 use super::directory_notice::ChangesState;
 use super::epoll::{EpollState, WatchState};
+use super::locks::LockState;
 use super::mqueue::MqueueState;
 use super::mqueue_notice::NoticeState;
 use super::{DescriptorState, FileState, decoded, kind};
@@ -53,6 +54,43 @@ pub struct LateFiles {
     notices: HashMap<FileId, (NoticeState, QueueName)>,
     /// Directories of whose changes a process is told.
     changes: HashMap<FileId, (PodPid, ChangesState)>,
+    /// Files of which somebody is told by a signal, with the leases on them.
+    telling: HashMap<FileId, Telling>,
+}
+
+/// How somebody is told of a file by a signal, which says by what number the file was known to whoever asked for it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Telling {
+    /// Whether it is told that the file is ready (`O_ASYNC`).
+    asynchronous: bool,
+    /// The lease (`F_RDLCK`, `F_WRLCK`).
+    lease: Option<i32>,
+}
+
+impl Telling {
+    fn of(state: &FileState) -> Option<Telling> {
+        let asynchronous = state.owner.is_some_and(|owner| owner.asynchronous && owner.id.is_some());
+        let lease = state.locks.iter().find_map(|lock| match lock {
+            LockState::Lease { write } => Some(if *write { libc::F_WRLCK } else { libc::F_RDLCK }),
+            _ => None,
+        });
+        (asynchronous || lease.is_some()).then_some(Telling { asynchronous, lease })
+    }
+
+    /// The calls by which it is asked for through a descriptor. What is there is taken again, which changes the number alone.
+    fn ask(self, descriptor: &DescriptorState, batch: &mut Batch) {
+        let number = Arg::from(descriptor.number);
+        if self.asynchronous {
+            for on in [0i32, 1] {
+                let on = batch.bytes(&on.to_ne_bytes());
+                batch.attempt(libc::SYS_ioctl, [number, libc::FIOASYNC.into(), on]);
+            }
+        }
+        if let Some(lease) = self.lease {
+            // Who has no right to it any more goes without the number.
+            batch.attempt(libc::SYS_fcntl, [number, libc::F_SETLEASE.into(), lease.into()]);
+        }
+    }
 }
 
 impl LateFiles {
@@ -75,6 +113,7 @@ impl LateFiles {
             found.changes.extend(directory.changes.map(|changes| (state.id, (owner, changes))));
         }
         let signals: HashSet<FileId> = states.iter().filter(|s| s.kind == "signalfd").map(|s| s.id).collect();
+        found.telling = states.iter().filter_map(|state| Some((state.id, Telling::of(state)?))).collect();
         if found.files.is_empty() && signals.is_empty() {
             return Ok(found);
         }
@@ -129,12 +168,16 @@ impl LateFiles {
 
     /// The calls by which a process asks to be told of messages and changes again.
     pub fn ask_in(&self, process: PodPid, descriptors: &[DescriptorState]) -> Option<Batch> {
-        if self.notices.is_empty() && self.changes.is_empty() {
+        if self.notices.is_empty() && self.changes.is_empty() && self.telling.is_empty() {
             return None;
         }
         let mut asked = HashSet::new();
+        let mut told = HashSet::new();
         let mut batch = Batch::new();
         for descriptor in descriptors {
+            if let Some(telling) = self.telling.get(&descriptor.file).filter(|_| told.insert(descriptor.file)) {
+                telling.ask(descriptor, &mut batch);
+            }
             if let Some((owner, changes)) = self.changes.get(&descriptor.file)
                 && *owner == process
             {

@@ -4,11 +4,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::{Mode, fchmod, futimens};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
+use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, Whence, fchown, ftruncate, lseek};
 use serde::{Deserialize, Serialize};
 
+use super::attributes::{self, Attributes};
+use super::pipe::LARGE_FILE;
 use super::{Contents, Descriptor, FileKind, decoded, huge_memory, reopen};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::ids::{FileId, HostPid, PodPid};
@@ -24,6 +27,9 @@ pub struct MemfdState {
     pub name: Vec<u8>,
     /// Which memory it is: descriptions of the same have the same.
     pub inode: u64,
+    /// The file system in which it is, likewise: that of huge pages is another.
+    #[serde(default)]
+    pub device: u64,
     /// Access mode and status flags.
     pub flags: i32,
     /// The offset.
@@ -48,6 +54,12 @@ pub struct MemfdBody {
     /// Bytes of a page, if they are huge (`MFD_HUGETLB`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub huge: Option<u64>,
+    /// Last access and last change of contents: seconds, nanoseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub times: Option<((i64, i64), (i64, i64))>,
+    /// Extended attributes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attributes: Attributes,
 }
 
 pub(super) struct Memfd;
@@ -74,6 +86,7 @@ impl FileKind for Memfd {
         Ok(encode(&MemfdState {
             name: name.unwrap_or_default().to_vec(),
             inode: stat.st_ino,
+            device: stat.st_dev,
             flags: descriptor.flags(),
             position: descriptor.position(),
             seals,
@@ -84,13 +97,13 @@ impl FileKind for Memfd {
     fn open(&self, rebuild: &mut Rebuild<'_>, _id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {
         let state: MemfdState = decoded(state)?;
         let shown = format!("memfd {}", String::from_utf8_lossy(&state.name));
-        if rebuild.object::<Made>("memfd", state.inode).is_none() {
+        if rebuild.object::<Made>("memfd", (state.device, state.inode)).is_none() {
             let made = make(rebuild, &state, &shown)?;
-            rebuild.keep_object("memfd", state.inode, Made(made));
+            rebuild.keep_object("memfd", (state.device, state.inode), Made { file: made, is_given: false });
         }
-        let made = rebuild.object::<Made>("memfd", state.inode);
+        let made = rebuild.object::<Made>("memfd", (state.device, state.inode));
         let made = made.ok_or_else(|| RebuildError::Damaged(format!("{shown} is of two kinds")))?;
-        let file = reopen::again(&made.0, state.flags).rebuilding("opening", &shown)?;
+        let file = made.describe(state.flags).rebuilding("opening", &shown)?;
         lseek(&file, state.position as i64, Whence::SeekSet).rebuilding("seeking in", &shown)?;
         Ok(file)
     }
@@ -126,10 +139,32 @@ fn body(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<MemfdBody, Captu
         let file = reopen::again(descriptor, libc::O_RDONLY).capturing("opening", descriptor.object())?;
         Contents::take(&file, stat.st_size as u64, look.data).capturing("reading", descriptor.object())?
     };
-    Ok(MemfdBody { contents, mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid, huge })
+    let attributes =
+        attributes::take(descriptor.as_fd()).capturing("reading the attributes of", descriptor.object())?;
+    let times = Some(((stat.st_atime, stat.st_atime_nsec), (stat.st_mtime, stat.st_mtime_nsec)));
+    Ok(MemfdBody { contents, mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid, huge, times, attributes })
 }
 
-struct Made(OwnedFd);
+struct Made {
+    file: OwnedFd,
+    /// Whether its first description is somebody's by now.
+    is_given: bool,
+}
+
+impl Made {
+    /// A description of it. The one that is born with it does not count as one that writes, so that the memory can be
+    /// executed (`fexecve(3)`); those that are opened do.
+    fn describe(&mut self, flags: i32) -> std::io::Result<OwnedFd> {
+        let settable = libc::O_APPEND | libc::O_NONBLOCK | libc::O_NOATIME | libc::O_ASYNC | LARGE_FILE;
+        if self.is_given || flags & !settable != libc::O_RDWR {
+            return Ok(reopen::again(&self.file, flags)?);
+        }
+        self.is_given = true;
+        let file = self.file.try_clone()?;
+        reopen::set_flags(&file, flags)?;
+        Ok(file)
+    }
+}
 
 fn make(rebuild: &Rebuild<'_>, state: &MemfdState, shown: &str) -> Result<OwnedFd, RebuildError> {
     let missing = || RebuildError::Damaged(format!("what is in {shown} is not in it"));
@@ -144,10 +179,14 @@ fn make(rebuild: &Rebuild<'_>, state: &MemfdState, shown: &str) -> Result<OwnedF
     }
     let now =
         if state.seals & AFTER_MAPPING == 0 { state.seals } else { state.seals & !AFTER_MAPPING & !libc::F_SEAL_SEAL };
-    let finish = || {
+    let finish = || -> std::io::Result<()> {
         fchown(&file, Some(Uid::from_raw(body.uid)), Some(Gid::from_raw(body.gid)))?;
         fchmod(&file, Mode::from_bits_truncate(body.mode))?;
-        seal(file.as_fd(), now)
+        attributes::put(file.as_fd(), &body.attributes)?;
+        if let Some((accessed, modified)) = body.times {
+            futimens(&file, &TimeSpec::new(accessed.0, accessed.1), &TimeSpec::new(modified.0, modified.1))?;
+        }
+        Ok(seal(file.as_fd(), now)?)
     };
     finish().rebuilding("sealing", shown)?;
     Ok(file)

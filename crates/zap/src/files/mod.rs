@@ -13,6 +13,7 @@ use crate::procfs;
 use crate::rebuild::Rebuild;
 use crate::sys::descriptor;
 
+pub mod attributes;
 pub mod contents;
 pub mod descriptors;
 pub mod device;
@@ -304,6 +305,11 @@ pub static KINDS: &[&dyn FileKind] = &[
 /// The kind of that name.
 pub fn kind(name: &str) -> Option<&'static dyn FileKind> {
     KINDS.iter().copied().find(|k| k.name() == name)
+}
+
+/// Whether a file is opened only when every process exists.
+pub(crate) fn is_late(state: &FileState) -> bool {
+    kind(&state.kind).is_some_and(|kind| matches!(kind.late(&state.state), Ok(Some(_))))
 }
 
 /// The kind that recognises `descriptor`, or the refusal that names it.

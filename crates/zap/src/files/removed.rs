@@ -25,6 +25,9 @@ pub struct RemovedState {
     pub flags: i32,
     /// The directory: its inode when it was captured. Descriptions of one directory have the same.
     pub inode: u64,
+    /// The file system in which it was, likewise.
+    #[serde(default)]
+    pub device: u64,
     /// Permissions.
     pub mode: u32,
     /// Owner.
@@ -50,19 +53,20 @@ impl FileKind for Removed {
     fn capture(&self, _look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
         let stat = &descriptor.stat;
         let path = descriptor.link.strip_suffix(b" (deleted)").unwrap_or(&descriptor.link).to_vec();
-        let (flags, inode, mode) = (descriptor.flags(), stat.st_ino, stat.st_mode & 0o7777);
-        Ok(encode(&RemovedState { path, flags, inode, mode, uid: stat.st_uid, gid: stat.st_gid }))
+        let (flags, inode, device) = (descriptor.flags(), stat.st_ino, stat.st_dev);
+        let mode = stat.st_mode & 0o7777;
+        Ok(encode(&RemovedState { path, flags, inode, device, mode, uid: stat.st_uid, gid: stat.st_gid }))
     }
 
     fn open(&self, rebuild: &mut Rebuild<'_>, _id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {
         let state: RemovedState = decoded(state)?;
         let path = reopen::as_path(&state.path);
         let shown = || format!("{} (deleted)", path.display());
-        if rebuild.object::<Made>("removed", state.inode).is_none() {
+        if rebuild.object::<Made>("removed", (state.device, state.inode)).is_none() {
             let made = borrow_name(path, |path| make(path, &state)).rebuilding("making", shown())?;
-            rebuild.keep_object("removed", state.inode, Made(made));
+            rebuild.keep_object("removed", (state.device, state.inode), Made(made));
         }
-        match rebuild.object::<Made>("removed", state.inode) {
+        match rebuild.object::<Made>("removed", (state.device, state.inode)) {
             Some(made) => reopen::again(&made.0, state.flags).rebuilding("opening", shown()),
             None => Err(RebuildError::Damaged(format!("{} is of two kinds", shown()))),
         }

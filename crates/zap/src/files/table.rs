@@ -29,6 +29,8 @@ pub struct FileTable {
     latest: HashMap<i32, FileId>,
     /// The mounts of the pod, read when first asked for.
     pub(super) mounts: Mounts,
+    /// The regular files of the layer of a mount, by device and inode; looked through when first asked for.
+    pub(super) names: HashMap<u64, HashMap<(u64, u64), Vec<u8>>>,
 }
 
 /// Device, inode, status flags.
@@ -230,7 +232,13 @@ pub fn finish(look: &mut Look<'_>) -> Result<(), CaptureError> {
 pub fn describe(subject: &Subject, number: i32, file: OwnedFd) -> Result<Descriptor, CaptureError> {
     let name = || format!("file descriptor {number} of process {}", subject.pod);
     let raw = file.as_raw_fd();
-    let link = std::fs::read_link(format!("/proc/self/fd/{raw}")).capturing("reading the link", name())?;
+    let link = match std::fs::read_link(format!("/proc/self/fd/{raw}")) {
+        Err(e) if e.raw_os_error() == Some(libc::ENAMETOOLONG) => {
+            let why = "has a path that is longer than the kernel tells (4096 bytes), which cannot be checkpointed";
+            return Err(subject.refuse(format!("file descriptor {number}"), why));
+        }
+        link => link.capturing("reading the link", name())?,
+    };
     let stat = file::fstat(&file).capturing("looking at", name())?;
     let link = link.into_os_string().into_vec();
     Ok(Descriptor { subject: subject.clone(), number, file: Arc::new(file), link, stat, info: OnceLock::new() })

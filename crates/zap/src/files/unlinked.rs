@@ -1,7 +1,8 @@
 //! Regular files that are open but have lost the name they were opened by.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, Whence, fchown, lseek};
 use serde::{Deserialize, Serialize};
 
+use super::attributes::{self, Attributes};
+use super::mounts::{in_layer, mount_of};
 use super::{Contents, Descriptor, reopen};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::look::Look;
@@ -48,8 +51,11 @@ pub enum Body {
         modified: (i64, i64),
         /// Whether it was born without a name (`O_TMPFILE`).
         nameless: bool,
+        /// Extended attributes.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        attributes: Attributes,
     },
-    /// It has another name in the same directory.
+    /// It has another name in the same file system.
     OtherName(#[serde(with = "serde_bytes")] Vec<u8>),
 }
 
@@ -83,11 +89,17 @@ pub(super) fn capture(
 
 fn body(look: &mut Look<'_>, descriptor: &Descriptor, path: &[u8]) -> Result<Body, CaptureError> {
     if descriptor.stat.st_nlink > 0 {
-        let other = other_name(look, descriptor, path);
-        return other.map(Body::OtherName).ok_or_else(|| {
-            descriptor
-                .refuse("lost the name it was opened by and has another one elsewhere, which cannot be followed yet")
-        });
+        if let Some(other) = other_name(look, descriptor, path) {
+            return Ok(Body::OtherName(other));
+        }
+        match elsewhere(look, descriptor)? {
+            Elsewhere::Named(other) => return Ok(Body::OtherName(other)),
+            Elsewhere::Nowhere => {}
+            Elsewhere::Unknown => {
+                let why = "lost the name it was opened by and has another one elsewhere, which cannot be followed yet";
+                return Err(descriptor.refuse(why));
+            }
+        }
     }
     let file = reopen::again(descriptor, libc::O_RDONLY | libc::O_NOATIME).capturing("opening", descriptor.object())?;
     let stat = descriptor.stat;
@@ -100,7 +112,64 @@ fn body(look: &mut Look<'_>, descriptor: &Descriptor, path: &[u8]) -> Result<Bod
         accessed: (stat.st_atime, stat.st_atime_nsec),
         modified: (stat.st_mtime, stat.st_mtime_nsec),
         nameless: descriptor.flags() & libc::O_TMPFILE == libc::O_TMPFILE,
+        attributes: attributes::take(file.as_fd()).capturing("reading the attributes of", descriptor.object())?,
     })
+}
+
+/// What is known of a file that has a name, though not where it was opened.
+enum Elsewhere {
+    /// Another name.
+    Named(Vec<u8>),
+    /// None: the links that it has are those of the root below, where it is still there.
+    Nowhere,
+    /// It may have one.
+    Unknown,
+}
+
+/// Looks for another name of a file of the pod's root: whatever has been linked there is in the pod's own layer.
+fn elsewhere(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Elsewhere, CaptureError> {
+    let Some(mount) = mount_of(look, descriptor)? else { return Ok(Elsewhere::Unknown) };
+    if mount.file_system != "overlay" || look.upper.as_os_str().is_empty() || look.nests.of(descriptor).is_some() {
+        return Ok(Elsewhere::Unknown);
+    }
+    if !look.files.names.contains_key(&mount.id) {
+        let layer = in_layer(&mount, &mount.point, &look.upper);
+        let mut names = HashMap::new();
+        let met = |place: &Path| {
+            let path = mount.point.join(place).into_os_string().into_encoded_bytes();
+            if let Ok(found) = std::fs::symlink_metadata(look.path_from_host(descriptor, &path)) {
+                names.insert((found.dev(), found.ino()), path);
+            }
+        };
+        every_file(&layer, met).capturing("looking through the layer for", descriptor.object())?;
+        look.files.names.insert(mount.id, names);
+    }
+    let names = look.files.names.get(&mount.id);
+    let name = names.and_then(|names| names.get(&(descriptor.stat.st_dev, descriptor.stat.st_ino)));
+    Ok(name.cloned().map_or(Elsewhere::Nowhere, Elsewhere::Named))
+}
+
+/// Calls `met` with the path, below `top`, of every regular file there.
+fn every_file(top: &Path, mut met: impl FnMut(&Path)) -> std::io::Result<()> {
+    let mut directories = vec![PathBuf::new()];
+    while let Some(directory) = directories.pop() {
+        let entries = match std::fs::read_dir(top.join(&directory)) {
+            // Nothing was written there, or it is gone by now.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            let place = directory.join(entry.file_name());
+            if kind.is_dir() {
+                directories.push(place);
+            } else if kind.is_file() {
+                met(&place);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Another name of the file, in the directory of `path`.
@@ -119,7 +188,7 @@ pub(super) fn open(
     state: &UnlinkedState,
 ) -> Result<OwnedFd, RebuildError> {
     let shown = || format!("{} (deleted)", String::from_utf8_lossy(path));
-    if rebuild.object::<Made>("unlinked", state.inode).is_none() {
+    if rebuild.object::<Made>("unlinked", (state.device, state.inode)).is_none() {
         let Some(body) = &state.body else {
             return Err(RebuildError::Damaged(format!("the contents of {} are not in it", shown())));
         };
@@ -134,13 +203,13 @@ pub(super) fn open(
         let file = made.rebuilding("making", shown())?;
         let born = flags & libc::O_TMPFILE == libc::O_TMPFILE;
         let born = born.then(|| file.try_clone()).transpose().rebuilding("copying", shown())?;
-        rebuild.keep_object("unlinked", state.inode, Made(file));
+        rebuild.keep_object("unlinked", (state.device, state.inode), Made(file));
         if let Some(born) = born {
             reopen::set_flags(&born, flags).rebuilding("setting the flags", shown())?;
             return Ok(born);
         }
     }
-    match rebuild.object::<Made>("unlinked", state.inode) {
+    match rebuild.object::<Made>("unlinked", (state.device, state.inode)) {
         Some(made) => reopen::again(&made.0, flags).rebuilding("opening", shown()),
         None => Err(RebuildError::Damaged(format!("{} is of two kinds", shown()))),
     }
@@ -165,8 +234,9 @@ fn make(rebuild: &Rebuild<'_>, path: &Path, body: &Body, flags: i32) -> std::io:
             Ok(open_file(path, flags, Mode::S_IRWXU)?)
         })?,
     };
-    if let Body::Whole { contents, mode, uid, gid, accessed, modified, .. } = body {
+    if let Body::Whole { contents, mode, uid, gid, accessed, modified, attributes, .. } = body {
         contents.put(&file, rebuild.image)?;
+        attributes::put(file.as_fd(), attributes)?;
         fchown(&file, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))?;
         fchmod(&file, Mode::from_bits_truncate(*mode))?;
         lseek(&file, 0, Whence::SeekSet)?;

@@ -15,4 +15,5 @@ mod tree;
 mod unpack;
 
 pub use pack::{Index, Inodes, follow, pack, pack_changes};
+pub(crate) use unpack::labelled;
 pub use unpack::unpack;

@@ -309,7 +309,7 @@ fn settle_file(file: &File, facts: &Facts) -> io::Result<()> {
 }
 
 /// Labels of a security module are the host's: without it they cannot be set, nor missed.
-fn labelled(name: &[u8], set: io::Result<()>) -> io::Result<()> {
+pub(crate) fn labelled(name: &[u8], set: io::Result<()>) -> io::Result<()> {
     let label = name.starts_with(b"security.") && name != b"security.capability";
     match set {
         Err(e) if label && e.raw_os_error() == Some(libc::ENOTSUP) => Ok(()),

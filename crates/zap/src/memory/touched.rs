@@ -29,8 +29,27 @@ pub fn touched(process: HostPid, mappings: &[Mapping]) -> Vec<Range<u64>> {
             break;
         }
     }
-    let window = |start: u64, end: u64| start / WINDOW * WINDOW..end.next_multiple_of(WINDOW);
-    ranges::joined(found.iter().map(|region| window(region.start, region.end)).collect())
+    windows(found.iter().map(|region| region.start..region.end))
+}
+
+/// Ranges, in steps of a window, of pages that are in these regions: one of each window. Another page of a window might be a
+/// hole of shared memory, which takes a page when it is touched.
+fn windows(regions: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut all: Vec<Range<u64>> = Vec::new();
+    let mut done = 0;
+    for region in regions {
+        let start = region.start.max(done);
+        if start >= region.end {
+            continue;
+        }
+        let edge = (start + 1).next_multiple_of(WINDOW);
+        all.push(start..region.end.min(edge));
+        if edge < region.end {
+            all.push(edge..region.end);
+        }
+        done = region.end.next_multiple_of(WINDOW);
+    }
+    all
 }
 
 /// Maps in the pages in these windows of a running process, as far as they are files' still.
@@ -45,4 +64,18 @@ pub fn touch(process: HostPid, windows: &[Range<u64>]) -> io::Result<()> {
         rest = rest.get(done + 1..).unwrap_or_default();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_each_window_is_touched_and_none_that_was_not() {
+        const PAGE: u64 = 4096;
+        let regions = [PAGE..3 * PAGE, 5 * PAGE..6 * PAGE, 15 * PAGE..40 * PAGE, 47 * PAGE..49 * PAGE];
+        let starts = |range: &Range<u64>| range.clone().step_by(WINDOW as usize);
+        let touched: Vec<u64> = windows(regions.into_iter()).iter().flat_map(starts).map(|at| at / PAGE).collect();
+        assert_eq!(touched, [1, 16, 32, 48]);
+    }
 }

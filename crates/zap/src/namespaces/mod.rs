@@ -29,6 +29,7 @@ pub use sight::Sightings;
 pub use time::TimeState;
 pub use user::UserState;
 pub use uts::UtsState;
+pub(crate) use uts::restart as name;
 
 /// A namespace of the image, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -6,6 +6,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::HostPid;
+use crate::sys::{clone, nsfs};
+
 /// What a machine calls itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UtsState {
@@ -24,8 +27,19 @@ pub(super) fn capture() -> io::Result<UtsState> {
     Ok(UtsState { hostname: bytes(names.nodename()), domain: bytes(names.domainname()) })
 }
 
+impl UtsState {
+    /// The names of the namespace of a process.
+    pub(crate) fn of(process: HostPid) -> io::Result<UtsState> {
+        let namespace = std::fs::File::open(process.proc("ns/uts"))?;
+        clone::in_thread(|| {
+            nsfs::enter(namespace, libc::CLONE_NEWUTS)?;
+            capture()
+        })
+    }
+}
+
 /// Gives the caller's namespace its names.
-pub(super) fn restart(state: &UtsState) -> io::Result<()> {
+pub(crate) fn restart(state: &UtsState) -> io::Result<()> {
     nix::unistd::sethostname(OsStr::from_bytes(&state.hostname))?;
     crate::sys::namespace::set_domain(&state.domain)
 }

@@ -30,4 +30,5 @@ pub(crate) use init::Command;
 pub use live::{Birth, ClockOffsets, LivePod};
 pub use namespaces::Shim;
 pub use registry::{PodState, Record, Store, make_private_directory};
+pub(crate) use spec::may_name_itself;
 pub use spec::{AddressPlan, Bind, Limits, NetworkMode, PodSpec, Publish, Seccomp, is_name};

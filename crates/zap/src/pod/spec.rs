@@ -153,3 +153,8 @@ pub enum Seccomp {
     /// A profile in JSON, its text.
     Profile(String),
 }
+
+/// Whether somebody in the pod may change its host name.
+pub(crate) fn may_name_itself(spec: &PodSpec) -> bool {
+    super::capabilities::includes(&spec.capabilities, "SYS_ADMIN")
+}

@@ -283,8 +283,7 @@ fn answers(
     let hosts = process.threads.iter().map(|held| held.name.host);
     let names: HashMap<i32, i32> = threads.iter().map(|thread| (thread.tid.0, thread.own_tid)).collect();
     let filters = filters::capture_all(&mut threads, hosts, inherited)?;
-    // Asked now, not when the process was found: signals from outside arrived until it stopped.
-    let pending = ptrace::pending_signals(subject.host, true).capturing("reading queued signals", subject.object())?;
+    let pending = threads::queued_signals(subject, true)?;
     let mut descriptors = questions.descriptors.clone();
     asked.close_on_exec.fill(&results, &mut descriptors);
     let mut controls = asked.controls.answers(&results);
@@ -546,11 +545,30 @@ fn check(look: &mut Look<'_>, found: &Found, layout: &[memory::Mapping]) -> Resu
     refuse_traced(found)?;
     look.namespaces.check_threads(subject).or_else(unless_gone)?;
     refuse_without_vdso(found, layout)?;
+    refuse_too_many_mappings(found, layout)?;
     let pidfd = match pidfd(subject) {
         Err(CaptureError::Vanished(_)) => return Ok(()),
         other => other?,
     };
     memory::check(look, subject, layout).and_then(|()| files::check_all(look, subject, &pidfd)).or_else(unless_gone)
+}
+
+/// A restart puts memory together beside a few mappings of its own, and cuts some in two on the way.
+fn refuse_too_many_mappings(found: &Found, layout: &[memory::Mapping]) -> Result<(), CaptureError> {
+    const FEW: usize = 30_000;
+    const SPARE: usize = 16;
+    if layout.len() < FEW {
+        return Ok(());
+    }
+    let most = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|text| text.trim().parse().ok());
+    match most.unwrap_or(usize::MAX) {
+        most if layout.len() + SPARE <= most => Ok(()),
+        most => {
+            let what = format!("{} mappings", layout.len());
+            let why = format!("are as many as it may have (vm.max_map_count is {most}): a restart needs {SPARE} more");
+            Err(found.subject.refuse(what, why))
+        }
+    }
 }
 
 fn unless_gone(error: CaptureError) -> Result<(), CaptureError> {

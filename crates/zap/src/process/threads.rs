@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{CaptureError, Context};
 use crate::ids::{HostPid, PodPid};
+use crate::look::Subject;
 use crate::process::controls::{self, ThreadControls};
 use crate::process::credentials::{self, CredentialsState};
 use crate::process::filters::{self, FilterState};
@@ -122,6 +123,18 @@ pub fn ask(batch: &mut Batch) -> Asked {
     Asked { stack, clear_tid, death_signal, timer_slack, securebits: credentials::ask(batch), name, controls }
 }
 
+/// The signals that wait for a thread, or for its process (`shared`): as they are now, not when its status was read, since
+/// signals from outside arrived until it stopped.
+pub(super) fn queued_signals(subject: &Subject, shared: bool) -> Result<Vec<ptrace::SigInfo>, CaptureError> {
+    match ptrace::pending_signals(subject.host, shared) {
+        Err(e) if e.raw_os_error() == Some(libc::E2BIG) => {
+            let what = format!("more than {} signals that wait", ptrace::MOST_PENDING);
+            Err(subject.refuse(what, "take the kernel too long to show; try again when it has taken some"))
+        }
+        pending => pending.capturing("reading queued signals", subject.object()),
+    }
+}
+
 /// What the tracer sees from outside of a thread of `process`, which is that many PID namespaces below the pod's; the extended state buffer is lent to save an allocation a thread.
 pub fn capture(
     held: &Held,
@@ -135,9 +148,9 @@ pub fn capture(
     let object = || format!("thread {pod}");
     ptrace::extended_state(tid, buffer).capturing("reading the extended registers", object())?;
     let word = |out: Output| results.output(out).first_chunk().map_or(0, |word| u64::from_ne_bytes(*word));
-    // Asked now, not when its status was read: signals from outside arrived until it stopped.
-    let pending = ptrace::pending_signals(tid, false).capturing("reading queued signals", object())?;
     let name = results.output(asked.name);
+    let command = String::from_utf8_lossy(name.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
+    let pending = queued_signals(&Subject { host: tid, pod, command }, false)?;
     Ok(ThreadState {
         tid: pod,
         own_tid: held.name.own.1,

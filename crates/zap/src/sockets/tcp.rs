@@ -291,12 +291,12 @@ impl FileKind for Tcp {
             Form::Connected(connection) => connection.rebuild(fd, state.family, rebuild.image, &what),
             Form::Ended { reset, receive } => tcp_fin::end(fd, state.family, *reset, *receive, rebuild.image, &what),
         })?;
-        rebuild.keep_object(OPENED, id.0.into(), state);
+        rebuild.keep_object(OPENED, u64::from(id.0), state);
         Ok(socket)
     }
 
     fn connect(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<(), RebuildError> {
-        let state = rebuild.take_object::<TcpState>(OPENED, id.0.into()).map_or_else(|| decode(state), Ok)?;
+        let state = rebuild.take_object::<TcpState>(OPENED, u64::from(id.0)).map_or_else(|| decode(state), Ok)?;
         let what = describe(id, &state);
         let fd = rebuild.file(id)?;
         if let Form::Connected(connection) = &state.form {

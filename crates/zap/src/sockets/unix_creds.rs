@@ -77,7 +77,7 @@ pub(super) fn acting(credentials: Option<Credentials>, work: &(dyn Fn() -> io::R
     let Some((pid, user, group)) = credentials else { return work() };
     let act = || {
         if (user, group) != (0, 0) {
-            ipc::act_as(user, group)?;
+            ipc::become_user(user, group)?;
         }
         work()
     };

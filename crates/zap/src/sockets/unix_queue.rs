@@ -11,7 +11,7 @@ use super::unix_pair;
 use super::unix_urgent::{self, Piece, Urgent};
 use super::{unix_creds, unix_name};
 use crate::error::{CaptureError, Context, RebuildError};
-use crate::files::{Descriptor, intern_file};
+use crate::files::{self, Descriptor, intern_file};
 use crate::ids::FileId;
 use crate::image::DataRef;
 use crate::look::Look;
@@ -133,7 +133,7 @@ fn keep(look: &mut Look<'_>, descriptor: &Descriptor, piece: Piece) -> Result<Qu
     if message.flags & libc::MSG_CTRUNC != 0 {
         return Err(descriptor.refuse("has a queue with more control data than can be read"));
     }
-    let files = message.files.into_iter().map(|file| intern_file(look, &descriptor.subject, -1, file));
+    let files = message.files.into_iter().map(|file| carried(look, descriptor, file));
     Ok(Queued {
         files: files.collect::<Result<_, _>>()?,
         bytes: look.data.append(bytes),
@@ -141,6 +141,19 @@ fn keep(look: &mut Look<'_>, descriptor: &Descriptor, piece: Piece) -> Result<Qu
         credentials: message.credentials.map(|c| super::unix_creds::in_pod(look, c)),
         urgent,
     })
+}
+
+/// A file that is on its way. Not one that is opened when every process exists: queues are filled before.
+fn carried(look: &mut Look<'_>, descriptor: &Descriptor, file: OwnedFd) -> Result<FileId, CaptureError> {
+    let id = intern_file(look, &descriptor.subject, -1, file)?;
+    match look.files.state(id) {
+        Some(state) if files::is_late(state) => {
+            let what = format!("carries a descriptor of the kind {} that nobody has read", state.kind);
+            Err(descriptor
+                .refuse(format!("{what}, which cannot be checkpointed yet; try again when it has been taken")))
+        }
+        _ => Ok(id),
+    }
 }
 
 /// Sends everything to the socket again, from its peer, or from whoever had the sender's name.

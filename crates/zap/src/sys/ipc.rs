@@ -188,12 +188,25 @@ pub fn send_message(id: i32, kind: i64, bytes: &[u8]) -> io::Result<()> {
     check(unsafe { libc::msgsnd(id, buffer.as_ptr().cast(), bytes.len(), libc::IPC_NOWAIT) }.into()).map(drop)
 }
 
+/// Leaves a user or group as it is.
+const STAY: u32 = u32::MAX;
+
 /// Makes the calling *thread* act as another user and group (the real ones stay, so that there is a way back).
 pub fn act_as(user: u32, group: u32) -> io::Result<()> {
-    const STAY: u32 = u32::MAX;
+    set_users((STAY, user), (STAY, group))
+}
+
+/// Makes the calling *thread* that of another user and group, the real ones too: these are what a message tells of its
+/// sender.
+pub fn become_user(user: u32, group: u32) -> io::Result<()> {
+    set_users((user, user), (group, group))
+}
+
+/// Sets real and effective user and group of the calling thread.
+fn set_users(user: (u32, u32), group: (u32, u32)) -> io::Result<()> {
     // The raw calls: the library's would change every thread.
     // SAFETY: numbers only.
-    check(unsafe { libc::syscall(libc::SYS_setresgid, STAY, group, STAY) })?;
+    check(unsafe { libc::syscall(libc::SYS_setresgid, group.0, group.1, STAY) })?;
     // SAFETY: as above.
-    check(unsafe { libc::syscall(libc::SYS_setresuid, STAY, user, STAY) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_setresuid, user.0, user.1, STAY) }).map(drop)
 }

@@ -179,16 +179,29 @@ struct PeekArgs {
     count: i32,
 }
 
-/// The queued signals of the thread, or of its process (`shared`), in order; nothing is removed.
+/// Queued signals that are looked at, at most: for each the kernel goes through the queue from its beginning, which takes
+/// half a second for so many, and twenty for as many as root may have.
+pub const MOST_PENDING: usize = 1 << 14;
+
+/// The queued signals of the thread, or of its process (`shared`), in order; nothing is removed. `E2BIG` if there are more
+/// than [`MOST_PENDING`].
 pub fn pending_signals(tid: HostPid, shared: bool) -> io::Result<Vec<SigInfo>> {
+    let peek = |offset: usize, buffer: &mut [SigInfo]| {
+        let args = PeekArgs { offset: offset as u64, flags: shared as u32, count: buffer.len() as i32 };
+        let got = request(PTRACE_PEEKSIGINFO, tid, &raw const args as usize, buffer.as_mut_ptr() as usize)?;
+        io::Result::Ok((got as usize).min(buffer.len()))
+    };
     let mut all = Vec::new();
     loop {
         let mut buffer = [[0u8; 128]; 32];
-        let args = PeekArgs { offset: all.len() as u64, flags: shared as u32, count: buffer.len() as i32 };
-        let got = request(PTRACE_PEEKSIGINFO, tid, &raw const args as usize, buffer.as_mut_ptr() as usize)? as usize;
-        all.extend_from_slice(&buffer[..got.min(buffer.len())]);
+        let got = peek(all.len(), &mut buffer)?;
+        let is_first = all.is_empty();
+        all.extend_from_slice(&buffer[..got]);
         if got < buffer.len() {
             return Ok(all);
+        }
+        if is_first && peek(MOST_PENDING, &mut buffer[..1])? > 0 {
+            return Err(io::Error::from_raw_os_error(libc::E2BIG));
         }
     }
 }

@@ -158,7 +158,8 @@ impl Ground {
         bytes.extend_from_slice(as_bytes(&ground.seat_of(held, seat, 0)));
         ground.write(tail.start, &bytes)?;
         let (read_write, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        let flags = private | libc::MAP_FIXED_NOREPLACE;
+        // As a stack, which is no data: a process may have as much of that as it is allowed (RLIMIT_DATA).
+        let flags = private | libc::MAP_FIXED_NOREPLACE | libc::MAP_GROWSDOWN;
         let length = scratch.end - scratch.start;
         let args = [scratch.start, length, read_write as u64, flags as u64, u64::MAX, 0];
         held.begin_single(&ground, seat, libc::SYS_mmap, args)?;

@@ -39,7 +39,10 @@ pub enum TraceeError {
         source: io::Error,
     },
     /// There is no room for the stub or the scratch area in the address space.
-    #[error("thread {0} has no room for a scratch area")]
+    #[error(
+        "thread {0} has no room for a scratch area: its address space is full, or as large as it may be (RLIMIT_AS), or has \
+         as many mappings as it may"
+    )]
     NoRoom(PodPid),
 }
 
@@ -174,8 +177,11 @@ impl Seized {
 impl Held {
     fn has_deliverable_signal(&self) -> Result<bool, TraceeError> {
         for shared in [false, true] {
-            let queue = ptrace::pending_signals(self.name.host, shared)
-                .map_err(TraceeError::kernel("reading the queued signals of", self.name.pod))?;
+            let queue = match ptrace::pending_signals(self.name.host, shared) {
+                // So many are refused, but the thread is to go on as if nothing had been.
+                Err(e) if e.raw_os_error() == Some(libc::E2BIG) => return self.has_open_signal(),
+                queue => queue.map_err(TraceeError::kernel("reading the queued signals of", self.name.pod))?,
+            };
             let open = queue.iter().any(|info| {
                 let signal = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
                 self.mask & (1 << (signal - 1)) == 0
@@ -185,6 +191,14 @@ impl Held {
             }
         }
         Ok(false)
+    }
+
+    /// The same by the sets that its status shows: these are the pod's and the kernel's, and there is time.
+    fn has_open_signal(&self) -> Result<bool, TraceeError> {
+        let status = procfs::read_record_text(self.name.host.proc("status"));
+        let status = status.map_err(TraceeError::kernel("reading the status of", self.name.pod))?;
+        let mut sets = status.lines().filter_map(|l| l.strip_prefix("SigPnd:").or_else(|| l.strip_prefix("ShdPnd:")));
+        Ok(sets.any(|set| u64::from_str_radix(set.trim(), 16).is_ok_and(|set| set & !self.mask != 0)))
     }
 
     /// Changes what the thread goes home with; it is written when it goes.

@@ -18,9 +18,9 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
 ];
 
 const SIGNAL: i32 = libc::SIGUSR1;
-const F_SETSIG: i32 = 10;
+pub(crate) const F_SETSIG: i32 = 10;
 
-fn control(file: &File, command: i32, value: i32) -> Result<i64, String> {
+pub(crate) fn control(file: &File, command: i32, value: i32) -> Result<i64, String> {
     done("fcntl", unsafe { libc::fcntl(file.as_raw_fd(), command, value) })
 }
 

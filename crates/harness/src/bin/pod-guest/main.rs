@@ -10,6 +10,7 @@ mod clocks;
 mod code;
 mod connections;
 mod controls;
+mod corners;
 mod family;
 mod fanotify;
 mod files;
@@ -90,6 +91,7 @@ const TOPICS: &[&[Kind]] = &[
     shown::KINDS,
     unkept::KINDS,
     rings::KINDS,
+    corners::KINDS,
 ];
 
 fn main() {
