@@ -40,6 +40,7 @@ use crate::process::state::{self, EndedState, Place, ProcessState};
 use crate::process::tree::{self, Plan};
 use crate::process::{discover, sharing};
 use crate::record::{self, PodRecord};
+use crate::sockets;
 use crate::sys::descriptor;
 use crate::sys::pidfd::PidFd;
 use crate::tracee::TraceeError;
@@ -220,6 +221,7 @@ impl Image {
         let beginnings = pod.beginnings.clone().without_hidden(&pod.spec.environment);
         let fits = demands::fit(&mut processes, &pod.host, &beginnings);
         fits.map_err(|source| RestartError::Rebuild { pod: name.clone(), source })?;
+        sockets::end_connects(&mut processes, &files);
         if let Some(root) = &options.root {
             pod.spec.root = root.clone();
         }

@@ -49,7 +49,12 @@ enum Compress {
 }
 
 pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
-    let absolute = |path: PathBuf| std::path::absolute(&path).map_err(|e| usage(format!("{}: {e}", path.display())));
+    let absolute = |given: PathBuf| match std::path::absolute(&given) {
+        Ok(path) if path.to_str().is_none() => {
+            Err(usage(format!("{}: the path of an image must be UTF-8; choose another", path.display())))
+        }
+        path => path.map_err(|e| usage(format!("{}: {e}", given.display()))),
+    };
     let afterwards = match (args.leave_running, args.leave_suspended) {
         (true, _) => Afterwards::Running,
         (_, true) => Afterwards::Suspended,

@@ -283,7 +283,7 @@ fn answers(
     let hosts = process.threads.iter().map(|held| held.name.host);
     let names: HashMap<i32, i32> = threads.iter().map(|thread| (thread.tid.0, thread.own_tid)).collect();
     let filters = filters::capture_all(&mut threads, hosts, inherited)?;
-    let pending = threads::queued_signals(subject, true)?;
+    let pending = threads::queued_signals(subject.host, true, || subject.clone())?;
     let mut descriptors = questions.descriptors.clone();
     asked.close_on_exec.fill(&results, &mut descriptors);
     let mut controls = asked.controls.answers(&results);

@@ -125,13 +125,18 @@ pub fn ask(batch: &mut Batch) -> Asked {
 
 /// The signals that wait for a thread, or for its process (`shared`): as they are now, not when its status was read, since
 /// signals from outside arrived until it stopped.
-pub(super) fn queued_signals(subject: &Subject, shared: bool) -> Result<Vec<ptrace::SigInfo>, CaptureError> {
-    match ptrace::pending_signals(subject.host, shared) {
+pub(super) fn queued_signals(
+    host: HostPid,
+    shared: bool,
+    subject: impl Fn() -> Subject,
+) -> Result<Vec<ptrace::SigInfo>, CaptureError> {
+    match ptrace::pending_signals(host, shared) {
+        Ok(pending) => Ok(pending),
         Err(e) if e.raw_os_error() == Some(libc::E2BIG) => {
             let what = format!("more than {} signals that wait", ptrace::MOST_PENDING);
-            Err(subject.refuse(what, "take the kernel too long to show; try again when it has taken some"))
+            Err(subject().refuse(what, "take the kernel too long to show; try again when it has taken some"))
         }
-        pending => pending.capturing("reading queued signals", subject.object()),
+        failed => failed.capturing("reading queued signals", subject().object()),
     }
 }
 
@@ -149,8 +154,8 @@ pub fn capture(
     ptrace::extended_state(tid, buffer).capturing("reading the extended registers", object())?;
     let word = |out: Output| results.output(out).first_chunk().map_or(0, |word| u64::from_ne_bytes(*word));
     let name = results.output(asked.name);
-    let command = String::from_utf8_lossy(name.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
-    let pending = queued_signals(&Subject { host: tid, pod, command }, false)?;
+    let command = || String::from_utf8_lossy(name.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
+    let pending = queued_signals(tid, false, || Subject { host: tid, pod, command: command() })?;
     Ok(ThreadState {
         tid: pod,
         own_tid: held.name.own.1,

@@ -7,6 +7,7 @@
 
 mod address;
 mod common;
+mod connects;
 mod diag;
 mod handshakes;
 mod link;
@@ -37,6 +38,7 @@ mod unkept;
 mod waiting;
 
 pub use common::SocketOptions;
+pub(crate) use connects::end as end_connects;
 pub use diag::Sightings;
 pub use handshakes::Deferring;
 pub use link::{Link, LinkState};

@@ -70,6 +70,12 @@ pub(super) fn orphan(registers: &Registers) -> Registers {
     home
 }
 
+/// Of a thread in a `connect(2)` that the kernel will make again: the descriptor, and the registers after it has succeeded.
+pub fn connecting(registers: &Registers) -> Option<(i32, Registers)> {
+    let is_to_be = registers.orig_rax as i64 == libc::SYS_connect && registers.rax as i64 == ERESTARTSYS;
+    is_to_be.then_some((registers.rdi as i32, Registers { rax: 0, orig_rax: u64::MAX, ..*registers }))
+}
+
 /// The registers that a *restarted* thread begins with: it has no kernel state of an interrupted sleep.
 ///
 /// A relative sleep goes on with what remained, which the kernel wrote where the program asked for it; where the program
@@ -87,4 +93,23 @@ pub fn restarted(registers: &Registers) -> Registers {
     // As the kernel treats it: begun again unless a handler runs first, which is told EINTR.
     home.rax = ERESTARTNOHAND as u64;
     home
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_is_there_ends_the_call_that_asked_for_it() {
+        let in_call = |number: i64, result: i64| Registers {
+            orig_rax: number as u64,
+            rax: result as u64,
+            rdi: 7,
+            ..crate::sys::ptrace::registers_from_words(&[0; 27])
+        };
+        let (number, returned) = connecting(&in_call(libc::SYS_connect, ERESTARTSYS)).unwrap();
+        assert_eq!((number, returned.rax, in_system_call(&returned)), (7, 0, false));
+        assert!(connecting(&in_call(libc::SYS_connect, EINTR)).is_none());
+        assert!(connecting(&in_call(libc::SYS_read, ERESTARTSYS)).is_none());
+    }
 }

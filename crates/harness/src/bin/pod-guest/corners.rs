@@ -1,4 +1,4 @@
-//! What a careful reader of the manual pages tries: files without names that are alike, numbers that signals tell, attributes, limits.
+//! What a careful reader of the manual pages tries: files without names that are alike, numbers that signals tell, limits.
 
 use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
