@@ -197,8 +197,13 @@ fn guest_in_pod() {
     if std::env::var_os("ZAP_GUEST").is_none() {
         return;
     }
-    use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags};
-    let group = Fanotify::init(InitFlags::FAN_CLASS_NOTIF, EventFFlags::O_RDONLY).unwrap();
+    // A group that is asked before a file is opened, which nobody opens.
+    use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+    let group = Fanotify::init(InitFlags::FAN_CLASS_CONTENT, EventFFlags::O_RDONLY).unwrap();
+    std::fs::write("/var/tmp/guarded", "").unwrap();
+    group
+        .mark(MarkFlags::FAN_MARK_ADD, MaskFlags::FAN_OPEN_PERM, nix::fcntl::AT_FDCWD, Some("/var/tmp/guarded"))
+        .unwrap();
     for number in 1.. {
         println!("{number}");
         std::thread::sleep(std::time::Duration::from_millis(10));

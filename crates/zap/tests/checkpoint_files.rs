@@ -103,6 +103,6 @@ fn refuses(probe: &str, word: &str) {
 }
 
 #[test]
-fn a_fanotify_group_is_refused() {
-    refuses("fanotify", "fanotify");
+fn a_fanotify_group_that_is_asked_is_refused() {
+    refuses("fanotify", "is asked before files are opened");
 }

@@ -477,7 +477,12 @@ fn console_terminal() -> Check {
 }
 
 fn fanotify() -> Check {
-    use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags};
-    let group = Fanotify::init(InitFlags::empty(), EventFFlags::O_RDONLY).unwrap();
+    // A group that is asked before a file is opened, which nobody opens.
+    use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+    let group = Fanotify::init(InitFlags::FAN_CLASS_CONTENT, EventFFlags::O_RDONLY).unwrap();
+    std::fs::write("/var/tmp/guarded", "").unwrap();
+    group
+        .mark(MarkFlags::FAN_MARK_ADD, MaskFlags::FAN_OPEN_PERM, nix::fcntl::AT_FDCWD, Some("/var/tmp/guarded"))
+        .unwrap();
     Box::new(move || drop(group))
 }
