@@ -124,10 +124,22 @@ pub fn fresh(spec: &PodSpec, init: HostPid, born: &Path) -> Result<Vec<Fresh>, C
             continue;
         }
         let namespace = fs::File::open(init.proc("ns/mnt")).capturing("opening", "the pod's mount namespace")?;
+        check_unbindable(entry, born.iter().chain(&made)).map_err(|why| refuse(entry, why))?;
         let top = view(&namespace.into(), entry)?.ok_or_else(|| refuse(entry, COVERED))?;
         found.push(Fresh { device: entry.device.clone(), archive: archive_of(entry), top });
     }
     Ok(found)
+}
+
+/// A view of a tmpfs that the pod was born with, at `point`, without what was mounted in it since; `None` where nothing was.
+pub fn bare(spec: &PodSpec, init: HostPid, born: &Path, point: &str) -> Result<Option<OwnedFd>, CaptureError> {
+    let (born, made) = made_since(spec, init, born)?;
+    let Some(entry) = born.iter().rev().find(|entry| entry.point == point.as_bytes()).filter(|_| !made.is_empty())
+    else {
+        return Ok(None);
+    };
+    let namespace = fs::File::open(init.proc("ns/mnt")).capturing("opening", "the pod's mount namespace")?;
+    view(&namespace.into(), entry)?.ok_or_else(|| refuse(entry, COVERED)).map(Some)
 }
 
 pub(super) const PEERS: &str = "tells other mounts of what is mounted there, which cannot be checkpointed yet";
@@ -138,9 +150,30 @@ pub(super) fn archive_of(entry: &Entry) -> String {
     format!("mount-{}", String::from_utf8_lossy(&entry.device).replace(':', "-"))
 }
 
-/// A copy of a mount without what is mounted on it; `None` if it is covered.
+/// Why a mount that cannot be shown elsewhere cannot be packed: something is mounted on it, and hides what is there.
+pub(super) fn check_unbindable<'e>(
+    entry: &Entry,
+    mut others: impl Iterator<Item = &'e Entry>,
+) -> Result<(), &'static str> {
+    match entry.propagates("unbindable") && others.any(|other| other.parent == entry.id) {
+        true => Err(
+            "cannot be shown elsewhere (unbindable) and has something mounted on it, which cannot be checkpointed yet",
+        ),
+        false => Ok(()),
+    }
+}
+
+/// What was shown when its directory or file was removed: the kernel says so in the path.
+pub(super) fn check_removed(entry: &Entry) -> Result<(), &'static str> {
+    match entry.root.ends_with(b"//deleted") {
+        true => Err("shows what was removed, which cannot be checkpointed yet"),
+        false => Ok(()),
+    }
+}
+
+/// A copy of a mount without what is mounted on it, or the mount itself if there can be no copy; `None` if it is covered.
 pub(super) fn view(namespace: &OwnedFd, entry: &Entry) -> Result<Option<OwnedFd>, CaptureError> {
-    let (path, id) = (as_path(&entry.point).to_owned(), entry.id);
+    let (path, id, is_unbindable) = (as_path(&entry.point).to_owned(), entry.id, entry.propagates("unbindable"));
     let copied = clone::in_thread(|| {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
         nsfs::enter(namespace, libc::CLONE_NEWNS)?;
@@ -148,7 +181,7 @@ pub(super) fn view(namespace: &OwnedFd, entry: &Entry) -> Result<Option<OwnedFd>
         if mount::id_of(&there)? != id {
             return Ok(None);
         }
-        mount::copy_mount(&path, false).map(Some)
+        if is_unbindable { Ok(Some(there)) } else { mount::copy_mount(&path, false).map(Some) }
     });
     copied.capturing("looking at", path.display())
 }
@@ -179,6 +212,7 @@ pub fn capture(
     let (born, made) = made_since(spec, init, born)?;
     let mut states: Vec<MountState> = Vec::with_capacity(made.len());
     for (place, entry) in made.iter().enumerate() {
+        check_removed(entry).map_err(|why| refuse(entry, why))?;
         let whole = widest(&made, &entry.device).filter(|first| *first != place);
         let source = match (born.iter().rev().find(|old| holds(old, entry)), whole) {
             (Some(old), _) => bind(init, old, entry)?,

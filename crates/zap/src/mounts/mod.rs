@@ -15,7 +15,7 @@ use crate::namespaces::NamespaceId;
 
 pub(crate) use assemble::{Frame, make_nest};
 pub(crate) use capture::path_of;
-pub use capture::{Fresh, Home, Made, capture, fresh, made, note_birth};
+pub use capture::{Fresh, Home, Made, bare, capture, fresh, made, note_birth};
 pub(crate) use late::Late;
 pub use late::LateMounts;
 pub use nest::{NestState, NestedMount, NestedSource, Nests, fill};

@@ -171,6 +171,8 @@ impl Nests {
         for device in devices.into_iter().filter(|device| !home.all().any(|old| old.device == **device)) {
             let Some((place, index)) = self.first(device) else { continue };
             let (nest, entry) = (&self.nests[place], &self.nests[place].entries[index].0);
+            let others = nest.entries.iter().map(|(other, _)| other);
+            capture::check_unbindable(entry, others).map_err(|why| nest.refuse(entry, why))?;
             let top = view(&nest.namespace, entry)?.ok_or_else(|| nest.refuse(entry, capture::COVERED))?;
             found.push(Fresh { device: entry.device.clone(), archive: archive_of(entry), top });
         }
@@ -205,6 +207,7 @@ impl Nests {
         if entry.has_peers(home.all().chain(nested)) {
             return Err(nest.refuse(entry, capture::PEERS));
         }
+        capture::check_removed(entry).map_err(|why| nest.refuse(entry, why))?;
         let above = on.map(|on| &nest.entries[on].0.point);
         Ok(NestedMount {
             on: *on,

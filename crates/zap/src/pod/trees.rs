@@ -32,6 +32,9 @@ struct Tree {
     top: PathBuf,
     archive: Archive,
     index: Index,
+    /// What keeps a tmpfs in sight that the pod was born with, if something was mounted in it.
+    #[allow(dead_code)]
+    bare: Option<OwnedFd>,
     /// Of a tmpfs that was made inside the pod: its device, the name of its archive, and what keeps it in sight.
     fresh: Option<(Vec<u8>, String, OwnedFd)>,
 }
@@ -48,7 +51,7 @@ impl Tree {
                 break;
             }
         }
-        Ok(Tree { top, archive, index, fresh: None })
+        Ok(Tree { top, archive, index, bare: None, fresh: None })
     }
 }
 
@@ -109,11 +112,12 @@ pub enum TreesError {
 impl Trees {
     /// Copies everything while the pod runs.
     pub fn look_ahead(pod: &LivePod, writer: &mut ImageWriter, nests: &Nests) -> Result<Trees, TreesError> {
-        let upper = (UPPER.to_owned(), pod.upper());
-        let mounts = rootfs::tmpfs_mounts().iter().map(|mount| (archive_of(mount), inside(pod.init, mount)));
-        let mut trees = Vec::new();
-        for (name, top) in std::iter::once(upper).chain(mounts) {
-            trees.push(Tree::pack(top, writer.layer(&name)?)?);
+        let mut trees = vec![Tree::pack(pod.upper(), writer.layer(UPPER)?)?];
+        for mount in rootfs::tmpfs_mounts() {
+            let bare = mounts::bare(&pod.spec, pod.init, &pod.mounts_file(), mount)?;
+            let top = bare.as_ref().map_or_else(|| inside(pod.init, mount), mounts::path_of);
+            let tree = Tree::pack(top, writer.layer(&archive_of(mount))?)?;
+            trees.push(Tree { bare, ..tree });
         }
         let home = Home::look(&pod.spec, pod.init, &pod.mounts_file())?;
         let made = mounts::fresh(&pod.spec, pod.init, &pod.mounts_file())?;

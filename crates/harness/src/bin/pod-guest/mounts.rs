@@ -9,6 +9,9 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("mounts-tmpfs", mounts_tmpfs),
     ("mounts-bind", mounts_bind),
     ("mounts-views", mounts_views),
+    ("mounts-in-memory", mounts_in_memory),
+    ("mounts-unbindable", mounts_unbindable),
+    ("mounts-of-what-is-gone", mounts_of_what_is_gone),
     ("mounts-moved", mounts_moved),
 ];
 
@@ -124,6 +127,51 @@ fn mounts_views() -> Checked {
     check(!text.is_empty(), "nothing is shown")?;
     check(std::path::Path::new("/mnt/proc/self/stat").exists(), "processes are not shown")?;
     std::fs::File::open("/mnt/devpts/ptmx").map_err(|e| format!("a new terminal: {e}")).map(drop)
+}
+
+/// Mounts in the file systems in memory that every pod has, with something beneath them.
+fn mounts_in_memory() -> Checked {
+    for (under, place) in [("/tmp", "/tmp/one/deep"), ("/run", "/run/one/deep"), ("/dev/shm", "/dev/shm/one/deep")] {
+        directory(place)?;
+        write(format!("{place}/beneath"), under)?;
+        mount("things", place, "tmpfs", 0, "")?;
+        write(format!("{place}/on-top"), under)?;
+    }
+    write("/tmp/name", "a name")?;
+    mount("/etc/hostname", "/tmp/name", "", libc::MS_BIND, "")?;
+    unchanged()?;
+    equal("a file on a file", read("/tmp/name")?, read("/etc/hostname")?)?;
+    for (under, place) in [("/tmp", c"/tmp/one/deep"), ("/run", c"/run/one/deep"), ("/dev/shm", c"/dev/shm/one/deep")] {
+        let shown = place.to_string_lossy();
+        equal("what was on top", read(format!("{shown}/on-top"))?, under.into())?;
+        done("umount", unsafe { libc::umount2(place.as_ptr(), 0) })?;
+        equal("what was beneath", read(format!("{shown}/beneath"))?, under.into())?;
+    }
+    done("umount", unsafe { libc::umount2(c"/tmp/name".as_ptr(), 0) })?;
+    equal("the file beneath", read("/tmp/name")?, "a name".into())
+}
+
+/// A file system in memory that cannot be shown elsewhere.
+fn mounts_unbindable() -> Checked {
+    directory("/mnt/alone")?;
+    directory("/mnt/elsewhere")?;
+    mount("alone", "/mnt/alone", "tmpfs", 0, "")?;
+    mount("", "/mnt/alone", "", libc::MS_UNBINDABLE, "")?;
+    write("/mnt/alone/file", "contents")?;
+    unchanged()?;
+    equal("a file", read("/mnt/alone/file")?, "contents".into())?;
+    check(mount("/mnt/alone", "/mnt/elsewhere", "", libc::MS_BIND, "").is_err(), "it can be shown elsewhere")
+}
+
+/// A directory that is shown elsewhere, and was removed.
+fn mounts_of_what_is_gone() -> Checked {
+    directory("/mnt/memory")?;
+    directory("/mnt/shown")?;
+    mount("memory", "/mnt/memory", "tmpfs", 0, "")?;
+    directory("/mnt/memory/gone")?;
+    mount("/mnt/memory/gone", "/mnt/shown", "", libc::MS_BIND, "")?;
+    std::fs::remove_dir("/mnt/memory/gone").map_err(|e| e.to_string())?;
+    hold_loosely()
 }
 
 /// What a pod was born with is taken away.
