@@ -172,15 +172,17 @@ guests! {
     semaphores_threads semaphores_undo semaphores_undo_kinds semaphores_waiting segments_protected
     owner_thread owner_group directory_notify lease locks_waiting range_locks_waiting
     connecting connecting_blocked broadcast_stream unix_urgent unix_backlog unix_backlog_messages unix_backlog_silent udp_lite closing_always
+    closed_and_told ended_where_it_was
     rare_options packet_headers zero_copy numbered_times udp_lite_unread echo_unread
     handshake_put_aside handshake_put_aside_elsewhere
     locked_future locked_unreadable droppable named_memory protection_keys
     pid_namespace pid_namespace_threads pid_namespace_nested pid_namespace_of_users pid_namespace_orphans
     pid_namespace_groups pid_namespace_abandoned pid_namespace_entered pid_namespace_unborn pid_namespace_handles
     browser_sandbox
-    mounts_tmpfs mounts_bind mounts_views
+    mounts_tmpfs mounts_bind mounts_views mounts_in_memory mounts_unbindable
     multicast_groups filtered_socket port_shared mapped_address netlink_groups fast_open corked_stream corked_idle corked_datagram corked_datagram6 datagram_held_back
-    rights_cycle unix_names raw_socket packet_socket packet_ring
+    rights_cycle handles_on_their_way unix_credentials datagrams_shut address_without_port stream_headers
+    unix_names raw_socket packet_socket packet_ring
     fifo_one_sided fifo_deleted pipe_resized nameless_file path_only directory_half_read linked_elsewhere file_replaced
     behind_a_root many_descriptors
     autogroup_nice own_segments dispatched_calls huge_memfd
@@ -223,6 +225,7 @@ refused! {
     traced "is traced by another process"
     mqueue_notify_full "has messages, and a process to notify"
     mqueue_notify_thread "SIGEV_THREAD"
+    mounts_of_what_is_gone "shows what was removed"
     mounts_moved "was taken away or moved"
     namespace_of_mounts_overlay "is of the file system overlay"
     mounts_proc_of_namespace_outside "shows a namespace made inside the pod"
@@ -241,7 +244,6 @@ refused! {
     network_filter_within_rule "has a packet filter with a chain within a rule"
     network_mirror "has the queueing discipline clsact"
     network_tunnel "has the interface tunnel, of the kind vxlan"
-    handle_on_its_way "carries a descriptor of the kind pidfd that nobody has read"
     signals_beyond_count "take the kernel too long to show"
     mappings_all "are as many as it may have"
     path_too_long "has a path that is longer than the kernel tells"

@@ -1,7 +1,6 @@
 //! The builder: a short-lived process inside a new pod, forked by its PID 1, that opens every file of the image, makes its
 //! IPC objects, and clones the seeds out of which the tree grows.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
@@ -21,7 +20,7 @@ use crate::image::{ImageReader, decode, encode};
 use crate::ipc::{self, IpcState};
 use crate::mounts::{self, LateMounts, MountState};
 use crate::namespaces::network::{self, NetworkState};
-use crate::namespaces::{self, Made, NamespaceId};
+use crate::namespaces::{self, NamespaceId};
 use crate::pod::{self, NetworkMode, PodSpec};
 use crate::rebuild::Rebuild;
 use crate::record::PodRecord;
@@ -71,17 +70,20 @@ enum Request {
     Number(Vec<(PodPid, i32)>),
     /// What could not be mounted before the first processes of PID namespaces were there: these.
     Mount(Vec<(NamespaceId, PodPid)>),
+    /// What could not be connected before every process was there.
+    Connect,
 }
 
 /// Runs the builder on its descriptors: a socket to the monitor, the image's, the console's. It ends when the socket does.
 pub fn run(files: Vec<OwnedFd>) -> ! {
     let mut files = files.into_iter();
     let Some(socket) = files.next() else { std::process::exit(1) };
-    let answer = match receive(&socket).and_then(|order| build(&order, files.collect())) {
-        Ok(built) => {
+    // What it was told is there for as long as it is.
+    let answer = match receive(&socket).and_then(|order| build(Box::leak(Box::new(order)), files.collect())) {
+        Ok(mut built) => {
             let _ = built.tell(&socket);
             // The pool stays open for the monitor to fetch copies, until it hangs up.
-            serve(&socket, built.late);
+            built.serve(&socket);
             std::process::exit(0)
         }
         Err(error) => Answer::Failed { message: error.to_string(), exit_code: exit_code(&error) },
@@ -92,52 +94,55 @@ pub fn run(files: Vec<OwnedFd>) -> ! {
 
 /// What the builder has made. All of it stays open: the seeds have the same numbers.
 struct Built {
-    files: HashMap<FileId, OwnedFd>,
-    namespaces: Made,
+    rebuild: Rebuild<'static>,
+    /// The files of the image, if some of them are yet to be connected.
+    states: Vec<FileState>,
     /// The image's data.
     data: OwnedFd,
     console_master: Option<OwnedFd>,
-    late: Rest,
+    mounts: Option<LateMounts>,
 }
 
 impl Built {
     /// Says where everything is, files in portions of which each fits into a message.
     fn tell(&self, socket: &OwnedFd) -> std::io::Result<()> {
         const PORTION: usize = 2048;
-        let files: Vec<_> = self.files.iter().map(|(id, file)| (*id, file.as_raw_fd())).collect();
+        let files: Vec<_> = self.rebuild.files().map(|(id, file)| (id, file.as_raw_fd())).collect();
         for some in files.chunks(PORTION) {
             send(socket, &Answer::Opened(some.to_vec()), None)?;
         }
-        let namespaces = self.namespaces.iter().map(|(id, file)| (*id, file.as_raw_fd())).collect();
+        let namespaces = self.rebuild.namespaces.iter().map(|(id, file)| (*id, file.as_raw_fd())).collect();
         send(socket, &Answer::Built { data: self.data.as_raw_fd(), namespaces }, self.console_master.as_ref())
     }
 }
 
-/// What is left to be mounted, and the image that it comes from.
-type Rest = Option<(LateMounts, ImageReader)>;
-
-/// Does what it is asked for until the monitor hangs up. Those in user namespaces have no right to choose numbers.
-fn serve(socket: &OwnedFd, mut rest: Rest) {
-    let mut last = None;
-    let mut bytes = vec![0; 64 << 10];
-    while let Ok(length @ 1..) = nix::unistd::read(socket, &mut bytes) {
-        let result = match decode(&bytes[..length]) {
-            Err(message) => Err(message),
-            Ok(Request::Number(numbers)) => {
-                if last.is_none() {
-                    last = last_pid().ok();
+impl Built {
+    /// Does what it is asked for until the monitor hangs up. Those in user namespaces have no right to choose numbers.
+    fn serve(&mut self, socket: &OwnedFd) {
+        let mut last = None;
+        let mut bytes = vec![0; 64 << 10];
+        while let Ok(length @ 1..) = nix::unistd::read(socket, &mut bytes) {
+            let result = match decode(&bytes[..length]) {
+                Err(message) => Err(message),
+                Ok(Request::Number(numbers)) => {
+                    if last.is_none() {
+                        last = last_pid().ok();
+                    }
+                    let mut asked = numbers.iter();
+                    let put = |file: &File| asked.all(|(first, number)| put(file, first.0, *number).is_ok());
+                    if last.as_ref().is_some_and(put) { Ok(()) } else { Err("it could not".to_owned()) }
                 }
-                let mut asked = numbers.iter();
-                let put = |file: &File| asked.all(|(first, number)| put(file, first.0, *number).is_ok());
-                if last.as_ref().is_some_and(put) { Ok(()) } else { Err("it could not".to_owned()) }
+                Ok(Request::Mount(firsts)) => match self.mounts.take() {
+                    Some(mounts) => mounts.make(self.rebuild.image, &firsts).map_err(|error| error.to_string()),
+                    None => Ok(()),
+                },
+                Ok(Request::Connect) => {
+                    files::connect_late(&mut self.rebuild, &self.states).map_err(|error| error.to_string())
+                }
+            };
+            if send(socket, &result, None).is_err() {
+                return;
             }
-            Ok(Request::Mount(firsts)) => match rest.take() {
-                Some((mounts, image)) => mounts.make(&image, &firsts).map_err(|error| error.to_string()),
-                None => Ok(()),
-            },
-        };
-        if send(socket, &result, None).is_err() {
-            return;
         }
     }
 }
@@ -173,6 +178,11 @@ pub fn ask_to_mount(socket: &OwnedFd, firsts: Vec<(NamespaceId, PodPid)>) -> std
     ask(socket, &Request::Mount(firsts))
 }
 
+/// Asks the builder to connect what needs every process.
+pub fn ask_to_connect(socket: &OwnedFd) -> std::io::Result<()> {
+    ask(socket, &Request::Connect)
+}
+
 fn ask(socket: &OwnedFd, request: &Request) -> std::io::Result<()> {
     send(socket, request, None)?;
     let mut bytes = vec![0; 16 << 10];
@@ -189,11 +199,12 @@ fn exit_code(error: &RebuildError) -> u8 {
     }
 }
 
-fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Built, RebuildError> {
+fn build(order: &'static Order, mut given: Vec<OwnedFd>) -> Result<Built, RebuildError> {
     let console = given.split_off(order.image_files);
     let image = ImageReader::receive(given).map_err(|e| RebuildError::Damaged(e.to_string()))?;
+    let image: &'static ImageReader = Box::leak(Box::new(image));
     let states: Vec<FileState> = image.every("file").map_err(|e| RebuildError::Damaged(e.to_string()))?;
-    let mut rebuild = Rebuild::new(&image, &order.spec, console);
+    let mut rebuild = Rebuild::new(image, &order.spec, console);
     let ipc: IpcState = image.one("ipc").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let namespaces = image.every("namespace").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let pod: PodRecord = image.one("pod").map_err(|e| RebuildError::Damaged(e.to_string()))?;
@@ -206,8 +217,8 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Built, RebuildError> 
         namespaces::name(&names).rebuilding("setting", "the names of the pod")?;
     }
     let mounts: Vec<MountState> = image.every("mount").map_err(|e| RebuildError::Damaged(e.to_string()))?;
-    mounts::make(&image, &mounts)?;
-    let (made, late) = namespaces::make(&image, &namespaces)?;
+    mounts::make(image, &mounts)?;
+    let (made, late) = namespaces::make(image, &namespaces)?;
     let networks: Vec<NetworkState> = image.every("network").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     if order.spec.network == NetworkMode::Host && networks.iter().any(|network| network.place.is_none()) {
         return Err(RebuildError::Damaged("it has a network of its own and shares the host's".into()));
@@ -224,8 +235,9 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Built, RebuildError> 
     files::connect_all(&mut rebuild, &states)?;
     network::restart_filters(&networks, begun, &rebuild.namespaces)?;
     let console_master = rebuild.console_master.take();
-    let namespaces = rebuild.take_namespaces();
-    let files = rebuild.into_files();
+    let is_complete = !files::any_late(&states)?;
+    rebuild.let_go(is_complete);
+    let states = if is_complete { Vec::new() } else { states };
     let data = image.data_file().map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let data = data.try_clone_to_owned().rebuilding("copying", "the descriptor of the image")?;
     seed::prepare(&order.code, &order.scratch, &crate::tracee::stub_code())
@@ -233,7 +245,7 @@ fn build(order: &Order, mut given: Vec<OwnedFd>) -> Result<Built, RebuildError> 
     for pid in &order.seeds {
         spawn_seed(*pid).rebuilding("making", format!("process {pid}"))?;
     }
-    Ok(Built { files, namespaces, data, console_master, late: late.map(|late| (late, image)) })
+    Ok(Built { rebuild, states, data, console_master, mounts: late })
 }
 
 /// Clones a seed. A helper thread that has ended keeps its number a moment longer than `/proc` shows it (`release_task`

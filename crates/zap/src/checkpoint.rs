@@ -10,6 +10,7 @@ mod look;
 mod options;
 mod stop;
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -128,6 +129,7 @@ fn tell_stages(
         statuses: Arc::default(),
         groups: Groups::default(),
         mapped: MappedFiles::default(),
+        gone: HashMap::new(),
         opened: Vec::new(),
         under_way: UnderWay::default(),
         network: network::Ahead::default(),
@@ -204,6 +206,8 @@ struct Checkpoint<'a> {
     groups: Groups,
     /// The mapped files that were captured then.
     mapped: MappedFiles,
+    /// The PIDs in the pod, by those of the host, of processes that are gone and known to its sockets.
+    gone: HashMap<i32, i32>,
     /// They themselves, kept open until the pod runs again.
     opened: Vec<Arc<OwnedFd>>,
     /// What its sockets have under way.
@@ -309,6 +313,7 @@ impl Checkpoint<'_> {
         self.under_way = UnderWay::look_into(pod, listeners, look.namespaces.networks())
             .map_err(|e| refused(pod, unexpected("asking sock_diag", &e)))?;
         self.mapped = std::mem::take(&mut look.mapped).into_ahead();
+        self.gone = std::mem::take(&mut look.sockets.gone);
         let queued = look.queued;
         let layouts = population.live.iter().map(|found| found.subject.host).zip(layouts).collect();
         Ok((layouts, queued, std::mem::take(&mut look.nests)))
@@ -375,6 +380,7 @@ impl Checkpoint<'_> {
         look.mounts_file = pod.mounts_file();
         look.made = mounts::made(&pod.spec, pod.init, &pod.mounts_file())?;
         look.mapped = std::mem::take(&mut self.mapped);
+        look.sockets.gone = std::mem::take(&mut self.gone);
         if self.options.afterwards != Afterwards::Gone {
             self.opened = look.mapped.opened();
         }

@@ -154,12 +154,20 @@ impl<'a> Rebuild<'a> {
             .ok_or_else(|| RebuildError::Damaged(format!("{id} is referred to but is not in it")))
     }
 
-    /// The namespaces, when no file needs them any more.
-    pub fn take_namespaces(&mut self) -> Made {
-        std::mem::take(&mut self.namespaces)
+    /// Every file of the pool.
+    pub fn files(&self) -> impl Iterator<Item = (FileId, BorrowedFd<'_>)> {
+        self.files.iter().map(|(id, file)| (*id, file.as_fd()))
     }
 
-    /// Every file of the pool.
+    /// Lets go of what nobody needs when every file is open, and connected if it is `complete`.
+    pub fn let_go(&mut self, complete: bool) {
+        (self.console, self.taps, self.home) = (Vec::new(), HashMap::new(), None);
+        if complete {
+            self.objects.clear();
+        }
+    }
+
+    /// The files alone.
     pub fn into_files(self) -> HashMap<FileId, OwnedFd> {
         self.files
     }

@@ -318,6 +318,7 @@ impl Image {
             let unsettled = scope.spawn(|| self.unsettled(&builder));
             let mut grove = self.raise(pod, common, (&number, &builder), clock)?;
             let unsettled = unsettled.join().unwrap_or(Err(RestartError::Panicked))?;
+            builder.connect_late(&self.files).map_err(|e| self.failed(e))?;
             let dismissed = builder.dismiss();
             let host_pid = |pid: PodPid| grove.host_of(pid);
             files::settle_all(&unsettled, &host_pid).map_err(|e| self.failed(e))?;
@@ -527,6 +528,14 @@ impl Builder {
         match firsts.is_empty() {
             true => Ok(()),
             false => builder::ask_to_mount(&self.socket, firsts).rebuilding("mounting", "what shows PID namespaces"),
+        }
+    }
+
+    /// Has it connect the files that carry such as can be opened only now that every process exists.
+    fn connect_late(&self, files: &[FileState]) -> Result<(), RebuildError> {
+        match files::any_late(files)? {
+            true => builder::ask_to_connect(&self.socket).rebuilding("connecting", "what carries handles on processes"),
+            false => Ok(()),
         }
     }
 

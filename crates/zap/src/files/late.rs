@@ -3,6 +3,7 @@
 //! signalfds, which tell an epoll of the signals of whoever added them there (`signalfd_poll` of the kernel).
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
 
 use super::directory::DirectoryState;
 use super::directory_notice::ChangesState;
@@ -10,10 +11,12 @@ use super::epoll::{EpollState, WatchState};
 use super::locks::LockState;
 use super::mqueue::MqueueState;
 use super::mqueue_notice::NoticeState;
-use super::{DescriptorState, FileState, decoded, kind};
-use crate::error::RebuildError;
-use crate::ids::{FileId, PodPid};
+use super::{DescriptorState, FileState, decoded, kind, reopen};
+use crate::error::{Context, RebuildError};
+use crate::ids::{FileId, HostPid, PodPid};
 use crate::ipc::posix;
+use crate::rebuild::Rebuild;
+use crate::sys::pidfd::PidFd;
 use crate::tracee::{Arg, Batch, Call};
 
 /// How a holder opens a file once every process exists.
@@ -127,6 +130,42 @@ impl LateFiles {
         Ok(found)
     }
 
+    /// Opens a late file in the builder, when every process exists: one that is on its way in a socket, and that nobody needs
+    /// to hold.
+    fn open_here(&self, id: FileId) -> Option<Result<OwnedFd, RebuildError>> {
+        let opened = match self.files.get(&id)? {
+            // The builder is in the pod's PID namespace.
+            Late::Process { pid, flags } => PidFd::open_as(HostPid(pid.0), *flags),
+            Late::Path { path, flags, position, .. } => reopen::path_at(reopen::as_path(path), *flags, *position),
+        };
+        Some(opened.rebuilding("opening", id))
+    }
+
+    /// Opens those that are on their way in these files.
+    pub(super) fn open_carried(&self, rebuild: &mut Rebuild<'_>, by: &[&FileState]) -> Result<(), RebuildError> {
+        for carrier in by {
+            for id in carried(carrier)? {
+                if rebuild.file(id).is_err()
+                    && let Some(opened) = self.open_here(id)
+                {
+                    rebuild.keep_file(id, opened?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Which files carry late ones, and cannot be connected before those are open.
+    pub(super) fn carriers<'s>(&self, states: &'s [FileState]) -> Result<Vec<&'s FileState>, RebuildError> {
+        let mut found = Vec::new();
+        for state in states.iter().filter(|_| !self.files.is_empty()) {
+            if carried(state)?.iter().any(|id| self.contains(*id)) {
+                found.push(state);
+            }
+        }
+        Ok(found)
+    }
+
     /// Whether a file is opened late.
     pub fn contains(&self, id: FileId) -> bool {
         self.files.contains_key(&id)
@@ -228,6 +267,17 @@ impl LateFiles {
         }
         (!batch.is_empty()).then_some(batch)
     }
+}
+
+/// Whether a file is opened late, in the mount namespace of whoever holds it.
+pub fn is_late_elsewhere(file: &FileState) -> bool {
+    let late = kind(&file.kind).and_then(|kind| kind.late(&file.state).ok().flatten());
+    matches!(late, Some(Late::Path { nested: true, .. }))
+}
+
+/// The files that are on their way in one.
+fn carried(state: &FileState) -> Result<Vec<FileId>, RebuildError> {
+    kind(&state.kind).map_or_else(|| Ok(Vec::new()), |kind| kind.carries(&state.state))
 }
 
 fn open(batch: &mut Batch, descriptor: &DescriptorState, late: &Late, seen: &dyn Fn(PodPid) -> i32) {

@@ -65,9 +65,11 @@ pub use descriptors::{
 pub(crate) use descriptors::{check_one, count};
 pub use hashes::HashCache;
 pub use identity::{FileIdentity, identity_of};
-pub use late::{Late, LateFiles};
+pub use late::{Late, LateFiles, is_late_elsewhere};
 pub use locks::{PosixLock, locked, posix_locks, take_posix_locks};
-pub use pool::{Unsettled, awaken_all, connect_all, open_all, restart_descriptors, settle_all, unsettled};
+pub use pool::{
+    Unsettled, any_late, awaken_all, connect_all, connect_late, open_all, restart_descriptors, settle_all, unsettled,
+};
 pub(crate) use regular::RootFile;
 pub use regular::verify_root;
 pub(crate) use reopen::from_host;
@@ -198,6 +200,11 @@ pub trait FileKind: Sync {
     /// called then.
     fn late(&self, _state: &[u8]) -> Result<Option<Late>, RebuildError> {
         Ok(None)
+    }
+
+    /// The files that are on their way in this one.
+    fn carries(&self, _state: &[u8]) -> Result<Vec<FileId>, RebuildError> {
+        Ok(Vec::new())
     }
 
     /// State → kernel, first stage: open the file. Other files may not exist yet.

@@ -28,11 +28,35 @@ pub fn open_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<(), R
     rebuild.work_in(None)
 }
 
-/// Connects every file with the others: first those that are only referred to, then those that refer.
+/// Connects every file with the others: first those that are only referred to, then those that refer. Those that carry
+/// late ones are left to [`connect_late`].
 pub fn connect_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<(), RebuildError> {
     let late = LateFiles::of(states)?;
+    let put_off: HashSet<FileId> = late.carriers(states)?.iter().map(|state| state.id).collect();
+    let now = |state: &&FileState| !late.contains(state.id) && !put_off.contains(&state.id);
+    connect(rebuild, &states.iter().filter(now).collect::<Vec<_>>())?;
+    for state in states.iter().filter(|s| !s.locks.is_empty() && !late.contains(s.id)) {
+        locks::connect(rebuild.file(state.id)?, &state.locks).map_err(locks::failed(state.id))?;
+    }
+    Ok(())
+}
+
+/// Whether any file carries late ones.
+pub fn any_late(states: &[FileState]) -> Result<bool, RebuildError> {
+    LateFiles::of(states)?.carriers(states).map(|carriers| !carriers.is_empty())
+}
+
+/// Opens the late files that others carry, and connects those. To be called when every process exists.
+pub fn connect_late(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<(), RebuildError> {
+    let late = LateFiles::of(states)?;
+    let carriers = late.carriers(states)?;
+    late.open_carried(rebuild, &carriers)?;
+    connect(rebuild, &carriers)
+}
+
+fn connect(rebuild: &mut Rebuild<'_>, states: &[&FileState]) -> Result<(), RebuildError> {
     for refers in [false, true] {
-        for state in states.iter().filter(|s| !late.contains(s.id)) {
+        for state in states {
             let kind = kind_named(&state.kind)?;
             if kind.refers_to_others() == refers {
                 rebuild.work_in(state.network)?;
@@ -42,11 +66,7 @@ pub fn connect_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<()
         }
     }
     rebuild.look_from(None)?;
-    rebuild.work_in(None)?;
-    for state in states.iter().filter(|s| !s.locks.is_empty() && !late.contains(s.id)) {
-        locks::connect(rebuild.file(state.id)?, &state.locks).map_err(locks::failed(state.id))?;
-    }
-    Ok(())
+    rebuild.work_in(None)
 }
 
 /// A file for which there is something to do once every process exists, and the monitor's copy of it.

@@ -6,7 +6,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 
 use super::late::Late;
@@ -128,10 +127,6 @@ impl FileKind for Proc {
         if state.dead {
             return of_the_dead(&state).rebuilding("opening", path.display());
         }
-        let file = reopen::path(path, state.flags).rebuilding("opening", path.display())?;
-        if state.position != 0 {
-            lseek(&file, state.position as i64, Whence::SeekSet).rebuilding("seeking in", path.display())?;
-        }
-        Ok(file)
+        reopen::path_at(path, state.flags, state.position).rebuilding("opening", path.display())
     }
 }

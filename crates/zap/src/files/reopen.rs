@@ -1,12 +1,14 @@
 //! Opening files again: by path, or by a descriptor of ours.
 
 use std::ffi::OsStr;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
+use nix::unistd::{Whence, lseek};
 
 /// Flags that act at the moment of opening and must not act again.
 const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
@@ -17,6 +19,15 @@ pub(crate) fn path(path: impl AsRef<Path>, flags: i32) -> nix::Result<OwnedFd> {
     let born = if flags & libc::O_TMPFILE == libc::O_TMPFILE { libc::O_TMPFILE } else { 0 };
     let flags = flags & !ONCE & !born & !libc::O_ASYNC | libc::O_CLOEXEC | libc::O_NOCTTY;
     open(path.as_ref(), OFlag::from_bits_retain(flags), Mode::empty())
+}
+
+/// The same, at an offset.
+pub(crate) fn path_at(path: impl AsRef<Path>, flags: i32, position: u64) -> io::Result<OwnedFd> {
+    let file = self::path(path, flags)?;
+    if position != 0 {
+        lseek(&file, position as i64, Whence::SeekSet)?;
+    }
+    Ok(file)
 }
 
 /// Sets the status flags that can be set later, among them those that some files refuse when they are opened.

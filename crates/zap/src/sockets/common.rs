@@ -1,6 +1,7 @@
 //! What every socket has: options, buffer sizes, a filter, an owner.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
 use serde::{Deserialize, Serialize};
@@ -64,7 +65,8 @@ const GENERIC: &[Name] = &[
 ];
 
 /// Options that mean something to datagrams only.
-pub(super) const DATAGRAM: &[Name] = &[sol(libc::SO_NO_CHECK), sol(libc::SO_RXQ_OVFL), sol(libc::SO_SELECT_ERR_QUEUE)];
+pub(super) const DATAGRAM: &[Name] =
+    &[sol(libc::SO_NO_CHECK), sol(libc::SO_RXQ_OVFL), sol(libc::SO_SELECT_ERR_QUEUE), sol(libc::SO_WIFI_STATUS)];
 
 /// The same, of IPv4.
 pub(super) const DATAGRAM4: &[Name] = &[
@@ -106,6 +108,23 @@ pub(super) const DATAGRAM6: &[Name] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
 ];
+
+/// What a TCP socket may tell of the packets that come to it (`IP_PKTOPTIONS`).
+pub(super) const STREAM4: &[Name] =
+    &[(libc::IPPROTO_IP, libc::IP_PKTINFO), (libc::IPPROTO_IP, libc::IP_RECVTOS), (libc::IPPROTO_IP, libc::IP_RECVTTL)];
+
+/// The same, of IPv6.
+pub(super) const STREAM6: &[Name] = &[
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+];
+
+/// The address that a socket is bound to, which may have no port (`IP_BIND_ADDRESS_NO_PORT`).
+pub(super) fn bound_to(local: SocketAddr, options: &SocketOptions) -> Option<SocketAddr> {
+    let late = options.number((libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT)).is_some_and(|late| late != 0);
+    (local.port() != 0 || late && !local.ip().is_unspecified()).then_some(local)
+}
 
 /// Options whose value is a structure: lingering, timeouts, pacing.
 const STRUCTURED: &[(Name, usize)] = &[
@@ -298,6 +317,16 @@ impl SocketOptions {
         let flags = nix::fcntl::OFlag::from_bits_retain(self.flags);
         nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFL(flags)).rebuilding("setting the flags", what)?;
         Ok(())
+    }
+
+    /// Shuts down what was shut down.
+    pub(super) fn shut(&self, fd: BorrowedFd<'_>) -> std::io::Result<()> {
+        match self.shutdown {
+            0 => Ok(()),
+            1 => socket::shutdown(fd, libc::SHUT_RD),
+            2 => socket::shutdown(fd, libc::SHUT_WR),
+            _ => socket::shutdown(fd, libc::SHUT_RDWR),
+        }
     }
 
     /// Sets the sizes of the buffers, and whose they are.

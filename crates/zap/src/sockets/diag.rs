@@ -58,6 +58,8 @@ pub struct Sightings {
     awaits_neighbour: Option<bool>,
     /// The PIDs of the pod behind those of the host, and how deep the pod's namespace is.
     pids: HashMap<i32, i32>,
+    /// Of processes that are gone, the PIDs that the pod knew them by: found out ahead of the hold.
+    pub(crate) gone: HashMap<i32, i32>,
     depth: Option<usize>,
     met: HashSet<u32>,
     signed: Option<HashSet<u64>>,
@@ -124,9 +126,17 @@ impl Sightings {
 
     /// The PID that the pod knows a process of the host by; zero if the process is gone.
     pub(super) fn pod_pid(&mut self, init: HostPid, pid: i32) -> i32 {
+        if let Some(known) = self.gone.get(&pid) {
+            return *known;
+        }
         let depth = *self.depth.get_or_insert_with(|| namespace_pids(init.0).len());
         let inner = || namespace_pids(pid).get(depth.saturating_sub(1)).copied().unwrap_or(0);
         *self.pids.entry(pid).or_insert_with(inner)
+    }
+
+    /// The pod knows a process by that PID that is gone.
+    pub(super) fn learn_pid(&mut self, pid: i32, in_pod: i32) {
+        self.gone.insert(pid, in_pod);
     }
 
     /// The unix socket of that inode is being captured.

@@ -9,7 +9,7 @@ use super::common::{self, Fresh, Name, SocketOptions};
 use super::tcp_queues::{Connection, Phase};
 use super::tcp_repair::Agreed;
 use super::waiting::{connections, has_waiting};
-use super::{address, tcp_fin, unkept};
+use super::{address, tcp_fin, tcp_repair, unkept};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::{Descriptor, FileKind};
 use crate::ids::FileId;
@@ -99,6 +99,9 @@ pub enum Form {
     Connected(Box<Connection>),
     /// It had a connection; nothing is left but what was received.
     Ended {
+        /// Our address.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        local: Option<SocketAddr>,
         /// Whether an error is waiting to be told.
         reset: bool,
         /// What was not read.
@@ -172,20 +175,31 @@ impl Tcp {
         }
     }
 
-    fn closed(look: &mut Look<'_>, descriptor: &Descriptor, local: SocketAddr) -> Result<Form, CaptureError> {
+    fn closed(
+        look: &mut Look<'_>,
+        descriptor: &Descriptor,
+        local: SocketAddr,
+        options: &SocketOptions,
+    ) -> Result<Form, CaptureError> {
         let fd = descriptor.as_fd();
         let ready = socket::readiness(fd, libc::POLLIN | libc::POLLRDHUP).capturing("polling", descriptor.object())?;
         if ready & libc::POLLRDHUP == 0 {
-            return Ok(Form::Idle { local: (local.port() != 0).then_some(local) });
+            return Ok(Form::Idle { local: common::bound_to(local, options) });
         }
         let unread = socket::ioctl_int(fd, libc::FIONREAD).capturing("measuring the queue", descriptor.object())?;
         let receive = super::tcp_queues::peek(fd, unread as u32).capturing("reading the queue", descriptor.object())?;
-        Ok(Form::Ended { reset: ready & libc::POLLERR != 0, receive: look.data.append(receive) })
+        let local = (local.port() != 0).then_some(local);
+        Ok(Form::Ended { local, reset: ready & libc::POLLERR != 0, receive: look.data.append(receive) })
     }
 }
 
 /// What the socket does.
-pub(super) fn form(look: &mut Look<'_>, descriptor: &Descriptor, reuse: bool) -> Result<Form, CaptureError> {
+pub(super) fn form(
+    look: &mut Look<'_>,
+    descriptor: &Descriptor,
+    options: &SocketOptions,
+) -> Result<Form, CaptureError> {
+    let reuse = options.reuse;
     let mut info = Info::read(descriptor.as_fd()).capturing("reading TCP_INFO", descriptor.object())?;
     if Phase::of_state(info.state()).is_some() {
         if let Some(connection) = Connection::capture(look, descriptor, &info, reuse)? {
@@ -199,7 +213,7 @@ pub(super) fn form(look: &mut Look<'_>, descriptor: &Descriptor, reuse: bool) ->
             Tcp::refuse_waiting(descriptor, &info)?;
             Ok(Form::Listening { local, backlog: info.backlog() })
         }
-        CLOSE => Tcp::closed(look, descriptor, local),
+        CLOSE => Tcp::closed(look, descriptor, local, options),
         SYN_SENT => Ok(Form::Connecting { local, peer: peer_to_be(descriptor)? }),
         state => Err(descriptor.refuse(format!("is in TCP state {state}, which cannot be checkpointed yet"))),
     }
@@ -236,11 +250,12 @@ impl FileKind for Tcp {
         refuse_layers(descriptor)?;
         let get = |level, name| socket::get_int(fd, level, name).capturing("reading an option", descriptor.object());
         let family = get(libc::SOL_SOCKET, libc::SO_DOMAIN)?;
-        let v6: &[Name] = if family == libc::AF_INET6 { common::IPV6 } else { &[] };
-        let mut options = SocketOptions::capture(descriptor, &[OPTIONS, common::IPV4, v6])?;
+        let v6: &[&[Name]] = if family == libc::AF_INET6 { &[common::IPV6, common::STREAM6] } else { &[] };
+        let groups = [&[OPTIONS, common::IPV4, common::STREAM4], v6].concat();
+        let mut options = SocketOptions::capture(descriptor, &groups)?;
         options.add_headers(fd, family);
         let id = look.files.newest();
-        let form = form(look, descriptor, options.reuse)?;
+        let form = form(look, descriptor, &options)?;
         unkept::refuse_tcp(descriptor, matches!(form, Form::Connected(_)))?;
         match &form {
             Form::Idle { .. } | Form::Listening { .. } => {
@@ -289,7 +304,9 @@ impl FileKind for Tcp {
                 socket::listen(fd, *backlog as i32).rebuilding("listening on", &what)
             }
             Form::Connected(connection) => connection.rebuild(fd, state.family, rebuild.image, &what),
-            Form::Ended { reset, receive } => tcp_fin::end(fd, state.family, *reset, *receive, rebuild.image, &what),
+            Form::Ended { local, reset, receive } => {
+                tcp_fin::end(fd, (state.family, *local), *reset, *receive, rebuild.image, &what)
+            }
         })?;
         rebuild.keep_object(OPENED, u64::from(id.0), state);
         Ok(socket)
@@ -332,10 +349,20 @@ fn fresh<'r>(rebuild: &'r mut Rebuild<'_>, family: i32) -> &'r mut Fresh {
 }
 
 impl TcpState {
+    /// Whether its peer has said all, and has heard all that was said so far. It may be gone by now: a question would have the
+    /// connection reset.
+    fn is_quiet(&self) -> bool {
+        matches!(&self.form, Form::Connected(c) if c.phase == Phase::CloseWait && c.send.length == 0)
+    }
+
     /// Out of repair mode: the kernel asks the peer at once where it is, and sends what was not sent.
     fn let_go(&self, fd: BorrowedFd<'_>) -> std::io::Result<()> {
         let set = |level, name, value: bool| socket::set_int(fd, level, name, value.into());
-        set(libc::IPPROTO_TCP, libc::TCP_REPAIR, false)?;
+        if self.is_quiet() {
+            tcp_repair::leave_repair(fd, self.options.reuse)?;
+        } else {
+            set(libc::IPPROTO_TCP, libc::TCP_REPAIR, false)?;
+        }
         set(libc::SOL_SOCKET, libc::SO_REUSEADDR, self.options.reuse)?;
         if self.cork {
             return set(libc::IPPROTO_TCP, libc::TCP_CORK, true);

@@ -4,7 +4,7 @@
 //! from a packet: one is made here and goes over the pod's loopback, while the socket's filter drops all other packets
 //! (so that nobody's answer to what the kernel replies can reset the connection).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 use super::address::to_kernel;
@@ -72,7 +72,11 @@ fn tell(fd: BorrowedFd<'_>, connection: &Connection) -> std::io::Result<()> {
         let end = connection.send_from.wrapping_add(1);
         Segment { acknowledges: end, ..segment }.deliver()?;
     } else {
-        Segment { acknowledges: connection.send_from, flags: FIN | ACK, ..segment }.deliver()?;
+        let end = Segment { acknowledges: connection.send_from, flags: FIN | ACK, ..segment };
+        end.deliver()?;
+        // The first is acknowledged some 40 ms later, when nothing shields the socket from the answer of a host (or of the
+        // pod) where the other end is gone by now; one that comes again is acknowledged at once.
+        end.deliver()?;
     }
     expect_phase(fd, connection.phase)
 }
@@ -108,22 +112,32 @@ fn close_second(fd: BorrowedFd<'_>, connection: &Connection) -> std::io::Result<
 /// Makes a fresh socket one whose connection has come and gone: a connection with a peer that never was, which ends.
 pub(super) fn end(
     fd: BorrowedFd<'_>,
-    family: i32,
+    (family, local): (i32, Option<SocketAddr>),
     reset: bool,
     receive: DataRef,
     image: &ImageReader,
     what: &str,
 ) -> Result<(), RebuildError> {
     let unread = image.read(receive).map_err(|e| RebuildError::Damaged(e.to_string()))?;
-    end_with(fd, family, reset, &unread).rebuilding("ending the connection of", what)
+    end_with(fd, (family, local), reset, &unread).rebuilding("ending the connection of", what)
 }
 
-fn end_with(fd: BorrowedFd<'_>, family: i32, reset: bool, unread: &[u8]) -> std::io::Result<()> {
-    let loopback: IpAddr =
-        if family == libc::AF_INET { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
-    let (first, port) = (1, 0);
+fn end_with(
+    fd: BorrowedFd<'_>,
+    (family, local): (i32, Option<SocketAddr>),
+    reset: bool,
+    unread: &[u8],
+) -> std::io::Result<()> {
+    let mapped = matches!(local.map(|local| local.ip()), Some(IpAddr::V6(ip)) if ip.to_ipv4_mapped().is_some());
+    let loopback: IpAddr = match family {
+        libc::AF_INET => [127, 0, 0, 1].into(),
+        _ if mapped => Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(),
+        _ => Ipv6Addr::LOCALHOST.into(),
+    };
+    let first = 1;
     socket::set_int(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1)?;
-    socket::bind(fd, &to_kernel(SocketAddr::new(loopback, port), family))?;
+    let local = local.unwrap_or_else(|| SocketAddr::new(loopback, 0));
+    socket::bind(fd, &to_kernel(local, family))?;
     let local =
         super::address::from_kernel(&socket::local_name(fd)?).ok_or_else(|| std::io::Error::other("no address"))?;
     let peer = SocketAddr::new(loopback, 9);

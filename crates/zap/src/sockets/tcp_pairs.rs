@@ -9,7 +9,7 @@
 //! has received can only become more, at its end. An end that lacks something is heard once more, *after* its peer was
 //! read; and of what an end has not sent, that is counted as sent which the other has received.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 
@@ -20,11 +20,14 @@ use crate::files::Descriptor;
 use crate::ids::FileId;
 use crate::image;
 use crate::look::Look;
+use crate::pod::NetworkMode;
 
 /// The connections that were met.
 #[derive(Debug, Default)]
 pub(crate) struct Pairs {
     ends: Vec<End>,
+    /// Where somebody listens.
+    listening: Vec<SocketAddr>,
 }
 
 struct End {
@@ -37,6 +40,9 @@ struct End {
 impl Pairs {
     /// A socket was captured.
     pub(super) fn meet(&mut self, id: FileId, descriptor: &Descriptor, state: &TcpState) {
+        if let Form::Listening { local, .. } = &state.form {
+            self.listening.push(plain(*local));
+        }
         if matches!(state.form, Form::Connected(_)) {
             let (descriptor, state) = (descriptor.clone(), state.clone());
             self.ends.push(End { id, descriptor, state, changed: false });
@@ -65,6 +71,28 @@ impl Pairs {
     }
 }
 
+impl Pairs {
+    /// Refuses a connection with a listener of the pod whose other end nobody has: it came to be while sockets were read, and
+    /// has not been accepted.
+    fn refuse_unaccepted(&self, mates: &[(usize, usize)]) -> Result<(), CaptureError> {
+        let paired: HashSet<usize> = mates.iter().map(|(place, _)| *place).collect();
+        let alone = self.ends.iter().enumerate().filter(|(place, _)| !paired.contains(place)).map(|(_, end)| end);
+        for end in alone {
+            let Some(connection) = end.connection().filter(|c| !c.phase.fin_theirs()) else { continue };
+            let (local, peer) = (plain(connection.local), plain(connection.peer));
+            let is_here = peer.ip() == local.ip() || peer.ip().is_loopback();
+            let is_there = |listener: &SocketAddr| {
+                listener.port() == peer.port() && (listener.ip() == peer.ip() || listener.ip().is_unspecified())
+            };
+            if is_here && self.listening.iter().any(is_there) {
+                let why = "has just been connected with a listener of the pod that has not accepted it yet; try again";
+                return Err(end.descriptor.refuse(why));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Debug for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("End").field("id", &self.id).field("state", &self.state).finish_non_exhaustive()
@@ -89,7 +117,7 @@ impl End {
             return Ok(());
         }
         // It is over meanwhile.
-        self.state.form = tcp::form(look, &self.descriptor, reuse)?;
+        self.state.form = tcp::form(look, &self.descriptor, &self.state.options)?;
         Ok(())
     }
 }
@@ -107,7 +135,11 @@ fn is_after(a: u32, b: u32) -> bool {
 /// Has the ends of connections within the pod fit together. To be called once every socket has been captured.
 pub(crate) fn reconcile(look: &mut Look<'_>) -> Result<(), CaptureError> {
     let mut pairs = std::mem::take(&mut look.sockets.pairs);
-    for (from, to) in pairs.mates() {
+    let mates = pairs.mates();
+    if look.spec.network != NetworkMode::Host {
+        pairs.refuse_unaccepted(&mates)?;
+    }
+    for (from, to) in mates {
         let acknowledged = pairs.ends[from].connection().map(Connection::acknowledged);
         let received = pairs.ends[to].connection().map(Connection::received);
         if acknowledged.zip(received).is_some_and(|(acknowledged, received)| is_after(acknowledged, received)) {

@@ -119,6 +119,7 @@ impl FileKind for Udp {
         let is_udp = matches!(protocol, libc::IPPROTO_UDP | IPPROTO_UDPLITE);
         let held_back = if is_udp && udp_held::may_hold_back(fd) { held_back(look, descriptor)? } else { None };
         let (local, peer) = super::tcp::ends(descriptor)?;
+        options.shutdown = shut(fd).capturing("polling", descriptor.object())?;
         if peer.is_none() {
             options.add_numbers(fd, common::UNCONNECTED);
         }
@@ -126,7 +127,7 @@ impl FileKind for Udp {
         let init = look.init;
         let groups = look.sockets.groups(init).capturing("listing multicast groups for", descriptor.object())?;
         let memberships = multicast::memberships(fd, family, groups);
-        let local = (local.port() != 0).then_some(local);
+        let local = common::bound_to(local, &options);
         Ok(image::encode(&UdpState { family, protocol, options, local, peer, memberships, queue, held_back }))
     }
 
@@ -160,6 +161,11 @@ impl FileKind for Udp {
         let state: UdpState = decoded(state)?;
         let what = describe(id, &state);
         state.options.finish(rebuild.file(id)?, &what)?;
+        // Of a socket without a peer the kernel does it, and says that there is none.
+        match state.options.shut(rebuild.file(id)?) {
+            Err(e) if e.raw_os_error() != Some(libc::ENOTCONN) => return Err(e).rebuilding("shutting down", &what),
+            _ => {}
+        }
         match &state.held_back {
             Some(held) => udp_held::restart(rebuild, rebuild.file(id)?, held, &what),
             None => Ok(()),
@@ -195,7 +201,11 @@ fn capture_queue(
             return Err(descriptor.refuse(why));
         }
     }
-    let walked = with_destinations(fd, || common::peeking_by_offset(fd, |_| walk(fd)));
+    let walked = with_destinations(fd, || match socket::get_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF) {
+        Ok(_) => common::peeking_by_offset(fd, |_| walk(fd, usize::MAX)),
+        // Of the sockets of `ping` the first is all that can be seen.
+        Err(_) => walk(fd, 1),
+    });
     let walked = walked.capturing("walking the queue", descriptor.object())?;
     let strange = || CaptureError::Unexpected { object: descriptor.object(), what: "address of a datagram".into() };
     let keep = |(message, bytes): (message::Message, Vec<u8>)| {
@@ -206,14 +216,20 @@ fn capture_queue(
     walked.into_iter().map(keep).collect()
 }
 
-/// Reads the queue and leaves it.
-fn walk(fd: BorrowedFd<'_>) -> io::Result<Vec<(message::Message, Vec<u8>)>> {
+/// What `shutdown(2)` did to it, as far as it shows: that nothing is to be read, or that all is over.
+fn shut(fd: BorrowedFd<'_>) -> io::Result<u8> {
+    let ready = socket::readiness(fd, libc::POLLRDHUP)?;
+    Ok(if ready & libc::POLLHUP != 0 { 3 } else { u8::from(ready & libc::POLLRDHUP != 0) })
+}
+
+/// Reads the queue, up to so many datagrams, and leaves it.
+fn walk(fd: BorrowedFd<'_>, most: usize) -> io::Result<Vec<(message::Message, Vec<u8>)>> {
     const PEEK: i32 = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     let mut walked = Vec::new();
     let mut buffer = vec![0; 65536];
-    loop {
+    while walked.len() < most {
         match message::receive(fd, &mut buffer, PEEK) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(walked),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
             Err(e) => return Err(e),
             Ok(message) => {
                 let bytes = buffer[..message.length].to_vec();
@@ -221,6 +237,7 @@ fn walk(fd: BorrowedFd<'_>) -> io::Result<Vec<(message::Message, Vec<u8>)>> {
             }
         }
     }
+    Ok(walked)
 }
 
 /// Runs `read` with the socket telling where datagrams were sent to.

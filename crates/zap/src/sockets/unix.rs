@@ -28,6 +28,8 @@ const OPTIONS: &[Name] = &[
     (libc::SOL_SOCKET, libc::SO_PASSSEC),
     (libc::SOL_SOCKET, SO_PASSPIDFD),
     (libc::SOL_SOCKET, SO_PASSRIGHTS),
+    (libc::SOL_SOCKET, libc::SO_RXQ_OVFL),
+    (libc::SOL_SOCKET, libc::SO_NOFCS),
 ];
 
 /// A unix socket.
@@ -165,6 +167,8 @@ impl FileKind for Unix {
 
     fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
         look.sockets.listeners.note(descriptor);
+        // Who is gone takes a moment to find out.
+        unix_creds::of_peer(look, descriptor.as_fd());
         Ok(())
     }
 
@@ -193,6 +197,11 @@ impl FileKind for Unix {
             form,
         };
         Ok(image::encode(&state))
+    }
+
+    fn carries(&self, state: &[u8]) -> Result<Vec<FileId>, RebuildError> {
+        let state: UnixState = decoded(state)?;
+        Ok(state.queue.into_iter().flat_map(|queued| queued.files).collect())
     }
 
     fn open(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {
@@ -231,12 +240,7 @@ impl FileKind for Unix {
         _host_pid: &dyn Fn(PodPid) -> Option<HostPid>,
     ) -> Result<(), RebuildError> {
         let state: UnixState = decoded(state)?;
-        let how = match state.options.shutdown {
-            1 => libc::SHUT_RD,
-            2 => libc::SHUT_WR,
-            _ => libc::SHUT_RDWR,
-        };
-        socket::shutdown(file, how).rebuilding("shutting down", "a unix socket")
+        state.options.shut(file).rebuilding("shutting down", "a unix socket")
     }
 
     fn needs_settling(&self, state: &[u8]) -> bool {

@@ -14,7 +14,7 @@ use super::unix_queue::{self, Queued};
 use super::unix_urgent::Urgent;
 use super::{unix_creds, unix_pair};
 use crate::error::{CaptureError, Context, RebuildError};
-use crate::files::Descriptor;
+use crate::files::{self, Descriptor};
 use crate::ids::{Address, FileId};
 use crate::image;
 use crate::kernel::{self, Kernel};
@@ -86,6 +86,11 @@ pub(crate) fn complete(look: &mut Look<'_>) -> Result<(), CaptureError> {
         };
         if seen.iter().any(is_taken) {
             let why = "has a connection that waits, of a client that is gone and whose name is another's by now";
+            return Err(descriptor.refuse(format!("{why}, which cannot be checkpointed yet")));
+        }
+        let is_late = |id: &FileId| look.files.state(*id).is_some_and(files::is_late);
+        if seen.iter().flat_map(|seen| &seen.said).flat_map(|heard| &heard.files).any(is_late) {
+            let why = "has a connection that waits, with a handle on a process on its way";
             return Err(descriptor.refuse(format!("{why}, which cannot be checkpointed yet")));
         }
         *callers = seen.into_iter().map(|seen| seen.keep(look)).collect();

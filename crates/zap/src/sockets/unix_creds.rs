@@ -2,6 +2,7 @@
 //! restart does it in a process that for a moment has the PID, the user and the group of the one who did.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
@@ -19,10 +20,44 @@ use super::unix::{UnixForm, UnixState};
 
 /// `SO_PEERCRED` of a connected socket; of a listener, who listens.
 pub(super) fn of_peer(look: &mut Look<'_>, fd: BorrowedFd<'_>) -> Option<Credentials> {
+    let seen = read_peer(fd).filter(|(pid, ..)| *pid > 0)?;
+    learn(look, &[seen.0], &|| Ok(read_peer(fd).map(|known| vec![known.0]).unwrap_or_default()));
+    Some(in_pod(look, seen))
+}
+
+fn read_peer(fd: BorrowedFd<'_>) -> Option<Credentials> {
     let mut bytes = [0; 12];
     let length = socket::get_bytes(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, &mut bytes).ok()?;
     let word = |i: usize| i32::from_ne_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
-    (length == 12 && word(0) > 0).then(|| in_pod(look, (word(0), word(4) as u32, word(8) as u32)))
+    (length == 12).then(|| (word(0), word(4) as u32, word(8) as u32))
+}
+
+/// Learns which PIDs the pod knows processes by that are gone, of which there is nothing in `/proc`: `seen` are the numbers
+/// that were read here, and `read` reads them again, in the pod's PID namespace. Whoever connected a socket of a restarted
+/// pod, or sent what is in it, was a helper, which is gone.
+pub(super) fn learn(look: &mut Look<'_>, seen: &[i32], read: &(dyn Fn() -> io::Result<Vec<i32>> + Sync)) {
+    let init = look.init;
+    let mut is_unknown = |pid: i32| look.sockets.pod_pid(init, pid) == 0 && !look.sockets.gone.contains_key(&pid);
+    if !seen.iter().any(|pid| *pid > 0 && is_unknown(*pid)) {
+        return;
+    }
+    let known = Mutex::new(Vec::new());
+    let note = || {
+        *known.lock().unwrap_or_else(PoisonError::into_inner) = read()?;
+        Ok(())
+    };
+    let asked = clone::in_thread(|| clone::in_pid_namespace(File::open(init.proc("ns/pid"))?, &note));
+    if let Err(error) = asked {
+        tracing::info!(%error, "PIDs of processes that are gone stay unknown");
+    }
+    let known = known.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // An empty datagram that was looked at once is not shown again.
+    if known.len() != seen.len() {
+        return;
+    }
+    for (seen, known) in seen.iter().zip(known) {
+        look.sockets.learn_pid(*seen, known);
+    }
 }
 
 /// Credentials that were read here, with the PID that the pod knows: zero for a process that is gone.
@@ -89,6 +124,19 @@ pub(super) fn acting(credentials: Option<Credentials>, work: &(dyn Fn() -> io::R
         }
     }
     clone::in_thread(act)
+}
+
+/// Sends with these credentials, which root may say of any process that there is: if there is none, one that has its number
+/// for a moment says it. (Those who say nothing are told by their real user and group, not by those that act.)
+pub(super) fn sending(
+    credentials: Option<Credentials>,
+    send: &(dyn Fn(Option<Credentials>) -> io::Result<()> + Sync),
+) -> io::Result<()> {
+    match credentials {
+        Some((pid @ 1.., ..)) if clone::is_taken(PodPid(pid)) => send(credentials),
+        Some((pid @ 1.., ..)) => clone::in_process(PodPid(pid), &|| send(credentials)),
+        _ => acting(credentials, &|| send(None)),
+    }
 }
 
 /// So many pairs whose ends have these credentials of each other.

@@ -48,11 +48,14 @@ pub(super) fn capture(look: &mut Look<'_>, descriptor: &Descriptor, kind: i32) -
             descriptor.refuse("has an error to tell before what it has received, which cannot be checkpointed yet")
         );
     }
-    let walked = super::common::peeking_by_offset(fd, |at| match kind {
-        libc::SOCK_STREAM => walk_stream(fd, unread as usize, at),
-        _ => walk_messages(fd),
-    });
-    let mut walked = walked.capturing("walking the queue", descriptor.object())?;
+    let walk = || {
+        super::common::peeking_by_offset(fd, |at| match kind {
+            libc::SOCK_STREAM => walk_stream(fd, unread as usize, at),
+            _ => walk_messages(fd),
+        })
+    };
+    let mut walked = walk().capturing("walking the queue", descriptor.object())?;
+    unix_creds::learn(look, &senders(&walked), &|| walk().map(|walked| senders(&walked)));
     if kind == libc::SOCK_STREAM {
         let found = unix_urgent::find(fd, ready & libc::POLLPRI != 0, &mut walked);
         if !found.capturing("looking for out-of-band data of", descriptor.object())? {
@@ -64,6 +67,11 @@ pub(super) fn capture(look: &mut Look<'_>, descriptor: &Descriptor, kind: i32) -
 }
 
 type Walked = Vec<Piece>;
+
+/// The PIDs of those who sent it; zero where nobody is told.
+fn senders(walked: &Walked) -> Vec<i32> {
+    walked.iter().map(|piece| piece.message.credentials.map_or(0, |(pid, ..)| pid)).collect()
+}
 
 const PEEK: i32 = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
@@ -143,17 +151,16 @@ fn keep(look: &mut Look<'_>, descriptor: &Descriptor, piece: Piece) -> Result<Qu
     })
 }
 
-/// A file that is on its way. Not one that is opened when every process exists: queues are filled before.
+/// A file that is on its way. Not one that is opened late in the mount namespace of whoever holds it.
 fn carried(look: &mut Look<'_>, descriptor: &Descriptor, file: OwnedFd) -> Result<FileId, CaptureError> {
     let id = intern_file(look, &descriptor.subject, -1, file)?;
-    match look.files.state(id) {
-        Some(state) if files::is_late(state) => {
-            let what = format!("carries a descriptor of the kind {} that nobody has read", state.kind);
-            Err(descriptor
-                .refuse(format!("{what}, which cannot be checkpointed yet; try again when it has been taken")))
-        }
-        _ => Ok(id),
+    if look.files.state(id).is_some_and(files::is_late_elsewhere) {
+        let why = "has a file on its way of a proc that is mounted for a PID namespace made inside the pod";
+        return Err(
+            descriptor.refuse(format!("{why}, which cannot be checkpointed yet; try again when it has been taken"))
+        );
     }
+    Ok(id)
 }
 
 /// Sends everything to the socket again, from its peer, or from whoever had the sender's name.
@@ -188,7 +195,8 @@ pub(super) fn send_again(
     let bytes = rebuild.image.read(queued.bytes).map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let files = queued.files.iter().map(|f| rebuild.file(*f)).collect::<Result<Vec<_>, _>>()?;
     let more = if queued.urgent.is_no() { 0 } else { libc::MSG_OOB };
-    with_room(from, bytes.len(), || unix_creds::acting(queued.credentials, &|| send(from, to, &bytes, &files, more)))
+    let send = |as_said| send(from, to, &bytes, &files, as_said, more);
+    with_room(from, bytes.len(), || unix_creds::sending(queued.credentials, &send))
         .rebuilding("filling the queue of", what)
 }
 
@@ -204,11 +212,18 @@ pub(super) enum Sender {
     Namesake(FileId, unix_name::Way),
 }
 
-fn send(from: BorrowedFd<'_>, to: &[u8], bytes: &[u8], files: &[BorrowedFd<'_>], more: i32) -> io::Result<()> {
+fn send(
+    from: BorrowedFd<'_>,
+    to: &[u8],
+    bytes: &[u8],
+    files: &[BorrowedFd<'_>],
+    credentials: Option<Credentials>,
+    more: i32,
+) -> io::Result<()> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | more;
-    let mut sent = message::send(from, bytes, files, None, to, flags)?;
+    let mut sent = message::send(from, bytes, files, credentials, to, flags)?;
     while sent < bytes.len() {
-        sent += message::send(from, &bytes[sent..], &[], None, to, flags)?;
+        sent += message::send(from, &bytes[sent..], &[], credentials, to, flags)?;
     }
     Ok(())
 }

@@ -2,9 +2,9 @@
 
 use std::arch::asm;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
-use super::check;
+use super::{check, nsfs};
 use crate::ids::PodPid;
 
 /// `struct clone_args` of the kernel, as far as it is used.
@@ -54,11 +54,18 @@ pub fn spawn_seed(pid: PodPid) -> io::Result<()> {
 /// It is made as `vfork` makes one: the calling thread stands still meanwhile, and no page table is copied. What `work` does
 /// to itself (user, directory, root) is its own; namespaces of users it cannot change.
 pub fn in_process(pid: PodPid, work: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
+    let mut errand = Errand { work, result: Ok(()) };
+    let child = when_free(pid, || sharing_process(pid, &mut errand))?;
+    ended_well(child as i32)?;
+    errand.result
+}
+
+/// Has a process with that number run an errand; it has ended when this returns, and is to be waited for.
+fn sharing_process(pid: PodPid, errand: &mut Errand<'_>) -> io::Result<u64> {
     /// More than helpers need, in 16-byte words.
     const STACK: usize = 16 << 10;
     let number = pid.0;
     let mut stack: Vec<u128> = Vec::with_capacity(STACK);
-    let mut errand = Errand { work, result: Ok(()) };
     let args = CloneArgs {
         flags: (libc::CLONE_FILES | libc::CLONE_VM | libc::CLONE_VFORK) as u64,
         exit_signal: libc::SIGCHLD as u64,
@@ -68,11 +75,8 @@ pub fn in_process(pid: PodPid, work: &dyn Fn() -> io::Result<()>) -> io::Result<
         set_tid_size: 1,
         ..CloneArgs::default()
     };
-    let errand_at = &raw mut errand;
     // SAFETY: stack, errand and arguments outlive the child, since this thread goes on when the child has ended.
-    let child = when_free(pid, || unsafe { clone_for(&args, errand_at) })?;
-    ended_well(child as i32)?;
-    errand.result
+    unsafe { clone_for(&args, errand) }
 }
 
 /// What a helper with the caller's memory is to do, and how that went.
@@ -130,6 +134,21 @@ fn ended_well(child: i32) -> io::Result<()> {
         (true, code) => Err(io::Error::from_raw_os_error(code)),
         (false, _) => Err(io::Error::other("a helper process was killed")),
     }
+}
+
+/// Runs `work` in a process that has one of the highest numbers of the PID namespace of `namespace`, as [`in_process`] does:
+/// what the kernel tells of processes it tells in numbers of that namespace. The caller is in another from now on, as
+/// far as its children are concerned.
+pub fn in_pid_namespace(namespace: impl AsFd, work: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
+    const HIGHEST: i32 = 32_767;
+    const TRIED: i32 = 64;
+    nsfs::enter(namespace, libc::CLONE_NEWPID)?;
+    let mut errand = Errand { work, result: Ok(()) };
+    let made = (HIGHEST - TRIED..=HIGHEST).rev().map(PodPid).map(|number| sharing_process(number, &mut errand));
+    // The number that comes next there stays the same, whichever is taken here.
+    let free = made.into_iter().find(|made| !made.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EEXIST)));
+    ended_well(free.unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::EEXIST)))? as i32)?;
+    errand.result
 }
 
 /// Runs `work` in a process of its own, which shares the caller's descriptors but not its memory, and waits for its end;
@@ -215,17 +234,19 @@ fn end(status: i32) -> ! {
 
 /// Clones again while the number is one that nobody has any more: a thread that was joined, or a child that was reaped,
 /// is gone a moment before the kernel gives its number back.
-fn when_free(pid: PodPid, clone: impl Fn() -> io::Result<u64>) -> io::Result<u64> {
-    let taken = || {
-        // SAFETY: signal zero only asks whether there is such a process or thread.
-        unsafe { libc::kill(pid.0, 0) == 0 || *libc::__errno_location() != libc::ESRCH }
-    };
+fn when_free(pid: PodPid, mut clone: impl FnMut() -> io::Result<u64>) -> io::Result<u64> {
     loop {
         match clone() {
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) && !taken() => std::thread::yield_now(),
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) && !is_taken(pid) => std::thread::yield_now(),
             result => return result,
         }
     }
+}
+
+/// Whether there is a process or thread with that number.
+pub fn is_taken(pid: PodPid) -> bool {
+    // SAFETY: signal zero only asks.
+    unsafe { libc::kill(pid.0, 0) == 0 || *libc::__errno_location() != libc::ESRCH }
 }
 
 /// Runs `work` in a thread, which may take another namespace, directory or user for itself, and waits until it is gone:

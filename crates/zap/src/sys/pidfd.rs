@@ -13,15 +13,21 @@ pub struct PidFd(OwnedFd);
 impl PidFd {
     /// Opens a handle on the process `pid`, or on a thread that stands for its process.
     pub fn open(pid: HostPid) -> io::Result<PidFd> {
-        // SAFETY: numbers only; on success the result is a fresh descriptor that nobody else owns.
-        let open = |flags: i32| check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, flags) });
         // Kernels say ENOENT, or EINVAL, of a thread that is not its process's first (PIDFD_THREAD is O_EXCL).
-        let fd = match open(0) {
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => open(libc::O_EXCL)?,
-            other => other?,
-        };
+        match PidFd::open_as(pid, 0) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
+                PidFd::open_as(pid, libc::O_EXCL).map(PidFd)
+            }
+            other => other.map(PidFd),
+        }
+    }
+
+    /// Opens a handle with these flags of `pidfd_open(2)`.
+    pub fn open_as(pid: HostPid, flags: i32) -> io::Result<OwnedFd> {
+        // SAFETY: numbers only; on success the result is a fresh descriptor that nobody else owns.
+        let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, flags) })?;
         // SAFETY: as above.
-        Ok(PidFd(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+        Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
     }
 
     /// A copy of its descriptor `number`: the same open file description (offset and flags are shared).

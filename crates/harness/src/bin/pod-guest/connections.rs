@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 
 use crate::namespaces::{become_root, loopback_up};
 use crate::plumbing::{said, set};
@@ -10,6 +11,8 @@ use crate::stage::*;
 pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("closed-early", closed_early),
     ("closed-early-elsewhere", closed_early_elsewhere),
+    ("closed-and-told", closed_and_told),
+    ("ended-where-it-was", ended_where_it_was),
     ("closing-always", closing_always),
     ("handshake-put-aside", handshake_put_aside),
     ("handshake-put-aside-elsewhere", handshake_put_aside_elsewhere),
@@ -52,6 +55,52 @@ fn closed_early_elsewhere() -> Checked {
     set_up.pass(1)?;
     hold_loosely()?;
     reap(child)
+}
+
+/// An answer that has come whole, whose server has closed its end, and whose client has read nothing yet: nobody is to ask
+/// whether the other end is there.
+fn closed_and_told() -> Checked {
+    let listener = said(TcpListener::bind("127.0.0.1:0"))?;
+    let mut client = said(TcpStream::connect(said(listener.local_addr())?))?;
+    let (mut server, _) = said(listener.accept())?;
+    said(server.write_all(b"all there is"))?;
+    let peer = said(client.peer_addr())?;
+    drop(server);
+    until("the end to arrive", || ready(&client) & libc::POLLRDHUP != 0)?;
+    let before = ready(&client);
+    hold()?;
+    equal("what it is ready for", ready(&client), before)?;
+    equal("the other end", said(client.peer_addr())?, peer)?;
+    let mut answer = Vec::new();
+    said(client.read_to_end(&mut answer))?;
+    equal("the answer", answer, b"all there is".to_vec())?;
+    equal("what it is ready for at last", ready(&client) & (libc::POLLERR | libc::POLLHUP), 0)
+}
+
+fn ready(client: &TcpStream) -> i16 {
+    let mut asked = libc::pollfd { fd: client.as_raw_fd(), events: libc::POLLIN | libc::POLLRDHUP, revents: 0 };
+    unsafe { libc::poll(&raw mut asked, 1, 0) };
+    asked.revents
+}
+
+/// A connection that was closed by both ends, and not by its descriptor yet: it says where it was.
+fn ended_where_it_was() -> Checked {
+    let mut ended = Vec::new();
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let listener = said(TcpListener::bind(address))?;
+        let client = said(TcpStream::connect(said(listener.local_addr())?))?;
+        let (server, _) = said(listener.accept())?;
+        said(client.shutdown(std::net::Shutdown::Write))?;
+        until("the end to arrive", || ready(&server) & libc::POLLRDHUP != 0)?;
+        said(server.shutdown(std::net::Shutdown::Write))?;
+        until("the other end to arrive", || ready(&server) & libc::POLLHUP != 0 && server.peer_addr().is_err())?;
+        ended.push((said(server.local_addr())?, server));
+    }
+    hold()?;
+    for (address, server) in ended {
+        equal("its address", said(server.local_addr())?, address)?;
+    }
+    Ok(())
 }
 
 /// A server that closes each connection behind its answer, and a client that asks again and again.

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 
 use crate::files::{F_SETSIG, control};
-use crate::plumbing::{receive_file, said, send_file, set};
+use crate::plumbing::{said, set};
 use crate::signals::block;
 use crate::stage::*;
 
@@ -22,7 +22,6 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("message-senders", message_senders),
     ("data-limit", data_limit),
     ("own-host-name", own_host_name),
-    ("handle-on-its-way", handle_on_its_way),
     ("signals-beyond-count", signals_beyond_count),
     ("mappings-all", mappings_all),
     ("path-too-long", path_too_long),
@@ -256,15 +255,6 @@ fn own_host_name() -> Checked {
     hold()?;
     equal("the host name", read("/proc/sys/kernel/hostname")?.as_str(), "another\n")?;
     equal("the domain", read("/proc/sys/kernel/domainname")?.as_str(), "somewhere\n")
-}
-
-/// A handle on a process that is on its way through a socket.
-fn handle_on_its_way() -> Checked {
-    let (near, far) = said(UnixStream::pair())?;
-    let itself = call("pidfd_open", libc::SYS_pidfd_open, [u64::from(std::process::id()), 0])?;
-    send_file(&near, itself as i32)?;
-    hold_loosely()?;
-    receive_file(&far).map(drop)
 }
 
 /// More signals that wait than can be looked at in time.

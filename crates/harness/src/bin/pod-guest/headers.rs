@@ -138,6 +138,8 @@ fn udp_lite_unread() -> Checked {
 
 /// The identifier of a `ping` socket, and an answer of itself that it has not read, for each family.
 fn echo_unread() -> Checked {
+    // Any root may say who may have such sockets.
+    write("/proc/sys/net/ipv4/ping_group_range", "0 0")?;
     let four = socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP);
     let six = socket(libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6);
     let (Ok(four), Ok(six)) = (four, six) else {
@@ -147,21 +149,17 @@ fn echo_unread() -> Checked {
     bind(&four, [127, 0, 0, 1], 0)?;
     let (four, six) = (UdpSocket::from(four), UdpSocket::from(six));
     for (ping, to, kind) in [(&four, "127.0.0.1:0", 8u8), (&six, "[::1]:0", 128)] {
-        for sequence in [1, 2] {
-            let request = [&[kind, 0, 0, 0, 0, 0, 0, sequence][..], b"some words"].concat();
-            said(ping.send_to(&request, to))?;
-        }
+        let request = [&[kind, 0, 0, 0, 0, 0, 0, 1][..], b"some words"].concat();
+        said(ping.send_to(&request, to))?;
     }
     hold()?;
     for (ping, kind) in [(&four, 0u8), (&six, 129)] {
         let number = said(ping.local_addr())?.port().to_be_bytes();
-        for sequence in [1, 2] {
-            let mut answer = [0; 64];
-            let (length, from) = said(ping.recv_from(&mut answer))?;
-            check(from.ip().is_loopback(), format!("an answer from {from}"))?;
-            equal("an answer", (answer[0], &answer[4..8]), (kind, &[number[0], number[1], 0, sequence][..]))?;
-            equal("what it says", &answer[8..length], b"some words")?;
-        }
+        let mut answer = [0; 64];
+        let (length, from) = said(ping.recv_from(&mut answer))?;
+        check(from.ip().is_loopback(), format!("an answer from {from}"))?;
+        equal("an answer", (answer[0], &answer[4..8]), (kind, &[number[0], number[1], 0, 1][..]))?;
+        equal("what it says", &answer[8..length], b"some words")?;
     }
     Ok(())
 }

@@ -20,6 +20,11 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("corked-datagram-apart", corked_datagram_apart),
     ("datagram-held-back", datagram_held_back),
     ("rights-cycle", rights_cycle),
+    ("handles-on-their-way", handles_on_their_way),
+    ("unix-credentials", unix_credentials),
+    ("datagrams-shut", datagrams_shut),
+    ("address-without-port", address_without_port),
+    ("stream-headers", stream_headers),
     ("unix-names", unix_names),
 ];
 
@@ -398,6 +403,140 @@ fn rights_cycle() -> Checked {
     said(one.write_all(b"hello"))?;
     let mut other = other;
     said(other.read_exact(&mut text))
+}
+
+/// Handles on processes and files of `/proc` that are on their way, among bytes and messages; some are held by nobody else.
+fn handles_on_their_way() -> Checked {
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+    let child = fork(|| {
+        await_go();
+        Ok(())
+    })?;
+    let handle = |pid: i32| {
+        let number = call("pidfd_open", libc::SYS_pidfd_open, [pid as u64, 0])?;
+        Ok::<_, String>(unsafe { OwnedFd::from_raw_fd(number as i32) })
+    };
+    let (mut near, mut far) = said(UnixStream::pair())?;
+    let (from, to) = said(UnixDatagram::pair())?;
+    said(near.write_all(b"before"))?;
+    let itself = handle(child)?;
+    for through in [near.as_raw_fd(), from.as_raw_fd()] {
+        send_file(&through, itself.as_raw_fd())?;
+        let status = said(std::fs::File::open(format!("/proc/{child}/status")))?;
+        send_file(&through, status.as_raw_fd())?;
+    }
+    drop(itself);
+    said(near.write_all(b"after"))?;
+    said(from.send(b"after"))?;
+    hold()?;
+    let mut text = [0; 6];
+    said(far.read_exact(&mut text))?;
+    equal("what came before", &text, b"before")?;
+    for through in [far.as_raw_fd(), to.as_raw_fd()] {
+        let handle = receive_file(&through)?;
+        let alive = [handle.as_raw_fd() as u64, 0, 0, 0];
+        call("a signal to the child", libc::SYS_pidfd_send_signal, alive)?;
+        let mut status = String::new();
+        said(std::fs::File::from(receive_file(&through)?).read_to_string(&mut status))?;
+        check(status.contains(&format!("\nPid:\t{child}\n")), status)?;
+    }
+    let mut text = [0; 5];
+    said(far.read_exact(&mut text))?;
+    equal("what came after", &text, b"after")?;
+    equal("the message after", said(to.recv(&mut text))?, 5)?;
+    reap(child)
+}
+
+/// Who is at the other end of a pair, and who listens: this process and one that has ended.
+fn unix_credentials() -> Checked {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let who = |socket: i32| {
+        let (mut known, mut length) = ([0i32; 3], 12u32);
+        let at = known.as_mut_ptr().cast();
+        let asked = unsafe { libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERCRED, at, &raw mut length) };
+        done("who is there", asked).map(|_| known)
+    };
+    let (one, other) = said(UnixStream::pair())?;
+    let listener = said(UnixListener::bind("/tmp/listening"))?;
+    let child = fork(|| {
+        let mut client = said(UnixStream::connect("/tmp/listening"))?;
+        said(client.write_all(b"gone"))
+    })?;
+    let (accepted, _) = said(listener.accept())?;
+    reap(child)?;
+    let all = [one.as_raw_fd(), other.as_raw_fd(), accepted.as_raw_fd()];
+    let ask = || all.iter().map(|socket| who(*socket)).collect::<Result<Vec<_>, _>>();
+    let before = ask()?;
+    equal("who has ended", before[2][0], child)?;
+    hold()?;
+    equal("who is there", ask()?, before)
+}
+
+/// Sockets of datagrams that are shut down: one to read from, one wholly.
+fn datagrams_shut() -> Checked {
+    let target = said(UdpSocket::bind("127.0.0.1:0"))?;
+    let mut shut = Vec::new();
+    for how in [libc::SHUT_RD, libc::SHUT_RDWR] {
+        let socket = said(UdpSocket::bind("127.0.0.1:0"))?;
+        said(socket.connect(said(target.local_addr())?))?;
+        done("shutdown", unsafe { libc::shutdown(socket.as_raw_fd(), how) })?;
+        shut.push(socket);
+    }
+    hold()?;
+    for (socket, sends) in shut.iter().zip([true, false]) {
+        equal("what there is to read", said(socket.recv(&mut [0; 8]))?, 0)?;
+        equal("whether it sends", socket.send(b"hello").is_ok(), sends)?;
+    }
+    Ok(())
+}
+
+/// Sockets that are bound to an address, and get a port when they connect.
+fn address_without_port() -> Checked {
+    let mut bound = Vec::new();
+    for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
+        let socket = socket(libc::AF_INET, kind, 0)?;
+        set(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1i32)?;
+        bind(&socket, [127, 7, 7, 7], 0)?;
+        bound.push(socket);
+    }
+    let listener = said(TcpListener::bind("127.0.0.1:0"))?;
+    hold()?;
+    let (stream, datagrams) = (&bound[0], &bound[1]);
+    let address = said(UdpSocket::from(said(datagrams.try_clone())?).local_addr())?;
+    equal("the address of datagrams", address.to_string(), "127.7.7.7:0".into())?;
+    let mut to: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+    to.sin_family = libc::AF_INET as u16;
+    to.sin_port = said(listener.local_addr())?.port().to_be();
+    to.sin_addr.s_addr = u32::from_ne_bytes([127, 0, 0, 1]);
+    let length = size_of::<libc::sockaddr_in>() as u32;
+    done("connect", unsafe { libc::connect(stream.as_raw_fd(), (&raw const to).cast(), length) })?;
+    equal("where it comes from", said(listener.accept())?.1.ip().to_string(), "127.7.7.7".into())
+}
+
+/// Connections that are to tell of the headers of what comes to them.
+fn stream_headers() -> Checked {
+    const OPTIONS: [(i32, i32); 6] = [
+        (libc::IPPROTO_IP, libc::IP_PKTINFO),
+        (libc::IPPROTO_IP, libc::IP_RECVTOS),
+        (libc::IPPROTO_IP, libc::IP_RECVTTL),
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+    ];
+    let listener = said(TcpListener::bind("[::1]:0"))?;
+    let client = said(TcpStream::connect(said(listener.local_addr())?))?;
+    let (server, _) = said(listener.accept())?;
+    let all = [listener.as_raw_fd(), client.as_raw_fd(), server.as_raw_fd()];
+    for (level, name) in OPTIONS {
+        all.iter().try_for_each(|socket| set(socket, level, name, &1i32))?;
+    }
+    hold()?;
+    for (level, name) in OPTIONS {
+        for socket in &all {
+            equal(&format!("option {level}/{name}"), get(socket, level, name)?, 1)?;
+        }
+    }
+    Ok(())
 }
 
 /// Names that are relative, removed, replaced.
