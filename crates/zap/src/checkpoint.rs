@@ -389,7 +389,7 @@ impl Checkpoint<'_> {
         if self.strategy.leaves_pages() {
             looked.leave_pages(&look, held, &mut self.left)?;
         }
-        looked.read_pages(&mut look)?;
+        looked.read_pages(&mut look, held)?;
         if self.sends && !self.strategy.leaves_pages() {
             looked.put_off_pages(&look, held, self.strategy)?;
         }

@@ -169,8 +169,13 @@ fn in_order(parents: &[Option<usize>]) -> Vec<usize> {
 
 impl Looked {
     /// Reads the pages that are needed, of all processes at once.
-    pub(super) fn read_pages(&mut self, look: &mut Look<'_>) -> Result<(), HoldError> {
-        Ok(memory::read_all(look.data, self.memories.iter_mut().flatten())?)
+    pub(super) fn read_pages(&mut self, look: &mut Look<'_>, held: &HeldPod) -> Result<(), HoldError> {
+        let unreadable = memory::read_all(look.data, self.memories.iter_mut().flatten())?;
+        if !unreadable.is_empty() {
+            let read = held.each(Arc::new(unreadable), capture::read_as_tracer).wait()?;
+            memory::append_all(look.data, self.memories.iter_mut().flatten(), read);
+        }
+        Ok(())
     }
 
     /// Leaves pages behind that nobody needs at once.

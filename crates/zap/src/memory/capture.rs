@@ -11,6 +11,7 @@ use super::state::{Backing, MemoryState, MmFields, PageRun, PageSource, VmaState
 use super::survey::Survey;
 use super::{PAGE, asynchronous, foreign, mapped, ranges, vdso};
 use crate::error::{CaptureError, Context};
+use crate::ids::HostPid;
 use crate::image::DataSink;
 use crate::look::{Look, Subject};
 use crate::parallel;
@@ -108,8 +109,23 @@ impl Captured {
     }
 }
 
-/// Reads the pages that are still to be read, of all processes at once, and completes their states.
-pub fn read_all<'c>(data: &mut DataSink, all: impl IntoIterator<Item = &'c mut Captured>) -> Result<(), CaptureError> {
+/// Pages of a process that are read in one go.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// In whose place the process is.
+    place: usize,
+    /// The process.
+    pub process: HostPid,
+    /// Where they are: sorted, disjoint.
+    pub pages: Vec<Range<u64>>,
+}
+
+/// Reads the pages that are still to be read, of all processes at once, and completes their states but for what the kernel
+/// shows tracers alone (`proc_mem.force_override`, since Linux 6.12): pages that the processes themselves may not read.
+pub fn read_all<'c>(
+    data: &mut DataSink,
+    all: impl IntoIterator<Item = &'c mut Captured>,
+) -> Result<Vec<Piece>, CaptureError> {
     let mut all: Vec<&mut Captured> = all.into_iter().collect();
     let pieces_of = |(place, captured): (usize, &&mut Captured)| {
         let pieces = pages::pieces(&captured.unread).into_iter();
@@ -118,15 +134,37 @@ pub fn read_all<'c>(data: &mut DataSink, all: impl IntoIterator<Item = &'c mut C
     let pieces: Vec<_> = all.iter().enumerate().flat_map(pieces_of).collect();
     let read = parallel::map(pieces, |(place, piece)| {
         let captured = &all[place];
-        let bytes = pages::read(&captured.subject, &captured.pagemap, &piece)?;
-        Ok((place, piece, bytes))
+        match pages::read(&captured.subject, &captured.pagemap, &piece) {
+            Err(CaptureError::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EIO) => {
+                Ok((place, piece, None))
+            }
+            bytes => Ok((place, piece, Some(bytes?))),
+        }
     });
+    let mut unreadable = Vec::new();
     for read in read {
-        let (place, piece, bytes) = read?;
-        pages::append(data, &piece, bytes, &mut all[place].state.pages);
+        let (place, pages, bytes) = read?;
+        match bytes {
+            Some(bytes) => pages::append(data, &pages, bytes, &mut all[place].state.pages),
+            None => unreadable.push(Piece { place, process: all[place].subject.host, pages }),
+        }
     }
     all.iter_mut().for_each(|captured| captured.state.pages.sort_by_key(|r| r.start));
-    Ok(())
+    Ok(unreadable)
+}
+
+/// Completes states with what tracers have read ([`read_traced`](pages::read_traced)).
+pub fn append_all<'c>(
+    data: &mut DataSink,
+    all: impl IntoIterator<Item = &'c mut Captured>,
+    read: impl IntoIterator<Item = (Piece, Vec<u8>)>,
+) {
+    let mut all: Vec<&mut Captured> = all.into_iter().collect();
+    for (piece, bytes) in read {
+        let pages = &mut all[piece.place].state.pages;
+        pages::append(data, &piece.pages, bytes, pages);
+        pages.sort_by_key(|run| run.start);
+    }
 }
 
 fn joined_kept(parent: &MemoryState, child: &MemoryState) -> Vec<Range<u64>> {

@@ -74,6 +74,8 @@ fn may_come_later(vma: &VmaState, guards: &[Range<u64>]) -> bool {
         | flag::MERGEABLE
         | flag::SEALED;
     vma.backing == Backing::Anonymous
+        // What its process may not read the kernel may show tracers alone, and not when they have gone.
+        && vma.protection & libc::PROT_READ != 0
         && !vma.has(odd)
         && ranges::common(guards, std::slice::from_ref(&vma.range())).is_empty()
 }

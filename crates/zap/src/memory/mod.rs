@@ -29,12 +29,12 @@ mod tracking;
 mod vdso;
 
 pub use asynchronous::Contexts;
-pub use capture::{Captured, Request, capture, check, read_all};
+pub use capture::{Captured, Piece, Request, append_all, capture, check, read_all};
 pub use foreign::{FaceState, Patch, adapt, is_at_home, is_in_a_jump, write_patches};
 pub use layout::{Mapping, flag};
 pub use left::{LITTLE, LITTLE_IN_PLACE, LeftBehind, pages_of};
 pub use mapped::MappedFiles;
-pub use pages::{has_guards, is_empty_at};
+pub use pages::{has_guards, is_empty_at, read_traced};
 pub use plan::{MemoryBatch, Target, free_gap, late_batch, over_range, rebuild_batches};
 pub use state::{Backing, MemoryState, MmFields, PageRun, PageSource, VdsoState, VmaState};
 pub use survey::{Survey, are_still, layout_of, mappings, survey};

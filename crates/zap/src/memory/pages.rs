@@ -6,6 +6,9 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
+use nix::sys::ptrace;
+use nix::unistd::Pid;
+
 use super::layout::Mapping;
 use super::{PAGE, ranges};
 use crate::error::{CaptureError, Context};
@@ -279,6 +282,27 @@ fn read_knowing(subject: &Subject, piece: &[Range<u64>], elsewhere: &[Range<u64>
     let mut buffer = vec![0; total(piece)];
     let object = || format!("process {}", subject.pod);
     reader.read(piece, elsewhere, &mut buffer).capturing("reading the memory", object())?;
+    Ok(buffer)
+}
+
+/// The contents of pages of a process whose thread `thread` the calling thread has stopped as its tracer.
+pub fn read_traced(process: HostPid, thread: Pid, pages: &[Range<u64>]) -> io::Result<Vec<u8>> {
+    let mut buffer = vec![0; total(pages)];
+    let mem = File::open(process.proc("mem"))?;
+    let mut rest = &mut buffer[..];
+    for range in pages {
+        let (now, later) = rest.split_at_mut((range.end - range.start) as usize);
+        match mem.read_exact_at(now, range.start) {
+            // Not even tracers are let through there; word by word they are.
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+                for (word, address) in now.chunks_exact_mut(8).zip((range.start..).step_by(8)) {
+                    word.copy_from_slice(&ptrace::read(thread, address as ptrace::AddressType)?.to_ne_bytes());
+                }
+            }
+            read => read?,
+        }
+        rest = later;
+    }
     Ok(buffer)
 }
 

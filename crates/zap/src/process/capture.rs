@@ -133,6 +133,25 @@ pub fn refuse_registered_rings(share: &mut Share, (): ()) -> Result<Vec<(PodPid,
     Ok(Vec::new())
 }
 
+/// Reads memory that the kernel shows tracers alone. A job of a tracer.
+pub fn read_as_tracer(
+    share: &mut Share,
+    wanted: Arc<Vec<memory::Piece>>,
+) -> Result<Vec<(PodPid, (memory::Piece, Vec<u8>))>, HoldError> {
+    let mut read = Vec::new();
+    for HeldProcess { found, threads, .. } in &share.held {
+        let subject = &found.subject;
+        let Some(thread) = threads.first() else { continue };
+        let thread = nix::unistd::Pid::from_raw(thread.name.host.0);
+        for piece in wanted.iter().filter(|piece| piece.process == subject.host) {
+            let bytes = memory::read_traced(subject.host, thread, &piece.pages);
+            let bytes = bytes.capturing("reading the memory", format!("process {}", subject.pod))?;
+            read.push((subject.pod, (piece.clone(), bytes)));
+        }
+    }
+    Ok(read)
+}
+
 /// Has every leader answer for its process; `inherited` is how many seccomp filters are the pod's own. A job of a tracer, to which [`ask_threads`] was given before.
 pub fn ask_processes(
     share: &mut Share,
