@@ -360,7 +360,8 @@ fn outlives_processes(rounds: u32) -> Result<()> {
     let mut random = rand::rngs::StdRng::seed_from_u64(20_261_122);
     let victim = || -> Result<Option<i32>> {
         let processes = guest.pod()?.processes()?;
-        Ok(processes.iter().map(|process| process.host_pid).max())
+        // The latest by the pod's numbers: the host's may have begun again from the lowest.
+        Ok(processes.iter().max_by_key(|process| process.pid).map(|process| process.host_pid))
     };
     let mut told = 0;
     for round in 0..rounds {

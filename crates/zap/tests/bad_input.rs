@@ -9,7 +9,7 @@ mod counter;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Done, Host};
+use common::{Done, Host, finish};
 use counter::Counter;
 
 /// The command failed with that code, and said why in one line.
@@ -189,6 +189,20 @@ fn a_full_disk_harms_nobody() {
         assert_eq!(fs::read_dir(&disk.0).unwrap().count(), 0, "{options:?}");
         counter.goes_on();
     }
+}
+
+/// A limit of the size of files (`ulimit -f`) that whoever started the pod had is its monitor's, too.
+#[test]
+fn a_limit_of_the_size_of_files_harms_nobody() {
+    let host = Host::new();
+    let counter = Counter::start(&host, "counter", &["--net", "private"]);
+    let monitor = format!("--pid={}", host.monitor("counter"));
+    let limited = finish(host.command("prlimit").args([&*monitor, "--fsize=4096"]));
+    assert_eq!(limited.code, 0, "{limited:?}");
+    let image = host.path("image");
+    refused(&host.run(["checkpoint", "counter", "-o", image.to_str().unwrap()]), 1, &["File too large"]);
+    assert!(!image.exists());
+    counter.goes_on();
 }
 
 /// Not a test of its own: what a test below runs in its pod is this very program, with `ZAP_GUEST` set.

@@ -53,10 +53,13 @@ pub fn new_session_keyring() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0usize) }).map(drop)
 }
 
-/// A pipe that was closed is an error of the write, not the end of the process: as Rust has it from the start.
-pub fn ignore_closed_pipes() {
+/// A pipe that was closed, and a file that is too large (`RLIMIT_FSIZE`), are errors of the write, not the end of the process.
+pub fn ignore_failed_writes() {
     // SAFETY: SIG_IGN runs no code of ours.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
 }
 
 /// Makes the calling process look as if it had been started with these arguments and this environment, to itself too.

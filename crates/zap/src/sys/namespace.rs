@@ -92,7 +92,7 @@ pub fn spawn_apart(program: &CString, args: &[CString], env: &[CString], socket:
 /// with these arguments and this environment, and ends with the work.
 pub fn fork_apart(args: &[CString], env: &[CString], socket: &OwnedFd, work: impl FnOnce()) -> io::Result<()> {
     apart(socket, || {
-        super::exec::ignore_closed_pipes();
+        super::exec::ignore_failed_writes();
         super::exec::disguise(args, env)?;
         work();
         exit_now(0)

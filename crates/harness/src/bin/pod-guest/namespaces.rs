@@ -87,14 +87,13 @@ fn host_name_in(handles: &[&File]) -> Checked {
 
 /// Handles on namespaces: this program's own, a child's, and those of a child that has ended.
 fn namespace_handles() -> Checked {
-    let set_up = Gate::new()?;
+    let (set_up, looked_at) = (Gate::new()?, Gate::new()?);
     let there = |kinds: i32| {
         let name_it = move || {
             become_root(kinds)?;
             done("sethostname", unsafe { libc::sethostname(c"inside".as_ptr(), 6) })?;
             set_up.open()?;
-            await_go();
-            Ok(())
+            looked_at.pass(1)
         };
         let child = fork(name_it)?;
         set_up.pass(1)?;
@@ -116,6 +115,7 @@ fn namespace_handles() -> Checked {
     are_on(&theirs, &name)?;
     host_name_in(&[&theirs[0].1, &theirs[2].1])?;
     host_name_in(&[&left[0].1, &left[1].1])?;
+    looked_at.open()?;
     reap(child)
 }
 
