@@ -206,6 +206,21 @@ fn following_the_log_ends_with_the_pod() {
     assert_eq!(attach.wait_with_output().unwrap().status.code(), Some(0));
 }
 
+/// A command hears that nobody reads its output any more, as it would without a pod.
+#[test]
+fn an_exec_whose_output_nobody_reads_ends() {
+    let host = Host::new();
+    let pod = host.start(["--", "sleep", "1000"]);
+    let mut exec = host.zap(["exec", &pod, "yes"]);
+    let mut exec = exec.stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = [0; 2];
+    let mut output = exec.stdout.take().unwrap();
+    std::io::Read::read_exact(&mut output, &mut first).unwrap();
+    drop(output);
+    assert_eq!((&first, exec.wait().unwrap().code()), (b"y\n", Some(128 + 13)));
+    assert_eq!(host.json(["ls", "--json"])[0]["processes"], 1);
+}
+
 #[test]
 fn removal_leaves_nothing() {
     let host = Host::new();

@@ -50,7 +50,7 @@ fn measure(session: &mut Session, desktop: Desktop) -> Result<()> {
     let look = |address| Viewer::connect(lab.client(), Desktop::screen_at(address));
     let viewers = [look(native.served_at())?, look(pod.served_at()?)?];
     let places = [Place::Native(&native), Place::Pod(pod.clone())];
-    let mut rounds = session.rounds(desktop.name(), true);
+    let mut rounds = session.rounds(desktop.name(), false);
     while let Some(run) = session.next(&mut rounds)? {
         session.step(&format!("{}: x11perf", desktop.name()));
         let rates = in_turns(session, &places)?;

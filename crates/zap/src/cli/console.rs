@@ -51,8 +51,18 @@ impl Drop for Raw {
 
 /// Shows the console behind `socket` until its command ends, and gives its exit code.
 pub(super) fn watch(socket: UnixStream, terminal: bool, input: bool) -> Result<u8, Failure> {
+    watch_with(socket, terminal, input, false)
+}
+
+/// The same of a command that is the watcher's own: when nobody reads its output any more it hears of that, as it would if it
+/// had written to the pipe itself.
+pub(super) fn watch_own(socket: UnixStream, terminal: bool, input: bool) -> Result<u8, Failure> {
+    watch_with(socket, terminal, input, true)
+}
+
+fn watch_with(socket: UnixStream, terminal: bool, input: bool, own: bool) -> Result<u8, Failure> {
     let raw = if terminal && input && stdin_is_terminal() { Raw::enter() } else { None };
-    let result = Watcher::new(socket, terminal, input, raw.is_some()).and_then(Watcher::run);
+    let result = Watcher::new(socket, (terminal, input), raw.is_some(), own).and_then(Watcher::run);
     drop(raw);
     match result {
         Ok(Outcome::Ended(End::Exited(code))) => Ok(code as u8),
@@ -86,17 +96,25 @@ struct Watcher {
     heard: Collector,
     /// The first of the two keys that detach has been typed.
     leaving: bool,
+    /// Whether the command is to hear of it that nobody reads its output, and has not yet.
+    tells_of_closed_pipes: bool,
 }
 
 impl Watcher {
-    fn new(socket: UnixStream, terminal: bool, input: bool, raw: bool) -> io::Result<Watcher> {
+    fn new(
+        socket: UnixStream,
+        (terminal, input): (bool, bool),
+        raw: bool,
+        tells_of_closed_pipes: bool,
+    ) -> io::Result<Watcher> {
         let mut set = SigSet::empty();
         PASSED_ON.iter().for_each(|s| set.add(*s));
         set.add(Signal::SIGWINCH);
         set.add(Signal::SIGHUP);
         set.thread_block()?;
         let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        Ok(Watcher { socket, signals, terminal, input, raw, heard: Collector::default(), leaving: false })
+        let heard = Collector::default();
+        Ok(Watcher { socket, signals, terminal, input, raw, heard, leaving: false, tells_of_closed_pipes })
     }
 
     fn run(mut self) -> io::Result<Outcome> {
@@ -139,13 +157,24 @@ impl Watcher {
         }
         while let Some((kind, payload)) = self.heard.take()? {
             match kind {
-                Kind::Output => show(io::stdout(), &payload)?,
-                Kind::ErrorOutput => show(io::stderr(), &payload)?,
+                Kind::Output => self.show(io::stdout(), &payload)?,
+                Kind::ErrorOutput => self.show(io::stderr(), &payload)?,
                 Kind::End => return Ok(Some(Outcome::Ended(serde_json::from_slice(&payload)?))),
                 _ => {}
             }
         }
         Ok(None)
+    }
+
+    /// Output that nobody reads is no reason to stop watching.
+    fn show(&mut self, mut to: impl Write, bytes: &[u8]) -> io::Result<()> {
+        match to.write_all(bytes).and_then(|()| to.flush()) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => match std::mem::take(&mut self.tells_of_closed_pipes) {
+                true => self.send(Kind::Signal, &(Signal::SIGPIPE as i32).to_le_bytes()),
+                false => Ok(()),
+            },
+            other => other,
+        }
     }
 
     fn send(&self, kind: Kind, payload: &[u8]) -> io::Result<()> {
@@ -215,14 +244,6 @@ fn filter_keys(typed: &[u8], leaving: &mut bool) -> (Vec<u8>, bool) {
         }
     }
     (bytes, false)
-}
-
-/// Output that nobody reads is no reason to stop watching.
-fn show(mut to: impl Write, bytes: &[u8]) -> io::Result<()> {
-    match to.write_all(bytes).and_then(|()| to.flush()) {
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
-    }
 }
 
 #[cfg(test)]

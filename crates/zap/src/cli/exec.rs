@@ -46,5 +46,5 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         watch: Watch { attached: true, window: if tty { console::window() } else { None } },
     };
     let ((), socket) = client::ask(store, &args.pod, &Request::Exec(exec)).map_err(or_125)?;
-    console::watch(socket, tty, interactive)
+    console::watch_own(socket, tty, interactive)
 }

@@ -232,8 +232,14 @@ impl Table {
         } else {
             take_away(&mut requests, &surplus)?;
         }
+        let how = match self {
+            Table::Routes => libc::NLM_F_APPEND,
+            // The kernel gives an interface one by itself when it notices its carrier, perhaps now.
+            Table::Addresses => libc::NLM_F_REPLACE,
+            _ => libc::NLM_F_EXCL,
+        };
         for one in self.in_order(wanted, &kept) {
-            let flags = libc::NLM_F_CREATE | if self == Table::Routes { libc::NLM_F_APPEND } else { libc::NLM_F_EXCL };
+            let flags = libc::NLM_F_CREATE | how;
             requests.push(("adding", self.name()), (add, flags), &self.without_delay(one), |_| {})?;
         }
         requests.run()?;
