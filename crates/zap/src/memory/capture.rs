@@ -120,6 +120,9 @@ pub struct Piece {
     pub pages: Vec<Range<u64>>,
 }
 
+/// One, and what is in it.
+pub type ReadPiece = (Piece, Vec<u8>);
+
 /// Reads the pages that are still to be read, of all processes at once, and completes their states but for what the kernel
 /// shows tracers alone (`proc_mem.force_override`, since Linux 6.12): pages that the processes themselves may not read.
 pub fn read_all<'c>(
@@ -157,7 +160,7 @@ pub fn read_all<'c>(
 pub fn append_all<'c>(
     data: &mut DataSink,
     all: impl IntoIterator<Item = &'c mut Captured>,
-    read: impl IntoIterator<Item = (Piece, Vec<u8>)>,
+    read: impl IntoIterator<Item = ReadPiece>,
 ) {
     let mut all: Vec<&mut Captured> = all.into_iter().collect();
     for (piece, bytes) in read {

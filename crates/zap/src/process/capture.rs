@@ -137,7 +137,7 @@ pub fn refuse_registered_rings(share: &mut Share, (): ()) -> Result<Vec<(PodPid,
 pub fn read_as_tracer(
     share: &mut Share,
     wanted: Arc<Vec<memory::Piece>>,
-) -> Result<Vec<(PodPid, (memory::Piece, Vec<u8>))>, HoldError> {
+) -> Result<Vec<(PodPid, memory::ReadPiece)>, HoldError> {
     let mut read = Vec::new();
     for HeldProcess { found, threads, .. } in &share.held {
         let subject = &found.subject;

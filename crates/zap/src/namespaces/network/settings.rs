@@ -51,13 +51,13 @@ impl Settings {
     fn find(mut room: usize) -> io::Result<Settings> {
         let mut found = Vec::new();
         walk(Path::new(ROOT), &mut |name, path| {
-            // Some can only be written: they are no settings.
-            if fs::metadata(path)?.mode() & OWNER_WRITES == 0 {
-                return Ok(());
-            }
+            // Some can only be read, and some only be written: they are no settings. An open one is asked quicker.
+            let is_setting = |metadata: fs::Metadata| metadata.mode() & OWNER_WRITES != 0;
             if room == 0 {
-                found.push((name, None));
-            } else if let Some(file) = open_one(path)? {
+                found.extend(is_setting(fs::metadata(path)?).then_some((name, None)));
+            } else if let Some(file) = open_one(path)?
+                && is_setting(file.metadata()?)
+            {
                 room -= 1;
                 found.push((name, Some(file)));
             }
