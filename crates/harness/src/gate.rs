@@ -45,8 +45,6 @@ pub struct Change {
     pub experiment: String,
     /// What, in words.
     pub what: String,
-    /// What `before` and `now` are in: the metric's own unit, or `×`, for multiples of a reference or of what was before.
-    pub unit: String,
     /// The median before.
     pub before: f64,
     /// The median now.
@@ -63,6 +61,11 @@ impl Change {
     /// The arm that both sides are ratios to, if they are.
     pub fn against(&self) -> Option<&'static str> {
         self.sides.against
+    }
+
+    /// What `before` and `now` are in: the metric's own unit, or `×`, for multiples of a reference or of what was before.
+    pub fn unit(&self) -> &str {
+        &self.sides.unit
     }
 }
 
@@ -249,8 +252,8 @@ fn change(key: &Key<'_>, sides: Sides) -> Option<Change> {
     let p = sides.chance(FEW)?;
     let sized = if parameters.is_empty() { String::new() } else { format!(" ({parameters})") };
     let what = format!("{workload}{sized}, {arm}: {metric}");
-    let (experiment, key, unit) = (experiment.to_owned(), key.map(str::to_owned), sides.unit.clone());
-    Some(Change { experiment, what, unit, before, now, worse_by, p, key, sides })
+    let (experiment, key) = (experiment.to_owned(), key.map(str::to_owned));
+    Some(Change { experiment, what, before, now, worse_by, p, key, sides })
 }
 
 /// 1 if more of a metric is worse, −1 if less is; `None` for what is no measure of speed or size.

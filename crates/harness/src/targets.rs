@@ -87,6 +87,19 @@ const fn micro(what: &'static str, metric: &'static str, limit: f64) -> Target {
     }
 }
 
+const fn drawing(what: &'static str, workload: &'static str) -> Target {
+    Target {
+        what,
+        experiment: "overhead-desktop",
+        workload,
+        parameters: "",
+        arm: "pod",
+        metric: "x11perf",
+        measure: Measure::LessPercent { base: "native" },
+        limit: 3.0,
+    }
+}
+
 /// Every number to reach.
 pub const ALL: &[Target] = &[
     time("Apache (event): downtime, left running", "apache-event", "leave-running", "downtime", 30.0),
@@ -123,26 +136,8 @@ pub const ALL: &[Target] = &[
     time("desktop (full): checkpoint, left running, whole command", "desktop-full", "leave-running", "whole", 500.0),
     time("desktop (full): checkpoint, stopped, whole command", "desktop-full", "stop", "whole", 500.0),
     time("desktop (full): restart until the viewer sees a new frame", "desktop-full", "restart", "first_answer", 350.0),
-    Target {
-        what: "desktop (classic): x11perf lost in a pod",
-        experiment: "overhead-desktop",
-        workload: "desktop-classic",
-        parameters: "",
-        arm: "pod",
-        metric: "x11perf",
-        measure: Measure::LessPercent { base: "native" },
-        limit: 3.0,
-    },
-    Target {
-        what: "desktop (full): x11perf lost in a pod",
-        experiment: "overhead-desktop",
-        workload: "desktop-full",
-        parameters: "",
-        arm: "pod",
-        metric: "x11perf",
-        measure: Measure::LessPercent { base: "native" },
-        limit: 3.0,
-    },
+    drawing("desktop (classic): x11perf lost in a pod", "desktop-classic"),
+    drawing("desktop (full): x11perf lost in a pod", "desktop-full"),
     Target {
         what: "Apache (event): requests a second lost in a pod",
         experiment: "overhead-apache",

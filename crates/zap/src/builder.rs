@@ -53,6 +53,8 @@ pub enum Answer {
         data: i32,
         /// Those of the namespaces.
         namespaces: Vec<(NamespaceId, i32)>,
+        /// Whether every file is connected with the others: else they are to be when every process is there.
+        complete: bool,
     },
     /// It failed.
     Failed {
@@ -96,7 +98,7 @@ pub fn run(files: Vec<OwnedFd>) -> ! {
 struct Built {
     rebuild: Rebuild<'static>,
     /// The files of the image, if some of them are yet to be connected.
-    states: Vec<FileState>,
+    states: Option<Vec<FileState>>,
     /// The image's data.
     data: OwnedFd,
     console_master: Option<OwnedFd>,
@@ -112,11 +114,10 @@ impl Built {
             send(socket, &Answer::Opened(some.to_vec()), None)?;
         }
         let namespaces = self.rebuild.namespaces.iter().map(|(id, file)| (*id, file.as_raw_fd())).collect();
-        send(socket, &Answer::Built { data: self.data.as_raw_fd(), namespaces }, self.console_master.as_ref())
+        let built = Answer::Built { data: self.data.as_raw_fd(), namespaces, complete: self.states.is_none() };
+        send(socket, &built, self.console_master.as_ref())
     }
-}
 
-impl Built {
     /// Does what it is asked for until the monitor hangs up. Those in user namespaces have no right to choose numbers.
     fn serve(&mut self, socket: &OwnedFd) {
         let mut last = None;
@@ -136,9 +137,10 @@ impl Built {
                     Some(mounts) => mounts.make(self.rebuild.image, &firsts).map_err(|error| error.to_string()),
                     None => Ok(()),
                 },
-                Ok(Request::Connect) => {
-                    files::connect_late(&mut self.rebuild, &self.states).map_err(|error| error.to_string())
-                }
+                Ok(Request::Connect) => match &self.states {
+                    Some(states) => files::connect_late(&mut self.rebuild, states).map_err(|error| error.to_string()),
+                    None => Ok(()),
+                },
             };
             if send(socket, &result, None).is_err() {
                 return;
@@ -237,7 +239,7 @@ fn build(order: &'static Order, mut given: Vec<OwnedFd>) -> Result<Built, Rebuil
     let console_master = rebuild.console_master.take();
     let is_complete = !files::any_late(&states)?;
     rebuild.let_go(is_complete);
-    let states = if is_complete { Vec::new() } else { states };
+    let states = (!is_complete).then_some(states);
     let data = image.data_file().map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let data = data.try_clone_to_owned().rebuilding("copying", "the descriptor of the image")?;
     seed::prepare(&order.code, &order.scratch, &crate::tracee::stub_code())

@@ -147,7 +147,7 @@ fn tell_stages(
     }
     fault::point("checkpoint-begin");
     let trees = checkpoint.look_ahead(&mut writer)?;
-    fault::fallible("checkpoint-looked-ahead").map_err(|e| refused(checkpoint.pod, unexpected(FAULT, &e)))?;
+    fault::fallible("checkpoint-looked-ahead").map_err(|e| refused(checkpoint.pod, unexpected(fault::OBJECT, &e)))?;
     let held = checkpoint.hold()?;
     let mut stats =
         Stats { processes: held.processes.len() as u64, threads: held.threads() as u64, ..Stats::default() };
@@ -178,9 +178,6 @@ fn tell_stages(
 /// Room for copies that is prepared at most, and what is not worth preparing.
 const MOST_ROOM: u64 = 256 << 20;
 const LITTLE_ROOM: usize = 1 << 20;
-
-/// What fails where a test has asked for it.
-const FAULT: &str = "a fault point";
 
 /// Descriptors that a monitor may have.
 const MOST_FILES: u64 = 1 << 20;
@@ -333,7 +330,7 @@ impl Checkpoint<'_> {
         let failed = |e| unexpected("starting tracers", &e);
         let tracers = Tracers::start(self.statuses.processes()).map_err(|e| refused(self.pod, failed(e)))?;
         let seized = self.stop().and_then(|()| {
-            fault::fallible("checkpoint-frozen").map_err(|e| refused(self.pod, unexpected(FAULT, &e)))?;
+            fault::fallible("checkpoint-frozen").map_err(|e| refused(self.pod, unexpected(fault::OBJECT, &e)))?;
             let members = self.pod.cgroup.pids()?;
             let groups = std::mem::take(&mut self.groups);
             hold::seize_all(tracers, self.pod.init, &members, (&self.statuses, groups))
@@ -370,7 +367,7 @@ impl Checkpoint<'_> {
     }
 
     fn capture(&mut self, held: &HeldPod, writer: &mut ImageWriter, mut trees: Trees) -> Result<Captured, HoldError> {
-        fault::fallible("checkpoint-held").capturing("looking at", FAULT)?;
+        fault::fallible("checkpoint-held").capturing("looking at", fault::OBJECT)?;
         let pod = &*self.pod;
         // What is in the console's pipes now is in the image; nobody reads it out meanwhile.
         let _hush = pod.hush_console();
@@ -408,7 +405,7 @@ impl Checkpoint<'_> {
         let pod = PodRecord::of(pod)?;
         let captured = Captured { pod, processes, zombies, files, ipc, namespaces, networks, mounts, trees };
         self.clock.lap("files");
-        fault::fallible("checkpoint-captured").capturing("looking at", FAULT)?;
+        fault::fallible("checkpoint-captured").capturing("looking at", fault::OBJECT)?;
         Ok(captured)
     }
 
@@ -518,7 +515,7 @@ impl Checkpoint<'_> {
         captured.networks.iter().chain(&settings).for_each(|network| writer.record("network", 1, network));
         captured.mounts.iter().for_each(|mount| writer.record("mount", 1, mount));
         captured.trees.finish(&mut writer).map_err(|e| trees_failed(self.pod, e))?;
-        fault::fallible("checkpoint-before-rename").map_err(|e| refused(self.pod, unexpected(FAULT, &e)))?;
+        fault::fallible("checkpoint-before-rename").map_err(|e| refused(self.pod, unexpected(fault::OBJECT, &e)))?;
         stats.bytes = writer.finish(&captured.pod.facts())?.bytes;
         self.clock.lap("write");
         Ok(())

@@ -58,6 +58,9 @@ pub const FALLIBLE: &[&str] = &[
     "receive-ready",
 ];
 
+/// What fails at such a point, in an error.
+pub(crate) const OBJECT: &str = "a fault point";
+
 /// What makes a point fail rather than kill.
 const ERROR: &str = ":error";
 

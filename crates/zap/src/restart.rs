@@ -115,9 +115,6 @@ fn shim(options: &Options) -> Result<Shim, PodError> {
     Shim::fork().map_err(|source| PodError::Kernel { pod, step: "forking".to_owned(), source })
 }
 
-/// What fails where a test has asked for it.
-const FAULT: &str = "a fault point";
-
 fn restart_image(
     store: Store,
     image: Image,
@@ -129,7 +126,7 @@ fn restart_image(
     if options.fault.is_some() {
         fault::arm(options.fault.as_deref());
     }
-    fault::fallible("restart-verified").rebuilding("verifying", FAULT).map_err(|e| image.failed(e))?;
+    fault::fallible("restart-verified").rebuilding("verifying", fault::OBJECT).map_err(|e| image.failed(e))?;
     let pod = std::thread::scope(|scope| {
         let (state, whole) = (store.state().to_owned(), &image);
         let verify = move || {
@@ -312,13 +309,13 @@ impl Image {
         // No process is made of anything that was not verified.
         let (common, builder) = bulk.before(opened)?;
         clock.lap("files");
-        fault::fallible("restart-files").rebuilding("opening", FAULT).map_err(|e| self.failed(e))?;
+        fault::fallible("restart-files").rebuilding("opening", fault::OBJECT).map_err(|e| self.failed(e))?;
         let number = |numbers: &[(PodPid, i32)]| builder.number(numbers);
         std::thread::scope(|scope| {
             let unsettled = scope.spawn(|| self.unsettled(&builder));
             let mut grove = self.raise(pod, common, (&number, &builder), clock)?;
             let unsettled = unsettled.join().unwrap_or(Err(RestartError::Panicked))?;
-            builder.connect_late(&self.files).map_err(|e| self.failed(e))?;
+            builder.connect_late().map_err(|e| self.failed(e))?;
             let dismissed = builder.dismiss();
             let host_pid = |pid: PodPid| grove.host_of(pid);
             files::settle_all(&unsettled, &host_pid).map_err(|e| self.failed(e))?;
@@ -351,14 +348,14 @@ impl Image {
         grove.grow().map_err(|e| self.failed(e))?;
         builder.mount(grove.firsts()).map_err(|e| self.failed(e))?;
         clock.lap("memory");
-        fault::fallible("restart-memory").rebuilding("filling", FAULT).map_err(|e| self.failed(e))?;
+        fault::fallible("restart-memory").rebuilding("filling", fault::OBJECT).map_err(|e| self.failed(e))?;
         grove.join_groups().map_err(|e| self.failed(e))?;
         grove.end_the_ended().map_err(|e| self.failed(e))?;
         grove.furnish().map_err(|e| self.failed(e))?;
         grove.number_on().map_err(|e| self.failed(e))?;
         grove.finish().map_err(|e| self.failed(e))?;
         clock.lap("tree");
-        fault::fallible("restart-tree").rebuilding("making", FAULT).map_err(|e| self.failed(e))?;
+        fault::fallible("restart-tree").rebuilding("making", fault::OBJECT).map_err(|e| self.failed(e))?;
         Ok(grove)
     }
 
@@ -372,7 +369,7 @@ impl Image {
         clock: &mut Clock,
     ) -> Result<(), RestartError> {
         grove.come_of_age().map_err(|e| self.failed(e))?;
-        fault::fallible("restart-before-let-go").rebuilding("letting go", FAULT).map_err(|e| self.failed(e))?;
+        fault::fallible("restart-before-let-go").rebuilding("letting go", fault::OBJECT).map_err(|e| self.failed(e))?;
         // From here on the pod lives, whatever becomes of this monitor.
         pod.journal.record(Undo::Unblock)?;
         pod.beginnings = self.pod.beginnings.clone();
@@ -469,12 +466,12 @@ impl Image {
         }
         builder::send(&ours, &order, None).rebuilding("writing to", "the builder").map_err(|e| self.failed(e))?;
         let mut pool = Pool::default();
-        let master = loop {
+        let (master, complete) = loop {
             match builder::receive_answer(&ours).map_err(|e| self.failed(e))? {
                 (Answer::Opened(files), _) => pool.files.extend(files),
-                (Answer::Built { data, namespaces }, master) => {
+                (Answer::Built { data, namespaces, complete }, master) => {
                     (pool.data, pool.namespaces) = (data, namespaces.into_iter().collect());
-                    break master;
+                    break (master, complete);
                 }
                 (Answer::Failed { message, exit_code }, _) => {
                     return Err(RestartError::Builder { pod: self.pod.spec.name.clone(), message, exit_code });
@@ -484,7 +481,7 @@ impl Image {
         if let Some(master) = master {
             pod.adopt_console_master(master)?;
         }
-        Ok(Builder { socket: ours, host, pool: Arc::new(pool) })
+        Ok(Builder { socket: ours, host, pool: Arc::new(pool), complete })
     }
 
     /// A PID that nobody of the image has, for the builder.
@@ -514,6 +511,8 @@ struct Builder {
     socket: OwnedFd,
     host: HostPid,
     pool: Arc<Pool>,
+    /// Whether every file is connected.
+    complete: bool,
 }
 
 impl Builder {
@@ -532,11 +531,11 @@ impl Builder {
     }
 
     /// Has it connect the files that carry such as can be opened only now that every process exists.
-    fn connect_late(&self, files: &[FileState]) -> Result<(), RebuildError> {
-        match files::any_late(files)? {
-            true => builder::ask_to_connect(&self.socket).rebuilding("connecting", "what carries handles on processes"),
-            false => Ok(()),
+    fn connect_late(&self) -> Result<(), RebuildError> {
+        if self.complete {
+            return Ok(());
         }
+        builder::ask_to_connect(&self.socket).rebuilding("connecting", "what carries handles on processes")
     }
 
     /// Lets it end: nothing more is asked of it.

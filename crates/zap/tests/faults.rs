@@ -9,24 +9,8 @@ mod counter;
 use std::path::Path;
 use std::process::Stdio;
 
-use common::{Done, Host, Outcomes, eventually, finish};
+use common::{Done, Host, Outcomes, eventually, fault_points, finish};
 use counter::Counter;
-
-/// Every point, to die at, and those at which something can fail.
-fn points(prefix: &str) -> impl Iterator<Item = String> {
-    let deaths = zap::fault::POINTS.iter().map(|point| (*point).to_owned());
-    let failures = zap::fault::FALLIBLE.iter().map(|point| format!("{point}:error"));
-    let prefix = prefix.to_owned();
-    deaths.chain(failures).filter(move |point| point.starts_with(&prefix))
-}
-
-/// What is done at a point, in words.
-fn words(point: &str) -> String {
-    match point.strip_suffix(":error") {
-        Some(point) => format!("error at {point}"),
-        None => format!("monitor killed at {point}"),
-    }
-}
 
 /// A command whose monitor dies, or fails, at a point.
 fn die_at(host: &Host, point: &str, words: &[&str]) -> Done {
@@ -42,8 +26,8 @@ fn others(directory: &Path, known: &[&str]) -> Vec<String> {
 
 fn checkpoint_dies(options: &[&str]) {
     let mut outcomes = Outcomes::of(if options.is_empty() { "checkpoint" } else { "checkpoint-left-running" });
-    let mut note = |point: &str, outcome: &str| outcomes.note(words(point), outcome);
-    for point in points("checkpoint-") {
+    let mut note = |point: &str, outcome: &str| outcomes.note_at(point, outcome);
+    for point in fault_points("checkpoint-") {
         let point = &*point;
         if point == "checkpoint-let-go" && options.is_empty() {
             continue; // A pod that is to be gone is not let go.
@@ -108,7 +92,7 @@ fn nothing_is_left_of_a_restart_that_is_killed() {
     host.ok(["checkpoint", "counter", "-o", image]);
     eventually("the network is as before", || network(&host) == before);
     let mut outcomes = Outcomes::of("restart");
-    for point in points("restart-") {
+    for point in fault_points("restart-") {
         let point = &*point;
         let died = die_at(&host, point, &["restart", image, "-d"]);
         assert_eq!(died.code, 125, "{point}: {died:?}");
@@ -116,7 +100,7 @@ fn nothing_is_left_of_a_restart_that_is_killed() {
         let listed = host.json(["ls", "--json"]);
         let lives = point == "restart-done" && listed != serde_json::json!([]);
         let outcome = if lives { "the pod lives" } else { "nothing is left" };
-        outcomes.note(words(point), outcome);
+        outcomes.note_at(point, outcome);
         if lives {
             // All was done: the pod lives.
             Counter::of(&host, "counter").goes_on();

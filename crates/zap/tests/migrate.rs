@@ -11,7 +11,7 @@ mod forward;
 
 use std::process::Stdio;
 
-use common::{Done, Host, Outcomes, eventually, finish};
+use common::{Done, Host, Outcomes, eventually, fault_points, finish};
 use counter::Counter;
 
 /// The command that leads to `zap receive` on a host.
@@ -239,9 +239,7 @@ fn the_destination_is_cut_off_before_every_frame() {
 
 fn killed_everywhere(side: &'static str) {
     let mut outcomes = Outcomes::of(side.trim_end_matches('-'));
-    let deaths = zap::fault::POINTS.iter().map(|point| (*point).to_owned());
-    let failures = zap::fault::FALLIBLE.iter().map(|point| format!("{point}:error"));
-    for point in deaths.chain(failures).filter(|point| point.starts_with(side)) {
+    for point in fault_points(side) {
         let point = &*point;
         let (a, b) = (Host::new(), Host::new());
         Counter::start(&a, "counter", &[]);
@@ -255,10 +253,7 @@ fn killed_everywhere(side: &'static str) {
         }
         one_lives(&a, &b, &done, point);
         let outcome = if runs(&a) { "it lives at the source alone" } else { "it lives at the destination alone" };
-        outcomes.note(
-            point.strip_suffix(":error").map_or(format!("monitor killed at {point}"), |at| format!("error at {at}")),
-            outcome,
-        );
+        outcomes.note_at(point, outcome);
     }
     outcomes.write();
 }

@@ -72,8 +72,8 @@ fn table(found: &[Change]) -> String {
         [
             change.experiment.clone(),
             what,
-            figure(change.before, &change.unit),
-            figure(change.now, &change.unit),
+            figure(change.before, change.unit()),
+            figure(change.now, change.unit()),
             worse_by,
             format!("{:.4}", change.p),
         ]

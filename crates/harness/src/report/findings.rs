@@ -80,7 +80,8 @@ impl Findings {
 }
 
 pub(super) fn finding(samples: &[Sample], target: Target) -> Finding {
-    let among: Vec<Sample> = samples.iter().filter(|s| s.parameters.contains(target.parameters)).cloned().collect();
+    let is_among = |s: &&Sample| s.experiment == target.experiment && s.parameters.contains(target.parameters);
+    let among: Vec<Sample> = samples.iter().filter(is_among).cloned().collect();
     let estimate = estimate(&among, &target);
     let count = values(&among, target.experiment, target.workload, target.arm, target.metric).len();
     Finding { target, estimate, samples: count, verdict: Verdict::of(estimate, target.limit) }

@@ -175,8 +175,11 @@ pub(crate) fn predict(pods: &Pods, command: Command) -> (i32, Pods) {
         (Verb::Migrate { .. }, _) => {
             let there = (1 - command.host, command.pod);
             // The destination is asked first: that a suspended pod's command was killed shows once it is held.
-            if pods.contains_key(&there) || state == (Suspended { ended: true }) {
-                return (if pods.contains_key(&there) { 6 } else { 1 }, after);
+            if pods.contains_key(&there) {
+                return (6, after);
+            }
+            if state == (Suspended { ended: true }) {
+                return (1, after);
             }
             after.remove(&place);
             after.insert(there, Running);

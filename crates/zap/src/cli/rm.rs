@@ -1,6 +1,6 @@
 //! `zap rm`.
 
-use super::options;
+use super::{options, print_error};
 use crate::monitor::client;
 use crate::monitor::protocol::{Failure, Request};
 use crate::pod::host_config::HostConfig;
@@ -32,7 +32,7 @@ pub(super) fn run(store: &Store, args: &Args) -> Result<u8, Failure> {
     let removed = args.pods.iter().map(one);
     let mut failures: Vec<Failure> = removed.filter_map(Result::err).collect();
     let Some(last) = failures.pop() else { return Ok(0) };
-    failures.iter().for_each(|failure| eprintln!("zap: {}", failure.message));
+    failures.iter().for_each(|failure| print_error(&failure.message));
     let code = failures.first().map_or(last.code, |first| first.code);
     Err(Failure { code, ..last })
 }

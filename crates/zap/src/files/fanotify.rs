@@ -89,18 +89,7 @@ impl FileKind for Fanotify {
     }
 
     fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
-        let group = Group::of(descriptor)?;
-        // Whoever opens a file for zap would wait for a program that is held.
-        if group.lines.iter().any(|line| (line.mask | line.ignored) & ASKS != 0) {
-            return Err(descriptor.refuse("is asked before files are opened; remove its marks for a checkpoint"));
-        }
-        let endless = group.kind & libc::FAN_UNLIMITED_QUEUE != 0;
-        if endless && descriptor::unread(&descriptor.file).unwrap_or(0) > 0 {
-            return Err(
-                descriptor.refuse("has events that were not read, and a queue that loses none; read them first")
-            );
-        }
-        Ok(())
+        Group::of(descriptor)?.check(descriptor)
     }
 
     fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
@@ -108,8 +97,8 @@ impl FileKind for Fanotify {
     }
 
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
-        self.check(descriptor)?;
         let group = Group::of(descriptor)?;
+        group.check(descriptor)?;
         let mut places = watched::find(look, descriptor, &group.inodes())?.into_iter();
         let mounted = procfs::read(look.init.proc("mountinfo")).capturing("reading", "the mounts of the pod")?;
         let mounted: Vec<mounts::Mount> = mounts::parse(&mounted).collect();
@@ -120,15 +109,11 @@ impl FileKind for Fanotify {
                 None => Err(descriptor.refuse(format!("marks {what}, which the pod does not have"))),
             };
             let object = match on {
-                On::Inode(mark) => match places.next() {
-                    Some(Place::Path(path)) => Object::Inode(Target::Path(path)),
-                    Some(Place::Open(file)) => Object::Inode(Target::Open(file)),
-                    Some(Place::Gone) => Object::Inode(Target::Gone),
-                    Some(Place::Unknown(what)) => {
-                        return Err(descriptor.refuse(format!("marks {what}, to which no path leads")));
-                    }
-                    None => return Err(descriptor.refuse(format!("marks inode {}, which was not found", mark.inode))),
-                },
+                On::Inode(mark) => {
+                    let place = places.next().unwrap_or_else(|| Place::Unknown(format!("inode {}", mark.inode)));
+                    let unknown = |what| descriptor.refuse(format!("marks {what}, to which no path leads"));
+                    Object::Inode(Target::of(place).map_err(unknown)?)
+                }
                 On::Mount(id) => Object::Mount(at(mounted.iter().find(|m| m.id == id), format!("mount {id}"))?),
                 On::FileSystem(device) => {
                     let of_device = mounted.iter().filter(|m| m.device == device);
@@ -330,6 +315,21 @@ impl Group {
         let kind = hexadecimal(head, "flags:")? as u32 & !(libc::FAN_CLOEXEC | libc::FAN_NONBLOCK);
         let event_flags = hexadecimal(head, "event-flags:")? as u32;
         Some(Group { kind, event_flags, lines: lines.map(line).collect::<Option<_>>()? })
+    }
+
+    /// Refuses one that would be in the way of a checkpoint, or whose events nobody can make again.
+    fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
+        // Whoever opens a file for zap would wait for a program that is held.
+        if self.lines.iter().any(|line| (line.mask | line.ignored) & ASKS != 0) {
+            return Err(descriptor.refuse("is asked before files are opened; remove its marks for a checkpoint"));
+        }
+        let endless = self.kind & libc::FAN_UNLIMITED_QUEUE != 0;
+        if endless && descriptor::unread(&descriptor.file).unwrap_or(0) > 0 {
+            return Err(
+                descriptor.refuse("has events that were not read, and a queue that loses none; read them first")
+            );
+        }
+        Ok(())
     }
 
     fn inodes(&self) -> Vec<Mark> {

@@ -53,6 +53,18 @@ pub enum Target {
     Gone,
 }
 
+impl Target {
+    /// What is at a place; what it is, for a message, if nobody knows where.
+    pub(super) fn of(place: Place) -> Result<Target, String> {
+        match place {
+            Place::Path(path) => Ok(Target::Path(path)),
+            Place::Open(file) => Ok(Target::Open(file)),
+            Place::Gone => Ok(Target::Gone),
+            Place::Unknown(what) => Err(what),
+        }
+    }
+}
+
 /// Bytes of an event without a name.
 const EVENT: usize = 16;
 
@@ -83,15 +95,9 @@ impl FileKind for Inotify {
         let places = watched::find(look, descriptor, &marks)?;
         let mut watches = Vec::with_capacity(lines.len());
         for (line, place) in lines.into_iter().zip(places) {
-            let target = match place {
-                Place::Path(path) => Target::Path(path),
-                Place::Open(file) => Target::Open(file),
-                Place::Gone => Target::Gone,
-                Place::Unknown(what) => {
-                    let why = format!("watches {what} (watch {}), to which no path leads", line.number);
-                    return Err(descriptor.refuse(why));
-                }
-            };
+            let target = Target::of(place).map_err(|what| {
+                descriptor.refuse(format!("watches {what} (watch {}), to which no path leads", line.number))
+            })?;
             watches.push(WatchState { number: line.number, mask: line.mask, target });
         }
         let unread = descriptor::unread(&descriptor.file).capturing("counting the events of", descriptor.object())? > 0;

@@ -160,6 +160,13 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Every point of that name, to die at, and those at which something can fail.
+pub fn fault_points(prefix: &str) -> impl Iterator<Item = String> {
+    let deaths = zap::fault::POINTS.iter().map(|point| (*point).to_owned());
+    let failures = zap::fault::FALLIBLE.iter().map(|point| format!("{point}:error"));
+    deaths.chain(failures).filter(move |point| point.starts_with(prefix))
+}
+
 /// What became of faults, written down as a table for the report: `target/verification/faults-NAME.csv`.
 pub struct Outcomes {
     name: &'static str,
@@ -170,6 +177,14 @@ impl Outcomes {
     /// An empty table.
     pub fn of(name: &'static str) -> Outcomes {
         Outcomes { name, rows: Vec::new() }
+    }
+
+    /// Notes what became of a fault at one of [`fault_points`].
+    pub fn note_at(&mut self, point: &str, outcome: &str) {
+        match point.strip_suffix(":error") {
+            Some(point) => self.note(format!("error at {point}"), outcome),
+            None => self.note(format!("monitor killed at {point}"), outcome),
+        }
     }
 
     /// Notes what became of a fault.

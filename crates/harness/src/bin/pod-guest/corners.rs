@@ -207,17 +207,11 @@ fn executable_memfd() -> Checked {
 fn message_senders() -> Checked {
     let (near, far) = said(UnixStream::pair())?;
     set(&far, libc::SOL_SOCKET, libc::SO_PASSCRED, &1i32)?;
-    let ready = Gate::new()?;
-    let child = fork(|| {
+    hold_loosely_beside(|| {
         done("setgid", unsafe { libc::setgid(7) })?;
         done("setuid", unsafe { libc::setuid(8) })?;
-        said((&near).write_all(b"mine"))?;
-        ready.open()?;
-        await_go();
-        Ok(())
+        said((&near).write_all(b"mine"))
     })?;
-    ready.pass(1)?;
-    hold_loosely()?;
     let mut bytes = [0u8; 8];
     let mut piece = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: 8 };
     let mut control = [0u64; 8];
@@ -229,8 +223,7 @@ fn message_senders() -> Checked {
     let part = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
     check(!part.is_null(), "nobody has sent it")?;
     let who = unsafe { libc::CMSG_DATA(part).cast::<libc::ucred>().read_unaligned() };
-    equal("user and group of the sender", (who.uid, who.gid), (8, 7))?;
-    reap(child)
+    equal("user and group of the sender", (who.uid, who.gid), (8, 7))
 }
 
 /// A process that may have no more data than it has.

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd};
 
 use crate::stage::*;
+use crate::watches::make;
 
 pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("fanotify", marks),
@@ -74,10 +75,6 @@ fn shown(group: i32) -> Result<Vec<String>, String> {
     let mut lines: Vec<String> = info.lines().filter(|line| line.starts_with("fanotify")).map(steady).collect();
     lines.sort_unstable();
     Ok(lines)
-}
-
-fn make(path: &str) -> Checked {
-    fs::create_dir_all(path).map_err(|e| format!("{path}: {e}"))
 }
 
 /// Marks of files, directories, a mount and a file system; some things are ignored.

@@ -63,7 +63,7 @@ fn shown(file: i32) -> Result<Vec<(i32, u32)>, String> {
     Ok(all)
 }
 
-fn make(path: &str) -> Checked {
+pub(crate) fn make(path: &str) -> Checked {
     fs::create_dir_all(path).map_err(|e| format!("{path}: {e}"))
 }
 
