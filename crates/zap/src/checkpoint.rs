@@ -229,7 +229,7 @@ struct Captured {
 impl Checkpoint<'_> {
     /// While the pod runs: refuses what cannot be captured, before anything is disturbed, and copies its files.
     fn look_ahead(&mut self, writer: &mut ImageWriter) -> Result<Trees, CheckpointError> {
-        self.network = network::begin(&self.pod.spec, self.pod.init).map_err(|e| refused(self.pod, e))?;
+        self.network = network::begin(self.pod).map_err(|e| refused(self.pod, e))?;
         let members = self.pod.cgroup.pids()?;
         let population = discover::discover(self.pod.init, &members).map_err(|e| refused(self.pod, e))?;
         self.main_lives(population.live.iter().map(|found| found.subject.pod))?;
@@ -301,8 +301,7 @@ impl Checkpoint<'_> {
         let layouts: Vec<Layout> = parallel::map(hosts, Layout::read);
         self.groups = capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
         let network = std::mem::take(&mut self.network);
-        self.network =
-            network::look_ahead(&pod.spec, pod.init, &look.namespaces, network).map_err(|e| refused(pod, e))?;
+        self.network = network::look_ahead(pod, &look.namespaces, network).map_err(|e| refused(pod, e))?;
         if let (Some(network), true, true) = (&pod.network, look.sockets.hear, self.goes_on()) {
             network.make_waiting_room();
         }
@@ -400,7 +399,7 @@ impl Checkpoint<'_> {
         let files = look.files.states().cloned().collect();
         let zombies = capture::zombies(&mut look, &held.zombies)?;
         let namespaces = mounts::fill(look.namespaces.states()?, &look, &trees.fresh())?;
-        let networks = network::capture(&pod.spec, pod.init, &look.namespaces, &self.network)?;
+        let networks = network::capture(pod, &look.namespaces, &self.network)?;
         let mounts = mounts::capture(&pod.spec, pod.init, &pod.mounts_file(), &trees.fresh())?;
         let pod = PodRecord::of(pod)?;
         let captured = Captured { pod, processes, zombies, files, ipc, namespaces, networks, mounts, trees };
@@ -511,7 +510,7 @@ impl Checkpoint<'_> {
         writer.record("ipc", 1, &captured.ipc);
         writer.records("file", 1, &captured.files)?;
         captured.namespaces.iter().for_each(|namespace| writer.record("namespace", 1, namespace));
-        let settings = self.network.settings_alone().map_err(|e| refused(self.pod, e))?;
+        let settings = self.network.settings_alone(self.pod).map_err(|e| refused(self.pod, e))?;
         captured.networks.iter().chain(&settings).for_each(|network| writer.record("network", 1, network));
         captured.mounts.iter().for_each(|mount| writer.record("mount", 1, mount));
         captured.trees.finish(&mut writer).map_err(|e| trees_failed(self.pod, e))?;

@@ -519,3 +519,35 @@ fn who_never_answers_keeps_nobody_waiting_for_long() {
     });
     defers(&host);
 }
+
+/// What root sets below `/proc/sys/net` is kept whenever it was set, and whoever set it: also by a restart, and when
+/// another monitor takes over.
+#[test]
+fn settings_of_the_network_are_kept_whenever_they_are_set() {
+    let host = Host::new();
+    let path = |name: &str| host.path(name).display().to_string();
+    let get = |pod: &str, name: &str| host.ok(["exec", pod, "cat", &format!("/proc/sys/net/{name}")]).trim().to_owned();
+    let set = |pod: &str, name: &str, value: &str| {
+        host.ok(["exec", pod, "sh", "-c", &format!("echo {value} >/proc/sys/net/{name}")]);
+    };
+    let take = |pod: &str, image: &str| drop(host.ok(["checkpoint", "--leave-running", pod, "-o", image]));
+    host.start(["-n", "first", "--", "sleep", "1000"]);
+    let usual = get("first", "core/somaxconn");
+    let images: Vec<String> = ["a", "b", "c", "d"].into_iter().map(path).collect();
+    take("first", &images[0]);
+    set("first", "core/somaxconn", "777");
+    take("first", &images[1]);
+    host.ok(["restart", &images[0], "-d", "-n", "before"]);
+    assert_eq!(get("before", "core/somaxconn"), usual);
+    host.ok(["restart", &images[1], "-d", "-n", "second"]);
+    assert_eq!(get("second", "core/somaxconn"), "777");
+    take("second", &images[2]);
+    host.ok(["restart", &images[2], "-d", "-n", "third"]);
+    assert_eq!(get("third", "core/somaxconn"), "777");
+    let monitor = nix::unistd::Pid::from_raw(host.monitor("before"));
+    nix::sys::signal::kill(monitor, nix::sys::signal::SIGKILL).unwrap();
+    set("before", "ipv4/ping_group_range", "0 7");
+    take("before", &images[3]);
+    host.ok(["restart", &images[3], "-d", "-n", "fourth"]);
+    assert_eq!(get("fourth", "ipv4/ping_group_range"), "0\t7");
+}

@@ -15,6 +15,7 @@ use crate::pod::namespaces::Shim;
 use crate::pod::network::former::FormerPlace;
 use crate::pod::network::{self, Network};
 use crate::pod::registry::{PodState, ProcessId, Record};
+use crate::pod::sysctls::Sysctls;
 use crate::pod::{Cgroup, NetworkMode, PodError, PodSpec, Store, devices, rootfs};
 use crate::process::handles::Handles;
 use crate::processor::Beginnings;
@@ -36,6 +37,7 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
     let cgroup = Cgroup::create(&store, &spec.name)?;
     scaffold.cgroup = Some(cgroup.clone());
     devices::confine(&cgroup, &spec.binds)?;
+    let sysctls = Sysctls::watch(&cgroup);
     let created = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     store.save(&unborn(&spec, &cgroup, &created))?;
     let fresh = birth.unpack.is_none();
@@ -103,6 +105,7 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         in_doubt: false,
         residual: None,
         beginnings: Beginnings::default(),
+        sysctls,
         listener,
         _claim: claim,
     };

@@ -70,21 +70,17 @@ const KIND: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 
-const fn op(code: u8, to: u8, from: u8, offset: i16, constant: i32) -> Instruction {
-    Instruction { code, registers: from << 4 | to, offset, constant }
-}
-
 /// A word of `struct bpf_cgroup_dev_ctx`: access (high half) and type (low half), major number, minor number.
 const fn word(to: u8, at: i16) -> Instruction {
-    op(0x61, to, CONTEXT, at, 0)
+    Instruction::new(0x61, to, CONTEXT, at, 0)
 }
 
 const fn answer(allow: bool) -> [Instruction; 2] {
-    [op(0xb7, RESULT, 0, 0, allow as i32), op(0x95, 0, 0, 0, 0)]
+    [Instruction::new(0xb7, RESULT, 0, 0, allow as i32), Instruction::new(0x95, 0, 0, 0, 0)]
 }
 
 const fn unless(register: u8, value: u32, skip: i16) -> Instruction {
-    op(0x55, register, 0, skip, value as i32)
+    Instruction::new(0x55, register, 0, skip, value as i32)
 }
 
 const MAKE_A_NODE: u32 = 1;
@@ -97,10 +93,10 @@ fn program(allowed: &[Device]) -> Vec<Instruction> {
         word(ACCESS, 0),
         word(MAJOR, 4),
         word(MINOR, 8),
-        op(0xbf, KIND, ACCESS, 0, 0),
+        Instruction::new(0xbf, KIND, ACCESS, 0, 0),
         // kind &= 0xffff, access >>= 16
-        op(0x57, KIND, 0, 0, 0xffff),
-        op(0x77, ACCESS, 0, 0, 16),
+        Instruction::new(0x57, KIND, 0, 0, 0xffff),
+        Instruction::new(0x77, ACCESS, 0, 0, 16),
         unless(ACCESS, MAKE_A_NODE, 2),
     ];
     program.extend(answer(true));

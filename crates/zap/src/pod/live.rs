@@ -20,6 +20,7 @@ use crate::pod::namespaces::Shim;
 use crate::pod::network::former::FormerPlace;
 use crate::pod::network::{Network, NetworkError};
 use crate::pod::registry::{Claim, PodState, ProcessId, Record, Residual};
+use crate::pod::sysctls::Sysctls;
 use crate::pod::{Cgroup, PodError, PodSpec, Store, birth, rootfs};
 use crate::process::handles::Handles;
 use crate::processor::Beginnings;
@@ -81,6 +82,8 @@ pub struct LivePod {
     pub handles: Handles,
     /// On which processors its programs began, but for those that began here.
     pub beginnings: Beginnings,
+    /// Whether settings of its networks have been changed.
+    pub sysctls: Sysctls,
     pub(super) limits: LimitGroups,
     pub(super) control: Control,
     pub(super) session: Option<Session>,

@@ -20,6 +20,7 @@ pub mod registry;
 pub mod rootfs;
 pub mod seccomp;
 mod spec;
+pub mod sysctls;
 pub mod takeover;
 pub mod trees;
 

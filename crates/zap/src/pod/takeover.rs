@@ -16,6 +16,7 @@ use crate::pod::journal::{Journal, Undo};
 use crate::pod::live::LivePod;
 use crate::pod::network::{self, Network};
 use crate::pod::registry::{Claim, PodState, ProcessId, Record};
+use crate::pod::sysctls::Sysctls;
 use crate::pod::{NetworkMode, PodError, Store, rootfs};
 use crate::process::handles::Handles;
 use crate::sys::pidfd::PidFd;
@@ -186,6 +187,7 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         in_doubt: record.in_doubt,
         residual: record.residual,
         beginnings: record.beginnings,
+        sysctls: Sysctls::default(),
         listener,
         _claim: claim,
     };

@@ -20,13 +20,29 @@ pub struct Instruction {
     pub constant: i32,
 }
 
+impl Instruction {
+    /// What it does, to which register, from which, by how many instructions it jumps or where it reads, and the constant.
+    pub const fn new(code: u8, to: u8, from: u8, offset: i16, constant: i32) -> Instruction {
+        Instruction { code, registers: from << 4 | to, offset, constant }
+    }
+}
+
 const MAP_CREATE: libc::c_int = 0;
+const MAP_LOOKUP: libc::c_int = 1;
 const PROGRAM_LOAD: libc::c_int = 5;
 const PROGRAM_ATTACH: libc::c_int = 8;
 const PROGRAM_RUN: libc::c_int = 10;
 /// `BPF_PROG_TYPE_CGROUP_DEVICE` and `BPF_CGROUP_DEVICE`.
 const DEVICES_OF_A_GROUP: u32 = 15;
 const WHEN_A_DEVICE_IS_OPENED: u32 = 6;
+/// `BPF_PROG_TYPE_CGROUP_SYSCTL` and `BPF_CGROUP_SYSCTL`.
+const SETTINGS_OF_A_GROUP: u32 = 23;
+const WHEN_A_SETTING_IS_USED: u32 = 18;
+/// `BPF_MAP_TYPE_ARRAY`, and `BPF_F_MMAPABLE`.
+const ARRAY: u32 = 2;
+/// `BPF_PSEUDO_MAP_VALUE`, where an instruction names a map.
+pub(super) const VALUE_OF_A_MAP: u8 = 2;
+pub(super) const MAPPABLE: u32 = 1 << 10;
 /// `BPF_PROG_TYPE_SYSCALL`: a program that runs when it is called. The kernel wants it to be one that may sleep.
 pub(super) const CALLED: u32 = 31;
 pub(super) const SLEEPABLE: u32 = 1 << 4;
@@ -61,6 +77,15 @@ struct Map {
     value: u32,
     count: u32,
     flags: u32,
+}
+
+/// Likewise, for `BPF_MAP_LOOKUP_ELEM`.
+#[repr(C)]
+struct Lookup {
+    map: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 /// Likewise, for `BPF_PROG_TEST_RUN`.
@@ -98,25 +123,58 @@ pub(super) fn run(program: &OwnedFd) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_bpf, PROGRAM_RUN, &raw mut run, size_of::<Run>()) }).map(drop)
 }
 
-/// An array of one element of `size` bytes, which can be mapped.
-pub(super) fn shared_array(size: u32) -> io::Result<OwnedFd> {
-    const ARRAY: u32 = 2;
-    const MAPPABLE: u32 = 1 << 10;
-    let map = Map { kind: ARRAY, key: 4, value: size, count: 1, flags: MAPPABLE };
+/// An array of one element of `size` bytes.
+pub(super) fn array(size: u32, flags: u32) -> io::Result<OwnedFd> {
+    let map = Map { kind: ARRAY, key: 4, value: size, count: 1, flags };
     // SAFETY: the kernel reads as many bytes as it is told.
     owned(unsafe { libc::syscall(libc::SYS_bpf, MAP_CREATE, &raw const map, size_of::<Map>()) })
+}
+
+/// A word that a program has in common with us.
+#[derive(Debug)]
+pub struct Word(OwnedFd);
+
+impl Word {
+    /// One that is zero.
+    pub fn new() -> io::Result<Word> {
+        array(size_of::<u64>() as u32, 0).map(Word)
+    }
+
+    /// What is in it now.
+    pub fn get(&self) -> io::Result<u64> {
+        let (key, mut value) = (0u32, 0u64);
+        let lookup = Lookup {
+            map: self.0.as_raw_fd() as u32,
+            key: (&raw const key) as u64,
+            value: (&raw mut value) as u64,
+            flags: 0,
+        };
+        // SAFETY: the kernel reads the request and the key, and writes as many bytes as an element of the array has.
+        check(unsafe { libc::syscall(libc::SYS_bpf, MAP_LOOKUP, &raw const lookup, size_of::<Lookup>()) })?;
+        Ok(value)
+    }
+
+    /// The instructions that put its address into a register.
+    pub fn address(&self, register: u8) -> [Instruction; 2] {
+        let map = self.0.as_raw_fd();
+        [Instruction::new(0x18, register, VALUE_OF_A_MAP, 0, map), Instruction::new(0, 0, 0, 0, 0)]
+    }
 }
 
 /// Has `program` decide about devices for the control group (v2) whose directory is `group`, for as long as that lives.
 /// It is run with a `struct bpf_cgroup_dev_ctx` before a device is opened or a node of one is made: 0 denies.
 pub fn decide_about_devices(group: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
-    let loaded = load(DEVICES_OF_A_GROUP, 0, c"", program)?;
-    let attach = Attach {
-        target: group.as_raw_fd() as u32,
-        program: loaded.as_raw_fd() as u32,
-        kind: WHEN_A_DEVICE_IS_OPENED,
-        flags: 0,
-    };
+    attach(group, load(DEVICES_OF_A_GROUP, 0, c"", program)?, WHEN_A_DEVICE_IS_OPENED)
+}
+
+/// Has `program` run before a process of the control group (v2) whose directory is `group` reads or writes what is below
+/// `/proc/sys`, with a `struct bpf_sysctl`, for as long as the group lives: 0 denies.
+pub fn watch_settings(group: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
+    attach(group, load(SETTINGS_OF_A_GROUP, 0, c"", program)?, WHEN_A_SETTING_IS_USED)
+}
+
+fn attach(group: BorrowedFd<'_>, program: OwnedFd, kind: u32) -> io::Result<()> {
+    let attach = Attach { target: group.as_raw_fd() as u32, program: program.as_raw_fd() as u32, kind, flags: 0 };
     // SAFETY: the kernel reads as many bytes as it is told.
     check(unsafe { libc::syscall(libc::SYS_bpf, PROGRAM_ATTACH, &raw const attach, size_of::<Attach>()) }).map(drop)
 }

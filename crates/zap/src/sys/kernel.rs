@@ -31,7 +31,7 @@ impl Window {
     /// One that is shut; an error where the kernel lets nobody look (`CONFIG_BPF_SYSCALL`, `CAP_BPF` and `CAP_PERFMON`,
     /// no lockdown).
     pub fn open() -> io::Result<Window> {
-        let map = bpf::shared_array(MAPPED as u32)?;
+        let map = bpf::array(MAPPED as u32, bpf::MAPPABLE)?;
         let program = bpf::load(bpf::CALLED, bpf::SLEEPABLE, c"Dual MIT/GPL", &program(map.as_raw_fd()))?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice; nothing refers to it yet.
@@ -95,9 +95,6 @@ impl Drop for Window {
 /// The program. The kernel has it call what reads (`bpf_probe_read_kernel`) if it is offered under the GPL: these
 /// instructions are, or under the MIT licence, as one likes.
 fn program(map: i32) -> [Instruction; 16] {
-    const fn step(code: u8, to: u8, from: u8, offset: i16, constant: i32) -> Instruction {
-        Instruction { code, registers: from << 4 | to, offset, constant }
-    }
     const LOAD: u8 = 0x79;
     const STORE: u8 = 0x7b;
     const CALL: u8 = 0x85;
@@ -105,25 +102,25 @@ fn program(map: i32) -> [Instruction; 16] {
     const COPY: u8 = 0xbf;
     [
         // r6 is the page: the value of the map's one element, from its beginning.
-        step(0x18, 6, 2, 0, map),
-        step(0, 0, 0, 0, 0),
+        Instruction::new(0x18, 6, bpf::VALUE_OF_A_MAP, 0, map),
+        Instruction::new(0, 0, 0, 0, 0),
         // bpf_get_current_task
-        step(CALL, 0, 0, 0, 35),
-        step(STORE, 6, 0, TASK, 0),
-        step(SET, 0, 0, 0, 0),
-        step(STORE, 6, 0, RESULT, 0),
-        step(LOAD, 2, 6, HOW_MUCH, 0),
+        Instruction::new(CALL, 0, 0, 0, 35),
+        Instruction::new(STORE, 6, 0, TASK, 0),
+        Instruction::new(SET, 0, 0, 0, 0),
+        Instruction::new(STORE, 6, 0, RESULT, 0),
+        Instruction::new(LOAD, 2, 6, HOW_MUCH, 0),
         // if r2 > PIECE, or nothing is wanted, go to the end
-        step(0x25, 2, 0, 7, PIECE as i32),
-        step(0x15, 2, 0, 6, 0),
-        step(LOAD, 3, 6, WHERE, 0),
-        step(COPY, 1, 6, 0, 0),
-        step(0x07, 1, 0, 0, PIECE as i32),
+        Instruction::new(0x25, 2, 0, 7, PIECE as i32),
+        Instruction::new(0x15, 2, 0, 6, 0),
+        Instruction::new(LOAD, 3, 6, WHERE, 0),
+        Instruction::new(COPY, 1, 6, 0, 0),
+        Instruction::new(0x07, 1, 0, 0, PIECE as i32),
         // bpf_probe_read_kernel(r1: to, r2: so many, r3: from)
-        step(CALL, 0, 0, 0, 113),
-        step(STORE, 6, 0, RESULT, 0),
-        step(SET, 0, 0, 0, 0),
-        step(0x95, 0, 0, 0, 0),
+        Instruction::new(CALL, 0, 0, 0, 113),
+        Instruction::new(STORE, 6, 0, RESULT, 0),
+        Instruction::new(SET, 0, 0, 0, 0),
+        Instruction::new(0x95, 0, 0, 0, 0),
     ]
 }
 

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::{Kind, NamespaceId, Sightings};
 use crate::error::{CaptureError, Context};
 use crate::ids::{HostPid, PodPid};
+use crate::pod::live::LivePod;
 use crate::pod::network::netlink::{Attributes, Channel, attributes};
 use crate::pod::network::pod_interface;
 use crate::pod::{AddressPlan, NetworkMode, PodSpec, capabilities};
@@ -90,6 +91,8 @@ fn is_everywhere(name: &str, up: bool) -> bool {
 /// What is known from when the pod ran.
 #[derive(Debug, Default)]
 pub struct Ahead {
+    /// How often somebody had set something then.
+    writes: Option<u64>,
     /// Who reads the settings of a pod that may change no more of its network: nobody waits for that but who writes them down.
     home: Option<JoinHandle<io::Result<Vec<Setting>>>>,
     /// Those of namespaces that are looked at again in the hold, by the inode of their namespace.
@@ -103,11 +106,12 @@ pub struct Ahead {
 /// What a new network namespace has.
 struct Fresh {
     /// Kept: the kernel keeps others from changing links while it takes one down.
-    _namespace: OwnedFd,
+    namespace: OwnedFd,
     configuration: Configuration,
     /// The addresses of its loopback interface once that is on.
     addresses: Entries,
-    values: Values,
+    /// Its settings, once somebody has asked for them.
+    values: OnceLock<Values>,
 }
 
 impl Fresh {
@@ -121,12 +125,23 @@ impl Fresh {
             let own = File::open("/proc/thread-self/ns/net")?;
             let route = Channel::route()?;
             let (configuration, _) = look(&route, None, None)?.map_err(io::Error::other)?;
-            let values = Settings::open(&mut 0)?.read()?;
             namespace::loopback_up()?;
             let addresses = Table::Addresses.list(&route, &|index| index == LOOPBACK)?.map_err(io::Error::other)?;
-            Ok(Fresh { _namespace: own.into(), configuration, addresses, values })
+            Ok(Fresh { namespace: own.into(), configuration, addresses, values: OnceLock::new() })
         })?;
         Ok(FRESH.get_or_init(|| fresh))
+    }
+
+    /// What of the settings of a namespace is to be in an image.
+    fn kept(&self, values: &Values, everything: bool) -> io::Result<Vec<Setting>> {
+        if values.is_empty() {
+            return Ok(Vec::new());
+        }
+        if self.values.get().is_none() {
+            let read = inside(&self.namespace, || Settings::open(&mut 0)?.read())?;
+            let _ = self.values.set(read);
+        }
+        Ok(settings::kept(values, self.values.get().ok_or(io::ErrorKind::NotFound)?, everything))
     }
 
     /// Whether a namespace is new but for what [`super::LinksState`] has.
@@ -156,21 +171,32 @@ struct Looked {
 }
 
 /// Begins to look at the pod's network.
-pub fn begin(spec: &PodSpec, init: HostPid) -> Result<Ahead, CaptureError> {
-    let mut ahead = Ahead::default();
-    if spec.network != NetworkMode::Host && !is_administered(spec) {
-        let home = home(init)?;
-        let read = move || {
-            let values = inside(&home, || Settings::open(&mut 0)?.read())?;
-            Ok(settings::kept(&values, &Fresh::get()?.values, false))
-        };
-        ahead.home = Some(std::thread::spawn(read));
+pub fn begin(pod: &LivePod) -> Result<Ahead, CaptureError> {
+    let mut ahead = Ahead { writes: pod.sysctls.writes(), ..Ahead::default() };
+    if has_settings_alone(pod) {
+        ahead.home = Some(read_settings(pod)?);
     }
     Ok(ahead)
 }
 
+/// Whether settings are all that somebody in the pod may have changed of its network, and somebody may have.
+fn has_settings_alone(pod: &LivePod) -> bool {
+    pod.spec.network != NetworkMode::Host && !is_administered(&pod.spec) && !pod.sysctls.are_untouched()
+}
+
+/// Begins to read the settings of the pod's own network.
+fn read_settings(pod: &LivePod) -> Result<JoinHandle<io::Result<Vec<Setting>>>, CaptureError> {
+    let home = home(pod.init)?;
+    let read = move || {
+        let values = inside(&home, || Settings::open(&mut 0)?.read())?;
+        Fresh::get()?.kept(&values, false)
+    };
+    Ok(std::thread::spawn(read))
+}
+
 /// Looks at the pod's network while it runs, and refuses what cannot be captured. Every process has been met.
-pub fn look_ahead(spec: &PodSpec, init: HostPid, met: &Sightings, mut ahead: Ahead) -> Result<Ahead, CaptureError> {
+pub fn look_ahead(pod: &LivePod, met: &Sightings, mut ahead: Ahead) -> Result<Ahead, CaptureError> {
+    let (spec, init) = (&pod.spec, pod.init);
     // Others have use for descriptors too.
     let most = descriptor::most().capturing("asking", "how many files zap may open")? / 4;
     ahead.room = most.min(MOST_OPEN) as usize;
@@ -178,21 +204,18 @@ pub fn look_ahead(spec: &PodSpec, init: HostPid, met: &Sightings, mut ahead: Ahe
         ahead.open(&home(init)?).capturing("opening", "the settings of the pod's network")?;
     }
     for (id, namespace) in met.of_kind(Kind::Network) {
-        if !ahead.is_born(id, namespace, spec, init, met)? {
+        if !ahead.is_born(id, namespace, pod, met)? {
             ahead.open(namespace).capturing("opening", "the settings of a network namespace")?;
         }
     }
-    capture(spec, init, met, &ahead).map(|_| ahead)
+    capture(pod, met, &ahead).map(|_| ahead)
 }
 
 /// What of the pod's network is not as a restart makes it by itself.
-pub fn capture(
-    spec: &PodSpec,
-    init: HostPid,
-    met: &Sightings,
-    ahead: &Ahead,
-) -> Result<Vec<NetworkState>, CaptureError> {
+pub fn capture(pod: &LivePod, met: &Sightings, ahead: &Ahead) -> Result<Vec<NetworkState>, CaptureError> {
+    let (spec, init) = (&pod.spec, pod.init);
     let (mut looked, mut states) = (Vec::new(), Vec::new());
+    let touched = ahead.writes != pod.sysctls.writes();
     if is_administered(spec) {
         let home = home(init)?;
         if spec.network == NetworkMode::Bridge {
@@ -202,7 +225,7 @@ pub fn capture(
     }
     for (id, namespace) in met.of_kind(Kind::Network) {
         let inode = file::fstat(namespace).capturing("looking at", "a network namespace")?.st_ino;
-        if let Some((_, state)) = ahead.born.get(&inode) {
+        if let Some((_, state)) = ahead.born.get(&inode).filter(|_| !touched) {
             states.extend(state.clone().map(|state| NetworkState { place: Some(id), ..state }));
             continue;
         }
@@ -218,9 +241,13 @@ pub fn capture(
 }
 
 impl Ahead {
-    /// The settings of a pod that may change no more of its network, if any has been set.
-    pub fn settings_alone(&mut self) -> Result<Option<NetworkState>, CaptureError> {
-        let Some(reader) = self.home.take() else { return Ok(None) };
+    /// The settings of a pod that may change no more of its network, if any has been set. It stands still, or has.
+    pub fn settings_alone(&mut self, pod: &LivePod) -> Result<Option<NetworkState>, CaptureError> {
+        let reader = match self.home.take() {
+            Some(reader) => reader,
+            None if has_settings_alone(pod) => read_settings(pod)?,
+            None => return Ok(None),
+        };
         let settings = reader.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")));
         let settings = settings.capturing("reading", "the settings of the pod's network")?;
         Ok((!settings.is_empty()).then(|| NetworkState { settings, ..NetworkState::default() }))
@@ -238,15 +265,17 @@ impl Ahead {
         &mut self,
         id: NamespaceId,
         namespace: &OwnedFd,
-        spec: &PodSpec,
-        init: HostPid,
+        pod: &LivePod,
         met: &Sightings,
     ) -> Result<bool, CaptureError> {
         let copy = || namespace.try_clone().capturing("copying", "a network namespace");
-        if !is_beyond_reach(spec, init, namespace).capturing("asking whose is", "a network namespace")? {
+        if !is_beyond_reach(&pod.spec, pod.init, namespace).capturing("asking whose is", "a network namespace")? {
             return Ok(false);
         }
-        let looked = look_into(Some(id), copy()?, spec, met, self)?;
+        let looked = match self.writes == Some(0) {
+            true => look_at_configuration(Some(id), copy()?, &pod.spec, met)?,
+            false => look_into(Some(id), copy()?, &pod.spec, met, self)?,
+        };
         let is_connected = !looked.abroad.is_empty();
         let state = looked.into_state()?;
         if is_connected || state.as_ref().is_some_and(|state| state.configuration.is_some()) {
@@ -271,7 +300,8 @@ impl Looked {
         let fresh = fresh()?;
         // What zap sets up in the pod's own is compared when it is there.
         let plain = self.place.is_some() && fresh.is_like(&self.configuration);
-        let settings = settings::kept(&self.values, &fresh.values, !plain);
+        let settings = fresh.kept(&self.values, !plain);
+        let settings = settings.capturing("reading", "the settings of a new network namespace")?;
         if plain && settings.is_empty() {
             return Ok(None);
         }
@@ -330,16 +360,19 @@ fn look_into(
     met: &Sightings,
     ahead: &Ahead,
 ) -> Result<Looked, CaptureError> {
+    let mut looked = look_at_configuration(place, file, spec, met)?;
+    let values = inside(&looked.file, || ahead.values(&looked.file, &looked.configuration.interfaces));
+    looked.values = values.capturing("reading", "the settings of a network namespace of the pod")?;
+    Ok(looked)
+}
+
+/// Without its settings.
+fn look_at_configuration(place: Place, file: OwnedFd, spec: &PodSpec, met: &Sightings) -> Result<Looked, CaptureError> {
     let plan = spec.address.as_ref().filter(|_| place.is_none() && spec.network == NetworkMode::Bridge);
-    let found = inside(&file, || {
-        let found = look(&Channel::route()?, place, plan)?;
-        let Ok((configuration, abroad)) = found else { return Ok(Err(found.err().unwrap_or_default())) };
-        let values = ahead.values(&file, &configuration.interfaces)?;
-        Ok(Ok((configuration, abroad, values)))
-    });
+    let found = inside(&file, || look(&Channel::route()?, place, plan));
     let found = found.capturing("looking into", "a network namespace of the pod")?;
-    let (configuration, abroad, values) = found.map_err(|why| refused(place, met, &why))?;
-    Ok(Looked { place, file, configuration, abroad, values })
+    let (configuration, abroad) = found.map_err(|why| refused(place, met, &why))?;
+    Ok(Looked { place, file, configuration, abroad, values: Values::default() })
 }
 
 /// What has been set up in the caller's namespace, or why it cannot be set up anew.
