@@ -64,6 +64,7 @@ const FILES: &[(&str, &[&str])] = &[
         "unix",
         &[
             "unix-names",
+            "unix-links",
             "rights-cycle",
             "handles-on-their-way",
             "unix-credentials",

@@ -12,6 +12,7 @@ mod stop;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -130,6 +131,7 @@ fn tell_stages(
         groups: Groups::default(),
         mapped: MappedFiles::default(),
         gone: HashMap::new(),
+        names: HashMap::new(),
         opened: Vec::new(),
         under_way: UnderWay::default(),
         network: network::Ahead::default(),
@@ -205,6 +207,8 @@ struct Checkpoint<'a> {
     mapped: MappedFiles,
     /// The PIDs in the pod, by those of the host, of processes that are gone and known to its sockets.
     gone: HashMap<i32, i32>,
+    /// The names of its sockets' files that have several, by device and inode.
+    names: HashMap<(u64, u64), Vec<PathBuf>>,
     /// They themselves, kept open until the pod runs again.
     opened: Vec<Arc<OwnedFd>>,
     /// What its sockets have under way.
@@ -310,6 +314,7 @@ impl Checkpoint<'_> {
             .map_err(|e| refused(pod, unexpected("asking sock_diag", &e)))?;
         self.mapped = std::mem::take(&mut look.mapped).into_ahead();
         self.gone = std::mem::take(&mut look.sockets.gone);
+        self.names = std::mem::take(&mut look.sockets.names);
         let queued = look.queued;
         let layouts = population.live.iter().map(|found| found.subject.host).zip(layouts).collect();
         Ok((layouts, queued, std::mem::take(&mut look.nests)))
@@ -377,6 +382,7 @@ impl Checkpoint<'_> {
         look.made = mounts::made(&pod.spec, pod.init, &pod.mounts_file())?;
         look.mapped = std::mem::take(&mut self.mapped);
         look.sockets.gone = std::mem::take(&mut self.gone);
+        look.sockets.names = std::mem::take(&mut self.names);
         if self.options.afterwards != Afterwards::Gone {
             self.opened = look.mapped.opened();
         }

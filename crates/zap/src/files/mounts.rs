@@ -52,7 +52,7 @@ pub struct Mounts {
 
 impl Mounts {
     /// The mount with that number, as `init` or, failing that, `process` sees it.
-    fn find(&mut self, id: u64, init: HostPid, process: HostPid) -> std::io::Result<Option<&Mount>> {
+    pub(crate) fn find(&mut self, id: u64, init: HostPid, process: HostPid) -> std::io::Result<Option<&Mount>> {
         for pid in [init, process] {
             if self.known.contains_key(&id) {
                 break;

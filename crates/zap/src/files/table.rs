@@ -28,7 +28,7 @@ pub struct FileTable {
     /// What a number led to in the process that was looked at last.
     latest: HashMap<i32, FileId>,
     /// The mounts of the pod, read when first asked for.
-    pub(super) mounts: Mounts,
+    pub(crate) mounts: Mounts,
     /// The regular files of the layer of a mount, by device and inode; looked through when first asked for.
     pub(super) names: HashMap<u64, HashMap<(u64, u64), Vec<u8>>>,
 }

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::fs::FileType;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open as open_file};
@@ -14,8 +15,8 @@ use nix::unistd::{Gid, Uid, Whence, fchown, lseek};
 use serde::{Deserialize, Serialize};
 
 use super::attributes::{self, Attributes};
-use super::mounts::{in_layer, mount_of};
-use super::{Contents, Descriptor, reopen};
+use super::mounts::{Mount, in_layer, mount_of};
+use super::{Contents, Descriptor, from_host, reopen};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::look::Look;
 use crate::rebuild::Rebuild;
@@ -141,7 +142,7 @@ fn elsewhere(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Elsewhere, 
                 names.insert((found.dev(), found.ino()), path);
             }
         };
-        every_file(&layer, met).capturing("looking through the layer for", descriptor.object())?;
+        every_file(&layer, FileType::is_file, met).capturing("looking through the layer for", descriptor.object())?;
         look.files.names.insert(mount.id, names);
     }
     let names = look.files.names.get(&mount.id);
@@ -149,8 +150,23 @@ fn elsewhere(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Elsewhere, 
     Ok(name.cloned().map_or(Elsewhere::Nowhere, Elsewhere::Named))
 }
 
-/// Calls `met` with the path, below `top`, of every regular file there.
-fn every_file(top: &Path, mut met: impl FnMut(&Path)) -> std::io::Result<()> {
+/// Every name, in the pod, of the socket of `stat` on `mount`: in the pod's own layer, if that is an overlay.
+pub(crate) fn names(look: &Look<'_>, mount: &Mount, stat: &libc::stat) -> std::io::Result<Vec<PathBuf>> {
+    let on_host = |path: &Path| from_host(look.init, path.as_os_str().as_bytes());
+    let top = match mount.file_system.as_str() {
+        "overlay" => in_layer(mount, &mount.point, &look.upper),
+        _ => on_host(&mount.point),
+    };
+    let mut names = Vec::new();
+    every_file(&top, FileTypeExt::is_socket, |place| {
+        let path = mount.point.join(place);
+        names.extend(is_at(&on_host(&path), stat).then_some(path));
+    })?;
+    Ok(names)
+}
+
+/// Calls `met` with the path, below `top`, of every file there that is of a kind.
+fn every_file(top: &Path, wanted: fn(&FileType) -> bool, mut met: impl FnMut(&Path)) -> std::io::Result<()> {
     let mut directories = vec![PathBuf::new()];
     while let Some(directory) = directories.pop() {
         let entries = match std::fs::read_dir(top.join(&directory)) {
@@ -164,7 +180,7 @@ fn every_file(top: &Path, mut met: impl FnMut(&Path)) -> std::io::Result<()> {
             let place = directory.join(entry.file_name());
             if kind.is_dir() {
                 directories.push(place);
-            } else if kind.is_file() {
+            } else if wanted(&kind) {
                 met(&place);
             }
         }

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use super::tcp_pairs::Pairs;
 use super::unix_backlog::Backlog;
@@ -60,6 +61,8 @@ pub struct Sightings {
     pids: HashMap<i32, i32>,
     /// Of processes that are gone, the PIDs that the pod knew them by: found out ahead of the hold.
     pub(crate) gone: HashMap<i32, i32>,
+    /// The names of sockets' files that have several, by device and inode: found ahead of the hold.
+    pub(crate) names: HashMap<(u64, u64), Vec<PathBuf>>,
     depth: Option<usize>,
     met: HashSet<u32>,
     signed: Option<HashSet<u64>>,

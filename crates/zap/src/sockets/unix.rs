@@ -169,7 +169,8 @@ impl FileKind for Unix {
         look.sockets.listeners.note(descriptor);
         // Who is gone takes a moment to find out.
         unix_creds::of_peer(look, descriptor.as_fd());
-        Ok(())
+        // So are names that nobody has told.
+        unix_name::capture(look, descriptor).map(drop)
     }
 
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
@@ -181,7 +182,7 @@ impl FileKind for Unix {
         let (form, shared_name, shutdown) = Self::form(look, descriptor)?;
         options.shutdown = shutdown;
         let listens = matches!(form, UnixForm::Listening { .. });
-        let name = unix_name::capture(look, fd).capturing("asking the name of", descriptor.object())?;
+        let name = unix_name::capture(look, descriptor)?;
         if !unix_name::is_found(look, fd, &name).capturing("looking for the name of", descriptor.object())? {
             let why = "is bound to a path that only a mount namespace made inside the pod has";
             return Err(descriptor.refuse(format!("{why}, which cannot be checkpointed yet")));

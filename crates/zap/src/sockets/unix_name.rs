@@ -8,7 +8,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::{from_host, unlinked};
+use crate::error::{CaptureError, Context};
+use crate::files::{Descriptor, from_host, unlinked};
 use crate::look::Look;
 use crate::sys::clone::in_thread;
 use crate::sys::{file, message, mount, socket};
@@ -34,6 +35,9 @@ pub struct BoundFile {
     pub user: u32,
     /// Group.
     pub group: u32,
+    /// The other names that it has, in the pod (`link`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<PathBuf>,
 }
 
 impl UnixName {
@@ -62,32 +66,58 @@ pub(super) fn plain(address: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The name of a socket.
-pub(super) fn capture(look: &Look<'_>, fd: BorrowedFd<'_>) -> io::Result<UnixName> {
+/// The name of a socket. Names that its file has and nobody finds are refused.
+pub(super) fn capture(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<UnixName, CaptureError> {
+    match look_up(look, descriptor).capturing("asking the name of", descriptor.object())? {
+        Some(name) => Ok(name),
+        None => Err(descriptor.refuse("is bound to a file that has another name, which was not found")),
+    }
+}
+
+/// The name of a socket, unless its file has some that are not found.
+fn look_up(look: &mut Look<'_>, descriptor: &Descriptor) -> io::Result<Option<UnixName>> {
+    let fd = descriptor.as_fd();
     let mut name = UnixName { bytes: plain(&socket::local_name(fd)?), file: None };
     if name.is_path()
         && let Ok(bound) = message::bound_file(fd)
     {
-        let path = std::fs::read_link(format!("/proc/self/fd/{}", bound.as_raw_fd()))?;
         let stat = file::fstat(&bound)?;
-        let path = match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
-            None => Some(path.clone()).filter(|_| stat.st_nlink > 0),
-            Some(lost) => {
-                (stat.st_nlink > 0).then(|| other_name(look, Path::new(OsStr::from_bytes(lost)), &stat)).flatten()
-            }
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", bound.as_raw_fd()))?;
+        let names = match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+            _ if stat.st_nlink == 0 => Vec::new(),
+            None if stat.st_nlink == 1 => vec![path],
+            None => every_name(look, descriptor, &bound, &path)?,
+            Some(lost) => every_name(look, descriptor, &bound, Path::new(OsStr::from_bytes(lost)))?,
         };
+        if names.len() < stat.st_nlink as usize {
+            return Ok(None);
+        }
         let (mode, user, group) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
-        name.file = path.map(|path| BoundFile { path, mode, user, group });
+        let mut names = names.into_iter();
+        name.file = names.next().map(|path| BoundFile { path, mode, user, group, others: names.collect() });
     }
-    Ok(name)
+    Ok(Some(name))
 }
 
-/// Another name, in the same directory, of a file that has lost the one by which it was bound: servers link it to where it
-/// is to appear when they listen.
-fn other_name(look: &Look<'_>, lost: &Path, stat: &libc::stat) -> Option<PathBuf> {
-    let directory = lost.parent()?;
-    let there = from_host(look.init, directory.as_os_str().as_bytes());
-    unlinked::name_in(&there, stat).map(|name| directory.join(name))
+/// Every name of the file of a socket that was bound to `path`; that one, or else one in the same directory, comes first:
+/// servers link a socket to where it is to appear when they listen.
+fn every_name(look: &mut Look<'_>, descriptor: &Descriptor, bound: &OwnedFd, path: &Path) -> io::Result<Vec<PathBuf>> {
+    let stat = file::fstat(bound)?;
+    let file = (stat.st_dev, stat.st_ino);
+    let all_there = |names: &Vec<PathBuf>| {
+        let is_there = |name: &PathBuf| unlinked::is_at(&from_host(look.init, name.as_os_str().as_bytes()), &stat);
+        names.len() == stat.st_nlink as usize && names.iter().all(is_there)
+    };
+    if let Some(known) = look.sockets.names.get(&file).filter(|names| all_there(names)) {
+        return Ok(known.clone());
+    }
+    let Some(mount) = look.files.mounts.find(mount::id_of(bound)?, look.init, descriptor.subject.host)?.cloned() else {
+        return Ok(Vec::new());
+    };
+    let mut names = unlinked::names(look, &mount, &stat)?;
+    names.sort_by_key(|name| (name != path, name.parent() != path.parent(), name.clone()));
+    look.sockets.names.insert(file, names.clone());
+    Ok(names)
 }
 
 /// Whether the file of a name is found under its path in the pod's own mount namespace, or was not bound elsewhere.
@@ -104,8 +134,11 @@ pub(super) fn is_found(look: &Look<'_>, fd: BorrowedFd<'_>, name: &UnixName) -> 
 pub(super) fn bind(fd: BorrowedFd<'_>, name: &UnixName) -> io::Result<()> {
     match (&name.file, name.bytes.is_empty()) {
         (_, true) => Ok(()),
-        (Some(bound), _) if directory_of(name, &bound.path).is_some() => bind_in_place(fd, name, bound),
-        (Some(bound), _) if bind_moved(fd, name, bound)? => Ok(()),
+        (Some(bound), _) if directory_of(name, &bound.path).is_some() => {
+            bind_in_place(fd, name, bound)?;
+            link_others(bound)
+        }
+        (Some(bound), _) if bind_moved(fd, name, bound)? => link_others(bound),
         _ if name.is_path() => in_nowhere(name, || socket::bind(fd, &name.to_kernel())),
         _ => socket::bind(fd, &name.to_kernel()),
     }
@@ -150,12 +183,23 @@ fn dress(path: &Path, bound: &BoundFile) -> io::Result<()> {
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(bound.mode))
 }
 
+/// Gives the file of a socket its other names, which lead to what was there before.
+fn link_others(bound: &BoundFile) -> io::Result<()> {
+    for other in &bound.others {
+        remove(other)?;
+        std::fs::hard_link(&bound.path, other)?;
+    }
+    Ok(())
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> io::Result<()> {
+    std::fs::remove_file(path).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+}
+
 fn bind_in_place(fd: BorrowedFd<'_>, name: &UnixName, bound: &BoundFile) -> io::Result<()> {
     let directory = directory_of(name, &bound.path).unwrap_or_else(|| PathBuf::from("/"));
-    match std::fs::remove_file(&bound.path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
+    remove(&bound.path)?;
     in_directory(&directory, || socket::bind(fd, &name.to_kernel()))?;
     dress(&bound.path, bound)
 }

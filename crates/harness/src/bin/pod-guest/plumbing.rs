@@ -26,6 +26,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("address-without-port", address_without_port),
     ("stream-headers", stream_headers),
     ("unix-names", unix_names),
+    ("unix-links", unix_links),
 ];
 
 pub(crate) fn said<T>(result: std::io::Result<T>) -> Result<T, String> {
@@ -581,4 +582,54 @@ fn unix_names() -> Checked {
     said(of_removed.write_all(b"hello"))?;
     let mut text = [0; 5];
     said(to_removed.read_exact(&mut text))
+}
+
+/// Files of sockets with several names, in the same directory and in others, also without the one that was bound to.
+fn unix_links() -> Checked {
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+    said(std::fs::create_dir_all("/tmp/links/deep/er"))?;
+    said(std::fs::create_dir_all("/dev/shm/links"))?;
+    let all = said(UnixListener::bind("/tmp/links/a"))?;
+    let elsewhere = said(UnixListener::bind("/tmp/links/gone"))?;
+    let moved = said(UnixListener::bind("/tmp/links/moved"))?;
+    let memory = said(UnixListener::bind("/dev/shm/links/a"))?;
+    let letters = said(UnixDatagram::bind("/tmp/links/letters"))?;
+    for (from, to) in [
+        ("/tmp/links/a", "/tmp/links/b"),
+        ("/tmp/links/a", "/tmp/links/deep/er/c"),
+        ("/tmp/links/gone", "/tmp/links/deep/d"),
+        ("/tmp/links/gone", "/tmp/links/deep/er/e"),
+        ("/tmp/links/moved", "/tmp/links/deep/f"),
+        ("/dev/shm/links/a", "/dev/shm/b"),
+        ("/tmp/links/letters", "/tmp/links/deep/g"),
+    ] {
+        said(std::fs::hard_link(from, to))?;
+    }
+    said(std::fs::remove_file("/tmp/links/gone"))?;
+    said(std::fs::rename("/tmp/links/moved", "/tmp/links/renamed"))?;
+    let groups: [(&UnixListener, &[&str]); 4] = [
+        (&all, &["/tmp/links/a", "/tmp/links/b", "/tmp/links/deep/er/c"]),
+        (&elsewhere, &["/tmp/links/deep/d", "/tmp/links/deep/er/e"]),
+        (&moved, &["/tmp/links/renamed", "/tmp/links/deep/f"]),
+        (&memory, &["/dev/shm/links/a", "/dev/shm/b"]),
+    ];
+    let names = || groups.map(|(listener, _)| format!("{:?}", listener.local_addr()));
+    let before = names();
+    hold()?;
+    equal("names", names(), before)?;
+    for (listener, paths) in groups {
+        for path in paths {
+            let connected = UnixStream::connect(path).map_err(|e| format!("{path}: {e}"))?;
+            said(listener.set_nonblocking(true))?;
+            listener.accept().map_err(|e| format!("{path}: {e}"))?;
+            drop(connected);
+            equal(path, said(std::fs::metadata(path))?.nlink(), paths.len() as u64)?;
+        }
+    }
+    let sender = said(UnixDatagram::unbound())?;
+    said(sender.send_to(b"a letter", "/tmp/links/deep/g"))?;
+    let mut text = [0; 16];
+    let length = said(letters.recv(&mut text))?;
+    equal("what was sent to another name", &text[..length], b"a letter")
 }
