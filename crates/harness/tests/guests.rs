@@ -184,7 +184,7 @@ guests! {
     rights_cycle handles_on_their_way unix_credentials datagrams_shut address_without_port stream_headers
     unix_names unix_links raw_socket packet_socket packet_ring
     fifo_one_sided fifo_deleted pipe_resized nameless_file path_only directory_half_read linked_elsewhere file_replaced
-    behind_a_root many_descriptors
+    behind_a_root many_descriptors files_beyond_limit
     autogroup_nice own_segments dispatched_calls huge_memfd
     seccomp_strict deadline guards sparse sealed locked_on_fault asynchronous_io network_kept
     network_interface network_address network_route network_route_order network_rule network_mtu network_off network_queueing network_neighbour

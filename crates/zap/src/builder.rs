@@ -18,6 +18,7 @@ use crate::files::{self, FileState};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::{ImageReader, decode, encode};
 use crate::ipc::{self, IpcState};
+use crate::keepers::{Keeping, Kept};
 use crate::mounts::{self, LateMounts, MountState};
 use crate::namespaces::network::{self, NetworkState};
 use crate::namespaces::{self, NamespaceId};
@@ -40,6 +41,8 @@ pub struct Order {
     pub scratch: Range<u64>,
     /// The seeds' PIDs.
     pub seeds: Vec<PodPid>,
+    /// What is to be kept by other processes.
+    pub keeping: Keeping,
 }
 
 /// What the builder answers.
@@ -47,12 +50,16 @@ pub struct Order {
 pub enum Answer {
     /// Where some of the files are.
     Opened(Vec<(FileId, i32)>),
+    /// Where some of those are that others keep.
+    Kept(Vec<(FileId, Kept)>),
     /// All files are open, the seeds exist. A console pty's master comes along.
     Built {
         /// The descriptor of the image's data.
         data: i32,
         /// Those of the namespaces.
         namespaces: Vec<(NamespaceId, i32)>,
+        /// Those of the processes that keep files.
+        keepers: Vec<i32>,
         /// Whether every file is connected with the others: else they are to be when every process is there.
         complete: bool,
     },
@@ -86,6 +93,8 @@ pub fn run(files: Vec<OwnedFd>) -> ! {
             let _ = built.tell(&socket);
             // The pool stays open for the monitor to fetch copies, until it hangs up.
             built.serve(&socket);
+            // With who keeps files for it.
+            drop(built);
             std::process::exit(0)
         }
         Err(error) => Answer::Failed { message: error.to_string(), exit_code: exit_code(&error) },
@@ -113,8 +122,13 @@ impl Built {
         for some in files.chunks(PORTION) {
             send(socket, &Answer::Opened(some.to_vec()), None)?;
         }
+        let kept: Vec<_> = self.rebuild.kept().collect();
+        for some in kept.chunks(PORTION) {
+            send(socket, &Answer::Kept(some.to_vec()), None)?;
+        }
         let namespaces = self.rebuild.namespaces.iter().map(|(id, file)| (*id, file.as_raw_fd())).collect();
-        let built = Answer::Built { data: self.data.as_raw_fd(), namespaces, complete: self.states.is_none() };
+        let (keepers, complete) = (self.rebuild.keepers(), self.states.is_none());
+        let built = Answer::Built { data: self.data.as_raw_fd(), namespaces, keepers, complete };
         send(socket, &built, self.console_master.as_ref())
     }
 
@@ -207,6 +221,7 @@ fn build(order: &'static Order, mut given: Vec<OwnedFd>) -> Result<Built, Rebuil
     let image: &'static ImageReader = Box::leak(Box::new(image));
     let states: Vec<FileState> = image.every("file").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let mut rebuild = Rebuild::new(image, &order.spec, console);
+    rebuild.have_kept(order.keeping.clone());
     let ipc: IpcState = image.one("ipc").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let namespaces = image.every("namespace").map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let pod: PodRecord = image.one("pod").map_err(|e| RebuildError::Damaged(e.to_string()))?;
@@ -238,7 +253,7 @@ fn build(order: &'static Order, mut given: Vec<OwnedFd>) -> Result<Built, Rebuil
     network::restart_filters(&networks, begun, &rebuild.namespaces)?;
     let console_master = rebuild.console_master.take();
     let is_complete = !files::any_late(&states)?;
-    rebuild.let_go(is_complete);
+    rebuild.let_go(is_complete)?;
     let states = (!is_complete).then_some(states);
     let data = image.data_file().map_err(|e| RebuildError::Damaged(e.to_string()))?;
     let data = data.try_clone_to_owned().rebuilding("copying", "the descriptor of the image")?;

@@ -19,6 +19,7 @@ pub mod ids;
 pub mod image;
 pub mod inspect;
 pub mod ipc;
+pub mod keepers;
 mod kernel;
 pub mod layer;
 pub mod look;

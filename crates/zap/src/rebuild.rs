@@ -2,13 +2,15 @@
 //! before the first process of the pod exists.
 
 use std::any::Any;
+use std::cell::{Cell, OnceCell};
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::error::{Context, RebuildError};
 use crate::ids::FileId;
 use crate::image::ImageReader;
+use crate::keepers::{Keepers, Keeping, Kept};
 use crate::namespaces::{Made, NamespaceId};
 use crate::pod::PodSpec;
 use crate::sys::nsfs;
@@ -31,8 +33,22 @@ pub struct Rebuild<'a> {
     mounts: Option<NamespaceId>,
     /// The pod's own mount namespace, once the builder has left it.
     home: Option<OwnedFd>,
-    files: HashMap<FileId, OwnedFd>,
+    files: HashMap<FileId, Slot>,
+    /// What others keep of them, if not all can be open at once, and who.
+    keeping: Keeping,
+    keepers: Keepers,
+    /// Files that nobody else keeps yet, of those that others may.
+    young: Vec<FileId>,
+    /// How many of those that others keep were fetched and are open here, too.
+    fetched: Cell<usize>,
     objects: HashMap<(&'static str, ObjectKey), Box<dyn Any>>,
+}
+
+/// A file of the pool: open here, or kept by another process, from which it is fetched when it is needed.
+#[derive(Default)]
+struct Slot {
+    here: OnceCell<OwnedFd>,
+    kept: Option<Kept>,
 }
 
 /// What tells objects of one kind apart: a number, or of files that of their file system and their own there. An inode number
@@ -66,6 +82,10 @@ impl<'a> Rebuild<'a> {
             mounts: None,
             home: None,
             files: HashMap::new(),
+            keeping: Keeping::default(),
+            keepers: Keepers::default(),
+            young: Vec::new(),
+            fetched: Cell::new(0),
             objects: HashMap::new(),
         }
     }
@@ -141,34 +161,88 @@ impl<'a> Rebuild<'a> {
         self.objects.remove(&(kind, key.into())).and_then(|object| object.downcast().ok()).map(|object| *object)
     }
 
+    /// Not all files can be open here at once: others keep them.
+    pub fn have_kept(&mut self, keeping: Keeping) {
+        self.keeping = keeping;
+    }
+
     /// Put an opened file in the pool.
-    pub fn keep_file(&mut self, id: FileId, file: OwnedFd) {
-        self.files.insert(id, file);
+    pub fn keep_file(&mut self, id: FileId, file: OwnedFd) -> Result<(), RebuildError> {
+        self.files.insert(id, Slot { here: file.into(), kept: None });
+        if !self.keeping.is_needed() || self.keeping.near.contains(&id) {
+            return Ok(());
+        }
+        self.young.push(id);
+        if self.young.len() < self.keeping.portion { Ok(()) } else { self.put_away() }
+    }
+
+    /// Has a process keep what nobody keeps yet.
+    fn put_away(&mut self) -> Result<(), RebuildError> {
+        let young = std::mem::take(&mut self.young);
+        let Some(pid) = self.keeping.pids.pop().filter(|_| !young.is_empty()) else { return Ok(()) };
+        let keeper = self.keepers.add(pid).rebuilding("making", "a process that keeps files")?;
+        for id in young {
+            if let Some(slot) = self.files.get_mut(&id)
+                && let Some(file) = slot.here.take()
+            {
+                slot.kept = Some(Kept { keeper, number: file.as_raw_fd() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes what was fetched of what others keep, if it is much.
+    pub fn put_back(&mut self) {
+        if self.fetched.get() > self.keeping.portion {
+            self.put_all_back();
+        }
+    }
+
+    fn put_all_back(&mut self) {
+        self.files.values_mut().filter(|slot| slot.kept.is_some()).for_each(|slot| drop(slot.here.take()));
+        self.fetched.set(0);
     }
 
     /// A file of the pool; an error of the image if nothing of that number was opened.
     pub fn file(&self, id: FileId) -> Result<BorrowedFd<'_>, RebuildError> {
-        self.files
-            .get(&id)
-            .map(|f| f.as_fd())
-            .ok_or_else(|| RebuildError::Damaged(format!("{id} is referred to but is not in it")))
+        let missing = || RebuildError::Damaged(format!("{id} is referred to but is not in it"));
+        let slot = self.files.get(&id).ok_or_else(missing)?;
+        if let (None, Some(kept)) = (slot.here.get(), slot.kept) {
+            let copy = self.keepers.fetch(kept).rebuilding("fetching", id)?;
+            self.fetched.set(self.fetched.get() + 1);
+            let _ = slot.here.set(copy);
+        }
+        slot.here.get().map(|file| file.as_fd()).ok_or_else(missing)
     }
 
-    /// Every file of the pool.
+    /// Every file of the pool that is open here.
     pub fn files(&self) -> impl Iterator<Item = (FileId, BorrowedFd<'_>)> {
-        self.files.iter().map(|(id, file)| (*id, file.as_fd()))
+        self.files.iter().filter_map(|(id, slot)| Some((*id, slot.here.get()?.as_fd())))
+    }
+
+    /// Every file that another process keeps.
+    pub fn kept(&self) -> impl Iterator<Item = (FileId, Kept)> {
+        self.files.iter().filter_map(|(id, slot)| Some((*id, slot.kept?)))
+    }
+
+    /// The numbers of the handles on those processes.
+    pub fn keepers(&self) -> Vec<i32> {
+        self.keepers.handles()
     }
 
     /// Lets go of what nobody needs when every file is open, and connected if it is `complete`.
-    pub fn let_go(&mut self, complete: bool) {
+    pub fn let_go(&mut self, complete: bool) -> Result<(), RebuildError> {
         (self.console, self.taps, self.home) = (Vec::new(), HashMap::new(), None);
         if complete {
             self.objects.clear();
         }
+        self.put_away()?;
+        self.put_all_back();
+        Ok(())
     }
 
     /// The files alone.
     pub fn into_files(self) -> HashMap<FileId, OwnedFd> {
-        self.files
+        self.files.into_iter().filter_map(|(id, slot)| Some((id, slot.here.into_inner()?))).collect()
     }
 }

@@ -24,10 +24,11 @@ use crate::files::{self, FileState, HashCache, LateFiles, Unsettled};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::ImageReader;
 use crate::ipc::{self, IpcState};
+use crate::keepers::Keeping;
 use crate::memory::{self, PageRun};
 use crate::monitor::session::End;
 use crate::namespaces::enter::Names;
-use crate::namespaces::{Levels, NamespaceId, NamespaceState};
+use crate::namespaces::{Kind, Levels, NamespaceId, NamespaceState};
 use crate::plausible;
 use crate::pod::journal::Undo;
 use crate::pod::live::Unpack;
@@ -442,35 +443,45 @@ impl Image {
     fn build(&self, pod: &mut LivePod, common: &Common) -> Result<Builder, RestartError> {
         let image = self.reader.share()?;
         let console = if self.pod.spec.tty { Vec::new() } else { pod.new_console_pipes()?.into() };
+        // The seeds inherit the limit; each process gets its own limits back. While files are opened there are at most as many
+        // to spare.
+        let highest = self.processes.iter().flat_map(|process| &process.descriptors).map(|d| d.number).max();
+        let wanted = (2 * self.files.len() as u64).max(highest.unwrap_or(0) as u64) + 1024;
+        let allow = |process: i32| {
+            if let Err(error) = descriptor::allow(process, wanted) {
+                tracing::info!(%error, "the limit of open files stays as it is");
+            }
+        };
+        allow(0);
+        let most =
+            descriptor::most().rebuilding("asking", "how many files zap may open").map_err(|e| self.failed(e))?;
+        let mut keeping = Keeping::of(self.files.len(), (wanted, most), || self.near());
+        let mut free = self.free_pids();
+        keeping.pids.iter_mut().zip(&mut free).for_each(|(pid, free)| *pid = free);
         let order = Order {
             spec: self.pod.spec.clone(),
             image_files: image.len(),
             code: common.code.clone(),
             scratch: common.scratch.clone(),
             seeds: self.plan.seeds.clone(),
+            keeping,
         };
         let kind = SockType::SeqPacket;
         let (ours, theirs) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)
             .rebuilding("making", "a socket to the builder")
             .map_err(|e| self.failed(e))?;
         let files = std::iter::once(theirs).chain(image).chain(console).collect();
-        let host = pod.build(self.free_pid(), files)?;
-        // The seeds inherit it; each process gets its own limits back. While files are opened there are at most as many to
-        // spare.
-        let highest = self.processes.iter().flat_map(|process| &process.descriptors).map(|d| d.number).max();
-        let most = (2 * self.files.len() as u64).max(highest.unwrap_or(0) as u64) + 1024;
-        for process in [0, host.0] {
-            if let Err(error) = descriptor::allow(process, most) {
-                tracing::info!(%error, "the limit of open files stays as it is");
-            }
-        }
+        let host = pod.build(free.next().unwrap_or(PodPid(i32::MAX)), files)?;
+        allow(host.0);
         builder::send(&ours, &order, None).rebuilding("writing to", "the builder").map_err(|e| self.failed(e))?;
         let mut pool = Pool::default();
         let (master, complete) = loop {
             match builder::receive_answer(&ours).map_err(|e| self.failed(e))? {
                 (Answer::Opened(files), _) => pool.files.extend(files),
-                (Answer::Built { data, namespaces, complete }, master) => {
+                (Answer::Kept(files), _) => pool.kept.extend(files),
+                (Answer::Built { data, namespaces, keepers, complete }, master) => {
                     (pool.data, pool.namespaces) = (data, namespaces.into_iter().collect());
+                    pool.keepers = keepers;
                     break (master, complete);
                 }
                 (Answer::Failed { message, exit_code }, _) => {
@@ -484,20 +495,41 @@ impl Image {
         Ok(Builder { socket: ours, host, pool: Arc::new(pool), complete })
     }
 
-    /// A PID that nobody of the image has, for the builder.
-    fn free_pid(&self) -> PodPid {
+    /// Files that processes need for more than to have them open, or that those need who could not fetch them from others any
+    /// more: they enter user namespaces first.
+    fn near(&self) -> HashSet<FileId> {
+        let mut near = HashSet::new();
+        for process in &self.processes {
+            near.extend(process.memory.files());
+            near.extend(process.root.into_iter().chain([process.cwd]));
+            if process.namespaces.of(Kind::User).is_some() {
+                near.extend(process.descriptors.iter().map(|descriptor| descriptor.file));
+            }
+        }
+        near
+    }
+
+    /// PIDs that nobody of the image has, for the builder and its like.
+    fn free_pids(&self) -> impl Iterator<Item = PodPid> {
         let taken: HashSet<i32> = self.plan.nodes.keys().map(|pid| pid.0).collect();
         let threads: HashSet<i32> = self.processes.iter().flat_map(|p| &p.threads).map(|t| t.tid.0).collect();
         // Who opens a file of a process that has ended takes its number.
         let ended: HashSet<i32> = files::proc::ended(&self.files).map(|pid| pid.0).collect();
-        let free = (2..).find(|pid| ![&taken, &threads, &ended].iter().any(|numbers| numbers.contains(pid)));
-        PodPid(free.unwrap_or(i32::MAX))
+        (2..).filter(move |pid| ![&taken, &threads, &ended].iter().any(|numbers| numbers.contains(pid))).map(PodPid)
     }
 
     /// The files for which there is something to do once every process exists; what takes long is done.
     fn unsettled(&self, builder: &Builder) -> Result<Vec<Unsettled<'_>>, RestartError> {
         let pidfd = PidFd::open(builder.host).rebuilding("opening", "the builder").map_err(|e| self.failed(e))?;
-        let fetch = |file: FileId| pidfd.get(builder.pool.files.get(&file).copied().unwrap_or(-1));
+        let pool = &builder.pool;
+        let keepers = pool.keepers.iter().map(|handle| pidfd.get(*handle).map(PidFd::from));
+        let keepers: Vec<PidFd> =
+            keepers.collect::<Result<_, _>>().rebuilding("opening", "who keeps files").map_err(|e| self.failed(e))?;
+        let fetch =
+            |file: FileId| match pool.kept.get(&file).and_then(|kept| Some((keepers.get(kept.keeper)?, kept.number))) {
+                Some((keeper, number)) => keeper.get(number),
+                None => pidfd.get(pool.files.get(&file).copied().unwrap_or(-1)),
+            };
         files::unsettled(&self.files, &fetch).map_err(|e| self.failed(e))
     }
 }

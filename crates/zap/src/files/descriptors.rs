@@ -1,7 +1,7 @@
 //! The descriptor table of a process: which number leads to which open file description.
 
 use std::cmp::Ordering;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
@@ -54,9 +54,9 @@ pub fn process_descriptors(
 /// The file behind a number that leads where it led in another process: most of what relatives have is the same, and to
 /// compare costs a third of copying.
 fn inherited(look: &Look<'_>, subject: &Subject, number: i32) -> Option<FileId> {
-    let (id, file) = look.files.latest(number)?;
-    let ours = std::process::id() as i32;
-    let same = kcmp::compare_files(subject.host.0, number, ours, file.as_raw_fd()).ok()?;
+    let (id, place) = look.files.latest(number)?;
+    let (who, other) = place.number();
+    let same = kcmp::compare_files(subject.host.0, number, who, other).ok()?;
     (same == Ordering::Equal).then_some(id)
 }
 
@@ -183,6 +183,8 @@ pub fn read_close_on_exec(subject: &Subject, descriptors: &mut [DescriptorState]
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
     use crate::files::testing::{spec, subject};
     use crate::image::DataSink;

@@ -117,7 +117,7 @@ fn target(look: &Look<'_>, descriptor: &Descriptor, line: Line, earlier: u32) ->
     // Nearly always the number still leads to the file in the process through which the epoll was met.
     let likely = look.files.numbered(descriptor.subject.host, line.number);
     for (id, file) in likely.into_iter().chain(look.files.of_inode(line.device, line.inode)) {
-        if is(file)? {
+        if is(&file)? {
             return Ok(id);
         }
     }

@@ -148,7 +148,7 @@ impl LateFiles {
                 if rebuild.file(id).is_err()
                     && let Some(opened) = self.open_here(id)
                 {
-                    rebuild.keep_file(id, opened?);
+                    rebuild.keep_file(id, opened?)?;
                 }
             }
         }

@@ -87,7 +87,7 @@ pub(super) fn connect(file: BorrowedFd<'_>, locks: &[LockState]) -> std::io::Res
 /// The files among those that were met on which somebody holds a lock of a range: most pods have none. (Not by
 /// `/proc/locks`, whose first reader waits some 10 ms for the kernel.)
 pub fn locked(look: &Look<'_>) -> HashSet<FileId> {
-    look.files.met().filter(|(_, file)| lock::is_locked(file)).map(|(id, _)| id).collect()
+    look.files.all().filter(|(_, file)| lock::is_locked(file)).map(|(id, _)| id).collect()
 }
 
 /// The POSIX locks of a process; `locked` are the files that anybody has [`locked`].

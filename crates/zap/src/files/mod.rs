@@ -68,7 +68,8 @@ pub use identity::{FileIdentity, identity_of};
 pub use late::{Late, LateFiles, is_late_elsewhere};
 pub use locks::{PosixLock, locked, posix_locks, take_posix_locks};
 pub use pool::{
-    Unsettled, any_late, awaken_all, connect_all, connect_late, open_all, restart_descriptors, settle_all, unsettled,
+    Source, Unsettled, any_late, awaken_all, connect_all, connect_late, open_all, restart_descriptors, settle_all,
+    unsettled,
 };
 pub(crate) use regular::RootFile;
 pub use regular::verify_root;

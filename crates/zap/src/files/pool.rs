@@ -22,7 +22,7 @@ pub fn open_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<(), R
         rebuild.work_in(state.network)?;
         rebuild.look_from(state.mounts)?;
         let file = kind_named(&state.kind)?.open(rebuild, state.id, &state.state)?;
-        rebuild.keep_file(state.id, file);
+        rebuild.keep_file(state.id, file)?;
     }
     rebuild.look_from(None)?;
     rebuild.work_in(None)
@@ -37,6 +37,7 @@ pub fn connect_all(rebuild: &mut Rebuild<'_>, states: &[FileState]) -> Result<()
     connect(rebuild, &states.iter().filter(now).collect::<Vec<_>>())?;
     for state in states.iter().filter(|s| !s.locks.is_empty() && !late.contains(s.id)) {
         locks::connect(rebuild.file(state.id)?, &state.locks).map_err(locks::failed(state.id))?;
+        rebuild.put_back();
     }
     Ok(())
 }
@@ -62,6 +63,7 @@ fn connect(rebuild: &mut Rebuild<'_>, states: &[&FileState]) -> Result<(), Rebui
                 rebuild.work_in(state.network)?;
                 rebuild.look_from(state.mounts)?;
                 kind.connect(rebuild, state.id, &state.state)?;
+                rebuild.put_back();
             }
         }
     }
@@ -124,20 +126,107 @@ pub fn awaken_all(all: Vec<Unsettled<'_>>) -> Result<(), RebuildError> {
 /// Descriptors that one batch takes care of at most.
 const MANY: usize = 512;
 
-/// The calls by which one process takes its descriptors from the pool and closes whatever else it has. Files that are not
-/// in the pool (`None`) are left out: they are opened late.
+/// Where the file of a descriptor is, for a process that is to have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// In the pool, under this number.
+    Pool(i32),
+    /// Another process keeps it, on which the pool has this handle; under this number there.
+    Kept {
+        /// The handle.
+        keeper: i32,
+        /// The number.
+        number: i32,
+    },
+    /// Nowhere yet: it is opened late.
+    Late,
+}
+
+/// The calls by which one process takes its descriptors from the pool, or from those who keep them, and closes whatever else
+/// it has.
 pub fn restart_descriptors(
     descriptors: &[DescriptorState],
-    pool: &dyn Fn(FileId) -> Option<i32>,
+    source: &dyn Fn(FileId) -> Source,
 ) -> Result<Vec<Batch>, RebuildError> {
-    let mut wanted = BTreeMap::new();
+    let mut kept = Vec::new();
+    let mut keepers = BTreeMap::new();
     for descriptor in descriptors {
+        if let Source::Kept { keeper, number } = source(descriptor.file) {
+            kept.push((*descriptor, keeper, number));
+            keepers.insert(keeper, 0);
+        }
+    }
+    if !keepers.is_empty() {
+        // Until everything was fetched from them, the handles are where nothing is to be.
+        let numbers: HashSet<i32> = descriptors.iter().map(|descriptor| descriptor.number).collect();
+        for (place, free) in keepers.values_mut().zip((0..).filter(|number| !numbers.contains(number))) {
+            *place = free;
+        }
+    }
+    let mut near = Vec::with_capacity(descriptors.len());
+    for descriptor in descriptors {
+        if let Source::Pool(number) = source(descriptor.file) {
+            near.push((*descriptor, number));
+        }
+    }
+    let handle = |(keeper, place): (&i32, &i32)| {
+        (DescriptorState { number: *place, file: HANDLE, close_on_exec: true }, *keeper)
+    };
+    near.extend(keepers.iter().map(handle));
+    let mut batches = take_from_pool(&near)?;
+    if !kept.is_empty() {
+        kept.sort_by_key(|(descriptor, ..)| descriptor.number);
+        let taken = near.iter().map(|(descriptor, _)| descriptor.number).collect();
+        fetch_kept(&kept, &keepers, taken, &mut batches);
+    }
+    Ok(batches)
+}
+
+/// A handle on who keeps files is no file of the image.
+const HANDLE: FileId = FileId(u32::MAX);
+
+/// The calls by which a process fetches files that others keep: `taken` are the numbers that it has. The kernel gives the
+/// lowest number that is free, which is nearly always the one that is wanted.
+fn fetch_kept(
+    kept: &[(DescriptorState, i32, i32)],
+    keepers: &BTreeMap<i32, i32>,
+    mut taken: HashSet<i32>,
+    batches: &mut Vec<Batch>,
+) {
+    let mut lowest = 0;
+    for some in kept.chunks(MANY / 3) {
+        let mut batch = Batch::new();
+        for (descriptor, keeper, number) in some {
+            while taken.contains(&lowest) {
+                lowest += 1;
+            }
+            let (wanted, handle) = (descriptor.number, keepers.get(keeper).copied().unwrap_or(-1));
+            let what = format!("fetching descriptor {wanted} ({})", descriptor.file);
+            batch.call(libc::SYS_pidfd_getfd, [handle.into(), (*number).into(), 0.into()], what.clone());
+            if lowest != wanted {
+                let flags = if descriptor.close_on_exec { libc::O_CLOEXEC } else { 0 };
+                batch.call(libc::SYS_dup3, [lowest.into(), wanted.into(), flags.into()], what.clone());
+                batch.call(libc::SYS_close, [lowest.into()], what);
+            } else if !descriptor.close_on_exec {
+                batch.call(libc::SYS_fcntl, [wanted.into(), libc::F_SETFD.into(), 0.into()], what);
+            }
+            taken.insert(wanted);
+        }
+        batches.push(batch);
+    }
+    let mut batch = Batch::new();
+    keepers.values().for_each(|handle| close(&mut batch, *handle, *handle));
+    batches.push(batch);
+}
+
+/// The calls by which one process takes these descriptors from those numbers of the pool, and closes whatever else it has.
+fn take_from_pool(descriptors: &[(DescriptorState, i32)]) -> Result<Vec<Batch>, RebuildError> {
+    let mut wanted = BTreeMap::new();
+    for (descriptor, source) in descriptors {
         if descriptor.number < 0 {
             return Err(RebuildError::Damaged(format!("descriptor {} is none", descriptor.number)));
         }
-        if let Some(source) = pool(descriptor.file) {
-            wanted.insert(descriptor.number, (source, descriptor));
-        }
+        wanted.insert(descriptor.number, (*source, descriptor));
     }
     let aside = unused(wanted.iter().flat_map(|(number, (source, _))| [*number, *source]));
     let (mut batches, mut batch) = (Vec::new(), Batch::new());
@@ -236,7 +325,7 @@ mod tests {
     #[test]
     fn takes_from_the_pool_and_closes_the_rest() {
         let list = [descriptor(0, 0), descriptor(7, 1)];
-        let batch = restart_descriptors(&list, &|id| Some(1000 + id.0 as i32)).unwrap();
+        let batch = restart_descriptors(&list, &|id| Source::Pool(1000 + id.0 as i32)).unwrap();
         // Two are given; what lies between them and behind them is closed.
         assert_eq!(batch.iter().map(Batch::len).collect::<Vec<_>>(), [4]);
     }
@@ -244,16 +333,29 @@ mod tests {
     #[test]
     fn many_are_taken_in_pieces() {
         let list: Vec<_> = (0..1300).map(|number| descriptor(number, 0)).collect();
-        let batches = restart_descriptors(&list, &|_| Some(2000)).unwrap();
+        let batches = restart_descriptors(&list, &|_| Source::Pool(2000)).unwrap();
         assert_eq!(batches.iter().map(Batch::len).collect::<Vec<_>>(), [MANY, MANY, 1301 - 2 * MANY]);
     }
 
     #[test]
     fn what_is_in_its_place_stays_there() {
         let list = [descriptor(7, 0), descriptor(8, 1)];
-        let batch = restart_descriptors(&list, &|id| Some(7 + id.0 as i32)).unwrap();
+        let batch = restart_descriptors(&list, &|id| Source::Pool(7 + id.0 as i32)).unwrap();
         // Two flags; what lies below and above is closed.
         assert_eq!(batch.iter().map(Batch::len).collect::<Vec<_>>(), [4]);
+    }
+
+    #[test]
+    fn what_others_keep_is_fetched() {
+        let list = [descriptor(0, 0), descriptor(1, 1), descriptor(5, 2)];
+        let kept = |id: FileId| match id.0 {
+            0 => Source::Pool(30),
+            number => Source::Kept { keeper: 40, number: number as i32 },
+        };
+        let batches = restart_descriptors(&list, &kept).unwrap();
+        // One is given, and the handle (as 2); what is between and behind is closed. One comes where it is to be and is
+        // not closed by execve, one must be moved; the handle goes.
+        assert_eq!(batches.iter().map(Batch::len).collect::<Vec<_>>(), [4, 5, 1]);
     }
 
     #[test]

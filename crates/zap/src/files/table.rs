@@ -13,12 +13,14 @@ use crate::ids::{FileId, HostPid};
 use crate::look::{Look, Subject};
 use crate::namespaces::NamespaceId;
 use crate::sockets;
+use crate::sys::pidfd::PidFd;
 use crate::sys::{descriptor, file, kcmp};
 
 /// Which open file descriptions have been met, and what was captured of each.
-#[derive(Default)]
 pub struct FileTable {
     met: Vec<Met>,
+    /// So many of them are kept a copy of.
+    most: usize,
     /// Candidates for identity: indexes into `met` of descriptions of one inode with the same flags, in kcmp's order.
     buckets: HashMap<Key, Vec<usize>>,
     /// Descriptions whose capture refers to others, put off until all have been met.
@@ -37,10 +39,54 @@ pub struct FileTable {
 type Key = (u64, u64, i32);
 
 struct Met {
-    file: Arc<OwnedFd>,
+    place: Place,
     device: u64,
     inode: u64,
     captured: Option<FileState>,
+}
+
+/// Where a description that was met can be had.
+pub(super) enum Place {
+    /// We have a copy.
+    Here(Arc<OwnedFd>),
+    /// A process that is held has it under a number.
+    There(HostPid, i32),
+}
+
+impl Place {
+    /// The PID of a process that has it, and its number there.
+    pub(super) fn number(&self) -> (i32, i32) {
+        match self {
+            Place::Here(file) => (std::process::id() as i32, file.as_raw_fd()),
+            Place::There(process, number) => (process.0, *number),
+        }
+    }
+
+    /// A copy; none if the process has ended.
+    fn copy(&self) -> Option<Arc<OwnedFd>> {
+        match self {
+            Place::Here(file) => Some(file.clone()),
+            Place::There(process, number) => {
+                PidFd::open(*process).and_then(|process| process.get(*number)).map(Arc::new).ok()
+            }
+        }
+    }
+}
+
+impl Default for FileTable {
+    fn default() -> FileTable {
+        FileTable {
+            met: Vec::new(),
+            // What captures and tracers have open besides is far less than the rest.
+            most: descriptor::most().unwrap_or(1024) as usize / 2,
+            buckets: HashMap::new(),
+            late: Vec::new(),
+            numbers: HashMap::new(),
+            latest: HashMap::new(),
+            mounts: Mounts::default(),
+            names: HashMap::new(),
+        }
+    }
 }
 
 impl FileTable {
@@ -54,44 +100,46 @@ impl FileTable {
         self.met.get(id.0 as usize)?.captured.as_ref()
     }
 
-    /// Every description that was met, with our copy.
-    pub(super) fn met(&self) -> impl Iterator<Item = (FileId, &Arc<OwnedFd>)> {
-        self.met.iter().zip(0u32..).map(|(m, n)| (FileId(n), &m.file))
+    /// A copy of a description that was met.
+    pub fn file(&self, id: FileId) -> Option<Arc<OwnedFd>> {
+        self.met.get(id.0 as usize)?.place.copy()
     }
 
-    /// Our copy of a description that was met.
-    pub fn file(&self, id: FileId) -> Option<&Arc<OwnedFd>> {
-        self.met.get(id.0 as usize).map(|m| &m.file)
-    }
-
-    /// The description that a number of a process leads to, with our copy.
-    pub fn numbered(&self, process: HostPid, number: i32) -> Option<(FileId, &Arc<OwnedFd>)> {
+    /// The description that a number of a process leads to, with a copy.
+    pub fn numbered(&self, process: HostPid, number: i32) -> Option<(FileId, Arc<OwnedFd>)> {
         let id = *self.numbers.get(&(process, number))?;
         Some((id, self.file(id)?))
     }
 
-    /// Notes where a number of a process leads to.
+    /// Notes where a number of a process leads to. Of more files than zap may have open at once no copy is kept: they are
+    /// open there for as long as the process is held.
     pub(super) fn note(&mut self, process: HostPid, number: i32, id: FileId) {
         self.numbers.insert((process, number), id);
         self.latest.insert(number, id);
+        if self.met.len() < self.most {
+            return;
+        }
+        if let Some(place @ Place::Here(_)) = self.met.get_mut(id.0 as usize).map(|met| &mut met.place) {
+            *place = Place::There(process, number);
+        }
     }
 
-    /// The description that a number led to in the process that was looked at last, with our copy.
-    pub(super) fn latest(&self, number: i32) -> Option<(FileId, &Arc<OwnedFd>)> {
+    /// Where the description is that a number led to in the process that was looked at last.
+    pub(super) fn latest(&self, number: i32) -> Option<(FileId, &Place)> {
         let id = *self.latest.get(&number)?;
-        Some((id, self.file(id)?))
+        Some((id, &self.met.get(id.0 as usize)?.place))
     }
 
-    /// Every description that was met.
-    pub fn all(&self) -> impl Iterator<Item = (FileId, &Arc<OwnedFd>)> {
-        self.met.iter().zip(0u32..).map(|(m, n)| (FileId(n), &m.file))
+    /// Every description that was met, with a copy.
+    pub fn all(&self) -> impl Iterator<Item = (FileId, Arc<OwnedFd>)> {
+        self.met.iter().zip(0u32..).filter_map(|(m, n)| Some((FileId(n), m.place.copy()?)))
     }
 
-    /// Every description of an inode that was met.
-    pub fn of_inode(&self, device: u64, inode: u64) -> impl Iterator<Item = (FileId, &Arc<OwnedFd>)> {
+    /// Every description of an inode that was met, with a copy.
+    pub fn of_inode(&self, device: u64, inode: u64) -> impl Iterator<Item = (FileId, Arc<OwnedFd>)> {
         let same = move |m: &&Met| m.device == device && m.inode == inode;
         let numbered = self.met.iter().zip(0u32..);
-        numbered.filter(move |(m, _)| same(m)).map(|(m, n)| (FileId(n), &m.file))
+        numbered.filter(move |(m, _)| same(m)).filter_map(|(m, n)| Some((FileId(n), m.place.copy()?)))
     }
 
     /// Where in the bucket of `key` this description is, or where it belongs: buckets are in the kernel's own order.
@@ -101,8 +149,8 @@ impl FileTable {
         let (mut low, mut high) = (0, bucket.len());
         while low < high {
             let middle = (low + high) / 2;
-            let other = self.met[bucket[middle]].file.as_raw_fd();
-            match kcmp::compare_files(ours, other, ours, file.as_raw_fd())? {
+            let (who, other) = self.met[bucket[middle]].place.number();
+            match kcmp::compare_files(who, other, ours, file.as_raw_fd())? {
                 Ordering::Equal => return Ok(Ok(bucket[middle])),
                 Ordering::Less => low = middle + 1,
                 Ordering::Greater => high = middle,
@@ -114,7 +162,7 @@ impl FileTable {
     fn insert(&mut self, key: Key, place: usize, file: Arc<OwnedFd>) -> FileId {
         let id = FileId(self.met.len() as u32);
         self.buckets.entry(key).or_default().insert(place, self.met.len());
-        self.met.push(Met { file, device: key.0, inode: key.1, captured: None });
+        self.met.push(Met { place: Place::Here(file), device: key.0, inode: key.1, captured: None });
         id
     }
 

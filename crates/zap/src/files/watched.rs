@@ -207,7 +207,7 @@ impl Search<'_, '_> {
         let probe = watch::inotify()?;
         let mut tried = HashMap::new();
         for (id, file) in self.look.files.all() {
-            let stat = fstat(file)?;
+            let stat = fstat(&file)?;
             let mode = stat.st_mode & libc::S_IFMT;
             if stat.st_nlink == 0 && (mode == libc::S_IFREG || mode == libc::S_IFDIR) {
                 let path = format!("/proc/self/fd/{}", file.as_raw_fd());

@@ -71,7 +71,7 @@ pub(super) fn is_io_uring(mapping: &Mapping) -> bool {
 
 /// The `io_uring` of a mapping: it cannot be opened by that; the descriptors have been met.
 fn io_uring_of(look: &Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<FileId, CaptureError> {
-    let is_one = |(_, file): &(FileId, &Arc<OwnedFd>)| {
+    let is_one = |(_, file): &(FileId, Arc<OwnedFd>)| {
         let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
         link.is_ok_and(|link| link.as_os_str().as_bytes() == files::io_uring::LINK)
     };

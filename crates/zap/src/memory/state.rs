@@ -247,4 +247,13 @@ impl MemoryState {
         let stored = self.pages.iter().filter(|r| r.source != PageSource::Parent);
         stored.map(|r| r.end - r.start).sum()
     }
+
+    /// The files that are mapped, and the executable.
+    pub fn files(&self) -> impl Iterator<Item = FileId> {
+        let mapped = |vma: &VmaState| match vma.backing {
+            Backing::Private { file, .. } | Backing::Shared { file, .. } | Backing::Ring { file, .. } => Some(file),
+            Backing::Anonymous | Backing::SystemV { .. } | Backing::Asynchronous(_) => None,
+        };
+        self.vmas.iter().filter_map(mapped).chain(self.fields.exe)
+    }
 }

@@ -338,7 +338,7 @@ fn pool(files: &FileTable, known: &Known, data: i32) -> (HashMap<FileId, i32>, i
     let mut numbers = HashMap::new();
     for state in files.states() {
         let file = files.file(state.id).unwrap();
-        numbers.insert(state.id, inheritable(std::os::fd::AsFd::as_fd(&**file)));
+        numbers.insert(state.id, inheritable(std::os::fd::AsFd::as_fd(&*file)));
     }
     for (id, file) in known {
         numbers.insert(*id, inheritable(std::os::fd::AsFd::as_fd(file)));

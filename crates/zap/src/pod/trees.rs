@@ -171,7 +171,7 @@ pub fn mapped_for_writing<'s>(pod: &LivePod, look: &Look<'_>, memory: impl Itera
     let mut inodes = Inodes::new();
     for file in files.into_iter().filter_map(|id| look.files.file(id)) {
         // Of a mount of the pod's own it may be the file itself.
-        inodes.extend(crate::sys::file::fstat(&**file).map(|found| (found.st_dev, found.st_ino)));
+        inodes.extend(crate::sys::file::fstat(&*file).map(|found| (found.st_dev, found.st_ino)));
         let Ok(path) = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) else { continue };
         let places = path.ancestors().skip(1).filter_map(|mount| {
             let layer = pod.upper().join(rootfs::layer_name(mount));

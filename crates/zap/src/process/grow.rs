@@ -19,6 +19,7 @@ use std::sync::Arc;
 use crate::error::RebuildError;
 use crate::files::{self, LateFiles};
 use crate::ids::{FileId, HostPid, PodPid};
+use crate::keepers::Kept;
 use crate::namespaces::enter::Names;
 use crate::namespaces::{Levels, NamespaceId};
 use crate::process::credentials::CredentialsState;
@@ -58,6 +59,17 @@ impl Common {
         self.pool.files.get(&file).copied().unwrap_or(-1)
     }
 
+    /// Where a process gets a file for a descriptor.
+    pub fn source(&self, file: FileId) -> files::Source {
+        match self.pool.kept.get(&file) {
+            Some(kept) => {
+                let keeper = self.pool.keepers.get(kept.keeper).copied().unwrap_or(-1);
+                files::Source::Kept { keeper, number: kept.number }
+            }
+            None => files::Source::Pool(self.number(file)),
+        }
+    }
+
     /// The number of a namespace in the pool; −1 if it is not there.
     fn namespace(&self, namespace: NamespaceId) -> i32 {
         self.pool.namespaces.get(&namespace).copied().unwrap_or(-1)
@@ -73,12 +85,17 @@ pub struct Pool {
     pub namespaces: HashMap<NamespaceId, i32>,
     /// Of the image's data.
     pub data: i32,
+    /// Files that others keep.
+    pub kept: HashMap<FileId, Kept>,
+    /// Of the handles on them.
+    pub keepers: Vec<i32>,
 }
 
 impl Pool {
     /// The first number above all of them.
     pub fn end(&self) -> i32 {
-        self.files.values().chain(self.namespaces.values()).fold(self.data, |last, number| last.max(*number)) + 1
+        let all = self.files.values().chain(self.namespaces.values()).chain(&self.keepers);
+        all.fold(self.data, |last, number| last.max(*number)) + 1
     }
 }
 

@@ -66,8 +66,17 @@ pub(crate) fn complete(look: &mut Look<'_>) -> Result<(), CaptureError> {
     }
     const READING: &str = "reading what the kernel knows of";
     let mut kernel = kernel::reader().map_err(io::Error::other).capturing(READING, "connections that wait")?;
-    let records = kernel.files(look.files.all().map(|(_, file)| file.as_fd())).capturing(READING, "open files")?;
-    let known: HashMap<Address, FileId> = records.into_iter().zip(look.files.all().map(|(id, _)| id)).collect();
+    let (mut known, mut all) = (HashMap::<Address, FileId>::new(), look.files.all());
+    loop {
+        // Not all of them need be open here at once.
+        let some: Vec<_> = all.by_ref().take(4096).collect();
+        if some.is_empty() {
+            break;
+        }
+        let records = kernel.files(some.iter().map(|(_, file)| file.as_fd())).capturing(READING, "open files")?;
+        known.extend(records.into_iter().zip(some.iter().map(|(id, _)| *id)));
+    }
+    drop(all);
     for Backlog { id, descriptor } in backlogs {
         let state = look.files.state(id).and_then(|file| image::decode::<UnixState>(&file.state).ok());
         let Some(mut state) = state else { continue };

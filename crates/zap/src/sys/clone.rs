@@ -48,6 +48,50 @@ pub fn spawn_seed(pid: PodPid) -> io::Result<()> {
     Ok(())
 }
 
+/// A child that only waits: it ends, and has been waited for, when this is dropped.
+#[derive(Debug)]
+pub struct Helper(i32);
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let mut status = 0;
+        // SAFETY: numbers, and an int that the kernel writes; the child is ours and has not been reaped.
+        unsafe {
+            libc::kill(self.0, libc::SIGKILL);
+            libc::waitpid(self.0, &mut status, libc::__WALL);
+        }
+    }
+}
+
+/// Clones a child with that PID, which has copies of the caller's descriptors, whoever may trace the caller's user may fetch,
+/// and waits. It ends with the caller.
+///
+/// The caller must have one thread.
+pub fn spawn_helper(pid: PodPid) -> io::Result<Helper> {
+    let number = pid.0;
+    let args = CloneArgs {
+        exit_signal: libc::SIGCHLD as u64,
+        set_tid: &raw const number as u64,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    };
+    // SAFETY: as in `spawn_seed`.
+    let result =
+        when_free(pid, || check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) }))?;
+    if result != 0 {
+        return Ok(Helper(number));
+    }
+    // SAFETY: numbers only. (Where the security module Yama is not there, nobody has to be let.)
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0);
+    }
+    loop {
+        // SAFETY: touches no memory.
+        unsafe { libc::syscall(libc::SYS_pause) };
+    }
+}
+
 /// Runs `work` in a process of its own with that PID, which shares the caller's descriptors and memory, and waits for its
 /// end. `EEXIST`: there is such a process.
 ///

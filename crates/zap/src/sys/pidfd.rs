@@ -45,6 +45,19 @@ impl PidFd {
     }
 }
 
+impl AsRawFd for PidFd {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+}
+
+impl From<OwnedFd> for PidFd {
+    /// A handle that somebody else has opened.
+    fn from(handle: OwnedFd) -> PidFd {
+        PidFd(handle)
+    }
+}
+
 /// How the process of a handle ended, as `wait` tells it, once it is reaped; kernels before 6.15 do not say.
 pub fn exit_status(handle: impl AsFd) -> Option<i32> {
     /// `_IOWR(0xff, 11, struct pidfd_info)` of its first version: eight words.

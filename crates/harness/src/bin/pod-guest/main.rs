@@ -28,6 +28,7 @@ mod nests;
 mod network;
 mod oddities;
 mod openings;
+mod plenty;
 mod plumbing;
 mod portrait;
 mod registers;
@@ -78,6 +79,7 @@ const TOPICS: &[&[Kind]] = &[
     sockets::KINDS,
     nested::KINDS,
     mounts::KINDS,
+    plenty::KINDS,
     plumbing::KINDS,
     openings::KINDS,
     oddities::KINDS,

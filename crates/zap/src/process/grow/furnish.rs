@@ -60,9 +60,12 @@ impl<'a> Grove<'a> {
         if !memory::Contexts::of(&state.memory).is_empty() {
             self.make_contexts(state, std::mem::take(&mut places))?;
         }
-        let in_pool = |file| (!self.around.late.contains(file)).then(|| self.common.number(file));
-        let pool = |file| early.get(&file).copied().or_else(|| in_pool(file));
-        let own = (!state.sharing.files).then(|| files::restart_descriptors(&state.descriptors, &pool));
+        let source = |file| match early.get(&file) {
+            Some(number) => files::Source::Pool(*number),
+            None if self.around.late.contains(file) => files::Source::Late,
+            None => self.common.source(file),
+        };
+        let own = (!state.sharing.files).then(|| files::restart_descriptors(&state.descriptors, &source));
         let late = memory::late_batch(&state.memory).into_iter().map(|memory| memory.batch);
         let own = own.transpose()?.into_iter().flatten();
         let parts: Vec<Batch> = [places].into_iter().chain(own).chain(late).chain([self.attributes(state)]).collect();
