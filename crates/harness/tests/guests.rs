@@ -182,7 +182,7 @@ guests! {
     mounts_tmpfs mounts_bind mounts_views mounts_in_memory mounts_unbindable
     multicast_groups filtered_socket port_shared mapped_address netlink_groups fast_open corked_stream corked_idle corked_datagram corked_datagram6 datagram_held_back
     rights_cycle handles_on_their_way unix_credentials datagrams_shut address_without_port stream_headers
-    unix_names unix_links raw_socket packet_socket packet_ring
+    unix_names unix_links datagrams_empty raw_socket packet_socket packet_ring
     fifo_one_sided fifo_deleted pipe_resized nameless_file path_only directory_half_read linked_elsewhere file_replaced
     behind_a_root many_descriptors files_beyond_limit
     autogroup_nice own_segments dispatched_calls huge_memfd
@@ -200,6 +200,7 @@ guests! {
 }
 
 refused! {
+    asynchronous_io_waits "is used for requests that wait (IOCB_CMD_POLL)"
     vfork "vfork"
     io_uring_mapped "is an io_uring that is closed, which cannot be checkpointed"
     io_uring_in_flight "has requests in flight"

@@ -68,6 +68,7 @@ const MEMBERS: &[&str] = &[
     "sk_buff.end",
     "sk_buff.head",
     "sk_buff.len",
+    "sk_buff.network_header",
     "sk_buff.next",
     "sk_buff.sk",
     "sk_buff.transport_header",
@@ -90,6 +91,7 @@ const MEMBERS: &[&str] = &[
     "task_struct.mm",
     "udp_sock.len",
     "udp_sock.pending",
+    "udp_sock.reader_queue",
     "unix_address.len",
     "unix_address.name",
     "unix_skb_parms.fp",
@@ -119,6 +121,11 @@ const OPTIONAL: &[&str] = &[
     "io_ring_ctx.ltimeout_list",
     "io_ring_ctx.timeout_list",
     "io_ring_ctx.waitid_list",
+    "kioctx.active_reqs",
+    "kioctx.user_id",
+    "kioctx_table.nr",
+    "kioctx_table.table",
+    "mm_struct.ioctx_table",
 ];
 
 /// What some of them were called before.
@@ -363,6 +370,30 @@ impl Kernel {
             }
         }
         Ok((setup, None))
+    }
+
+    /// Whether a context of asynchronous I/O has requests that wait for something other than a disk. `memory` is a descriptor
+    /// of this process for the memory (`/proc/PID/mem`) of one that has the context.
+    pub(crate) fn has_requests(&mut self, memory: BorrowedFd<'_>, context: u64) -> io::Result<bool> {
+        const REQUESTS: &str = "kioctx.active_reqs";
+        const NEEDED: [&str; 5] =
+            [REQUESTS, "kioctx.user_id", "kioctx_table.nr", "kioctx_table.table", "mm_struct.ioctx_table"];
+        if !NEEDED.iter().all(|member| self.has(member)) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let file = self.file(memory)?;
+        let memory = self.pointer(file, "file.private_data")?;
+        let table = self.pointer(memory, "mm_struct.ioctx_table")?;
+        if table == Address(0) {
+            return Ok(false);
+        }
+        let count = self.word(table, "kioctx_table.nr")?;
+        for found in self.pointers(self.at(table, "kioctx_table.table"), count as usize)? {
+            if found != Address(0) && self.pointer(found, "kioctx.user_id")? == Address(context) {
+                return Ok(self.pointer(found, REQUESTS)? != self.at(found, REQUESTS));
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
     }
 
     /// The number of a process (`struct pid`) in the PID namespace around which `depth` others lie; zero if it has none.

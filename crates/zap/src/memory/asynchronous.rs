@@ -2,10 +2,12 @@
 //! address is the name of the context.
 //!
 //! The kernel shows the events that nobody has taken yet, and nothing of the requests that it is still working on. What
-//! disks are asked for is over when they have nothing to do; requests that wait for something else cannot be seen.
+//! disks are asked for is over when they have nothing to do; requests that wait for something else are seen in its memory
+//! alone.
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +17,7 @@ use super::state::{Backing, MemoryState, VmaState};
 use super::{PAGE, mapped};
 use crate::error::{CaptureError, Context};
 use crate::ids::HostPid;
+use crate::kernel;
 use crate::look::{Look, Subject};
 use crate::sys::{descriptor, memory};
 use crate::tracee::{Arg, Batch, Call, Output, Results};
@@ -45,6 +48,26 @@ pub(super) fn is_ring(mapping: &Mapping) -> bool {
     mapping.shared && mapping.path.starts_with(b"/[aio]")
 }
 
+/// Refuses a context with requests that wait for something other than a disk, where the kernel's memory can be read.
+pub(super) fn check(subject: &Subject, mapping: &Mapping) -> Result<(), CaptureError> {
+    let object = || mapped::object(mapping);
+    let Ok(mut kernel) = kernel::reader() else { return Ok(()) };
+    let waits = std::fs::File::open(subject.host.proc("mem"))
+        .and_then(|memory| kernel.has_requests(memory.as_fd(), mapping.start));
+    match waits {
+        // Of a part of a ring, for one.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::Unsupported) => Ok(()),
+        waits => match waits.capturing("asking what is asked for by", object())? {
+            false => Ok(()),
+            true => Err(subject.refuse(
+                object(),
+                "is used for requests that wait (IOCB_CMD_POLL), which cannot be checkpointed yet; try again when they \
+                 are answered",
+            )),
+        },
+    }
+}
+
 /// Writes down a context. The process is held.
 pub(super) fn capture(look: &Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<Backing, CaptureError> {
     let read = || Ring::read(subject.host, mapping.start..mapping.end);
@@ -55,6 +78,7 @@ pub(super) fn capture(look: &Look<'_>, subject: &Subject, mapping: &Mapping) -> 
             subject.refuse(object(), why)
         })?;
     }
+    check(subject, mapping)?;
     let ring = read().capturing("reading", object())?;
     match ring.events(subject.host).capturing("reading", object())? {
         Some(events) => Ok(Backing::Asynchronous(RingState { events })),

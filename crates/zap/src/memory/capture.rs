@@ -264,8 +264,10 @@ pub fn check(look: &mut Look<'_>, subject: &Subject, layout: &[Mapping]) -> Resu
         if let Some(why) = why_not(mapping) {
             return Err(subject.refuse(mapped::object(mapping), format!("{why}, which cannot be checkpointed yet")));
         }
-        if mapping.nature() == Nature::File && !asynchronous::is_ring(mapping) {
-            mapped::check(look, subject, mapping)?;
+        match mapping.nature() {
+            Nature::File if asynchronous::is_ring(mapping) => asynchronous::check(subject, mapping)?,
+            Nature::File => mapped::check(look, subject, mapping)?,
+            _ => {}
         }
     }
     Ok(())

@@ -10,6 +10,7 @@ mod common;
 mod connects;
 mod diag;
 mod handshakes;
+mod hidden;
 mod link;
 mod multicast;
 mod netlink;

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use super::common::{self, Name, SocketOptions, make_room};
+use super::hidden::{self, Hidden};
 use super::multicast::{self, Membership};
 use super::udp_held::{self, HeldBack};
 use super::{address, packet, unkept};
@@ -98,6 +99,7 @@ impl FileKind for Udp {
         if udp_held::may_hold_back(descriptor.as_fd()) {
             udp_held::prepare();
         }
+        hidden::prepare(descriptor.as_fd());
         Ok(())
     }
 
@@ -123,7 +125,7 @@ impl FileKind for Udp {
         if peer.is_none() {
             options.add_numbers(fd, common::UNCONNECTED);
         }
-        let queue = capture_queue(look, descriptor, &options)?;
+        let queue = capture_queue(look, descriptor, &options, is_udp)?;
         let init = look.init;
         let groups = look.sockets.groups(init).capturing("listing multicast groups for", descriptor.object())?;
         let memberships = multicast::memberships(fd, family, groups);
@@ -186,6 +188,7 @@ fn capture_queue(
     look: &mut Look<'_>,
     descriptor: &Descriptor,
     options: &SocketOptions,
+    is_udp: bool,
 ) -> Result<Vec<Datagram>, CaptureError> {
     let fd = descriptor.as_fd();
     let ready = socket::readiness(fd, libc::POLLIN).capturing("polling", descriptor.object())?;
@@ -207,13 +210,21 @@ fn capture_queue(
         Err(_) => walk(fd, 1),
     });
     let walked = walked.capturing("walking the queue", descriptor.object())?;
+    let shown: Vec<usize> = walked.iter().map(|(_, bytes)| bytes.len()).collect();
     let strange = || CaptureError::Unexpected { object: descriptor.object(), what: "address of a datagram".into() };
     let keep = |(message, bytes): (message::Message, Vec<u8>)| {
         let from = address::from_kernel(&message.name).ok_or_else(strange)?;
         let to = address::from_kernel(&message.destination).ok_or_else(strange)?;
         Ok(Datagram { from, to, bytes: look.data.append(bytes) })
     };
-    walked.into_iter().map(keep).collect()
+    let mut queue = walked.into_iter().map(keep).collect::<Result<Vec<_>, _>>()?;
+    if is_udp {
+        let found = hidden::find(fd, true, &shown, hidden::udp_ends);
+        for Hidden { before, found: (from, to) } in found.into_iter().rev() {
+            queue.insert(before, Datagram { from, to, bytes: look.data.append(Vec::new()) });
+        }
+    }
+    Ok(queue)
 }
 
 /// What `shutdown(2)` did to it, as far as it shows: that nothing is to be read, or that all is over.

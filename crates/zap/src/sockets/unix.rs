@@ -10,7 +10,7 @@ use super::unix_backlog::{self, Caller};
 use super::unix_name::{self, UnixName};
 use super::unix_queue::{self, Queued};
 use super::waiting::{connections, has_waiting};
-use super::{unix_creds, unix_pair};
+use super::{hidden, unix_creds, unix_pair};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::{Descriptor, FileKind, decoded};
 use crate::ids::{FileId, HostPid, PodPid};
@@ -169,6 +169,11 @@ impl FileKind for Unix {
         look.sockets.listeners.note(descriptor);
         // Who is gone takes a moment to find out.
         unix_creds::of_peer(look, descriptor.as_fd());
+        if socket::get_int(descriptor.as_fd(), libc::SOL_SOCKET, libc::SO_TYPE)
+            .is_ok_and(|kind| kind != libc::SOCK_STREAM)
+        {
+            hidden::prepare(descriptor.as_fd());
+        }
         // So are names that nobody has told.
         unix_name::capture(look, descriptor).map(drop)
     }

@@ -20,7 +20,7 @@ use crate::image;
 use crate::kernel::{self, Kernel};
 use crate::look::Look;
 use crate::rebuild::Rebuild;
-use crate::sys::message::Credentials;
+use crate::sys::message::{Credentials, Message};
 use crate::sys::socket;
 
 /// A connection that waits, and what it has said.
@@ -190,6 +190,19 @@ fn name_of(kernel: &mut Kernel, socket: Address) -> io::Result<Vec<u8>> {
     }
     let length = kernel.word(address, "unix_address.len")?;
     Ok(unix_name::plain(&kernel.bytes(kernel.at(address, "unix_address.name"), length as usize)?))
+}
+
+/// A message of a queue, with its sender's name and credentials, whose PID is that of the PID namespace around which `depth` lie;
+/// `None` if it carries descriptors, or cannot be read.
+pub(super) fn message(kernel: &mut Kernel, depth: usize, buffer: Address) -> io::Result<Option<(Vec<u8>, Message)>> {
+    let Ok(heard) = heard(kernel, depth, buffer, &HashMap::new())? else { return Ok(None) };
+    let sender = kernel.pointer(buffer, "sk_buff.sk")?;
+    let mut name = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
+    if sender != NOWHERE {
+        name.extend(name_of(kernel, sender)?);
+    }
+    let (length, credentials) = (heard.bytes.len(), heard.credentials);
+    Ok(Some((heard.bytes, Message { length, name, credentials, ..Message::default() })))
 }
 
 /// What one buffer has.

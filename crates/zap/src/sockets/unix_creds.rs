@@ -51,7 +51,6 @@ pub(super) fn learn(look: &mut Look<'_>, seen: &[i32], read: &(dyn Fn() -> io::R
         tracing::info!(%error, "PIDs of processes that are gone stay unknown");
     }
     let known = known.into_inner().unwrap_or_else(PoisonError::into_inner);
-    // An empty datagram that was looked at once is not shown again.
     if known.len() != seen.len() {
         return;
     }

@@ -6,10 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use super::common::with_room;
+use super::hidden::{self, Hidden};
 use super::unix::UnixState;
 use super::unix_pair;
 use super::unix_urgent::{self, Piece, Urgent};
-use super::{unix_creds, unix_name};
+use super::{unix_backlog, unix_creds, unix_name};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::{self, Descriptor, intern_file};
 use crate::ids::FileId;
@@ -63,14 +64,37 @@ pub(super) fn capture(look: &mut Look<'_>, descriptor: &Descriptor, kind: i32) -
             return Err(descriptor.refuse(format!("{why}, which cannot be checkpointed yet")));
         }
     }
+    if kind != libc::SOCK_STREAM {
+        add_hidden(look, descriptor, &mut walked)?;
+    }
     walked.into_iter().map(|piece| keep(look, descriptor, piece)).collect()
+}
+
+/// Adds the messages that are there and that no look has shown.
+fn add_hidden(look: &Look<'_>, descriptor: &Descriptor, walked: &mut Walked) -> Result<(), CaptureError> {
+    let fd = descriptor.as_fd();
+    let shown: Vec<usize> = walked.iter().map(|piece| piece.bytes.len()).collect();
+    let is_told = socket::get_int(fd, libc::SOL_SOCKET, libc::SO_PASSCRED).is_ok_and(|is| is != 0);
+    // The namespaces around ours are nobody's business.
+    let ours = look.depth.saturating_sub(1);
+    let found = hidden::find(fd, false, &shown, |kernel, buffer| unix_backlog::message(kernel, ours, buffer));
+    for Hidden { before, found } in found.into_iter().rev() {
+        let Some((bytes, message)) = found else {
+            let why = "has a message in its queue, behind one that is empty, which cannot be read; try again later";
+            return Err(descriptor.refuse(why));
+        };
+        let credentials = message.credentials.filter(|_| is_told);
+        walked.insert(before, Piece::new(Message { credentials, ..message }, bytes));
+    }
+    Ok(())
 }
 
 type Walked = Vec<Piece>;
 
-/// The PIDs of those who sent it; zero where nobody is told.
+/// The PIDs of those who sent it; zero where nobody is told. Empty messages are not shown a second time.
 fn senders(walked: &Walked) -> Vec<i32> {
-    walked.iter().map(|piece| piece.message.credentials.map_or(0, |(pid, ..)| pid)).collect()
+    let full = walked.iter().filter(|piece| !piece.bytes.is_empty());
+    full.map(|piece| piece.message.credentials.map_or(0, |(pid, ..)| pid)).collect()
 }
 
 const PEEK: i32 = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;

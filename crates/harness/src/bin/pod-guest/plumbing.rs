@@ -27,6 +27,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("stream-headers", stream_headers),
     ("unix-names", unix_names),
     ("unix-links", unix_links),
+    ("datagrams-empty", datagrams_empty),
 ];
 
 pub(crate) fn said<T>(result: std::io::Result<T>) -> Result<T, String> {
@@ -632,4 +633,49 @@ fn unix_links() -> Checked {
     let mut text = [0; 16];
     let length = said(letters.recv(&mut text))?;
     equal("what was sent to another name", &text[..length], b"a letter")
+}
+
+/// Empty datagrams among others, that were looked at and not read; some look like the end of a connection.
+fn datagrams_empty() -> Checked {
+    let sent: [&[u8]; 6] = [b"", b"a", b"", b"", b"b", b""];
+    let told = said(UdpSocket::bind("127.0.0.1:0"))?;
+    let teller = said(UdpSocket::bind("127.0.0.1:0"))?;
+    let mut pairs = Vec::new();
+    for kind in [libc::SOCK_DGRAM, libc::SOCK_SEQPACKET] {
+        let mut ends = [0; 2];
+        done("socketpair", unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) })?;
+        pairs.push(ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) }));
+    }
+    let seen = said(std::os::unix::net::UnixDatagram::bind("/tmp/seen"))?;
+    let sender = said(std::os::unix::net::UnixDatagram::bind("/tmp/sender"))?;
+    set(&seen, libc::SOL_SOCKET, libc::SO_PASSCRED, &1i32)?;
+    for piece in sent {
+        said(teller.send_to(piece, said(told.local_addr())?))?;
+        said(sender.send_to(piece, "/tmp/seen"))?;
+        for [from, _] in &pairs {
+            let sent = unsafe { libc::send(from.as_raw_fd(), piece.as_ptr().cast(), piece.len(), 0) };
+            equal("sent", sent, piece.len() as isize)?;
+        }
+    }
+    let receivers = [told.as_raw_fd(), seen.as_raw_fd(), pairs[0][1].as_raw_fd(), pairs[1][1].as_raw_fd()];
+    for receiver in receivers {
+        for _ in 0..2 {
+            let peeked = unsafe { libc::recv(receiver, std::ptr::null_mut(), 0, libc::MSG_PEEK) };
+            done("recv", peeked as i64)?;
+        }
+    }
+    // The end of its stream, to which all leads.
+    let [from, _] = &pairs[1];
+    done("shutdown", unsafe { libc::shutdown(from.as_raw_fd(), libc::SHUT_WR) })?;
+    hold()?;
+    let mut text = [0; 8];
+    for receiver in receivers {
+        for (place, piece) in sent.iter().enumerate() {
+            let length = done(&format!("reading {place} of {receiver}"), unsafe {
+                libc::recv(receiver, text.as_mut_ptr().cast(), 8, libc::MSG_DONTWAIT) as i64
+            })?;
+            equal(&format!("datagram {place} of {receiver}"), &text[..length as usize], piece)?;
+        }
+    }
+    Ok(())
 }

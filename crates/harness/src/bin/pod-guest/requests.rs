@@ -2,7 +2,8 @@
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[crate::stage::Kind] = &[("asynchronous-io", asynchronous_io)];
+pub(crate) const KINDS: &[crate::stage::Kind] =
+    &[("asynchronous-io", asynchronous_io), ("asynchronous-io-waits", asynchronous_io_waits)];
 
 /// Contexts of asynchronous input and output that wait for nothing.
 fn asynchronous_io() -> Checked {
@@ -32,11 +33,29 @@ fn asynchronous_io() -> Checked {
     Ok(())
 }
 
+/// A context with a request that waits until something can be read from a pipe (`IOCB_CMD_POLL`).
+fn asynchronous_io_waits() -> Checked {
+    let mut contexts = [0u64; 2];
+    call("io_setup", libc::SYS_io_setup, [10, &raw mut contexts[0] as u64])?;
+    call("io_setup", libc::SYS_io_setup, [1000, &raw mut contexts[1] as u64])?;
+    let mut ends = [0; 2];
+    done("pipe", unsafe { libc::pipe(ends.as_mut_ptr()) })?;
+    let (poll, readable) = (5, libc::POLLIN as u64);
+    equal("submitted", ask(contexts[1], [7, 0, poll | (ends[0] as u64) << 32, readable, 0, 0, 0, 0])?, 1)?;
+    hold()?;
+    done("write", unsafe { libc::write(ends[1], c"x".as_ptr().cast(), 1) } as i64)?;
+    equal("an event", reaped(contexts[1], 8)?, vec![(7, (libc::POLLIN | libc::POLLRDNORM).into())])
+}
+
 fn submit(context: u64, file: &std::fs::File, bytes: &[u8], offset: u64, data: u64) -> Result<i64, String> {
     use std::os::fd::AsRawFd;
     // Written to: operation 1.
     let control =
         [data, 0, 1 | (file.as_raw_fd() as u64) << 32, bytes.as_ptr() as u64, bytes.len() as u64, offset, 0, 0];
+    ask(context, control)
+}
+
+fn ask(context: u64, control: [u64; 8]) -> Result<i64, String> {
     let list = [&raw const control as u64];
     call("io_submit", libc::SYS_io_submit, [context, 1, &raw const list as u64])
 }
