@@ -242,7 +242,12 @@ impl Checkpoint<'_> {
         let (trees, memory) = self.copy_ahead(writer, &nests, layouts, &population);
         self.memory = Arc::new(memory);
         self.statuses = Arc::new(Statuses::open(&population, &PodProc::new(self.pod.init)));
-        let unfollowed = if self.strategy.leaves_pages() { 0 } else { self.memory.unfollowed() };
+        let unfollowed = match self.memory.unfollowed() {
+            // Neither stays in our memory: it stays there, or is sent as it is read.
+            _ if self.strategy.leaves_pages() => 0,
+            much if self.sends && much > look::MUCH as u64 => 0,
+            few => few,
+        };
         let room = (unfollowed + queued).min(MOST_ROOM) as usize;
         if room > LITTLE_ROOM {
             heap::warm(room);
@@ -354,7 +359,7 @@ impl Checkpoint<'_> {
         held
     }
 
-    /// Looks at everything, with the pod held: nothing is written to disk.
+    /// Looks at everything, with the pod held: nothing is written to disk, but much memory is sent that is to be sent.
     fn look(
         &mut self,
         held: HeldPod,
@@ -391,7 +396,7 @@ impl Checkpoint<'_> {
         if self.strategy.leaves_pages() {
             looked.leave_pages(&look, held, &mut self.left)?;
         }
-        looked.read_pages(&mut look, held)?;
+        looked.read_pages(&mut look, held, self.sends)?;
         if self.sends && !self.strategy.leaves_pages() {
             looked.put_off_pages(&look, held, self.strategy)?;
         }

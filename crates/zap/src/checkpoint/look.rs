@@ -20,6 +20,9 @@ use crate::process::sharing::Kinship;
 use crate::process::state::ProcessState;
 use crate::process::statuses::Statuses;
 
+/// What is sent while more is read.
+pub(super) const MUCH: usize = 32 << 20;
+
 /// Everything about the processes that is known once all have answered.
 pub(super) struct Looked {
     answers: Vec<capture::Answers>,
@@ -168,9 +171,11 @@ fn in_order(parents: &[Option<usize>]) -> Vec<usize> {
 }
 
 impl Looked {
-    /// Reads the pages that are needed, of all processes at once.
-    pub(super) fn read_pages(&mut self, look: &mut Look<'_>, held: &HeldPod) -> Result<(), HoldError> {
-        let unreadable = memory::read_all(look.data, self.memories.iter_mut().flatten())?;
+    /// Reads the pages that are needed, of all processes at once. `sends`: the pod is held until they have arrived elsewhere.
+    pub(super) fn read_pages(&mut self, look: &mut Look<'_>, held: &HeldPod, sends: bool) -> Result<(), HoldError> {
+        let much = sends && memory::unread(self.memories.iter().flatten()) > MUCH;
+        let all = self.memories.iter_mut().flatten();
+        let unreadable = if much { memory::stream_all(look.data, all)? } else { memory::read_all(look.data, all)? };
         if !unreadable.is_empty() {
             let read = held.each(Arc::new(unreadable), capture::read_as_tracer).wait()?;
             memory::append_all(look.data, self.memories.iter_mut().flatten(), read);

@@ -11,7 +11,7 @@ use super::room::Room;
 const PAGE: u64 = 4096;
 
 /// Collects bulk bytes. What is appended has its place at once; it reaches the disk when [`DataSink::flush`] is called
-/// (before the hold, or after it), never while the pod is held unless the host's memory runs out.
+/// (before the hold, or after it) or [`DataSink::stream`], and else while the pod is held only if the host's memory runs out.
 #[derive(Default)]
 pub struct DataSink {
     pending: Vec<Vec<u8>>,
@@ -63,6 +63,11 @@ impl DataSink {
             }
         }
         Ok(())
+    }
+
+    /// What was appended is lost: the next who writes is told why.
+    pub fn fail(&mut self, error: io::Error) {
+        self.failed = Some(error);
     }
 
     /// Has `feed` append pages that are written while it prepares the next ones. What is pending is written first.

@@ -137,12 +137,8 @@ pub fn read_all<'c>(
     let pieces: Vec<_> = all.iter().enumerate().flat_map(pieces_of).collect();
     let read = parallel::map(pieces, |(place, piece)| {
         let captured = &all[place];
-        match pages::read(&captured.subject, &captured.pagemap, &piece) {
-            Err(CaptureError::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EIO) => {
-                Ok((place, piece, None))
-            }
-            bytes => Ok((place, piece, Some(bytes?))),
-        }
+        let bytes = unless_hidden(pages::read(&captured.subject, &captured.pagemap, &piece))?;
+        Ok((place, piece, bytes))
     });
     let mut unreadable = Vec::new();
     for read in read {
@@ -154,6 +150,47 @@ pub fn read_all<'c>(
     }
     all.iter_mut().for_each(|captured| captured.state.pages.sort_by_key(|r| r.start));
     Ok(unreadable)
+}
+
+/// The same, in order, while others write what was read before: for much of it, where nobody waits for the hold alone. What
+/// cannot be written is told by the next who writes.
+pub fn stream_all<'c>(
+    data: &mut DataSink,
+    all: impl IntoIterator<Item = &'c mut Captured>,
+) -> Result<Vec<Piece>, CaptureError> {
+    let streamed = data.stream(|feed| {
+        let mut unreadable = Vec::new();
+        for (place, captured) in all.into_iter().enumerate() {
+            for pages in pages::pieces(&captured.unread) {
+                let mut buffer = feed.buffer(pages::total(&pages));
+                let read = pages::read_into(&mut buffer, &captured.subject, &captured.pagemap, &pages);
+                let offset = feed.append(buffer).offset;
+                match unless_hidden(read)? {
+                    Some(()) => pages::note(&pages, offset, &mut captured.state.pages),
+                    None => unreadable.push(Piece { place, process: captured.subject.host, pages }),
+                }
+            }
+            captured.state.pages.sort_by_key(|run| run.start);
+        }
+        Ok(unreadable)
+    });
+    streamed.unwrap_or_else(|error| {
+        data.fail(error);
+        Ok(Vec::new())
+    })
+}
+
+/// Nothing of what the kernel shows tracers alone.
+fn unless_hidden<T>(read: Result<T, CaptureError>) -> Result<Option<T>, CaptureError> {
+    match read {
+        Err(CaptureError::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EIO) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// How many bytes are still to be read.
+pub fn unread<'c>(all: impl IntoIterator<Item = &'c Captured>) -> usize {
+    all.into_iter().map(|captured| pages::total(&captured.unread)).sum()
 }
 
 /// Completes states with what tracers have read ([`read_traced`](pages::read_traced)).

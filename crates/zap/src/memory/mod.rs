@@ -29,7 +29,7 @@ mod tracking;
 mod vdso;
 
 pub use asynchronous::Contexts;
-pub use capture::{Captured, Piece, ReadPiece, Request, append_all, capture, check, read_all};
+pub use capture::{Captured, Piece, ReadPiece, Request, append_all, capture, check, read_all, stream_all, unread};
 pub use foreign::{FaceState, Patch, adapt, is_at_home, is_in_a_jump, write_patches};
 pub use layout::{Mapping, flag};
 pub use left::{LITTLE, LITTLE_IN_PLACE, LeftBehind, pages_of};

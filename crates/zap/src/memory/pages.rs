@@ -271,18 +271,23 @@ pub(super) fn pieces(wanted: &[Range<u64>]) -> Vec<Vec<Range<u64>>> {
 
 /// The contents of the pages of a piece, one behind the other. The process is held.
 pub(super) fn read(subject: &Subject, pagemap: &File, piece: &[Range<u64>]) -> Result<Vec<u8>, CaptureError> {
-    let frames =
-        Frames::read(pagemap, piece).capturing("reading", format!("the page frames of process {}", subject.pod))?;
-    read_knowing(subject, piece, &frames.mapped_elsewhere())
+    let mut buffer = vec![0; total(piece)];
+    read_into(&mut buffer, subject, pagemap, piece)?;
+    Ok(buffer)
 }
 
-/// The same. `elsewhere`: those that others map too.
-fn read_knowing(subject: &Subject, piece: &[Range<u64>], elsewhere: &[Range<u64>]) -> Result<Vec<u8>, CaptureError> {
+/// The same, into a buffer of their size.
+pub(super) fn read_into(
+    buffer: &mut [u8],
+    subject: &Subject,
+    pagemap: &File,
+    piece: &[Range<u64>],
+) -> Result<(), CaptureError> {
+    let frames =
+        Frames::read(pagemap, piece).capturing("reading", format!("the page frames of process {}", subject.pod))?;
     let mut reader = Reader { process: subject.host, forced: None };
-    let mut buffer = vec![0; total(piece)];
     let object = || format!("process {}", subject.pod);
-    reader.read(piece, elsewhere, &mut buffer).capturing("reading the memory", object())?;
-    Ok(buffer)
+    reader.read(piece, &frames.mapped_elsewhere(), buffer).capturing("reading the memory", object())
 }
 
 /// The contents of pages of a process whose thread `thread` the calling thread has stopped as its tracer.
@@ -312,7 +317,7 @@ pub(super) fn append(data: &mut DataSink, piece: &[Range<u64>], bytes: Vec<u8>, 
 }
 
 /// Notes that a piece is at `offset` of the image's data.
-fn note(piece: &[Range<u64>], mut offset: u64, runs: &mut Vec<PageRun>) {
+pub(super) fn note(piece: &[Range<u64>], mut offset: u64, runs: &mut Vec<PageRun>) {
     for range in piece {
         runs.push(PageRun { start: range.start, end: range.end, source: PageSource::Data(offset) });
         offset += range.end - range.start;

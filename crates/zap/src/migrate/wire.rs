@@ -17,6 +17,9 @@ use crate::sys::file::set_nonblocking;
 /// How long the other side may say nothing while it is its turn, and not take what we say.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a pipe holds: as much as the kernel allows to everybody.
+const PIPE: i32 = 1 << 20;
+
 /// One end of a stream.
 pub struct Wire {
     from: Mutex<Input>,
@@ -116,6 +119,8 @@ impl Wire {
         for file in [&from, &to] {
             // A write must not block for ever: a pipe or socket that is full is waited for with a limit.
             set_nonblocking(file)?;
+            // The less often both sides have to wait for each other, the better; a socket has no such size.
+            let _ = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE));
         }
         let cancelled = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let patient = |file: OwnedFd| Patient { file: file.into(), cancelled: cancelled.clone() };

@@ -378,7 +378,7 @@ impl Shared {
         let track = Track::default();
         let watched = socket.try_clone().map_err(broken)?;
         // A command that is interrupted takes its order back, as long as that can be done.
-        let watcher = Watcher::start(watched, wire.clone(), track.clone(), options.progress);
+        let watcher = Watcher::start(watched, wire.clone(), track.clone(), options.progress).map_err(broken)?;
         let moved = crate::migrate::source::migrate(pod, options, wire, &track);
         watcher.end();
         let mut stats = moved?;
