@@ -1,8 +1,8 @@
 //! Named fault points: where a test can have zap die, or fail.
 //!
 //! `ZAP_FAULT=NAME` in the environment of `zap checkpoint`, `restart`, `migrate` or `receive` makes the pod's monitor kill itself (SIGKILL) when
-//! it comes to that point; with `ZAP_FAULT=NAME:error` what is being done there fails, as if the kernel had said EIO. Nothing
-//! else reads it.
+//! it comes to that point; with `ZAP_FAULT=NAME:error` what is being done there fails, as if the kernel had said EIO, and with
+//! `ZAP_FAULT=NAME:full` as if it had said ENOSPC. Nothing else reads it.
 
 use std::io;
 use std::sync::Mutex;
@@ -61,15 +61,20 @@ pub const FALLIBLE: &[&str] = &[
 /// What fails at such a point, in an error.
 pub(crate) const OBJECT: &str = "a fault point";
 
-/// What makes a point fail rather than kill.
-const ERROR: &str = ":error";
+/// What makes a point fail rather than kill, and with which error.
+pub const ERRORS: [(&str, i32); 2] = [(":error", libc::EIO), (":full", libc::ENOSPC)];
+
+/// A point that is to fail, and how.
+fn failing(name: &str) -> Option<(&str, i32)> {
+    ERRORS.iter().find_map(|(suffix, error)| Some((name.strip_suffix(suffix)?, *error)))
+}
 
 static ARMED: Mutex<Option<String>> = Mutex::new(None);
 
 /// The point that the environment of this command asks for.
 pub fn wanted() -> Option<String> {
-    let is_known = |name: &str| match name.strip_suffix(ERROR) {
-        Some(name) => FALLIBLE.contains(&name),
+    let is_known = |name: &str| match failing(name) {
+        Some((name, _)) => FALLIBLE.contains(&name),
         None => POINTS.contains(&name),
     };
     std::env::var("ZAP_FAULT").ok().filter(|name| is_known(name))
@@ -102,7 +107,9 @@ pub(crate) fn point(name: &str) {
 pub(crate) fn fallible(name: &str) -> io::Result<()> {
     debug_assert!(FALLIBLE.contains(&name), "{name} is not in the table");
     point(name);
-    let fails =
-        ARMED.lock().is_ok_and(|armed| armed.as_deref().and_then(|armed| armed.strip_suffix(ERROR)) == Some(name));
-    if fails { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+    let armed = ARMED.lock().map(|armed| armed.clone()).unwrap_or_default();
+    match armed.as_deref().and_then(failing) {
+        Some((wanted, error)) if wanted == name => Err(io::Error::from_raw_os_error(error)),
+        _ => Ok(()),
+    }
 }

@@ -134,7 +134,8 @@ fn a_pod_outlives_a_peer_that_stalls() {
     let mut outcomes = Outcomes::of("stalled");
     for bytes in [0, 8, 30, 60, 90] {
         let state = other.state();
-        let way = format!("ZAP_STATE={} {} | (head -c {bytes}; exec sleep 5)", state.display(), words.join(" "));
+        let way =
+            format!("ZAP_STATE={} {} | (stdbuf -o0 head -c {bytes}; exec sleep 5)", state.display(), words.join(" "));
         let mut migrate = host.zap(["migrate", "counter", "--via", &way]);
         let mut child = migrate.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(700));

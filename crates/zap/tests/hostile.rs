@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{Host, done, eventually};
+use common::{Host, done, eventually, write_counts};
 use hostile::mutation::{Change, Parts, change};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -51,8 +51,12 @@ fn image(host: &Host, name: &str, command: &[&str]) -> std::path::PathBuf {
     image
 }
 
-/// Tries `property` on as many cases as `PROPTEST_CASES` says, from a seed that is printed.
-fn check<S: Strategy>(cases: u32, strategy: S, property: impl Fn(S::Value) -> Result<(), TestCaseError>) {
+/// Tries `property` on as many cases as `PROPTEST_CASES` says, from a seed that is printed; the cases and the seed.
+fn check<S: Strategy>(
+    cases: u32,
+    strategy: S,
+    property: impl Fn(S::Value) -> Result<(), TestCaseError>,
+) -> [(String, u64); 2] {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seed = number("ZAP_SEED").unwrap_or_else(rand::random);
     let cases = number("PROPTEST_CASES").map_or(cases, |cases| cases as u32);
@@ -62,6 +66,7 @@ fn check<S: Strategy>(cases: u32, strategy: S, property: impl Fn(S::Value) -> Re
     if let Err(error) = TestRunner::new_with_rng(config, rng).run(&strategy, property) {
         panic!("with ZAP_SEED={seed}: {error}");
     }
+    [("cases".into(), cases.into()), (format!("seed {seed}"), cases.into())]
 }
 
 fn verify(image: &Path) -> Result<(), restart::RestartError> {
@@ -98,12 +103,15 @@ fn no_record_makes_verify_panic_or_hang() {
     let parts = Parts::of(&image(&host, "rich", &["python3", "-c", RICH])).with_little_data(256 << 10);
     let at = host.path("changed");
     let slowest = std::cell::Cell::new(Duration::ZERO);
-    check(600, proptest::collection::vec(change(), 1..3), |changes| {
+    let tally = std::cell::RefCell::new(std::collections::BTreeMap::new());
+    let tried = check(600, proptest::collection::vec(change(), 1..3), |changes| {
         let said = changed(&parts, &at, &changes);
         let begun = Instant::now();
         let verified = std::panic::catch_unwind(|| verify(&at).map_err(|error| (error.exit_code(), error.to_string())));
         slowest.set(slowest.get().max(begun.elapsed()));
         prop_assert!(begun.elapsed() < Duration::from_secs(20), "{}: {:?}", said, begun.elapsed());
+        let code = verified.as_ref().map_or(0, |verified| verified.as_ref().map_or_else(|(code, _)| *code, |()| 0));
+        *tally.borrow_mut().entry(format!("exit code {code}")).or_insert(0) += 1;
         match verified {
             Err(_) => prop_assert!(false, "{}: it panicked", said),
             Ok(Err((code, message))) => {
@@ -116,6 +124,7 @@ fn no_record_makes_verify_panic_or_hang() {
         Ok(())
     });
     eprintln!("the slowest took {:?}", slowest.get());
+    write_counts("hostile-verify", &tried.into_iter().chain(tally.into_inner()).collect::<Vec<_>>());
 }
 
 /// Everything of a host that a restart could leave something in.
@@ -140,7 +149,7 @@ fn no_record_makes_restart_panic_hang_or_leave_something() {
     let at = host.path("changed");
     let before = remains(&host);
     let tally = std::cell::RefCell::new(std::collections::BTreeMap::new());
-    check(80, proptest::collection::vec(change(), 1..3), |changes| {
+    let tried = check(80, proptest::collection::vec(change(), 1..3), |changes| {
         let said = changed(&parts, &at, &changes);
         let mut command = host.zap(["restart", at.to_str().unwrap(), "-d"]);
         let begun = Instant::now();
@@ -152,7 +161,7 @@ fn no_record_makes_restart_panic_hang_or_leave_something() {
             unreachable!()
         };
         let ended = done(output.unwrap());
-        *tally.borrow_mut().entry(ended.code).or_insert(0) += 1;
+        *tally.borrow_mut().entry(format!("exit code {}", ended.code)).or_insert(0) += 1;
         prop_assert!(begun.elapsed() < Duration::from_secs(30), "{}: {:?}", said, begun.elapsed());
         prop_assert!(
             !ended.stderr.contains("panicked") && !ended.stderr.contains("unexpectedly"),
@@ -177,7 +186,40 @@ fn no_record_makes_restart_panic_hang_or_leave_something() {
         prop_assert_eq!(remains(&host), before.clone(), "{}: {:?}", said, ended);
         Ok(())
     });
-    eprintln!("exit codes: {:?}", tally.borrow());
+    write_counts("hostile-restart", &tried.into_iter().chain(tally.into_inner()).collect::<Vec<_>>());
+}
+
+/// Of the golden image bytes are changed, and files cut: every byte and length of its small files, and every seventh of the
+/// others. What is left is never taken for an image.
+#[test]
+fn bytes_and_lengths_of_a_small_image_count() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/format-{}", zap::image::FORMAT));
+    let directory = tempfile::tempdir().unwrap();
+    let mut tried = (0, 0);
+    let is_refused = |at: &Path, what: &str| match std::panic::catch_unwind(|| verify(at)) {
+        Ok(Err(error)) => assert_eq!(error.exit_code(), 5, "{what}: {error}"),
+        Ok(Ok(())) => panic!("{what}: it is taken for an image"),
+        Err(_) => panic!("{what}: it panicked"),
+    };
+    for entry in std::fs::read_dir(&golden).unwrap() {
+        let name = entry.unwrap().file_name();
+        std::fs::copy(golden.join(&name), directory.path().join(&name)).unwrap();
+    }
+    for entry in std::fs::read_dir(&golden).unwrap() {
+        let file = directory.path().join(entry.unwrap().file_name());
+        let whole = std::fs::read(&file).unwrap();
+        for place in (0..whole.len()).step_by(if whole.len() < 1000 { 1 } else { 7 }) {
+            let mut bytes = whole.clone();
+            bytes[place] ^= 1 << (place % 8);
+            std::fs::write(&file, bytes).unwrap();
+            is_refused(directory.path(), &format!("byte {place} of {}", file.display()));
+            std::fs::write(&file, &whole[..place]).unwrap();
+            is_refused(directory.path(), &format!("the first {place} bytes of {}", file.display()));
+            tried = (tried.0 + 1, tried.1 + 1);
+        }
+        std::fs::write(&file, whole).unwrap();
+    }
+    write_counts("hostile-bytes", &[("bytes changed".into(), tried.0), ("lengths cut".into(), tried.1)]);
 }
 
 /// An image whose pod is called by a path, or whose binds lead back: refused before anything is made.

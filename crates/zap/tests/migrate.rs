@@ -199,6 +199,10 @@ fn one_lives(a: &Host, b: &Host, done: &Done, point: &str) {
     Counter::of(if runs(a) { a } else { b }, "counter").goes_on();
 }
 
+fn where_it_lives(source: &Host) -> &'static str {
+    if runs(source) { "it lives at the source alone" } else { "it lives at the destination alone" }
+}
+
 fn bring_back(a: &Host, b: &Host) {
     if runs(b) {
         let back = migrate(b, a, "counter", &[], &[]);
@@ -214,15 +218,17 @@ fn bring_back(a: &Host, b: &Host) {
 fn cut_everywhere(side: &str) {
     let (a, b) = (Host::new(), Host::new());
     Counter::start(&a, "counter", &[]);
+    let mut outcomes = Outcomes::of(if side == "source" { "cut-source" } else { "cut-destination" });
     for frame in 0.. {
         let cut = format!("{side}:{frame}");
         let done = migrate(&a, &b, "counter", &[("ZAP_CUT", &cut)], &[]);
         if done.code == 0 {
             assert!(frame > 2 && runs(&b) && pods(&a).is_empty());
-            return;
+            return outcomes.write();
         }
         assert_eq!((done.code, done.stderr.contains("counter")), (1, true), "{cut}: {done:?}");
         one_lives(&a, &b, &done, &cut);
+        outcomes.note(format!("wire cut by the {side} before frame {frame}"), where_it_lives(&a));
         bring_back(&a, &b);
     }
 }
@@ -252,8 +258,7 @@ fn killed_everywhere(side: &'static str) {
             a.ok(["rm", "counter"]);
         }
         one_lives(&a, &b, &done, point);
-        let outcome = if runs(&a) { "it lives at the source alone" } else { "it lives at the destination alone" };
-        outcomes.note_at(point, outcome);
+        outcomes.note_at(point, where_it_lives(&a));
     }
     outcomes.write();
 }

@@ -215,7 +215,7 @@ proptest! {
 }
 
 #[test]
-fn every_byte_of_the_small_files_is_covered() {
+fn every_byte_and_length_of_the_small_files_is_covered() {
     let sample = sample(Compression::None);
     for file in sample.files.iter().filter(|f| fs::metadata(f).unwrap().len() < 4000) {
         let whole = fs::read(file).unwrap();
@@ -224,6 +224,8 @@ fn every_byte_of_the_small_files_is_covered() {
             bytes[place] ^= 1;
             fs::write(file, bytes).unwrap();
             assert!(check(&sample.at).is_err(), "{} byte {place}", file.display());
+            fs::write(file, &whole[..place]).unwrap();
+            assert!(check(&sample.at).is_err(), "the first {place} bytes of {}", file.display());
         }
         fs::write(file, whole).unwrap();
     }

@@ -31,6 +31,7 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         cgroup: None,
         limits: None,
         network: None,
+        shim: birth.shim,
         standing: false,
     };
     let listener = Some(store.listen(&spec.name)?);
@@ -169,16 +170,18 @@ fn limit_error(pod: &str, error: LimitError) -> PodError {
 }
 
 /// Takes down what stands of a pod when its making fails half-way.
-struct Scaffold {
+struct Scaffold<'a> {
     store: Store,
     name: String,
     cgroup: Option<Cgroup>,
     limits: Option<LimitGroups>,
     network: Option<Network>,
+    /// A child that waits to be told to make the pod, or to end.
+    shim: Option<&'a Shim>,
     standing: bool,
 }
 
-impl Scaffold {
+impl Scaffold<'_> {
     /// The pod stands by itself.
     fn finish(mut self) -> Option<Network> {
         let network = self.network.take();
@@ -187,12 +190,15 @@ impl Scaffold {
     }
 }
 
-impl Drop for Scaffold {
+impl Drop for Scaffold<'_> {
     fn drop(&mut self) {
         if self.standing {
             return;
         }
         // The error that brought us here is the one to tell; these are the last of what can be done.
+        if let Some(shim) = self.shim {
+            shim.dismiss();
+        }
         if let Some(cgroup) = &self.cgroup {
             let _ = cgroup.kill();
             while let Ok(nix::sys::wait::WaitStatus::Exited(..) | nix::sys::wait::WaitStatus::Signaled(..)) =

@@ -111,11 +111,17 @@ impl Shim {
     }
 }
 
-impl Drop for Shim {
+impl Shim {
     /// One that was not needed ends when nobody can ask it any more.
-    fn drop(&mut self) {
+    pub(super) fn dismiss(&self) {
         let _ = nix::sys::socket::shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
         self.wait();
+    }
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        self.dismiss();
     }
 }
 

@@ -163,7 +163,8 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// Every point of that name, to die at, and those at which something can fail.
 pub fn fault_points(prefix: &str) -> impl Iterator<Item = String> {
     let deaths = zap::fault::POINTS.iter().map(|point| (*point).to_owned());
-    let failures = zap::fault::FALLIBLE.iter().map(|point| format!("{point}:error"));
+    let failing = |point: &&str| zap::fault::ERRORS.map(|(suffix, _)| format!("{point}{suffix}"));
+    let failures = zap::fault::FALLIBLE.iter().flat_map(failing);
     deaths.chain(failures).filter(move |point| point.starts_with(prefix))
 }
 
@@ -181,8 +182,9 @@ impl Outcomes {
 
     /// Notes what became of a fault at one of [`fault_points`].
     pub fn note_at(&mut self, point: &str, outcome: &str) {
-        match point.strip_suffix(":error") {
-            Some(point) => self.note(format!("error at {point}"), outcome),
+        match point.split_once(':') {
+            Some((point, "full")) => self.note(format!("ENOSPC at {point}"), outcome),
+            Some((point, error)) => self.note(format!("{error} at {point}"), outcome),
             None => self.note(format!("monitor killed at {point}"), outcome),
         }
     }
@@ -194,12 +196,22 @@ impl Outcomes {
 
     /// Writes it down, once everything has been seen to.
     pub fn write(self) {
-        let directory = match std::env::var_os("ZAP_VERIFICATION") {
-            Some(directory) => PathBuf::from(directory),
-            None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/verification"),
-        };
-        std::fs::create_dir_all(&directory).unwrap();
-        let rows: String = self.rows.iter().map(|(fault, outcome)| format!("{fault},{outcome}\n")).collect();
-        std::fs::write(directory.join(format!("faults-{}.csv", self.name)), format!("fault,outcome\n{rows}")).unwrap();
+        write_table(&format!("faults-{}", self.name), "fault,outcome", &self.rows);
     }
+}
+
+/// Writes down for the report how often what was tried: `target/verification/NAME.csv`.
+pub fn write_counts(name: &str, counts: &[(String, u64)]) {
+    let rows: Vec<(String, String)> = counts.iter().map(|(what, count)| (what.clone(), count.to_string())).collect();
+    write_table(name, "what,count", &rows);
+}
+
+fn write_table(name: &str, head: &str, rows: &[(String, String)]) {
+    let directory = match std::env::var_os("ZAP_VERIFICATION") {
+        Some(directory) => PathBuf::from(directory),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/verification"),
+    };
+    std::fs::create_dir_all(&directory).unwrap();
+    let rows: String = rows.iter().map(|(one, other)| format!("{one},{other}\n")).collect();
+    std::fs::write(directory.join(format!("{name}.csv")), format!("{head}\n{rows}")).unwrap();
 }
