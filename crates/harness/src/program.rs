@@ -27,8 +27,12 @@ pub enum Kind {
     Tcp,
     /// Two UDP sockets, connected to each other.
     Udp,
+    /// A connection between Unix sockets, one of which has a path.
+    Named,
     /// An eventfd.
     Event,
+    /// An eventfd that is a semaphore.
+    Semaphore,
     /// A file.
     File,
     /// A file opened for appending.
@@ -39,11 +43,17 @@ pub enum Kind {
     Pty,
     /// A memfd.
     Memfd,
+    /// A memfd that can be sealed.
+    Sealed,
+    /// A file of `/dev/shm`.
+    Shm,
     /// A pair of connected Unix datagram sockets.
     Datagrams,
     /// A pair of connected Unix sockets over which other channels are passed.
     Post,
-    /// A timerfd that is armed far in the future, or not.
+    /// Likewise, of sockets that keep no bounds of messages.
+    PostStream,
+    /// A timerfd that is armed far in the future, or has expired, or neither.
     Timer,
     /// A signalfd.
     Signals,
@@ -51,6 +61,19 @@ pub enum Kind {
     Queue,
     /// An epoll instance.
     Epoll,
+    /// An inotify instance with a directory of its own.
+    Notify,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 23] = {
+        use Kind::*;
+        [
+            Pipe, Pair, Packets, Tcp, Udp, Named, Event, Semaphore, File, Append, Fifo, Pty, Memfd, Sealed, Shm,
+            Datagrams, Post, PostStream, Timer, Signals, Queue, Epoll, Notify,
+        ]
+    };
 }
 
 /// What a process does. Numbers of regions, channels and processes are modulo what there is.
@@ -94,6 +117,8 @@ pub enum Op {
         /// Its new size.
         pages: u8,
     },
+    /// Moves a region to another place.
+    Move(u8),
     /// Tells the kernel how a region will be used (madvise(2), mlock(2)).
     Advise {
         /// Which.
@@ -101,8 +126,8 @@ pub enum Op {
         /// What.
         advice: u8,
     },
-    /// Removes a System V segment.
-    RemoveSegment(u8),
+    /// Removes a System V object.
+    RemoveObject(u8),
     /// Adds to or takes from a System V semaphore.
     Semaphore {
         /// Which set.
@@ -121,12 +146,14 @@ pub enum Op {
     },
     /// Takes a System V message.
     Receive(u8),
-    /// Changes the protection of a region.
+    /// Changes the protection of a region, or of one of its pages.
     Protect {
         /// Which.
         region: u8,
-        /// Bits: read, write, execute.
+        /// Bits: read, write, execute; one page alone.
         protection: u8,
+        /// Which page.
+        page: u8,
     },
     /// Unmaps a region.
     Unmap(u8),
@@ -164,6 +191,15 @@ pub enum Op {
         /// Bytes at least.
         bytes: u16,
     },
+    /// Makes a file longer or shorter, if it has never been mapped.
+    Truncate {
+        /// Which channel.
+        channel: u8,
+        /// Its new length.
+        bytes: u16,
+    },
+    /// Shuts the end down that is written to.
+    Shut(u8),
     /// Has the channel once more, with the same open files.
     Dup(u8),
     /// Tries to lock a range of a file, as fcntl(2) does.
@@ -190,17 +226,32 @@ pub enum Op {
         epoll: u8,
         /// What.
         channel: u8,
-        /// How: bits of edge-triggered, one-shot.
+        /// How: bits of watching for the end, for room, and once only.
         how: u8,
     },
     /// Asks an epoll instance what is ready.
     Ready(u8),
-    /// Tries to lock a file, as flock(2) does.
+    /// Tries to lock a file, as flock(2) does, or to seal it.
     Lock(u8),
     /// Closes a channel.
     Close(u8),
-    /// Listens on a TCP port.
-    Listen(u16),
+    /// Listens on a TCP port, or on a Unix socket with that number in its name.
+    Listen {
+        /// Which.
+        port: u16,
+        /// Whether of TCP.
+        tcp: bool,
+    },
+    /// Connects to one of its listeners.
+    Connect(u8),
+    /// Accepts a connection, if one waits.
+    Accept(u8),
+    /// Makes a terminal that of its session, and its own group the one in front.
+    Terminal(u8),
+    /// Takes a robust mutex that all processes share, if it is free, or gives it back.
+    Mutex(u8),
+    /// Goes on in a signal handler, or comes back from it.
+    Handler,
     /// Blocks a signal.
     Block(u8),
     /// Unblocks a signal.
@@ -218,7 +269,7 @@ pub enum Op {
     Continue(u8),
     /// Starts a thread that waits for ever.
     Thread(u8),
-    /// Arms a timer that signals, far in the future.
+    /// Arms a timer that signals, far in the future or at once.
     Alarm(u8),
     /// Becomes another user; nothing for the first process.
     User(u8),
@@ -237,7 +288,9 @@ pub enum Op {
     Session,
     /// Begins a process group.
     Group,
-    /// Sets the soft limit of open files.
+    /// Joins the group of another process.
+    Join(u8),
+    /// Sets a soft limit.
     Limit(u8),
     /// Sets its name.
     Name(u8),
@@ -250,6 +303,12 @@ pub enum Op {
 }
 
 impl Op {
+    /// What [`Op::kind`] calls those that are generated.
+    pub fn kinds() -> Vec<String> {
+        let opened = Kind::ALL.map(|kind| Op::Open(kind).kind());
+        OTHERS.iter().map(|name| (*name).to_owned()).chain(opened).collect()
+    }
+
     /// What it is called in counts: its name, and the kind of what it opens.
     pub fn kind(&self) -> String {
         match self {
@@ -261,6 +320,67 @@ impl Op {
         }
     }
 }
+
+/// Everything that processes do but for opening channels.
+const OTHERS: [&str; 57] = [
+    "Fork",
+    "Exit",
+    "Wait",
+    "Map",
+    "Segment",
+    "Store",
+    "MapFile",
+    "Resize",
+    "Move",
+    "Advise",
+    "RemoveObject",
+    "Semaphore",
+    "Message",
+    "Receive",
+    "Protect",
+    "Unmap",
+    "Put",
+    "Take",
+    "Seek",
+    "Unlink",
+    "Rename",
+    "Grow",
+    "Truncate",
+    "Shut",
+    "Dup",
+    "LockRange",
+    "Pass",
+    "Fetch",
+    "Watch",
+    "Ready",
+    "Lock",
+    "Close",
+    "Listen",
+    "Connect",
+    "Accept",
+    "Terminal",
+    "Mutex",
+    "Handler",
+    "Block",
+    "Unblock",
+    "Send",
+    "Stop",
+    "Continue",
+    "Thread",
+    "Alarm",
+    "User",
+    "Tune",
+    "Umask",
+    "Chdir",
+    "Session",
+    "Group",
+    "Join",
+    "Limit",
+    "Name",
+    "Sleep",
+    "Look",
+    "Pause",
+];
 
 /// The directory in the pod where the first process says where it is, and in the end what the transcript is.
 pub const MEETING_POINT: &str = "/mnt/meeting-point";

@@ -13,6 +13,9 @@ pub fn directory() -> PathBuf {
     }
 }
 
+/// What counts begin with that say at how many checkpoints somebody lived who had taken a kind of step.
+pub const ALIVE: &str = "alive at a checkpoint: ";
+
 /// Counts by what was counted, from several threads.
 #[derive(Debug, Default)]
 pub struct Tally(Mutex<BTreeMap<String, u64>>);

@@ -1,7 +1,8 @@
 //! Properties over generated pods: a checkpoint cannot be told from none, names stay the pod's own, nothing is left.
 //!
 //! `PROPTEST_CASES` says how many cases of each property are tried, `ZAP_SEED` which ones, `ZAP_SHRINK` in how
-//! many steps at most a failing one is made smaller.
+//! many steps at most a failing one is made smaller. What failed is written down as it is made smaller: `ZAP_CASE` tries the
+//! program of such a file again, and those of `properties/kept` are tried always.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,9 +12,12 @@ mod properties {
     pub(crate) mod programs;
 }
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+
 use harness::lab::Lab;
 use harness::program::{Kind, Op, Step};
-use harness::verification::Tally;
+use harness::verification::{self, ALIVE, Tally};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
@@ -43,26 +47,59 @@ fn text(line: Option<&str>) -> &str {
 #[test]
 fn a_checkpoint_cannot_be_told_from_none() {
     let tally = Tally::default();
+    Op::kinds().into_iter().for_each(|kind| tally.add(format!("{ALIVE}{kind}"), 0));
     let worker = || {
         let (lab, other) = (Lab::new().unwrap(), Lab::new().unwrap());
         let tally = &tally;
+        let failed = verification::directory()
+            .join(format!("failed-{}.json", lab.directory().display().to_string().replace('/', "-")));
         move |case: Case| {
-            let compared = compare(&lab, &other, &case);
+            let compared = catch_unwind(AssertUnwindSafe(|| compare(&lab, &other, &case, tally)));
+            if !matches!(compared, Ok(Ok(()))) {
+                std::fs::create_dir_all(verification::directory()).unwrap();
+                case.write(&failed);
+                eprintln!("ZAP_CASE={} cargo test -p harness --test properties kept", failed.display());
+            }
             case.count(tally);
-            compared
+            compared.unwrap_or_else(|panic| resume_unwind(panic))
         }
     };
     side_by_side(&tally, 300, case, worker);
     tally.write("equivalence").unwrap();
 }
 
-fn compare(lab: &Lab, other: &Lab, case: &Case) -> Result<(), TestCaseError> {
+/// Programs that once could tell, or that `ZAP_CASE` names.
+#[test]
+fn kept_cases_cannot_be_told_from_none() {
+    let cases: Vec<PathBuf> = match std::env::var_os("ZAP_CASE") {
+        Some(case) => vec![case.into()],
+        None => {
+            let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/properties/kept");
+            std::fs::read_dir(kept).unwrap().map(|entry| entry.unwrap().path()).collect()
+        }
+    };
+    let (lab, other) = (Lab::new().unwrap(), Lab::new().unwrap());
+    let tally = Tally::default();
+    for path in cases {
+        if let Err(error) = compare(&lab, &other, &Case::read(&path), &tally) {
+            panic!("{}: {error}", path.display());
+        }
+        tally.count("cases");
+    }
+    tally.write("kept").unwrap();
+}
+
+fn compare(lab: &Lab, other: &Lab, case: &Case, tally: &Tally) -> Result<(), TestCaseError> {
     let twin = Guest::start(lab, "twin", &case.steps);
     case.pauses().for_each(|pause| twin.go(pause));
     let pod = Guest::start(lab, "pod", &case.steps);
     let (mut copies, mut away) = (Vec::new(), false);
     for (pause, action) in case.acts() {
-        pod.await_pause(pause);
+        let alive = pod.await_pause(pause);
+        if !matches!(action, Action::Suspend) {
+            tally.count("checkpoints");
+            alive.into_iter().for_each(|kind| tally.count(format!("{ALIVE}{kind}")));
+        }
         match action {
             Action::Suspend => pod.suspend_and_resume(),
             Action::LeaveRunning => copies.push(pod.checkpoint_and_go_on()),
@@ -116,7 +153,7 @@ fn named_things(rounds: usize, number: u8) -> Vec<Step> {
         step(1, Op::Put { channel: 0, bytes: 10 }),
         step(1, Op::Open(Kind::File)),
         step(1, Op::Put { channel: 1, bytes: 100 + u16::from(number) }),
-        step(2, Op::Listen(8080)),
+        step(2, Op::Listen { port: 8080, tcp: true }),
     ];
     let round = [step(0, Op::Pause), step(0, Op::Look), step(1, Op::Look), step(2, Op::Look)];
     begin.into_iter().chain(std::iter::repeat_n(round, rounds).flatten()).collect()
@@ -146,7 +183,7 @@ fn keep_their_names(lab: &Lab, count: usize, orders: &[(bool, u64, u64)], rounds
     let pauses: Vec<usize> = (0..steps.len()).filter(|at| matches!(steps[*at].op, Op::Pause)).collect();
     let addresses: Vec<String> = pods.iter().map(Guest::inner_address).collect();
     for (pause, order) in pauses.iter().zip(std::iter::once(None).chain(orders.iter().map(Some))) {
-        pods.iter().for_each(|pod| pod.await_pause(*pause));
+        pods.iter().for_each(|pod| drop(pod.await_pause(*pause)));
         if let Some((all, first, second)) = order {
             let mut chosen: Vec<&Guest<'_>> = pods.iter().collect();
             shuffle(&mut chosen, *first);

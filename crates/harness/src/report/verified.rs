@@ -1,49 +1,93 @@
 //! What tests have tried, from the tables that they wrote ([`crate::verification`]): cases and seeds, operations by the
 //! checkpoints that they were alive at, faults and what became of them, and what is known not to hold.
 
-use super::document::{Block, Cell};
-use crate::verification;
+use super::document::{Block, Cell, Tone};
+use crate::verification::{self, ALIVE};
 
+/// What the names of tables of faults begin with.
+const FAULTS: &str = "faults-";
 const KNOWN: &str = include_str!("../../../../docs/known-failures.md");
-const ALIVE: &str = "before a checkpoint: ";
+
+/// What errors at a fault point are called in tables, and at the head of ours.
+const HOW: [(&str, &str); 3] = [("monitor killed", "monitor killed"), ("error", "EIO"), ("ENOSPC", "ENOSPC")];
 
 /// The section; nothing if no test has left a table.
 pub(super) fn blocks() -> Vec<Block> {
-    let tests = ["equivalence", "names", "lifecycle", "hostile"].map(|name| (name, verification::read(name)));
-    let tried: Vec<(&str, Vec<Vec<String>>)> =
-        tests.into_iter().filter_map(|(name, table)| Some((name, table?.1))).collect();
-    let faults: Vec<Vec<Cell>> = verification::names()
-        .iter()
-        .filter(|name| name.starts_with("faults-"))
-        .filter_map(|name| verification::read(name))
-        .flat_map(|(_, rows)| rows)
-        .map(|row| row.into_iter().map(Cell::words).collect())
-        .collect();
-    if tried.is_empty() && faults.is_empty() {
+    let (faults, counts): (Vec<String>, Vec<String>) =
+        verification::names().into_iter().partition(|name| name.starts_with(FAULTS));
+    let tables = |names: Vec<String>| -> Vec<(String, Vec<Vec<String>>)> {
+        names.into_iter().filter_map(|name| Some((name.clone(), verification::read(&name)?.1))).collect()
+    };
+    let (faults, counts) = (tables(faults), tables(counts));
+    if faults.is_empty() && counts.is_empty() {
         return Vec::new();
     }
-    let counts = |alive: bool| {
-        let rows = tried.iter().flat_map(|(test, rows)| rows.iter().map(move |row| (*test, row)));
-        rows.filter(move |(_, row)| row[0].starts_with(ALIVE) == alive)
-    };
-    let summary =
-        counts(false).map(|(test, row)| vec![Cell::words(test), Cell::words(&*row[0]), Cell::number(&*row[1])]);
-    let operations =
-        counts(true).map(|(_, row)| vec![Cell::words(row[0].trim_start_matches(ALIVE)), Cell::number(&*row[1])]);
-    let mut blocks = vec![
-        Block::Heading("Verification".into()),
-        Block::Text("What generated cases tried; a seed tries the same cases again.".into()),
-        Block::Table(vec!["test", "what", "times"], summary.collect()),
-        Block::Text("Operations that processes had done when they were written down.".into()),
-        Block::Table(vec!["operation", "checkpoints"], operations.collect()),
-    ];
-    if !faults.is_empty() {
-        blocks.push(Block::Text("Faults, and what became of pod and host.".into()));
-        blocks.push(Block::Table(vec!["fault", "outcome"], faults));
-    }
+    let mut blocks = vec![Block::Heading("Verification".into())];
+    blocks.extend(tried(&counts));
+    blocks.extend(survived(&faults));
     let gaps: Vec<Vec<Cell>> = known_gaps(KNOWN).into_iter().map(|gap| vec![Cell::words(gap)]).collect();
     blocks.push(Block::Table(vec!["known gaps (docs/known-failures.md)"], gaps));
     blocks
+}
+
+/// What cases there were, and which operations were alive when they were written down.
+fn tried(counts: &[(String, Vec<Vec<String>>)]) -> Vec<Block> {
+    let rows = |alive: bool| {
+        let rows = counts.iter().flat_map(|(test, rows)| rows.iter().map(move |row| (test.as_str(), row)));
+        rows.filter(move |(_, row)| row[0].starts_with(ALIVE) == alive)
+    };
+    let summary =
+        rows(false).map(|(test, row)| vec![Cell::words(test), Cell::words(&*row[0]), Cell::number(&*row[1])]).collect();
+    let of_equivalence = rows(true).filter(|(test, _)| *test == "equivalence");
+    let alive: Vec<[Cell; 2]> = of_equivalence
+        .map(|(_, row)| [Cell::words(row[0].trim_start_matches(ALIVE)), Cell::number(&*row[1])])
+        .collect();
+    let beside = alive.chunks(3).map(|some| some.concat()).collect();
+    vec![
+        Block::Text("What generated cases tried; a seed tries the same cases again.".into()),
+        Block::Table(vec!["test", "what", "times"], summary),
+        Block::Text("At how many checkpoints a process lived that had taken a step of a kind.".into()),
+        Block::Table(vec!["step", "checkpoints", "step", "checkpoints", "step", "checkpoints"], beside),
+    ]
+}
+
+/// What became of pod and host: of faults at named points, by how they failed, and of others.
+fn survived(faults: &[(String, Vec<Vec<String>>)]) -> Vec<Block> {
+    let mut points: Vec<(String, [String; HOW.len()])> = Vec::new();
+    let mut others = Vec::new();
+    for (table, rows) in faults {
+        let test = table.trim_start_matches(FAULTS).replace('-', " ");
+        for row in rows {
+            let [fault, outcome] = &row[..] else { continue };
+            let at = fault.split_once(" at ").and_then(|(how, point)| {
+                Some((HOW.iter().position(|(name, _)| *name == how)?, format!("{test}: {point}")))
+            });
+            match at {
+                None => others.push(vec![Cell::words(fault), Cell::words(outcome)]),
+                Some((how, point)) => {
+                    let known = points.iter().position(|(name, _)| *name == point);
+                    let place = known.unwrap_or_else(|| {
+                        points.push((point, Default::default()));
+                        points.len() - 1
+                    });
+                    points[place].1[how].clone_from(outcome);
+                }
+            }
+        }
+    }
+    let row = |(point, outcomes): (String, [String; HOW.len()])| {
+        let outcomes = outcomes.into_iter().map(|outcome| {
+            if outcome.is_empty() { Cell::verdict("cannot fail", Tone::None) } else { Cell::words(outcome) }
+        });
+        std::iter::once(Cell::words(point)).chain(outcomes).collect()
+    };
+    let head = std::iter::once("fault point").chain(HOW.map(|(_, head)| head)).collect();
+    vec![
+        Block::Text("What became of pod and host, by the point at which something failed and how.".into()),
+        Block::Table(head, points.into_iter().map(row).collect()),
+        Block::Text("Of full disks, short writes, and wires that stalled or were cut.".into()),
+        Block::Table(vec!["fault", "outcome"], others),
+    ]
 }
 
 /// The titles of a numbered list.

@@ -73,8 +73,12 @@ impl<'a> Guest<'a> {
         format!("{}:{MEETING_POINT}", self.meeting.display())
     }
 
-    pub(crate) fn await_pause(&self, step: usize) {
-        self.await_file(&format!("at-{step}"));
+    /// Waits for it to be there; the kinds of steps that its living processes have taken.
+    pub(crate) fn await_pause(&self, step: usize) -> Vec<String> {
+        let name = format!("at-{step}");
+        self.await_file(&name);
+        let taken = std::fs::read_to_string(self.meeting.join(name)).unwrap();
+        taken.lines().map(str::to_owned).collect()
     }
 
     fn await_file(&self, name: &str) {

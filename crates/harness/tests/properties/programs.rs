@@ -1,13 +1,14 @@
 //! Generated programs, and what happens to the pod while it runs them.
 
-use std::collections::BTreeSet;
+use std::path::Path;
 
 use harness::program::{Kind, Op, Step};
 use harness::verification::Tally;
 use proptest::prelude::*;
+use serde::{Deserialize, Serialize};
 
 /// What is done to a pod that pauses.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) enum Action {
     Suspend,
     LeaveRunning,
@@ -22,7 +23,7 @@ pub(crate) enum Action {
 }
 
 /// A program, and what is done at its pauses, over and over.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Case {
     pub(crate) steps: Vec<Step>,
     pub(crate) actions: Vec<Action>,
@@ -49,18 +50,23 @@ impl Case {
         self.pauses().zip(self.actions.iter().copied().cycle())
     }
 
-    /// Counts the case, what was done to it, and for every checkpoint what its processes had done before.
+    /// Counts the case, and what was done to it.
     pub(crate) fn count(&self, tally: &Tally) {
         tally.count("cases");
-        for (pause, action) in self.acts() {
-            tally.count(format!("action {action:?}"));
-            if matches!(action, Action::Suspend) {
-                continue;
-            }
-            tally.count("checkpoints");
-            let kinds: BTreeSet<String> = self.steps[..pause].iter().map(|step| step.op.kind()).collect();
-            kinds.into_iter().for_each(|kind| tally.count(format!("before a checkpoint: {kind}")));
-        }
+        self.acts().for_each(|(_, action)| tally.count(format!("action {action:?}")));
+    }
+
+    /// Reads one that was kept.
+    pub(crate) fn read(path: &Path) -> Case {
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    }
+
+    /// Writes it down to be kept, a line for each step.
+    pub(crate) fn write(&self, path: &Path) {
+        let steps: Vec<String> = self.steps.iter().map(|step| serde_json::to_string(step).unwrap()).collect();
+        let actions = serde_json::to_string(&self.actions).unwrap();
+        let text = format!("{{\"actions\": {actions},\n\"steps\": [\n{}\n]}}\n", steps.join(",\n"));
+        std::fs::write(path, text).unwrap();
     }
 
     /// The pause at the end: what is checkpointed while it goes on has not ended.
@@ -108,8 +114,9 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (proptest::bool::ANY, 1..5u8).prop_map(|(shared, pages)| Op::Map { shared, pages }),
         1 => (0..3u8).prop_map(Op::Segment),
         4 => (any(), any(), any()).prop_map(|(region, page, seed)| Op::Store { region, page, seed }),
-        1 => (any(), 0..8u8).prop_map(|(region, protection)| Op::Protect { region, protection }),
+        2 => (any(), 0..16u8, any()).prop_map(|(region, protection, page)| Op::Protect { region, protection, page }),
         1 => any().prop_map(Op::Unmap),
+        1 => any().prop_map(Op::Move),
         6 => kind().prop_map(Op::Open),
         8 => (any(), bytes()).prop_map(|(channel, bytes)| Op::Put { channel, bytes }),
         4 => (any(), bytes()).prop_map(|(channel, bytes)| Op::Take { channel, bytes }),
@@ -117,17 +124,19 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any().prop_map(Op::Unlink),
         1 => any().prop_map(Op::Rename),
         1 => (any(), bytes()).prop_map(|(channel, bytes)| Op::Grow { channel, bytes }),
+        1 => (any(), bytes()).prop_map(|(channel, bytes)| Op::Truncate { channel, bytes }),
+        1 => any().prop_map(Op::Shut),
         2 => any().prop_map(Op::Dup),
         2 => (any(), 0..4u8, proptest::bool::ANY)
             .prop_map(|(channel, start, open_file)| Op::LockRange { channel, start, open_file }),
         4 => (any(), any()).prop_map(|(channel, over)| Op::Pass { channel, over }),
         2 => any().prop_map(Op::Fetch),
-        4 => (any(), any(), 0..4u8).prop_map(|(epoll, channel, how)| Op::Watch { epoll, channel, how }),
+        4 => (any(), any(), 0..8u8).prop_map(|(epoll, channel, how)| Op::Watch { epoll, channel, how }),
         2 => any().prop_map(Op::Ready),
         2 => (any(), proptest::bool::ANY).prop_map(|(channel, shared)| Op::MapFile { channel, shared }),
         1 => (any(), 1..9u8).prop_map(|(region, pages)| Op::Resize { region, pages }),
         2 => (any(), any()).prop_map(|(region, advice)| Op::Advise { region, advice }),
-        1 => (0..3u8).prop_map(Op::RemoveSegment),
+        1 => any().prop_map(Op::RemoveObject),
         3 => (0..2u8, -2..4i8, proptest::bool::ANY)
             .prop_map(|(key, change, undo)| Op::Semaphore { key, change, undo }),
         2 => (0..2u8, any()).prop_map(|(key, bytes)| Op::Message { key, bytes }),
@@ -140,7 +149,12 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (any(), any()).prop_map(|(what, value)| Op::Tune { what, value }),
         1 => any().prop_map(Op::Lock),
         1 => any().prop_map(Op::Close),
-        1 => (8000..8010u16).prop_map(Op::Listen),
+        2 => (8000..8010u16, proptest::bool::ANY).prop_map(|(port, tcp)| Op::Listen { port, tcp }),
+        2 => any().prop_map(Op::Connect),
+        1 => any().prop_map(Op::Accept),
+        1 => any().prop_map(Op::Terminal),
+        2 => any().prop_map(Op::Mutex),
+        1 => Just(Op::Handler),
         2 => any().prop_map(Op::Block),
         1 => any().prop_map(Op::Unblock),
         3 => (any(), any()).prop_map(|(to, signal)| Op::Send { to, signal }),
@@ -148,6 +162,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any().prop_map(Op::Chdir),
         1 => Just(Op::Session),
         1 => Just(Op::Group),
+        1 => any().prop_map(Op::Join),
         1 => any().prop_map(Op::Limit),
         1 => any().prop_map(Op::Name),
         2 => (0..6u8).prop_map(Op::Sleep),
@@ -156,13 +171,5 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
-    use Kind::{
-        Append, Datagrams, Epoll, Event, Fifo, File, Memfd, Packets, Pair, Pipe, Post, Pty, Queue, Signals, Tcp, Timer,
-        Udp,
-    };
-    let every_kind = [
-        Pipe, Pair, Packets, Tcp, Udp, Event, File, Append, Fifo, Pty, Memfd, Datagrams, Post, Timer, Signals, Queue,
-        Epoll,
-    ];
-    proptest::sample::select(every_kind.to_vec())
+    proptest::sample::select(Kind::ALL.to_vec())
 }

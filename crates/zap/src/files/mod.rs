@@ -76,7 +76,7 @@ pub use regular::verify_root;
 pub(crate) use reopen::from_host;
 pub(crate) use table::intern_root_file;
 pub use table::{FileTable, describe, finish, intern, intern_file};
-pub use terminal::{controlling_pty, set_foreground, take_terminal};
+pub use terminal::{controlling_pty, give_terminal_up, set_foreground, take_terminal};
 
 /// One open file description of the pod, seen through a copy of it that is ours (`pidfd_getfd`).
 ///

@@ -158,6 +158,13 @@ pub fn set_foreground(batch: &mut Batch, index: u32, group: i32) {
     });
 }
 
+/// The calls by which a process that does not lead its session does without its terminal, `/dev/pts/INDEX`.
+pub fn give_terminal_up(batch: &mut Batch, index: u32) {
+    on_slave(batch, index, |batch, slave| {
+        batch.call(libc::SYS_ioctl, [slave, libc::TIOCNOTTY.into(), 0.into()], "giving the controlling terminal up");
+    });
+}
+
 fn on_slave(batch: &mut Batch, index: u32, work: impl FnOnce(&mut Batch, crate::tracee::Arg)) {
     let path = slave_path(index);
     let name = batch.bytes(format!("{}\0", path.display()).as_bytes());

@@ -370,6 +370,7 @@ pub fn assemble(
     ProcessState {
         place: Place { cloner: kinship.cloner_of(subject.pod), ..place(subject.pod, stat, None, inner) },
         terminal: terminal(stat, subject.pod),
+        no_terminal: stat.terminal == 0 && stat.session != subject.pod,
         umask: process.found.status.field("Umask").and_then(|m| u32::from_str_radix(m, 8).ok()).unwrap_or(0o22),
         cwd,
         root,

@@ -12,7 +12,7 @@ mod incomplete;
 
 pub use incomplete::Incomplete;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -173,6 +173,10 @@ pub struct Grove<'a> {
     /// Which group a process joins, and what it calls it; who has.
     groups: HashMap<PodPid, (PodPid, i32)>,
     joined: HashSet<PodPid>,
+    /// Those who lead a group in which others are, and are in another themselves.
+    leavers: BTreeSet<PodPid>,
+    /// Those of them that have made their groups.
+    leading: HashSet<PodPid>,
 }
 
 /// Bytes of a seat: a batch takes as many as it needs.
@@ -221,6 +225,8 @@ impl<'a> Grove<'a> {
             incomplete: Vec::new(),
             groups: plan.groups.iter().map(|(pid, group, own)| (*pid, (*group, *own))).collect(),
             joined: HashSet::new(),
+            leavers: leavers(&plan.groups),
+            leading: HashSet::new(),
         }
     }
 
@@ -280,14 +286,22 @@ impl<'a> Grove<'a> {
         self.grown.get(&pid).map(|grown| grown.threads[0].name.host).ok_or(TraceeError::Died(pid))
     }
 
-    /// Puts everybody into their groups and sets the foreground group of each terminal.
+    /// Puts everybody into their groups, sets the foreground group of each terminal, and takes the terminal from those who
+    /// were there before their session had it.
     pub fn join_groups(&mut self) -> Result<(), GrowError> {
-        for (pid, ..) in &self.plan.groups {
-            self.join_group(*pid)?;
-        }
+        let members = self.plan.groups.iter().map(|(pid, ..)| *pid);
+        let (leavers, others): (Vec<_>, Vec<_>) = members.partition(|pid| self.leavers.contains(pid));
+        others.into_iter().chain(leavers).try_for_each(|pid| self.join_group(pid))?;
         let leaders: Vec<&ProcessState> = self.states.values().copied().filter(|s| s.terminal.is_some()).collect();
         for state in leaders {
             let Some(terminal) = state.terminal else { continue };
+            let of_session = |other: &&&ProcessState| other.no_terminal && other.place.session == state.place.pid;
+            let without: Vec<PodPid> = self.states.values().filter(of_session).map(|other| other.place.pid).collect();
+            for pid in without {
+                let mut batch = Batch::new();
+                files::give_terminal_up(&mut batch, terminal.index);
+                self.run(pid, &batch)?;
+            }
             let Some(group) = terminal.foreground else { continue };
             let Some(member) = self.states.values().find(|other| other.place.group == group) else {
                 continue; // its last process has ended: the terminal has no foreground group, as before
@@ -300,13 +314,25 @@ impl<'a> Grove<'a> {
         Ok(())
     }
 
+    /// Has a process make the group of its number, which stays with others when it leaves.
+    fn lead(&mut self, pid: PodPid) -> Result<(), GrowError> {
+        if !self.leading.insert(pid) {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        batch.call(libc::SYS_setpgid, [0i32.into(), 0i32.into()], format!("making process group {pid}"));
+        Ok(self.run(pid, &batch).map(drop)?)
+    }
+
     /// Puts a process into its group, unless it is there, after whoever leads the group.
     fn join_group(&mut self, pid: PodPid) -> Result<(), GrowError> {
         let Some(&(group, own)) = self.groups.get(&pid) else { return Ok(()) };
         if !self.joined.insert(pid) {
             return Ok(());
         }
-        if group != pid {
+        if self.leavers.contains(&group) {
+            self.lead(group)?;
+        } else if group != pid {
             self.join_group(group)?;
         }
         let mut batch = Batch::new();
@@ -349,4 +375,10 @@ impl<'a> Grove<'a> {
     pub fn let_go(self) -> Result<(), TraceeError> {
         self.grown.into_values().flat_map(|grown| grown.threads).try_for_each(Held::let_go)
     }
+}
+
+/// Those who have made a group, others of which are there, and have joined another.
+fn leavers(groups: &[(PodPid, PodPid, i32)]) -> BTreeSet<PodPid> {
+    let of: HashMap<PodPid, PodPid> = groups.iter().map(|(pid, group, _)| (*pid, *group)).collect();
+    of.values().copied().filter(|leader| of.get(leader).is_some_and(|group| group != leader)).collect()
 }

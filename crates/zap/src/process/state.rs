@@ -113,6 +113,9 @@ pub struct ProcessState {
     pub place: Place,
     /// Its controlling terminal, if it leads the session.
     pub terminal: Option<TerminalState>,
+    /// Whether it does not lead its session, and has no controlling terminal: the session may have got one after its birth.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_terminal: bool,
     /// File mode creation mask.
     pub umask: u32,
     /// Working directory.

@@ -13,6 +13,8 @@ pub(crate) struct Slot {
     pid: AtomicI32,
     lives: AtomicU32,
     stopped: AtomicU32,
+    /// Which kinds of steps it has taken, by their places in [`Op::kinds`].
+    taken: [AtomicU8; 128],
 }
 
 /// In memory that all processes share. Only the process whose turn it is writes.
@@ -28,6 +30,8 @@ pub(crate) struct Board {
     slot_count: AtomicU32,
     /// How much is in each channel.
     pub(crate) contents: [AtomicU32; 256],
+    /// Whether somebody mapped it.
+    pub(crate) mapped: [AtomicU32; 256],
     channel_count: AtomicU32,
     region_count: AtomicU32,
     /// Who sent the signal of a step.
@@ -88,6 +92,22 @@ impl Board {
 
     pub(crate) fn pid(&self, slot: usize) -> i32 {
         self.slots[slot].pid.load(SeqCst)
+    }
+
+    /// Notes that a process takes a step.
+    pub(crate) fn take(&self, slot: usize, op: &Op) {
+        let kind = op.kind();
+        if let Some(at) = Op::kinds().iter().position(|known| *known == kind) {
+            self.slots[slot].taken[at].store(1, SeqCst);
+        }
+    }
+
+    /// The kinds of steps that those who live have taken, a line each.
+    pub(crate) fn taken(&self) -> String {
+        let living = self.living();
+        let kinds = Op::kinds().into_iter().enumerate();
+        let alive = |at: usize| living.iter().any(|slot| self.slots[*slot].taken[at].load(SeqCst) == 1);
+        kinds.filter(|(at, _)| alive(*at)).map(|(_, kind)| kind + "\n").collect()
     }
 
     /// Living processes, in the order of their birth.

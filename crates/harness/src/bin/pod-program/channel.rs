@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use harness::program::Kind;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -36,7 +37,7 @@ struct Label {
 impl Channel {
     pub(crate) fn open(number: usize, kind: Kind) -> io::Result<Channel> {
         let (reader, writer) = ends(number, kind)?;
-        let path = format!("/tmp/pod-program-{number}");
+        let path = path_of(number, kind);
         let mut channel = Channel { number, kind, reader, writer, addresses: Vec::new(), path };
         channel.addresses = channel.addresses_now();
         Ok(channel)
@@ -51,12 +52,24 @@ impl Channel {
     }
 
     pub(crate) fn is_file(&self) -> bool {
-        matches!(self.kind, Kind::File | Kind::Append | Kind::Memfd)
+        matches!(self.kind, Kind::File | Kind::Append | Kind::Memfd | Kind::Sealed | Kind::Shm)
     }
 
     /// Whether it keeps the bounds of messages.
     pub(crate) fn has_messages(&self) -> bool {
         matches!(self.kind, Kind::Packets | Kind::Udp | Kind::Datagrams)
+    }
+
+    /// Whether other channels are passed over it.
+    pub(crate) fn is_post(&self) -> bool {
+        matches!(self.kind, Kind::Post | Kind::PostStream)
+    }
+
+    /// One end that was accepted, and the other, if this process has it.
+    pub(crate) fn accepted(number: usize, kind: Kind, reader: OwnedFd, writer: Option<OwnedFd>) -> Channel {
+        let mut channel = Channel { number, kind, reader, writer, addresses: Vec::new(), path: String::new() };
+        channel.addresses = channel.addresses_now();
+        channel
     }
 
     pub(crate) fn path(&self) -> &str {
@@ -76,6 +89,20 @@ impl Channel {
     pub(crate) fn grow(&self, bytes: u64) -> nix::Result<()> {
         let now = nix::sys::stat::fstat(&self.reader)?.st_size;
         nix::unistd::ftruncate(&self.reader, now.max(bytes as i64))
+    }
+
+    pub(crate) fn truncate(&self, bytes: u64) -> nix::Result<()> {
+        nix::unistd::ftruncate(&self.reader, bytes as i64)
+    }
+
+    /// shutdown(2) of the end that is written to; the other end knows of it then.
+    pub(crate) fn shut(&self) -> String {
+        if !matches!(self.kind, Kind::Pair | Kind::Packets | Kind::Tcp | Kind::Named) || self.writer.is_none() {
+            return "has no such end".into();
+        }
+        let shut = nix::sys::socket::shutdown(self.writer().as_raw_fd(), nix::sys::socket::Shutdown::Write);
+        super::raw::await_event(self.reader.as_raw_fd(), libc::POLLRDHUP);
+        format!("{shut:?}")
     }
 
     /// The same open files once more.
@@ -122,13 +149,14 @@ impl Channel {
         match self.kind {
             Kind::Timer => lines = vec![super::raw::armed(self.reader.as_raw_fd())],
             Kind::Queue => lines = vec![super::raw::queued(self.reader.as_raw_fd())],
+            Kind::Sealed => lines.push(format!("seals {:?}", fcntl(&self.reader, FcntlArg::F_GET_SEALS))),
             _ => {}
         }
         lines.join(", ")
     }
 
     fn addresses_now(&self) -> Vec<String> {
-        if !matches!(self.kind, Kind::Tcp | Kind::Udp) {
+        if !matches!(self.kind, Kind::Tcp | Kind::Udp | Kind::Named) {
             return Vec::new();
         }
         let own = |fd: BorrowedFd<'_>| getsockname::<SockaddrStorage>(fd.as_raw_fd()).map(|a| a.to_string());
@@ -181,7 +209,7 @@ impl Channel {
                 0 => break,
                 read => filled += read,
             }
-            if self.has_messages() || self.is_file() || self.kind == Kind::Event {
+            if self.has_messages() || self.is_file() || matches!(self.kind, Kind::Event | Kind::Semaphore) {
                 break;
             }
         }
@@ -190,12 +218,18 @@ impl Channel {
     }
 }
 
+/// The name of what has one.
+fn path_of(number: usize, kind: Kind) -> String {
+    let directory = if kind == Kind::Shm { "/dev/shm" } else { "/tmp" };
+    format!("{directory}/pod-program-{number}")
+}
+
 fn ends(number: usize, kind: Kind) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
     let pair = |kind| socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).map(|(a, b)| (a, Some(b)));
     let file = |append: bool| {
         let mut options = std::fs::OpenOptions::new();
         options.read(true).create(true).append(append).write(true);
-        io::Result::Ok((options.open(format!("/tmp/pod-program-{number}"))?.into(), None))
+        io::Result::Ok((options.open(path_of(number, kind))?.into(), None))
     };
     match kind {
         Kind::Pipe => Ok(nix::unistd::pipe().map(|(a, b)| (a, Some(b)))?),
@@ -212,9 +246,16 @@ fn ends(number: usize, kind: Kind) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
             other.connect(one.local_addr()?)?;
             Ok((one.into(), Some(other.into())))
         }
+        Kind::Named => {
+            let path = path_of(number, kind);
+            let listener = UnixListener::bind(&path)?;
+            let writer = UnixStream::connect(path)?;
+            Ok((listener.accept()?.0.into(), Some(writer.into())))
+        }
+        Kind::Semaphore => Ok((EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_SEMAPHORE)?.into(), None)),
         Kind::Event => Ok((EventFd::from_flags(EfdFlags::EFD_NONBLOCK)?.into(), None)),
         Kind::Fifo => {
-            let path = format!("/tmp/pod-program-{number}");
+            let path = path_of(number, kind);
             nix::unistd::mkfifo(path.as_str(), nix::sys::stat::Mode::S_IRWXU)?;
             let both = std::fs::File::options().read(true).write(true).open(&path)?;
             Ok((std::fs::File::open(&path)?.into(), Some(both.into())))
@@ -227,13 +268,18 @@ fn ends(number: usize, kind: Kind) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
             Ok((pty.master, Some(pty.slave)))
         }
         Kind::Memfd => Ok((nix::sys::memfd::memfd_create(c"a file", nix::sys::memfd::MFdFlags::empty())?, None)),
+        Kind::Sealed => {
+            Ok((nix::sys::memfd::memfd_create(c"sealed", nix::sys::memfd::MFdFlags::MFD_ALLOW_SEALING)?, None))
+        }
         Kind::Datagrams => Ok(pair(SockType::Datagram)?),
         Kind::Post => Ok(pair(SockType::SeqPacket)?),
+        Kind::PostStream => Ok(pair(SockType::Stream)?),
         Kind::Timer => Ok((super::raw::timer()?, None)),
         Kind::Signals => Ok((super::raw::signals_file()?, None)),
         Kind::Queue => Ok((super::raw::open_queue(number)?, None)),
         Kind::Epoll => Ok((super::raw::epoll()?, None)),
-        Kind::File => file(false),
+        Kind::Notify => Ok((super::notify::open(&path_of(number, kind))?, None)),
+        Kind::File | Kind::Shm => file(false),
         Kind::Append => file(true),
     }
 }
@@ -247,6 +293,7 @@ fn detail(line: &str) -> Option<String> {
         ["tfd:", number, "events:", events, "data:", data, ..] => Some(format!("{number} {events} {data}")),
         ["sigmask:", mask] => Some(mask.to_owned()),
         ["eventfd-count:", count] => Some(count.to_owned()),
+        ["inotify", number, _, _, mask, ..] => Some(format!("{number} {mask}")),
         _ => None,
     }
 }

@@ -10,7 +10,7 @@ use super::{Process, pattern, raw};
 
 /// Kinds that may be passed, and that an epoll may watch, without a cycle.
 fn is_leaf(kind: Kind) -> bool {
-    !matches!(kind, Kind::Post | Kind::Epoll)
+    !matches!(kind, Kind::Post | Kind::PostStream | Kind::Epoll)
 }
 
 impl Process {
@@ -29,12 +29,15 @@ impl Process {
         | Op::Take { channel: which, .. }
         | Op::Seek { channel: which, .. }
         | Op::Grow { channel: which, .. }
+        | Op::Truncate { channel: which, .. }
         | Op::LockRange { channel: which, .. }
         | Op::Pass { channel: which, .. }
         | Op::Watch { channel: which, .. }
         | Op::Unlink(which)
         | Op::Rename(which)
         | Op::Dup(which)
+        | Op::Shut(which)
+        | Op::Terminal(which)
         | Op::Fetch(which)
         | Op::Ready(which)
         | Op::Lock(which)
@@ -55,6 +58,10 @@ impl Process {
                 format!("{:?}", nix::unistd::lseek(channel.reader(), i64::from(*offset), whence))
             }
             Op::Unlink(_) if channel.is_file() => format!("{:?}", nix::unistd::unlink(channel.path())),
+            Op::Lock(_) if channel.kind == Kind::Sealed => {
+                let seals = nix::fcntl::SealFlag::F_SEAL_GROW | nix::fcntl::SealFlag::F_SEAL_SHRINK;
+                format!("{:?}", nix::fcntl::fcntl(channel.reader(), nix::fcntl::FcntlArg::F_ADD_SEALS(seals)))
+            }
             Op::Lock(_) if channel.is_file() => {
                 #[allow(deprecated, reason = "its replacement wants to own the descriptor")]
                 let locked =
@@ -63,6 +70,13 @@ impl Process {
             }
             Op::Rename(_) if channel.is_file() => self.channels[which].rename(),
             Op::Grow { bytes, .. } if channel.is_file() => format!("{:?}", channel.grow(u64::from(*bytes))),
+            Op::Truncate { .. } if channel.is_file() && self.board.mapped[channel.number].load(SeqCst) == 1 => {
+                "was mapped".into()
+            }
+            Op::Truncate { bytes, .. } if channel.is_file() => format!("{:?}", channel.truncate(u64::from(*bytes))),
+            Op::Shut(_) => channel.shut(),
+            Op::Terminal(_) if channel.kind == Kind::Pty => raw::control(channel.writer().as_raw_fd()),
+            Op::Terminal(_) => "not a terminal".into(),
             Op::LockRange { start, open_file, .. } if channel.is_file() => {
                 raw::lock_range(channel.reader().as_raw_fd(), i64::from(*start) * 10, *open_file).to_string()
             }
@@ -90,13 +104,14 @@ impl Process {
         let contents = &self.board.contents[channel.number];
         let inside = contents.load(SeqCst) as usize;
         match channel.kind {
-            Kind::Event => {
+            Kind::Event | Kind::Semaphore => {
                 let put = channel.put(&(bytes as u64).to_ne_bytes());
                 return format!("{put:?}");
             }
-            Kind::File | Kind::Append | Kind::Memfd => {}
+            _ if channel.is_file() => {}
+            Kind::Notify => return super::notify::change(channel, bytes),
             Kind::Timer => return raw::arm(channel.reader().as_raw_fd(), bytes as i64).to_string(),
-            Kind::Signals | Kind::Epoll | Kind::Post => return "not for that".into(),
+            Kind::Signals | Kind::Epoll | Kind::Post | Kind::PostStream => return "not for that".into(),
             Kind::Queue => {
                 let message = pattern(now, bytes % 50);
                 return raw::queue(channel.reader().as_raw_fd(), &message, (bytes % 4) as u32).to_string();
@@ -115,9 +130,9 @@ impl Process {
         let contents = &self.board.contents[channel.number];
         let inside = contents.load(SeqCst) as usize;
         let (length, left) = match channel.kind {
-            Kind::Event => (8, 0),
-            Kind::File | Kind::Append | Kind::Memfd => (bytes, 0),
-            Kind::Timer | Kind::Epoll | Kind::Post => return "not for that".into(),
+            Kind::Event | Kind::Semaphore | Kind::Timer => (8, 0),
+            _ if channel.is_file() => (bytes, 0),
+            Kind::Epoll | Kind::Post | Kind::PostStream | Kind::Notify => return "not for that".into(),
             Kind::Signals => return raw::take_signal(channel.reader().as_raw_fd()),
             Kind::Queue => return raw::unqueue(channel.reader().as_raw_fd()),
             Kind::Packets | Kind::Udp | Kind::Datagrams if inside > 0 => (1 << 16, inside - 1),
@@ -134,14 +149,14 @@ impl Process {
         self.channels.get(usize::from(which).checked_rem(self.channels.len())?)
     }
 
-    /// One of its channels of that kind.
-    fn of_kind(&self, kind: Kind, which: u8) -> Option<&Channel> {
-        let all: Vec<&Channel> = self.channels.iter().filter(|channel| channel.kind == kind).collect();
+    /// One of its channels that are such.
+    fn such(&self, such: impl Fn(&Channel) -> bool, which: u8) -> Option<&Channel> {
+        let all: Vec<&Channel> = self.channels.iter().filter(|channel| such(channel)).collect();
         all.get(usize::from(which).checked_rem(all.len())?).copied()
     }
 
     fn pass(&self, which: usize, over: u8) -> String {
-        let (channel, post) = (&self.channels[which], self.of_kind(Kind::Post, over));
+        let (channel, post) = (&self.channels[which], self.such(Channel::is_post, over));
         let Some(post) = post.filter(|_| is_leaf(channel.kind)) else { return "no post".into() };
         let waiting = &self.board.contents[post.number];
         if waiting.load(SeqCst) > 5 {
@@ -154,7 +169,7 @@ impl Process {
     fn fetch(&mut self, which: usize) -> String {
         let post = &self.channels[which];
         let waiting = &self.board.contents[post.number];
-        if post.kind != Kind::Post || waiting.load(SeqCst) == 0 {
+        if !post.is_post() || waiting.load(SeqCst) == 0 {
             return "nothing there".into();
         }
         waiting.fetch_sub(1, SeqCst);
@@ -170,11 +185,13 @@ impl Process {
 
     fn watch(&self, which: usize, epoll: u8, how: u8) -> String {
         let channel = &self.channels[which];
-        let Some(epoll) = self.of_kind(Kind::Epoll, epoll).filter(|_| is_leaf(channel.kind)) else {
+        let Some(epoll) = self.such(|other| other.kind == Kind::Epoll, epoll).filter(|_| is_leaf(channel.kind)) else {
             return "no epoll".into();
         };
         // not edge-triggered: whether an edge was told already may be told once more
-        let events = libc::EPOLLIN | if how & 1 == 1 { libc::EPOLLRDHUP } else { 0 };
+        let flags = [libc::EPOLLRDHUP, libc::EPOLLOUT, libc::EPOLLONESHOT];
+        let wanted = flags.into_iter().enumerate().filter(|(bit, _)| how >> bit & 1 == 1);
+        let events = wanted.fold(libc::EPOLLIN, |all, (_, flag)| all | flag);
         let added = raw::watch(epoll.reader().as_raw_fd(), channel.reader().as_raw_fd(), events, channel.number as u64);
         format!("{} by {} {added}", channel.number, epoll.number)
     }
@@ -184,13 +201,22 @@ impl Process {
         if epoll.kind != Kind::Epoll {
             return "not an epoll".into();
         }
-        // What comes by way of a network or a terminal comes in its own time.
-        for channel in self.channels.iter().filter(|channel| matches!(channel.kind, Kind::Tcp | Kind::Udp | Kind::Pty))
-        {
-            if self.board.contents[channel.number].load(SeqCst) > 0 {
-                raw::await_readable(channel.reader().as_raw_fd());
-            }
-        }
+        self.channels.iter().for_each(|channel| self.await_contents(channel));
         format!("{:?}", raw::ready(epoll.reader().as_raw_fd()))
+    }
+
+    /// What comes by way of a network or a terminal comes in its own time.
+    fn await_contents(&self, channel: &Channel) {
+        let on_its_way = matches!(channel.kind, Kind::Tcp | Kind::Udp | Kind::Pty);
+        if on_its_way && self.board.contents[channel.number].load(SeqCst) > 0 {
+            raw::await_event(channel.reader().as_raw_fd(), libc::POLLIN);
+        }
+    }
+
+    /// Whether it can be read from.
+    pub(super) fn is_ready(&self, channel: &Channel) -> bool {
+        self.await_contents(channel);
+        // What an epoll instance reports may be a one-shot's error once more.
+        channel.kind != Kind::Epoll && raw::is_readable(channel.reader().as_raw_fd())
     }
 }

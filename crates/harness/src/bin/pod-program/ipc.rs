@@ -11,7 +11,12 @@ const MESSAGES: i32 = 3000;
 /// What a step on them says.
 pub(super) fn perform(op: &Op) -> String {
     match op {
-        Op::RemoveSegment(key) => raw::remove_segment(SEGMENTS + i32::from(*key)).to_string(),
+        Op::RemoveObject(which) => match which % 7 {
+            semaphores @ 0..2 => raw::remove_semaphores(SEMAPHORES + i32::from(semaphores)),
+            segment @ 2..5 => raw::remove_segment(SEGMENTS + i32::from(segment) - 2),
+            messages => raw::remove_messages(MESSAGES + i32::from(messages) - 5),
+        }
+        .to_string(),
         Op::Semaphore { key, change, undo } => {
             raw::semaphore(SEMAPHORES + i32::from(*key), i16::from(*change), *undo).to_string()
         }

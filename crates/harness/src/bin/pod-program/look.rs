@@ -2,11 +2,9 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, getpgrp, getpid, getppid, getsid};
 
-use super::channel::hash;
 use super::{Process, raw};
 
 impl Process {
@@ -27,26 +25,28 @@ impl Process {
             nix::unistd::gethostname(),
             self.board.time_goes_on(),
         );
-        text += &format!(" limit {:?}", getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| soft));
         text += &format!(" comm {:?}", std::fs::read_to_string("/proc/self/comm").unwrap_or_default());
         text += &format!(" signals {:?} seen {:?}", raw::blocked_and_pending(), self.signals_seen());
-        for region in &self.regions {
-            let protection = region.shown();
-            let readable = protection.starts_with('r');
-            let sum = readable.then(|| hash(&raw::peek(region.address(), region.bytes)));
-            text += &format!(" region {} {protection} {sum:x?}", region.number);
-        }
+        self.regions.iter().for_each(|region| text += &region.describe());
         for channel in &self.channels {
-            text += &format!(" {}", channel.describe());
+            text += &format!(" {}{}", channel.describe(), if self.is_ready(channel) { " ready" } else { "" });
         }
         if self.slot == 0 {
             text += &format!(" stopped {:?}", self.board.seen_stopped());
         }
         text += &format!(" {} {}", super::traits::describe(), super::ipc::describe());
-        for listener in &self.listeners {
-            text += &format!(" {:?}", listener.local_addr().ok());
-        }
-        text
+        self.listeners.iter().for_each(|listener| text += &format!(" {}", listener.describe()));
+        let in_handler = if self.in_handler { " in a handler" } else { "" };
+        text + in_handler + &format!(" mutexes {:?} terminal {} files {}", self.mutexes, self.terminal(), files())
+    }
+
+    /// Its terminal, and the group in front there.
+    fn terminal(&self) -> String {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        // after the name: state, parent, group, session, terminal, group in front
+        let words: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let front = words.get(5).and_then(|word| word.parse().ok()).unwrap_or(0);
+        format!("{} {}", words.get(4).unwrap_or(&""), self.board.name(front))
     }
 
     /// Signals that came: number, value, and whether they are from who sent them.
@@ -58,4 +58,21 @@ impl Process {
         };
         entries.map(|[signal, pid, value]| (signal, value, true_sender(pid, value))).collect()
     }
+}
+
+/// Its descriptors, and to what they lead, without numbers that the kernel gives.
+fn files() -> String {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let mut links: Vec<(u32, String)> = entries
+        .filter_map(|entry| {
+            let link = std::fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned();
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let (kind, id) = link.split_once(":[").unwrap_or((&link, ""));
+            let named = id.is_empty() || id.starts_with(|c: char| !c.is_ascii_digit());
+            // the directory itself, that is being read
+            (!link.starts_with("/proc/")).then(|| (number, if named { link.clone() } else { kind.to_owned() }))
+        })
+        .collect();
+    links.sort();
+    links.into_iter().map(|(number, link)| format!("{number}>{link} ")).collect()
 }

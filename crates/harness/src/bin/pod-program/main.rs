@@ -6,13 +6,16 @@
 mod board;
 mod channel;
 mod channels;
+mod handler;
 mod ipc;
+mod listeners;
 mod look;
 mod memory;
+mod mutexes;
+mod notify;
 mod raw;
 mod traits;
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -20,10 +23,10 @@ use std::time::Duration;
 use board::Board;
 use channel::Channel;
 use harness::program::{MEETING_POINT, Op, Step};
+use listeners::{Caller, Listener};
 use memory::Region;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Pid, getpid, setpgid, setsid};
+use nix::unistd::{Pid, getpgid, getpid, setpgid, setsid};
 
 /// What one process has.
 struct Process {
@@ -31,7 +34,12 @@ struct Process {
     slot: usize,
     regions: Vec<Region>,
     channels: Vec<Channel>,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
+    callers: Vec<Caller>,
+    /// Mutexes that it has taken.
+    mutexes: Vec<usize>,
+    /// Whether it is in a signal handler.
+    in_handler: bool,
 }
 
 fn main() {
@@ -45,14 +53,27 @@ fn main() {
     };
     let board = raw::share_board();
     raw::catch_signals();
+    // Rust's own is too small to go on there.
+    raw::alternate_stack(false);
+    mutexes::share();
     let slot = board.new_slot().unwrap_or(0);
     board.begin(slot, getpid().as_raw());
-    let process = Process { board, slot, regions: Vec::new(), channels: Vec::new(), listeners: Vec::new() };
+    let mut process = Process {
+        board,
+        slot,
+        regions: Vec::new(),
+        channels: Vec::new(),
+        listeners: Vec::new(),
+        callers: Vec::new(),
+        mutexes: Vec::new(),
+        in_handler: false,
+    };
     process.run(&steps);
 }
 
 impl Process {
-    fn run(mut self, steps: &[Step]) {
+    /// Takes its steps; in a signal handler until it comes back from that.
+    fn run(&mut self, steps: &[Step]) {
         loop {
             let generation = self.board.generation();
             if self.slot == 0 {
@@ -64,12 +85,32 @@ impl Process {
             }
             let now = self.board.step();
             let Some(step) = steps.get(now) else { return self.write_transcript() };
-            // A child that was just born has no turn to end.
-            if let Some(said) = self.perform(now, &step.op) {
-                self.board.note(&format!("{now} p{} {:?}: {said}", self.slot, step.op));
-                self.board.advance(steps);
+            self.board.take(self.slot, &step.op);
+            match step.op {
+                Op::Handler if self.in_handler => {
+                    self.say(steps, now, "comes back");
+                    self.in_handler = false;
+                    return;
+                }
+                Op::Handler => handler::run_within(&mut || {
+                    self.in_handler = true;
+                    self.say(steps, now, "goes on within");
+                    self.run(steps);
+                }),
+                // A child that was just born has no turn to end.
+                _ => {
+                    if let Some(said) = self.perform(now, &step.op) {
+                        self.say(steps, now, &said);
+                    }
+                }
             }
         }
+    }
+
+    /// Notes what came of a step, and ends the turn.
+    fn say(&self, steps: &[Step], now: usize, said: &str) {
+        self.board.note(&format!("{now} p{} {:?}: {said}", self.slot, steps[now].op));
+        self.board.advance(steps);
     }
 
     fn write_transcript(&self) {
@@ -107,9 +148,10 @@ impl Process {
             | Op::Store { .. }
             | Op::Protect { .. }
             | Op::Resize { .. }
+            | Op::Move(_)
             | Op::Advise { .. }
             | Op::Unmap(_) => self.memory(op),
-            Op::RemoveSegment(_) | Op::Semaphore { .. } | Op::Message { .. } | Op::Receive(_) => ipc::perform(op),
+            Op::RemoveObject(_) | Op::Semaphore { .. } | Op::Message { .. } | Op::Receive(_) => ipc::perform(op),
             Op::Stop(to) => self.stop(*to),
             Op::Continue(to) => self.go_on(*to),
             Op::Thread(number) => raw::park_thread(&format!("thread {number}")),
@@ -134,21 +176,19 @@ impl Process {
             }
             Op::Session => format!("{:?}", setsid().map(|id| self.board.name(id.as_raw()))),
             Op::Group => format!("{:?}", setpgid(Pid::from_raw(0), Pid::from_raw(0))),
-            Op::Limit(number) => {
-                let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(_, hard)| hard);
-                format!("{:?}", setrlimit(Resource::RLIMIT_NOFILE, 600 + u64::from(*number), hard))
+            Op::Join(to) => {
+                let living = self.board.living();
+                let to = Pid::from_raw(self.board.pid(living[usize::from(*to) % living.len()]));
+                let joined = getpgid(Some(to)).and_then(|group| setpgid(Pid::from_raw(0), group));
+                format!("{} {joined:?}", self.board.name(to.as_raw()))
             }
+            Op::Limit(number) => traits::limit(*number),
             Op::Name(number) => {
                 let name = std::ffi::CString::new(format!("name {number}) R")).unwrap_or_default();
                 format!("{:?}", nix::sys::prctl::set_name(&name))
             }
-            Op::Listen(port) => match TcpListener::bind(("0.0.0.0", *port)) {
-                Ok(listener) => {
-                    self.listeners.push(listener);
-                    "ok".into()
-                }
-                Err(error) => format!("{:?}", error.kind()),
-            },
+            Op::Listen { .. } | Op::Connect(_) | Op::Accept(_) => self.listening(op),
+            Op::Mutex(which) => self.mutex(usize::from(*which)),
             _ => self.channel(now, op),
         }
     }
@@ -158,6 +198,8 @@ impl Process {
         match raw::fork() {
             0 => {
                 self.slot = slot;
+                // A child has nothing of what its parent took.
+                self.mutexes.clear();
                 None
             }
             pid if pid > 0 => {
@@ -169,7 +211,9 @@ impl Process {
     }
 
     fn pause(&self, now: usize) -> String {
-        let told = std::fs::write(format!("{MEETING_POINT}/at-{now}"), "");
+        let at = format!("{MEETING_POINT}/at-{now}");
+        let told = std::fs::write(format!("{at}.new"), self.board.taken());
+        let told = told.and_then(|()| std::fs::rename(format!("{at}.new"), at));
         let go = format!("{MEETING_POINT}/go-{now}");
         while !Path::new(&go).exists() {
             std::thread::sleep(Duration::from_millis(1));

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use super::board::Board;
@@ -107,12 +107,16 @@ pub(crate) fn catch_signals() {
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = note as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
             libc::sigaction(signal, &action, std::ptr::null_mut());
         }
     }
-    // SAFETY: no handler. A group of stopped processes that becomes an orphan is hung up on.
-    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    // A group of stopped processes that becomes an orphan is hung up on, and so is a session whose terminal is closed; who
+    // is not in front of its terminal is stopped when it sets something there.
+    for signal in [libc::SIGHUP, libc::SIGTTOU] {
+        // SAFETY: no handler.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
 }
 
 /// Queues a signal with a value.
@@ -199,8 +203,16 @@ fn in_seconds(value: i64, interval: i64) -> libc::itimerspec {
     libc::itimerspec { it_interval: seconds(interval), it_value: seconds(value) }
 }
 
-/// Arms a timerfd far in the future, or not at all for 0.
+/// Arms a timerfd far in the future, or not at all for 0; or it has expired when this returns.
 pub(crate) fn arm(descriptor: i32, seconds: i64) -> i32 {
+    if seconds % 4 == 3 {
+        let mut soon = in_seconds(0, 0);
+        soon.it_value.tv_nsec = 1;
+        // SAFETY: the value is ours.
+        let armed = unsafe { libc::timerfd_settime(descriptor, 0, &soon, std::ptr::null_mut()) };
+        await_event(descriptor, libc::POLLIN);
+        return armed;
+    }
     let value = if seconds == 0 { 0 } else { 5_000 + seconds };
     // SAFETY: the value is ours.
     unsafe { libc::timerfd_settime(descriptor, 0, &in_seconds(value, seconds % 7), std::ptr::null_mut()) }
@@ -281,6 +293,12 @@ pub(crate) fn queued(descriptor: i32) -> String {
     }
 }
 
+/// An inotify instance that is given.
+pub(crate) fn as_inotify(descriptor: OwnedFd) -> nix::sys::inotify::Inotify {
+    // SAFETY: it is one, and nobody else has this descriptor.
+    unsafe { nix::sys::inotify::Inotify::from_raw_fd(descriptor.into_raw_fd()) }
+}
+
 /// An epoll instance.
 pub(crate) fn epoll() -> io::Result<OwnedFd> {
     // SAFETY: plain numbers.
@@ -304,11 +322,29 @@ pub(crate) fn ready(epoll: i32) -> Vec<(u64, u32)> {
     found
 }
 
-/// Waits until there is something to read, 5 s at most.
-pub(crate) fn await_readable(descriptor: i32) {
-    let mut wanted = libc::pollfd { fd: descriptor, events: libc::POLLIN, revents: 0 };
+/// Waits until a file is ready for this, 5 s at most.
+pub(crate) fn await_event(descriptor: i32, event: i16) {
+    poll(descriptor, event, 5_000);
+}
+
+/// Whether there is something to read, or the end.
+pub(crate) fn is_readable(descriptor: i32) -> bool {
+    poll(descriptor, libc::POLLIN, 0) & libc::POLLIN != 0
+}
+
+fn poll(descriptor: i32, events: i16, milliseconds: i32) -> i16 {
+    let mut wanted = libc::pollfd { fd: descriptor, events, revents: 0 };
     // SAFETY: one entry, which is ours.
-    unsafe { libc::poll(&mut wanted, 1, 5_000) };
+    unsafe { libc::poll(&mut wanted, 1, milliseconds) };
+    wanted.revents
+}
+
+/// Makes a terminal that of the session that this process leads, and its group the one in front.
+pub(crate) fn control(terminal: i32) -> String {
+    // SAFETY: plain numbers.
+    let (controls, in_front) =
+        unsafe { (libc::ioctl(terminal, libc::TIOCSCTTY, 0), libc::tcsetpgrp(terminal, libc::getpgrp())) };
+    format!("{controls} {in_front}")
 }
 
 /// fcntl(2): a write lock of ten bytes.
@@ -335,6 +371,13 @@ pub(crate) fn resize(address: usize, from: usize, to: usize) -> bool {
     unsafe { libc::mremap(address as *mut _, from, to, 0) as usize == address }
 }
 
+/// mremap(2) to another place, which must be free; whether that worked.
+pub(crate) fn move_to(address: usize, bytes: usize, place: usize) -> bool {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: regions hold no Rust objects, and no two have the same place.
+    unsafe { libc::mremap(address as *mut _, bytes, bytes, flags, place as *mut libc::c_void) as usize == place }
+}
+
 /// Advice that is not madvise(2)'s.
 pub(crate) const LOCK: i32 = 1000;
 pub(crate) const UNLOCK: i32 = 1001;
@@ -355,6 +398,18 @@ pub(crate) fn advise(address: usize, bytes: usize, advice: i32) -> i32 {
 pub(crate) fn remove_segment(key: i32) -> i32 {
     // SAFETY: no buffer is given, none is needed.
     unsafe { libc::shmctl(libc::shmget(key, 0, 0), libc::IPC_RMID, std::ptr::null_mut()) }
+}
+
+/// Removes the semaphores of `key`.
+pub(crate) fn remove_semaphores(key: i32) -> i32 {
+    // SAFETY: plain numbers.
+    unsafe { libc::semctl(libc::semget(key, 0, 0), 0, libc::IPC_RMID) }
+}
+
+/// Removes the queue of `key`.
+pub(crate) fn remove_messages(key: i32) -> i32 {
+    // SAFETY: no buffer is given, none is needed.
+    unsafe { libc::msgctl(libc::msgget(key, 0), libc::IPC_RMID, std::ptr::null_mut()) }
 }
 
 /// How many have attached the segment of `key`, its mode; -1 if there is none.
@@ -423,8 +478,9 @@ pub(crate) fn become_user(user: u32) -> i32 {
     }
 }
 
-/// Arms one of four timers, far in the future.
+/// Arms one of four timers, far in the future; or one at once, whose signal has come or waits when this returns.
 pub(crate) fn alarm(number: u8) -> String {
+    let soon = number % 8 == 7;
     let seconds = 5_000 + i64::from(number);
     let value = |tv_sec| libc::timeval { tv_sec, tv_usec: 0 };
     let interval = libc::itimerval { it_interval: value(i64::from(number % 5)), it_value: value(seconds) };
@@ -435,14 +491,21 @@ pub(crate) fn alarm(number: u8) -> String {
             return libc::setitimer(which, &interval, std::ptr::null_mut()).to_string();
         }
         let mut event: libc::sigevent = std::mem::zeroed();
-        event.sigev_notify = if number % 4 == 1 { libc::SIGEV_SIGNAL } else { libc::SIGEV_NONE };
+        event.sigev_notify = if number % 4 == 1 || soon { libc::SIGEV_SIGNAL } else { libc::SIGEV_NONE };
         event.sigev_signo = SIGNALS[usize::from(number / 4) % SIGNALS.len()];
         event.sigev_value.sival_ptr = usize::from(number) as *mut _;
         let mut id = 0i32;
         let clock = if number.is_multiple_of(3) { libc::CLOCK_BOOTTIME } else { libc::CLOCK_MONOTONIC };
         let made = libc::syscall(libc::SYS_timer_create, clock, &event, &mut id);
-        let spec = in_seconds(seconds, i64::from(number % 5));
+        let mut spec = in_seconds(seconds, i64::from(number % 5));
+        if soon {
+            spec = in_seconds(0, 0);
+            spec.it_value.tv_nsec = 1;
+        }
         let armed = libc::syscall(libc::SYS_timer_settime, id, 0, &spec, std::ptr::null::<libc::itimerspec>());
+        while soon && armed == 0 && (spec.it_value.tv_sec, spec.it_value.tv_nsec) != (0, 0) {
+            libc::syscall(libc::SYS_timer_gettime, id, &mut spec);
+        }
         format!("{made} {armed} id {id}")
     }
 }
@@ -476,6 +539,37 @@ pub(crate) fn timers() -> String {
     text
 }
 
+/// Takes a capability from those that it could ever have.
+pub(crate) fn drop_capability(number: u8) -> i32 {
+    // SAFETY: plain numbers.
+    unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number)) }
+}
+
+/// personality(2): whether addresses are chosen anew, and one of the oddities of old programs.
+pub(crate) fn set_personality(odd: bool) -> i32 {
+    let persona = if odd { libc::ADDR_NO_RANDOMIZE | libc::UNAME26 } else { 0 };
+    // SAFETY: plain numbers.
+    unsafe { libc::personality(persona as libc::c_ulong) }
+}
+
+/// A Unix stream socket of this name, connected.
+pub(crate) fn connect_from(
+    own: &std::os::unix::net::SocketAddr,
+    to: &std::os::unix::net::SocketAddr,
+) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    use std::os::linux::net::SocketAddrExt;
+
+    let name = |address: &std::os::unix::net::SocketAddr| {
+        nix::sys::socket::UnixAddr::new_abstract(address.as_abstract_name().unwrap_or_default())
+    };
+    let (family, kind) = (nix::sys::socket::AddressFamily::Unix, nix::sys::socket::SockType::Stream);
+    let end = nix::sys::socket::socket(family, kind, nix::sys::socket::SockFlag::SOCK_CLOEXEC, None)?;
+    nix::sys::socket::bind(end.as_raw_fd(), &name(own)?)?;
+    nix::sys::socket::connect(end.as_raw_fd(), &name(to)?)?;
+    Ok(end)
+}
+
 /// setpriority(2).
 pub(crate) fn set_nice(value: i32) -> i32 {
     // SAFETY: plain numbers.
@@ -505,7 +599,7 @@ pub(crate) fn set_policy(policy: i32) -> i32 {
 
 /// Sets an alternate signal stack, or none.
 pub(crate) fn alternate_stack(there: bool) -> i32 {
-    let memory: &'static mut [u8] = if there { Box::leak(vec![0; 64 << 10].into_boxed_slice()) } else { &mut [] };
+    let memory: &'static mut [u8] = if there { Box::leak(vec![0; 512 << 10].into_boxed_slice()) } else { &mut [] };
     let ss_flags = if there { 0 } else { libc::SS_DISABLE };
     let stack = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags, ss_size: memory.len() };
     // SAFETY: the memory is never given back.

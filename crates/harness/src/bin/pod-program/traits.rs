@@ -2,6 +2,7 @@
 
 use harness::program::Op;
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::raw;
 
@@ -11,7 +12,7 @@ pub(super) fn perform(op: &Op, slot: usize) -> String {
         Op::User(_) if slot == 0 => "never".into(),
         Op::User(number) => raw::become_user(1000 + u32::from(*number % 3)).to_string(),
         Op::Alarm(number) => raw::alarm(*number),
-        Op::Tune { what, value } => tune(what % 11, *value),
+        Op::Tune { what, value } => tune(what % 16, *value),
         _ => "no such thing".into(),
     }
 }
@@ -33,20 +34,37 @@ fn tune(what: u8, value: u8) -> String {
         ),
         8 => format!("oom {}", written("/proc/self/oom_score_adj", value.to_string())),
         9 => format!("stack {}", raw::alternate_stack(odd)),
-        _ => format!("core {}", written("/proc/self/coredump_filter", format!("{:#x}", value % 64))),
+        10 => format!("core {}", written("/proc/self/coredump_filter", format!("{:#x}", value % 64))),
+        11 => format!("dumpable {:?}", prctl::set_dumpable(odd)),
+        12 => format!("keep {:?}", prctl::set_keepcaps(odd)),
+        13 => format!("huge pages {:?}", prctl::set_thp_disable(odd)),
+        14 => format!("bounds {}", raw::drop_capability(value % 41)),
+        _ => format!("personality {}", raw::set_personality(odd)),
     }
 }
 
 /// All of them.
 pub(super) fn describe() -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let wanted =
-        ["Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapAmb", "NoNewPrivs", "Threads", "SigIgn", "SigCgt"];
+    let wanted = [
+        "Uid",
+        "Gid",
+        "Groups",
+        "CapInh",
+        "CapPrm",
+        "CapEff",
+        "CapBnd",
+        "CapAmb",
+        "NoNewPrivs",
+        "Threads",
+        "SigIgn",
+        "SigCgt",
+    ];
     let lines = status.lines().filter(|line| wanted.iter().any(|name| line.starts_with(name)));
     let mut text: String = lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") + " ").collect();
     let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default().trim().to_owned();
     text += &format!(
-        "slack {:?} death {:?} subreaper {:?} oom {} core {} {} threads {:?}",
+        "slack {:?} death {:?} subreaper {:?} oom {} core {} {} threads {:?} dumpable {:?} keep {:?} huge {:?} limits {:x} {}",
         prctl::get_timerslack(),
         prctl::get_pdeathsig(),
         prctl::get_child_subreaper(),
@@ -54,8 +72,33 @@ pub(super) fn describe() -> String {
         read("coredump_filter"),
         raw::scheduling(),
         threads(),
+        prctl::get_dumpable(),
+        prctl::get_keepcaps(),
+        prctl::get_thp_disable(),
+        super::channel::hash(read("limits").as_bytes()),
+        ["exe", "root"].map(link).join(" "),
     );
     text + " timers " + &raw::timers()
+}
+
+fn link(name: &str) -> String {
+    std::fs::read_link(format!("/proc/self/{name}")).map_or_else(|e| e.to_string(), |path| path.display().to_string())
+}
+
+/// Sets a soft limit that keeps nobody from what it does.
+pub(super) fn limit(number: u8) -> String {
+    let resources = [
+        Resource::RLIMIT_NOFILE,
+        Resource::RLIMIT_CORE,
+        Resource::RLIMIT_LOCKS,
+        Resource::RLIMIT_RSS,
+        Resource::RLIMIT_STACK,
+        Resource::RLIMIT_NICE,
+    ];
+    let resource = resources[usize::from(number) % resources.len()];
+    let hard = getrlimit(resource).map_or(0, |(_, hard)| hard);
+    let soft = if resource == Resource::RLIMIT_STACK { 8 << 20 } else { 600 };
+    format!("{resource:?} {:?}", setrlimit(resource, (soft + u64::from(number)).min(hard), hard))
 }
 
 /// The names of its threads.
