@@ -35,6 +35,20 @@ pub const TARGETS: &[Target] = &[
     }),
     ("netlink", |bytes| netlink::attributes(bytes).for_each(drop)),
     ("sockets", crate::sockets::try_answer),
+    ("packets", |bytes| {
+        crate::sockets::try_packet(bytes);
+        crate::pod::network::try_bytes(bytes);
+    }),
+    ("interfaces", crate::namespaces::try_bytes),
+    ("tables", |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        crate::sockets::try_table(&text);
+        crate::ipc::try_table(&text);
+    }),
+    ("descriptors", crate::files::try_info),
+    ("hashes", crate::files::try_hashes),
+    ("kernel-types", crate::kernel::try_types),
+    ("memory", crate::memory::try_bytes),
 ];
 
 /// The target of that name.
@@ -81,6 +95,7 @@ fn command(bytes: &[u8]) {
 
 fn status(bytes: &[u8]) {
     let status = Status::new(bytes.to_vec());
+    crate::pod::processes::try_status(&String::from_utf8_lossy(bytes));
     let _ = (status.numbers("Uid:"), status.mask("SigBlk:"), status.kilobytes("VmRSS:"), status.namespace_pids());
 }
 

@@ -3,6 +3,8 @@
 
 #![allow(missing_docs)]
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -46,12 +48,14 @@ fn change(bytes: &mut Vec<u8>, random: &mut StdRng) {
 #[test]
 fn nothing_panics_hangs_or_takes_much_memory() {
     let before = peak();
+    let mut tried = Vec::new();
     for (name, target) in TARGETS {
         let mut random = StdRng::seed_from_u64(4711);
         let entries = fs::read_dir(corpus().join(name)).unwrap_or_else(|error| panic!("fuzz/corpus/{name}: {error}"));
         let examples: Vec<Vec<u8>> = entries.map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect();
         assert!(!examples.is_empty(), "fuzz/corpus/{name} is empty");
-        let rounds = if *name == "archive" { 100 } else { 600 };
+        let rounds: u64 = if *name == "archive" { 100 } else { 600 };
+        let mut count = 0;
         for example in &examples {
             for round in 0..rounds {
                 let mut bytes = example.clone();
@@ -63,9 +67,12 @@ fn nothing_panics_hangs_or_takes_much_memory() {
             for cut in 0..example.len().min(400) {
                 target(&example[..cut]);
             }
+            count += rounds + example.len().min(400) as u64;
         }
+        tried.push(((*name).to_owned(), count));
     }
     assert!(peak() < before + (512 << 10), "it took {} KiB", peak() - before);
+    common::write_counts("corpus", &tried);
 }
 
 #[test]
@@ -126,4 +133,86 @@ fn write_examples() {
         vec![56, 0, 0, 0, 20, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     answer.extend([7, 0, 0, 0, 0, b'a', b'b', 0, 8, 0, 2, 0, 5, 0, 0, 0, 5, 0, 6, 0, 2, 0, 0, 0]);
     put("sockets", "unix", &answer);
+    write_examples_of_the_kernels(&put);
+}
+
+/// Of what the kernel shows.
+fn write_examples_of_the_kernels(put: &dyn Fn(&str, &str, &[u8])) {
+    let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    packet.extend([0x1f, 0x90, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 5 << 4, 16, 1, 0, 0, 0, 0, 0]);
+    put("packets", "ip4", &packet);
+    put("packets", "frame", &[&[2; 12][..], &[8, 0], &packet].concat());
+    put("packets", "ip6", &[&[0x60, 0, 0, 0, 0, 20, 6, 64][..], &[0xfd; 32], &packet[20..]].concat());
+    let mut link = vec![0, 0, 1, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 9, 0, 3, 0, b'e', b't', b'h', b'0', 0, 0, 0, 0];
+    // IFLA_LINKINFO with the kind of a bridge.
+    link.extend([16, 0, 18, 0x80, 11, 0, 1, 0, b'b', b'r', b'i', b'd', b'g', b'e', 0, 0]);
+    put("interfaces", "bridge", &link);
+    put("interfaces", "map", b"         0       1000          1\n         1     100000      65536\n");
+    put(
+        "tables",
+        "igmp",
+        b"Idx\tDevice    : Count Querier\n2\teth0      :     1      V3\n\t\t\t\tFB0000E0     1 0:0 0\n",
+    );
+    put("tables", "igmp6", b"2    eth0            ff0200000000000000000000000000fb     1 0000000C 0\n");
+    put("tables", "sockstat", b"sockets: used 9\nTCP: inuse 3 orphan 0 tw 0 alloc 4 mem 1\n");
+    put("tables", "sysv", b"       key      shmid perms\n      1000      32768   600\n");
+    put("tables", "address", b"0100007F:1F90");
+    put(
+        "descriptors",
+        "epoll",
+        b"pos:\t0\ntfd:        5 events:       19 data:                7  pos:0 ino:3d sdev:d\n",
+    );
+    let mark =
+        "ino:98c152 sdev:800027 mask:80000fff ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:52c198006d1b8269";
+    put("descriptors", "inotify", format!("inotify wd:7 {mark}\n").as_bytes());
+    let group = format!(
+        "fanotify flags:0 event-flags:8000\nfanotify mnt_id:12 mflags:40 mask:38 ignored_mask:4\nfanotify {mark}\n"
+    );
+    put("descriptors", "fanotify", group.as_bytes());
+    put(
+        "descriptors",
+        "locks",
+        b"lock:\t1: POSIX  ADVISORY  READ 77 00:1a:5 10 19\nlock:\t2: FLOCK  ADVISORY  WRITE 77 00:1a:5 0 EOF\n",
+    );
+    put("memory", "stat", &fs::read("/proc/self/stat").unwrap());
+    put("memory", "elf", &example_of_elf());
+    put("hashes", "none", &example_of_hashes());
+    let types: Vec<u32> = vec![1, 1 << 24, 4, 32, 0, 5 << 24 | 1, 4, 5, 1, 0, 8, 4 << 24 | 2, 12, 5, 1, 0, 0, 2, 64];
+    let names = b"\0int\0in\0outer\0";
+    let mut bytes = vec![0x9f, 0xeb, 1, 0];
+    let head = [24, 0, 4 * types.len() as u32, 4 * types.len() as u32, names.len() as u32];
+    head.iter().chain(&types).for_each(|word| bytes.extend(word.to_ne_bytes()));
+    bytes.extend(names);
+    put("kernel-types", "one", &bytes);
+}
+
+/// One dynamic symbol.
+fn example_of_elf() -> Vec<u8> {
+    let mut elf = vec![0; 64];
+    let mut set = |at: usize, value: &[u8]| elf[at..at + value.len()].copy_from_slice(value);
+    set(40, &128u64.to_le_bytes());
+    set(58, &64u16.to_le_bytes());
+    set(60, &2u16.to_le_bytes());
+    elf.extend([1, 0, 0, 0, 18, 0, 11, 0, 8, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]);
+    elf.extend(b"\0time\0");
+    elf.resize(128 + 128, 0);
+    let mut header = |index: usize, place: usize, value: u64, bytes: usize| {
+        let at = 128 + index * 64 + place;
+        elf[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
+    };
+    header(0, 4, 11, 4);
+    header(0, 24, 64, 8);
+    header(0, 32, 24, 8);
+    header(0, 40, 1, 4);
+    header(1, 24, 88, 8);
+    elf
+}
+
+/// The hashes of no files.
+fn example_of_hashes() -> Vec<u8> {
+    let mut bytes = b"zap hashes v1\0\0\0".to_vec();
+    bytes.extend([7; 32]);
+    let sum = blake3::hash(&bytes);
+    bytes.extend(sum.as_bytes());
+    bytes
 }

@@ -147,6 +147,11 @@ fn line(line: &str) -> Option<Line> {
     })
 }
 
+/// Reads some bytes as an epoll instance's fdinfo.
+pub(super) fn try_info(bytes: &[u8]) {
+    lines(bytes).for_each(drop);
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;

@@ -354,6 +354,11 @@ fn line(line: &str) -> Option<Line> {
     Some(Line { flags: number("mflags:")? as u32, mask: number(" mask:")?, ignored: number("ignored_mask:")?, on })
 }
 
+/// Reads some bytes as a fanotify group's fdinfo.
+pub(super) fn try_info(bytes: &[u8]) {
+    drop(Group::parse(bytes));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -179,6 +179,12 @@ fn from_bytes(boot: &[u8; HASH], bytes: &[u8]) -> Option<Vec<(Version, [u8; HASH
     entries.chunks_exact(ENTRY).map(entry).collect()
 }
 
+/// Reads some bytes as the file of hashes, of this boot.
+pub(super) fn try_hashes(bytes: &[u8]) {
+    let boot = bytes.get(MAGIC.len()..).and_then(<[u8]>::first_chunk).copied().unwrap_or_default();
+    drop(from_bytes(&boot, bytes));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

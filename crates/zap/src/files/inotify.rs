@@ -246,6 +246,11 @@ fn line(line: &str) -> Option<Line> {
     Some(Line { number, mask: watched::hexadecimal(rest, " mask:")? as u32, mark: Mark::parse(rest)? })
 }
 
+/// Reads some bytes as an inotify instance's fdinfo.
+pub(super) fn try_info(bytes: &[u8]) {
+    lines(bytes).for_each(drop);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

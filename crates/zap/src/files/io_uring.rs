@@ -306,6 +306,11 @@ fn has_workers(process: HostPid) -> bool {
         .any(|comm| std::fs::read_to_string(comm).is_ok_and(|name| name.starts_with("iou-wrk")))
 }
 
+/// Reads a text as a ring's fdinfo.
+pub(super) fn try_info(text: &str) {
+    let _ = is_followed(text, "PollList:");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

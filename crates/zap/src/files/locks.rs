@@ -143,7 +143,7 @@ fn line(text: &str) -> Option<Line<'_>> {
     let start = start.parse().ok()?;
     let length = match end {
         "EOF" => 0,
-        last => last.parse::<u64>().ok()?.checked_sub(start)? + 1,
+        last => last.parse::<u64>().ok()?.checked_sub(start)?.checked_add(1)?,
     };
     Some(Line { class, mode, inode, range: RangeState { write: access == "WRITE", start, length } })
 }
@@ -151,6 +151,11 @@ fn line(text: &str) -> Option<Line<'_>> {
 /// The error of a lock that cannot be taken again.
 pub(super) fn failed(id: crate::ids::FileId) -> impl FnOnce(std::io::Error) -> RebuildError {
     move |source| RebuildError::Kernel { step: "taking the locks", object: id.to_string(), source }
+}
+
+/// Reads a text as the fdinfo of a file with locks.
+pub(super) fn try_info(text: &str) {
+    lines(text).for_each(drop);
 }
 
 #[cfg(test)]

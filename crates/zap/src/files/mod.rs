@@ -340,3 +340,18 @@ fn of_proc(descriptor: &Descriptor) -> bool {
 pub(crate) fn data_of(image: &crate::image::ImageReader, place: crate::image::DataRef) -> std::io::Result<Vec<u8>> {
     image.read(place).map_err(std::io::Error::other)
 }
+
+/// Reads some bytes as the fdinfo of every kind of file.
+pub(crate) fn try_info(bytes: &[u8]) {
+    epoll::try_info(bytes);
+    inotify::try_info(bytes);
+    fanotify::try_info(bytes);
+    let text = String::from_utf8_lossy(bytes);
+    locks::try_info(&text);
+    io_uring::try_info(&text);
+}
+
+/// Reads some bytes as the hashes of files that were kept.
+pub(crate) fn try_hashes(bytes: &[u8]) {
+    hashes::try_hashes(bytes);
+}

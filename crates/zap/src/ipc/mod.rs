@@ -83,3 +83,8 @@ pub struct QueueState {
     /// The messages: type and bytes.
     pub messages: Vec<(i64, DataRef)>,
 }
+
+/// Reads a text as a table of System V objects.
+pub(crate) fn try_table(text: &str) {
+    capture::try_table(text);
+}

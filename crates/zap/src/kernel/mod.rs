@@ -406,6 +406,11 @@ impl Kernel {
     }
 }
 
+/// Reads some bytes as the types of a kernel.
+pub(crate) fn try_types(bytes: &[u8]) {
+    types::try_types(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;

@@ -120,6 +120,13 @@ fn following(head: &Head) -> Option<usize> {
     }
 }
 
+/// Reads some bytes as types, and asks for what is looked for in those of a kernel.
+pub(crate) fn try_types(bytes: &[u8]) {
+    if let Some(types) = Types::parse(bytes, &HashSet::from(["task_struct", "outer"])) {
+        let _ = (types.size("outer"), types.member("outer.one"), types.member("task_struct.pid"));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -186,3 +186,9 @@ impl Body {
         }
     }
 }
+
+/// Reads some bytes as answers of netlink about a network namespace, and as the map of a user namespace.
+pub(crate) fn try_bytes(bytes: &[u8]) {
+    network::try_answer(bytes);
+    user::try_map(&String::from_utf8_lossy(bytes));
+}

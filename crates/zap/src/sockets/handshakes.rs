@@ -156,6 +156,11 @@ impl Deferring {
     }
 }
 
+/// Reads some bytes as a packet.
+pub(super) fn try_packet(bytes: &[u8]) {
+    let _ = Heard::parse(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;

@@ -90,4 +90,18 @@ pub(crate) fn why_not(descriptor: &Descriptor) -> String {
 /// Reads some bytes as an answer of `sock_diag`.
 pub(crate) fn try_answer(bytes: &[u8]) {
     diag::try_answer(bytes);
+    strays::try_answer(bytes);
+}
+
+/// Reads some bytes as a packet that a pod sends, and as what the kernel writes an address in.
+pub(crate) fn try_packet(bytes: &[u8]) {
+    handshakes::try_packet(bytes);
+    let _ = address::from_kernel(bytes);
+}
+
+/// Reads a text as tables of `/proc/net`.
+pub(crate) fn try_table(text: &str) {
+    multicast::try_table(text);
+    strays::try_table(text.as_bytes());
+    let _ = address::from_proc(text);
 }

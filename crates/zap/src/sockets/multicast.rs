@@ -128,6 +128,11 @@ fn storage(ip: IpAddr) -> Vec<u8> {
     bytes
 }
 
+/// Reads a text as the tables of groups.
+pub(super) fn try_table(text: &str) {
+    drop((parse_igmp(text), parse_igmp6(text)));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

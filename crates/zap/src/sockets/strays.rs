@@ -196,6 +196,16 @@ impl Stray {
     }
 }
 
+/// Reads some bytes as a connection.
+pub(super) fn try_answer(bytes: &[u8]) {
+    let _ = parse(bytes);
+}
+
+/// Reads some bytes as a `sockstat`.
+pub(super) fn try_table(bytes: &[u8]) {
+    let _ = count(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};

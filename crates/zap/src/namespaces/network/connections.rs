@@ -165,3 +165,8 @@ fn put_tcp(state: &mut Attributes, shown: &[u8]) {
         };
     }
 }
+
+/// Reads some bytes as a connection that is followed.
+pub(super) fn try_answer(bytes: &[u8]) {
+    drop(taken(bytes));
+}

@@ -510,3 +510,9 @@ fn id_of(route: &Channel, other: BorrowedFd<'_>) -> io::Result<i32> {
     });
     id.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
+
+/// Reads some bytes as what the kernel says of interfaces and of connections that it follows.
+pub(super) fn try_answer(bytes: &[u8]) {
+    drop(interfaces::parse(bytes, None));
+    connections::try_answer(bytes);
+}

@@ -367,3 +367,8 @@ pub(super) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
     let low = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
     Ipv6Addr::from_bits((0xfe80u128 << 112) | u128::from(u64::from_be_bytes(low)))
 }
+
+/// Reads some bytes as a link.
+pub(super) fn try_answer(bytes: &[u8]) {
+    drop(parse(bytes));
+}

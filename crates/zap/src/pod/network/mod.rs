@@ -526,3 +526,9 @@ pub fn tidy(config: &HostConfig) -> Result<(), NetworkError> {
     let _lock = namespace::lock().map_err(kernel("locking", "the network namespace"))?;
     bridge::remove_if_idle(config, &channel, None).map(drop)
 }
+
+/// Reads some bytes as a link, and as a frame on its way to a pod.
+pub(crate) fn try_bytes(bytes: &[u8]) {
+    links::try_answer(bytes);
+    let _ = newcomers::is_one(bytes);
+}
