@@ -12,7 +12,7 @@ body { font: 16px/1.5 system-ui, 'DejaVu Sans', sans-serif; max-width: 68rem; ma
 h1 { line-height: 1.2 } h2 { margin-top: 2.5rem }
 .table { overflow-x: auto } table { border-collapse: collapse; margin: 1rem 0; width: 100%; overflow-wrap: normal }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+th.number { text-align: right } td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .good { color: #00694d; font-weight: 600 } .bad { color: #a33c00; font-weight: 600 } .none { color: #666 }
 a { color: inherit; text-decoration-color: #999 }
 figure { margin: 2rem 0; overflow-x: auto } figcaption { color: #555 } svg { display: block; max-width: 100%; height: auto }
@@ -69,8 +69,10 @@ fn attribute<'a>(svg: &'a str, name: &str) -> Option<&'a str> {
 
 fn table(html: &mut String, head: &[&str], rows: &[Vec<Cell>]) {
     html.push_str("<div class=table><table><thead><tr>");
-    for of in head {
-        let _ = write!(html, "<th>{}", escape(of));
+    for (place, of) in head.iter().enumerate() {
+        let number = rows.first().and_then(|row| row.get(place)).is_some_and(|cell| cell.tone == Tone::Number);
+        let class = if number { " class=number" } else { "" };
+        let _ = write!(html, "<th{class}>{}", escape(of));
     }
     html.push_str("</tr></thead>\n");
     for row in rows {

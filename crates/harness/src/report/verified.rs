@@ -6,6 +6,7 @@ use crate::verification::{self, ALIVE};
 
 /// What the names of tables of faults begin with.
 const FAULTS: &str = "faults-";
+const SEED: &str = "seed ";
 const KNOWN: &str = include_str!("../../../../docs/known-failures.md");
 
 /// What errors at a fault point are called in tables, and at the head of ours.
@@ -32,20 +33,23 @@ pub(super) fn blocks() -> Vec<Block> {
 
 /// What cases there were, and which operations were alive when they were written down.
 fn tried(counts: &[(String, Vec<Vec<String>>)]) -> Vec<Block> {
-    let rows = |alive: bool| {
-        let rows = counts.iter().flat_map(|(test, rows)| rows.iter().map(move |row| (test.as_str(), row)));
-        rows.filter(move |(_, row)| row[0].starts_with(ALIVE) == alive)
-    };
-    let summary =
-        rows(false).map(|(test, row)| vec![Cell::words(test), Cell::words(&*row[0]), Cell::number(&*row[1])]).collect();
-    let of_equivalence = rows(true).filter(|(test, _)| *test == "equivalence");
+    let is_alive = |row: &[String]| row[0].starts_with(ALIVE);
+    let summary = counts.iter().map(|(test, rows)| {
+        let (seeds, others): (Vec<_>, Vec<_>) =
+            rows.iter().filter(|row| !is_alive(row)).partition(|row| row[0].starts_with(SEED));
+        let others: Vec<String> = others.iter().map(|row| format!("{} {}", row[1], row[0])).collect();
+        let seeds: Vec<&str> = seeds.iter().map(|row| row[0].trim_start_matches(SEED)).collect();
+        vec![Cell::words(test), Cell::words(others.join(", ")), Cell::words(seeds.join(", "))]
+    });
+    let of_equivalence = counts.iter().filter(|(test, _)| test == "equivalence").flat_map(|(_, rows)| rows);
     let alive: Vec<[Cell; 2]> = of_equivalence
-        .map(|(_, row)| [Cell::words(row[0].trim_start_matches(ALIVE)), Cell::number(&*row[1])])
+        .filter(|row| is_alive(row))
+        .map(|row| [Cell::words(row[0].trim_start_matches(ALIVE)), Cell::number(&*row[1])])
         .collect();
     let beside = alive.chunks(3).map(|some| some.concat()).collect();
     vec![
         Block::Text("What generated cases tried; a seed tries the same cases again.".into()),
-        Block::Table(vec!["test", "what", "times"], summary),
+        Block::Table(vec!["test", "what was tried", "seeds"], summary.collect()),
         Block::Text("At how many checkpoints a process lived that had taken a step of a kind.".into()),
         Block::Table(vec!["step", "checkpoints", "step", "checkpoints", "step", "checkpoints"], beside),
     ]
