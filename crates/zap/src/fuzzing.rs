@@ -48,7 +48,7 @@ pub const TARGETS: &[Target] = &[
     ("descriptors", crate::files::try_info),
     ("hashes", crate::files::try_hashes),
     ("kernel-types", crate::kernel::try_types),
-    ("memory", crate::memory::try_bytes),
+    ("memory", crate::memory::layout::try_bytes),
 ];
 
 /// The target of that name.

@@ -44,9 +44,3 @@ pub use vdso::own_vdso;
 
 /// Bytes of a page on x86-64.
 pub(crate) const PAGE: u64 = 4096;
-
-/// Reads some bytes as the image of a vDSO, and as the line that says where a process has what.
-pub(crate) fn try_bytes(bytes: &[u8]) {
-    drop(elf::symbols(bytes));
-    survey::try_stat(bytes);
-}
