@@ -1,5 +1,5 @@
-//! Every kind of guest (see `pod-guest`), five ways: undisturbed; checkpointed and left running; restarted; restarted
-//! twice, side by side; restarted from the image of a restart. Each checks itself from inside.
+//! Every kind of guest (see `pod-guest`), five ways: undisturbed; checkpointed and left running, twice; restarted;
+//! restarted twice, side by side, from the images of both; restarted from the image of a restart. Each checks itself from inside.
 
 #![allow(clippy::unwrap_used)]
 
@@ -89,12 +89,14 @@ impl<'a> Guest<'a> {
 fn keeps(kind: &str) -> Result<()> {
     let _huge = kind.starts_with("huge-").then(HugePages::have).transpose()?;
     let lab = Lab::new()?;
-    let (first, second) = (lab.directory().join("first"), lab.directory().join("second"));
+    let [first, next, second] = ["first", "next", "second"].map(|image| lab.directory().join(image));
     Guest::start(&lab, "undisturbed", kind)?.check()?;
     let original = Guest::start(&lab, "original", kind)?;
     original.checkpoint(&first, &["--leave-running"])?;
+    // What a checkpoint has looked at is as it was.
+    original.checkpoint(&next, &["--leave-running"])?;
     original.check()?;
-    let copies = [Guest::restart(&lab, &first, "copy")?, Guest::restart(&lab, &first, "twin")?];
+    let copies = [Guest::restart(&lab, &first, "copy")?, Guest::restart(&lab, &next, "twin")?];
     let [copy, twin] = copies;
     twin.check()?;
     copy.checkpoint(&second, &[])?;
@@ -159,7 +161,7 @@ guests! {
     undumpable personality login_user
     private shared_anonymous file_private file_shared file_deleted copy_on_write huge_pages heap big
     protections grows_down advice advice_changing locked many_mappings executable_memory low_address vdso program_replaced memfd
-    waiting_calls waiting_timeouts sleeps long_sleep survivor respawner fork_storm thread_storm
+    waiting_calls waiting_timeouts waiting_again sleeps long_sleep survivor respawner fork_storm thread_storm
     inotify inotify_renamed inotify_nameless inotify_shared inotify_unread inotify_many
     fanotify fanotify_handles fanotify_user fanotify_unread fanotify_unread_handles
     user_namespace user_namespace_unmapped user_namespace_threads user_namespace_nested network_namespace

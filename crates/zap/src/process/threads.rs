@@ -12,6 +12,7 @@ use crate::process::credentials::{self, CredentialsState};
 use crate::process::filters::{self, FilterState};
 use crate::process::proc_files::Status;
 use crate::process::signals::{self, AlternateStack, QueuedSignal};
+use crate::sys::memory;
 use crate::sys::ptrace::{self, DispatchConfiguration, RseqConfiguration};
 use crate::sys::sched::{self, SchedulingAttributes};
 use crate::tracee::{Batch, Call, Held, Output, Results, TraceeError, interrupted};
@@ -161,7 +162,10 @@ pub fn capture(
         own_tid: held.name.own.1,
         inner: status.innermost("NSpid", level),
         command: name.split(|b| *b == 0).next().unwrap_or_default().to_vec(),
-        registers: ptrace::registers_to_words(&held.registers),
+        registers: ptrace::registers_to_words(&interrupted::named(&held.registers, &|at, into| {
+            let place = at..at.saturating_add(into.len() as u64);
+            memory::read(tid, std::slice::from_ref(&place), into).is_ok_and(|read| read == into.len())
+        })),
         extended: trimmed(buffer).to_vec(),
         mask: held.mask,
         pending: pending.into_iter().map(QueuedSignal::new).collect(),

@@ -76,6 +76,57 @@ pub fn connecting(registers: &Registers) -> Option<(i32, Registers)> {
     is_to_be.then_some((registers.rdi as i32, Registers { rax: 0, orig_rax: u64::MAX, ..*registers }))
 }
 
+/// The registers of a thread with the number of the call that it is in. A call of those that the kernel goes on with
+/// (`ERESTART_RESTARTBLOCK`) has lost it once it was interrupted, by an earlier hold or a stop signal: what the thread is in then
+/// is `restart_syscall`, which means nothing to another thread. `read` reads the thread's memory, and says whether it could.
+pub fn named(registers: &Registers, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Registers {
+    let is_lost =
+        registers.orig_rax as i64 == libc::SYS_restart_syscall && registers.rax as i64 == ERESTART_RESTARTBLOCK;
+    let call = if is_lost { lost_call(registers, read) } else { None };
+    Registers { orig_rax: call.map_or(registers.orig_rax, |number| number as u64), ..*registers }
+}
+
+/// Which call it was, of the four that there are: nearly always the instruction before `syscall` says so, else what the
+/// registers can mean.
+fn lost_call(registers: &Registers, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Option<i64> {
+    const CALLS: [i64; 4] = [libc::SYS_poll, libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_futex];
+    // mov $number, %eax; syscall
+    let mut code = [0; 7];
+    if read(registers.rip.wrapping_sub(7), &mut code)
+        && let [0xb8, a, b, c, d, 0x0f, 0x05] = code
+    {
+        let number = i64::from(u32::from_le_bytes([a, b, c, d]));
+        if CALLS.contains(&number) {
+            return Some(number);
+        }
+    }
+    let is_there = |address: u64| address != 0 && read(address, &mut [0]);
+    let is_time = |address: u64| {
+        let mut time = [0; 16];
+        if address == 0 || !read(address, &mut time) {
+            return false;
+        }
+        let [seconds, rest] = [0, 8].map(|at| time[at..].first_chunk().map_or(-1, |word| i64::from_ne_bytes(*word)));
+        seconds >= 0 && (0..1_000_000_000).contains(&rest)
+    };
+    let (clock, command) = (registers.rdi as i32, registers.rsi as i32);
+    // Clocks of threads and processes have negative numbers.
+    let is_clock = clock < 64 && matches!(registers.rdi >> 32, 0 | 0xffff_ffff);
+    if is_clock && registers.rsi == 0 && is_time(registers.rdx) {
+        return Some(libc::SYS_clock_nanosleep);
+    }
+    let plain = command & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
+    let waits = matches!(plain, libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET) && registers.rsi >> 32 == 0;
+    if waits && registers.rdi.is_multiple_of(4) && is_there(registers.rdi) && is_time(registers.r10) {
+        return Some(libc::SYS_futex);
+    }
+    if is_time(registers.rdi) && (registers.rsi == 0 || is_there(registers.rsi)) {
+        return Some(libc::SYS_nanosleep);
+    }
+    let is_poll = registers.rsi as u32 == 0 || is_there(registers.rdi);
+    is_poll.then_some(libc::SYS_poll)
+}
+
 /// The registers that a *restarted* thread begins with: it has no kernel state of an interrupted sleep.
 ///
 /// A relative sleep goes on with what remained, which the kernel wrote where the program asked for it; where the program
@@ -98,6 +149,46 @@ pub fn restarted(registers: &Registers) -> Registers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What was asked for is found by the code, and without it by what registers can mean.
+    #[test]
+    fn a_call_that_has_lost_its_number_is_named_again() {
+        // A time and a place of code lie there; nothing else can be read but small pieces of data.
+        const TIME: u64 = 0x1000;
+        const CODE: u64 = 0x2000;
+        const DATA: u64 = 0x3000;
+        let named = |code: &[u8; 7], [rdi, rsi, rdx, r10]: [u64; 4]| {
+            let read = |at: u64, into: &mut [u8]| {
+                match at {
+                    TIME => into.fill(0),
+                    DATA => into.fill(0xff),
+                    _ if at == CODE - 7 => into.copy_from_slice(code),
+                    _ => return false,
+                }
+                true
+            };
+            let registers = Registers {
+                rdi,
+                rsi,
+                rdx,
+                r10,
+                rip: CODE,
+                orig_rax: libc::SYS_restart_syscall as u64,
+                rax: ERESTART_RESTARTBLOCK as u64,
+                ..crate::sys::ptrace::registers_from_words(&[0; 27])
+            };
+            super::named(&registers, &read).orig_rax as i64
+        };
+        let silent = &[0x48, 0x89, 0xf8, 0x90, 0x90, 0x0f, 0x05];
+        assert_eq!(named(&[0xb8, 7, 0, 0, 0, 0x0f, 0x05], [TIME, 0, 0, 0]), libc::SYS_poll);
+        assert_eq!(named(silent, [TIME, 0, 0, 0]), libc::SYS_nanosleep);
+        assert_eq!(named(silent, [TIME, TIME, 0, 0]), libc::SYS_nanosleep);
+        assert_eq!(named(silent, [1, 0, TIME, 0]), libc::SYS_clock_nanosleep);
+        assert_eq!(named(silent, [DATA, 137, 2, TIME]), libc::SYS_futex);
+        assert_eq!(named(silent, [DATA, 0, 2, TIME]), libc::SYS_futex);
+        assert_eq!(named(silent, [DATA, 137, 2, 0]), libc::SYS_poll);
+        assert_eq!(named(silent, [0, 0, 1000, 0]), libc::SYS_poll);
+    }
 
     #[test]
     fn a_connection_that_is_there_ends_the_call_that_asked_for_it() {

@@ -2,7 +2,8 @@
 
 use crate::stage::*;
 
-pub(crate) const KINDS: &[crate::stage::Kind] = &[("waiting-calls", waiting_calls), ("waiting-timeouts", timeouts)];
+pub(crate) const KINDS: &[crate::stage::Kind] =
+    &[("waiting-calls", waiting_calls), ("waiting-timeouts", timeouts), ("waiting-again", waiting_again)];
 
 const LONG: libc::timeval = libc::timeval { tv_sec: 600, tv_usec: 0 };
 static LONG_SPEC: libc::timespec = libc::timespec { tv_sec: 600, tv_nsec: 0 };
@@ -63,6 +64,46 @@ fn timeouts() -> Checked {
         move |pid| done("kill", unsafe { libc::kill(pid, signal) }).map(drop),
     )?);
     hold()?;
+    ended(waiters)
+}
+
+/// Calls that were stopped once and go on: the kernel knows them by another number then.
+fn waiting_again() -> Checked {
+    let word = crate::memory::shared(crate::memory::PAGE)?.cast::<u32>();
+    let long = &raw const LONG_SPEC as u64;
+    let mut waiters = vec![futex(word, long)?];
+    for timeout in [600_000, -1] {
+        let pipe = Gate::new()?;
+        let file = pipe.read_end();
+        let wait =
+            move || done("it", unsafe { libc::poll(&mut polled(file), 1, timeout) }).and_then(|n| equal("it", n, 1));
+        waiters.push(waiter("poll", wait, move |_| pipe.open())?);
+    }
+    const PRIVATE: u64 = (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG) as u64;
+    let short = Box::leak(Box::new(libc::timespec { tv_sec: 2, tv_nsec: 0 })) as *mut libc::timespec as u64;
+    let times = move |name, number: libc::c_long, args: [u64; 4], ends: i64| {
+        let wait = move || {
+            let result = unsafe { libc::syscall(number, args[0], args[1], args[2], args[3]) };
+            let error = if result < 0 { std::io::Error::last_os_error().raw_os_error().unwrap_or(0) } else { 0 };
+            equal("it", i64::from(error), ends)
+        };
+        waiter(name, wait, |_| Ok(()))
+    };
+    waiters.push(times("nanosleep", libc::SYS_nanosleep, [short, short, 0, 0], 0)?);
+    waiters.push(times("nanosleep that tells no rest", libc::SYS_nanosleep, [short, 0, 0, 0], 0)?);
+    waiters.push(times("clock_nanosleep", libc::SYS_clock_nanosleep, [1, 0, short, 0], 0)?);
+    waiters.push(times("poll of nothing", libc::SYS_poll, [0, 0, 2000, 0], 0)?);
+    let timeout = i64::from(libc::ETIMEDOUT);
+    waiters.push(times("a private futex", libc::SYS_futex, [word as u64, PRIVATE, 0, short], timeout)?);
+    for waiter in &waiters {
+        for (signal, flag) in [(libc::SIGSTOP, libc::WUNTRACED), (libc::SIGCONT, libc::WCONTINUED)] {
+            done("kill", unsafe { libc::kill(waiter.pid, signal) })?;
+            done("waitpid", unsafe { libc::waitpid(waiter.pid, std::ptr::null_mut(), flag) })?;
+        }
+        until_asleep(waiter.pid)?;
+    }
+    // Some end by themselves meanwhile.
+    hold_loosely()?;
     ended(waiters)
 }
 
