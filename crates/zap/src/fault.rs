@@ -27,6 +27,7 @@ pub const POINTS: &[&str] = &[
     "migrate-welcomed",
     "migrate-sent",
     "migrate-ready",
+    "migrate-followed",
     "migrate-given-up",
     "migrate-told",
     "migrate-serving",
@@ -54,6 +55,7 @@ pub const FALLIBLE: &[&str] = &[
     "restart-before-let-go",
     "migrate-sent",
     "migrate-ready",
+    "migrate-followed",
     "receive-complete",
     "receive-ready",
 ];

@@ -71,12 +71,13 @@ impl Host {
             name: name.map(str::to_owned),
             address: None,
             former: None,
+            trail: None,
             publish: None,
             binds: Vec::new(),
             root: None,
             fault: None,
         };
-        let start = Start::Restart { store: self.store.clone(), options, watch: Watch::default() };
+        let start = Start::Restart { store: self.store.clone(), options: options.into(), watch: Watch::default() };
         let (born, _) = client::launch::<Born>(&start)?;
         Ok((born.name, born.stats.unwrap_or_default()))
     }

@@ -33,6 +33,7 @@ use crate::plausible;
 use crate::pod::journal::Undo;
 use crate::pod::live::Unpack;
 use crate::pod::network::former::FormerPlace;
+use crate::pod::network::trail::Trail;
 use crate::pod::network::{self, NetworkError};
 use crate::pod::trees;
 use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Shim, Store};
@@ -58,6 +59,9 @@ pub struct Options {
     /// The place that a forwarder keeps for it where it was.
     #[serde(default)]
     pub former: Option<FormerPlace>,
+    /// The hosts that it was on before, if it is followed from there.
+    #[serde(default)]
+    pub trail: Option<Trail>,
     /// Published ports; those of the image if `None`.
     pub publish: Option<Vec<Publish>>,
     /// Bind mounts in place of the image's of the same target.
@@ -266,6 +270,7 @@ impl Image {
                 network_blocked: true,
                 address,
                 former: options.former.as_ref(),
+                trail: options.trail.as_ref(),
                 unpack,
                 last_pid,
                 shim: Some(shim),
@@ -371,6 +376,8 @@ impl Image {
     ) -> Result<(), RestartError> {
         grove.come_of_age().map_err(|e| self.failed(e))?;
         fault::fallible("restart-before-let-go").rebuilding("letting go", fault::OBJECT).map_err(|e| self.failed(e))?;
+        let known = pod.network.as_mut().map_or(Ok(()), |network| network.know_callers());
+        known.map_err(|source| network_failed(pod, source))?;
         // From here on the pod lives, whatever becomes of this monitor.
         pod.journal.record(Undo::Unblock)?;
         pod.beginnings = self.pod.beginnings.clone();
@@ -378,7 +385,6 @@ impl Image {
             pod.watch_main(main)?;
         }
         if let Some(network) = &pod.network {
-            network.know_callers().map_err(|source| network_failed(pod, source))?;
             network.unblock().map_err(|source| network_failed(pod, source))?;
             network.forget_unanswered().map_err(|source| network_failed(pod, source))?;
         }

@@ -79,6 +79,7 @@ fn verify(image: &Path) -> Result<(), restart::RestartError> {
         binds,
         root,
         former: None,
+        trail: None,
         fault: None,
     })
 }

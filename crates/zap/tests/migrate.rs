@@ -6,6 +6,8 @@
 mod common;
 #[path = "bad_input/counter.rs"]
 mod counter;
+#[path = "migrate/follow.rs"]
+mod follow;
 #[path = "migrate/forward.rs"]
 mod forward;
 
@@ -16,7 +18,12 @@ use counter::Counter;
 
 /// The command that leads to `zap receive` on a host.
 fn via(host: &Host) -> String {
-    let receive = host.zap(["receive"]);
+    leads_to(host, "receive")
+}
+
+/// The command that leads to such a command of zap's on a host.
+fn leads_to(host: &Host, command: &str) -> String {
+    let receive = host.zap([command]);
     let words = std::iter::once(receive.get_program()).chain(receive.get_args());
     let words: Vec<String> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
     format!("ZAP_STATE='{}' {}", host.state().display(), words.join(" "))

@@ -6,6 +6,7 @@ use super::{print, print_json};
 use crate::monitor::client;
 use crate::monitor::protocol::Failure;
 use crate::pod::host_config::HostConfig;
+use crate::pod::network::follow::{self, Followed};
 use crate::pod::network::forwarder::{self, Forwarder};
 use crate::pod::registry::Record;
 use crate::pod::{PodError, PodState, Store};
@@ -13,7 +14,8 @@ use crate::pod::{PodError, PodState, Store};
 /// List pods
 #[derive(clap::Args)]
 #[command(after_help = "Residual state is what this host keeps for pods that have moved away: memory that is still \
-    fetched from here, which ends by itself, and forwarders, which `zap rm --residual` removes.")]
+    fetched from here, which ends by itself, and forwarders, which `zap rm --residual` removes. So it does with what has \
+    this host follow a pod, which ends by itself when nobody here is connected with it any more.")]
 pub(super) struct Args {
     /// List what is kept here for pods that have moved away
     #[arg(long)]
@@ -59,7 +61,7 @@ impl Row {
 struct Kept {
     pod: String,
     kind: &'static str,
-    /// The address that is kept for it.
+    /// The address that is kept for it, or by which programs know it.
     #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<String>,
     to: String,
@@ -77,6 +79,11 @@ impl Kept {
         let (address, to) = (Some(forwarder.address.to_string()), forwarder.to.to_string());
         Kept { pod: forwarder.pod, kind: "forwarder", address, to, bytes: forwarder.bytes }
     }
+
+    fn followed(followed: Followed) -> Kept {
+        let Followed { pod, old, new, .. } = followed;
+        Kept { pod, kind: "follows", address: Some(old.to_string()), to: new.to_string(), bytes: 0 }
+    }
 }
 
 fn residual(store: &Store, json: bool) -> Result<u8, Failure> {
@@ -84,7 +91,10 @@ fn residual(store: &Store, json: bool) -> Result<u8, Failure> {
     let records = store.names()?.into_iter().filter_map(|name| store.load(&name).ok());
     let config = HostConfig::load(store.state()).map_err(|e| Failure::of(&e, 1))?;
     let forwarders = forwarder::forwarders(&config).map_err(|e| Failure::of(&e, e.exit_code()))?;
-    let kept: Vec<Kept> = records.filter_map(Kept::of).chain(forwarders.into_iter().map(Kept::by)).collect();
+    let followed = follow::tidy(store).map_err(|e| Failure::of(&e, e.exit_code()))?;
+    let memory = records.filter_map(Kept::of);
+    let forwarders = forwarders.into_iter().map(Kept::by);
+    let kept: Vec<Kept> = memory.chain(forwarders).chain(followed.into_iter().map(Kept::followed)).collect();
     if json {
         print_json(&kept)?;
     } else {
@@ -100,6 +110,8 @@ pub(super) fn run(store: &Store, args: &Args) -> Result<u8, Failure> {
     if args.residual {
         return residual(store, args.json);
     }
+    // Who can list pods need not be one who may change the network.
+    let _ = follow::tidy(store);
     let mut rows = Vec::new();
     for name in store.names()? {
         match current(store, &name) {

@@ -46,7 +46,7 @@ pub(super) struct Args {
     store: Option<PathBuf>,
     /// Where its address cannot be had there, let it be reached at another
     ///
-    /// Inside it keeps the address it was born with. Connections with others end without --forward, those inside go on.
+    /// Inside it keeps the address it was born with. Connections with others end without --follow or --forward, those inside go on.
     #[arg(long)]
     any_address: bool,
     /// … and leave a forwarder here, for those connected with its old one
@@ -55,6 +55,15 @@ pub(super) struct Args {
     /// asks for the address.
     #[arg(long, requires = "any_address")]
     forward: bool,
+    /// … and have programs and pods of both hosts follow it that are connected with it
+    ///
+    /// They reach it at its new address, for as long as they stay connected. `zap ls --residual` lists that, and
+    /// `zap rm --residual` ends it.
+    #[arg(long, requires = "any_address", conflicts_with = "forward")]
+    follow: bool,
+    /// … and those of another host, that a command leads to; it must end in `zap follow`. May be repeated
+    #[arg(long, value_name = "COMMAND", requires = "follow")]
+    tell: Vec<String>,
     /// Take the root's files along that it has open or mapped
     #[arg(long)]
     carry_files: bool,
@@ -88,12 +97,16 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         (_, Some(to)) => call(store, to)?,
         _ => return Err(usage("where to? --via or --to says it")),
     };
+    let (told, streams): (Vec<Child>, Vec<[OwnedFd; 2]>) =
+        args.tell.iter().map(|command| start(command)).collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
     let options = Options {
         strategy: args.strategy,
         store: args.store,
         to: args.via.map_or_else(|| args.to.unwrap_or_default(), |via| format!("`{via}`")),
         any_address: args.any_address,
         forward: args.forward,
+        follow: args.follow,
+        tell: args.tell,
         carry_files: args.carry_files,
         // Also where nobody looks: what Ctrl-C may do depends on it.
         progress: true,
@@ -101,8 +114,13 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         fault: crate::fault::wanted(),
     };
     let request = Request::Migrate(options);
-    let moved = client::converse_with::<_, Stats>(&socket, &request, stream, &mut |bytes| following.told(bytes));
+    let files = stream.into_iter().chain(streams.into_iter().flatten()).collect();
+    let moved = client::converse_with::<_, Stats>(&socket, &request, files, &mut |bytes| following.told(bytes));
     following.end();
+    // The monitor has let go of their streams.
+    for mut command in told {
+        let _ = command.wait();
+    }
     let stats = way.explain(moved)?;
     client::await_end(monitor);
     if let Some(why) = &stats.not_forwarded {
@@ -169,11 +187,15 @@ fn call(store: &Store, to: &str) -> Result<(Way, [OwnedFd; 2]), Failure> {
 
 /// Runs the command that leads to the other host: its stdout and stdin are the stream.
 fn connect(via: &str) -> Result<(Way, [OwnedFd; 2]), Failure> {
+    start(via).map(|(child, stream)| (Way::Command(child), stream))
+}
+
+fn start(via: &str) -> Result<(Child, [OwnedFd; 2]), Failure> {
     let failed = |e: std::io::Error| Failure { message: format!("{via}: {e}"), code: 1 };
     let mut command = std::process::Command::new("/bin/sh");
     let mut child = command.args(["-c", via]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(failed)?;
     match (child.stdout.take(), child.stdin.take()) {
-        (Some(from), Some(to)) => Ok((Way::Command(child), [from.into(), to.into()])),
+        (Some(from), Some(to)) => Ok((child, [from.into(), to.into()])),
         _ => Err(failed(std::io::Error::other("it has no pipes"))),
     }
 }

@@ -6,6 +6,7 @@ mod checkpoint;
 mod completions;
 mod console;
 mod exec;
+mod follow;
 mod following;
 mod inspect;
 mod keys;
@@ -71,6 +72,7 @@ enum Command {
     Restart(restart::Args),
     Migrate(migrate::Args),
     Receive(receive::Args),
+    Follow(follow::Args),
     Keys(keys::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
@@ -131,6 +133,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Restart(args) => restart::run(&store, args),
         Command::Migrate(args) => migrate::run(&store, args),
         Command::Receive(args) => receive::run(&store, &args),
+        Command::Follow(args) => follow::run(&store, &args),
         Command::Keys(args) => keys::run(&store, &args),
         Command::Inspect(args) => inspect::run(&store, &args),
         Command::Verify(args) => verify::run(&args),

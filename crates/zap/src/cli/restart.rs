@@ -49,6 +49,7 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         image,
         name: args.name,
         former: None,
+        trail: None,
         address: args.ip,
         publish: (!args.publish.is_empty()).then_some(args.publish),
         binds: args.bind,
@@ -56,7 +57,7 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         fault: crate::fault::wanted(),
     };
     let watch = Watch { attached: !args.detach, window: console::window() };
-    let start = Start::Restart { store: store.clone(), options, watch };
+    let start = Start::Restart { store: store.clone(), options: options.into(), watch };
     let (born, socket) = client::launch::<Born>(&start).map_err(or_125)?;
     if !args.detach {
         let (tty, input) = store.load(&born.name).map_or((false, false), |r| (r.spec.tty, r.spec.interactive));

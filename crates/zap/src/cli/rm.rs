@@ -4,6 +4,7 @@ use super::{options, print_error};
 use crate::monitor::client;
 use crate::monitor::protocol::{Failure, Request};
 use crate::pod::host_config::HostConfig;
+use crate::pod::network::follow::{self, Here};
 use crate::pod::network::forwarder;
 use crate::pod::{PodError, PodState, Store};
 use crate::sys::pidfd::PidFd;
@@ -12,13 +13,14 @@ use crate::sys::pidfd::PidFd;
 #[derive(clap::Args)]
 #[command(
     after_help = "With --residual the pods are such as have moved away, and what is removed is the forwarders that \
-    were left here for them (zap ls --residual). Connections with the address that they had here end then."
+    were left here for them, and what has this host follow them (zap ls --residual). Connections with the address that \
+    they had end then."
 )]
 pub(super) struct Args {
     /// End those that run
     #[arg(short, long)]
     force: bool,
-    /// Remove what forwards to pods that have moved away
+    /// Remove what forwards to pods that have moved away, or follows them
     #[arg(long, conflicts_with = "force")]
     residual: bool,
     /// The pods
@@ -31,6 +33,8 @@ pub(super) fn run(store: &Store, args: &Args) -> Result<u8, Failure> {
     let one = |pod: &String| if args.residual { remove_residual(store, pod) } else { remove(store, pod, args.force) };
     let removed = args.pods.iter().map(one);
     let mut failures: Vec<Failure> = removed.filter_map(Result::err).collect();
+    // Nobody may be left who was connected with a pod elsewhere.
+    let _ = follow::tidy(store);
     let Some(last) = failures.pop() else { return Ok(0) };
     failures.iter().for_each(|failure| print_error(&failure.message));
     let code = failures.first().map_or(last.code, |first| first.code);
@@ -39,9 +43,11 @@ pub(super) fn run(store: &Store, args: &Args) -> Result<u8, Failure> {
 
 fn remove_residual(store: &Store, name: &str) -> Result<(), Failure> {
     let config = HostConfig::load(store.state()).map_err(|e| Failure::of(&e, 1))?;
-    match forwarder::remove_forwarders(&config, name) {
+    let forwarded = forwarder::remove_forwarders(&config, name);
+    let followed = Here::of(store).and_then(|here| here.forget(name));
+    match forwarded.and_then(|forwarded| Ok(forwarded | followed?)) {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Failure { message: format!("nothing here forwards to a pod {name}"), code: 6 }),
+        Ok(false) => Err(Failure { message: format!("nothing here forwards to a pod {name}, or follows it"), code: 6 }),
         Err(error) => Err(Failure::of(&error, error.exit_code())),
     }
 }

@@ -23,6 +23,7 @@ pub(super) fn run(args: &Args) -> Result<u8, Failure> {
         binds: Vec::new(),
         root: None,
         former: None,
+        trail: None,
         fault: None,
     })?;
     print(&format!("{} is whole, and can be restarted here\n", args.image.display()))?;

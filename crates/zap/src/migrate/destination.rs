@@ -17,7 +17,8 @@ use crate::fault;
 use crate::image::{FORMAT, ImageError, ImageReader, ReceivedImage};
 use crate::monitor::protocol::Failure;
 use crate::pod::host_config::HostConfig;
-use crate::pod::network::{self, Network};
+use crate::pod::network::follow::{Here, Moved};
+use crate::pod::network::{self, Network, NetworkError};
 use crate::pod::{LivePod, NetworkMode, PodSpec, Store};
 use crate::process::grow::Incomplete;
 use crate::record;
@@ -121,6 +122,9 @@ fn could_live_here(store: &Store, hello: &Hello) -> Result<(), Failure> {
         }
         if hello.former.is_some() && network::could_lease(&config, address).is_err() {
             network::forwarder::can_have_lines().map_err(|error| Failure::of(&error, error.exit_code()))?;
+        }
+        if hello.trail.is_some() {
+            network::follow::can_follow().map_err(|error| Failure::of(&error, error.exit_code()))?;
         }
     }
     if strategies::of_name(&hello.strategy).is_none() {
@@ -236,13 +240,15 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
         name: Some(hello.spec.name.clone()),
         address: address(&store, hello),
         former: hello.former.clone(),
+        trail: hello.trail.clone(),
         publish: None,
         binds: Vec::new(),
         root: None,
         fault: None,
     };
     let mut supply = Some(supply(hello, &reader, wire)?);
-    let mut fetching = None;
+    let (mut fetching, mut moved) = (None, None);
+    let here = store.clone();
     let mut gate = |pod: &mut LivePod, incomplete: Vec<Incomplete>, phases: &[Phase]| {
         let filling = match supply.take() {
             Some(supply) if !incomplete.is_empty() => Some(Filling::entrust(pod, incomplete, supply)?),
@@ -251,7 +257,11 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
         let address = pod.network.as_ref().map_or_else(String::new, |n| n.outer().ipv4.to_string());
         let failed = |error: std::io::Error| cut(error).message;
         let line = pod.network.as_ref().and_then(Network::end_of_line);
-        wire.send(&Message::Ready { address, line, phases: phases.to_vec() }).map_err(failed)?;
+        if hello.trail.is_some() {
+            follow_here(hello, pod, &mut moved).map_err(|error| error.to_string())?;
+        }
+        let followed = hello.trail.is_some();
+        wire.send(&Message::Ready { address, line, followed, phases: phases.to_vec() }).map_err(failed)?;
         fault::fallible("receive-ready").map_err(failed)?;
         match wire.hear().map_err(failed)? {
             Message::Go => {
@@ -269,9 +279,21 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
         Err(error) => {
             // Before the source is told: it may not hear both that all has come and that it failed.
             fetching.iter().for_each(Fetching::abandon);
+            if let Some(moved) = &moved {
+                let undone = Here::of(&here).and_then(|here| here.follow(&moved.back()));
+                let _ = undone.inspect_err(|error| tracing::warn!("pod {moved} has not come: {error}"));
+            }
             Err(error.into())
         }
     }
+}
+
+/// Whoever is connected with the pod here, while it comes here, follows it to the address that it has here.
+fn follow_here(hello: &Hello, pod: &LivePod, moved: &mut Option<Moved>) -> Result<(), NetworkError> {
+    let (Some(network), Some(from)) = (&pod.network, hello.address) else { return Ok(()) };
+    let to = network.outer().ipv4;
+    let moved = moved.insert(Moved { pod: hello.spec.name.clone(), from, to });
+    Here::of(&pod.store)?.follow(moved)
 }
 
 /// Where pages come from that are not in place when the pod is let go.

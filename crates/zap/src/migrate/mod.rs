@@ -13,6 +13,7 @@ use crate::checkpoint::Phase;
 mod ahead;
 pub mod destination;
 pub mod fetch;
+pub mod followers;
 pub mod keys;
 pub mod progress;
 pub mod protocol;
@@ -38,6 +39,12 @@ pub struct Options {
     /// Then keep a forwarder here, for those who are connected with it at its old one.
     #[serde(default)]
     pub forward: bool,
+    /// Then have those follow it there who are connected with it, on this host and on the destination …
+    #[serde(default)]
+    pub follow: bool,
+    /// … and on hosts that these commands lead to.
+    #[serde(default)]
+    pub tell: Vec<String>,
     /// Carry the contents of the root's files that the pod has open or mapped.
     pub carry_files: bool,
     /// Whether whoever asks wants to hear how far it is.

@@ -29,6 +29,7 @@ use crate::image::{decode, encode};
 use crate::monitor::protocol::Failure;
 use crate::pod::PodSpec;
 use crate::pod::network::former::FormerPlace;
+use crate::pod::network::trail::Trail;
 
 /// The version of this protocol.
 pub const VERSION: u32 = 2;
@@ -55,6 +56,9 @@ pub struct Hello {
     /// The place that is to be kept for it at the source, in that case.
     #[serde(default)]
     pub former: Option<FormerPlace>,
+    /// The hosts that it has been on, if it is followed to another address.
+    #[serde(default)]
+    pub trail: Option<Trail>,
     /// Bytes of private memory, roughly: what the destination must have room for.
     pub memory: u64,
     /// Bytes of the files that it has written: likewise.
@@ -102,6 +106,9 @@ pub enum Message {
         /// Where the line to a forwarder ends there, if there is to be one.
         #[serde(default)]
         line: Option<std::net::Ipv4Addr>,
+        /// Whether it finds the way back to those who follow it.
+        #[serde(default)]
+        followed: bool,
         /// How long what took.
         #[serde(default)]
         phases: Vec<crate::checkpoint::Phase>,
@@ -270,8 +277,11 @@ mod tests {
     #[test]
     fn every_cut_and_flip_of_a_message_is_noticed() {
         let mut wire = Vec::new();
-        write_message(&mut wire, &Message::Ready { address: "198.18.0.2".into(), line: None, phases: Vec::new() })
-            .unwrap();
+        write_message(
+            &mut wire,
+            &Message::Ready { address: "198.18.0.2".into(), line: None, followed: false, phases: Vec::new() },
+        )
+        .unwrap();
         let mut buffer = Vec::new();
         for cut in 0..wire.len() {
             assert!(read_frame(&wire[..cut], &mut buffer).is_err());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::ahead;
+use super::followers::Followers;
 use super::progress::{Stage, Track, Tracked};
 use super::protocol::{Hello, Message, VERSION};
 use super::store::{StoreFile, ThroughStore};
@@ -18,6 +19,7 @@ use crate::image::{Compression, FORMAT, ImageWriter, PartSink};
 use crate::memory::LeftBehind;
 use crate::monitor::protocol::Failure;
 use crate::pod::journal::Undo;
+use crate::pod::network::follow::{Moved, can_follow};
 use crate::pod::network::former::FormerPlace;
 use crate::pod::network::{Network, NetworkError};
 use crate::pod::registry::Residual;
@@ -70,6 +72,14 @@ pub enum MigrateError {
         /// What it lacks, and who uses it.
         what: String,
     },
+    /// A host that was to follow it cannot.
+    #[error("pod {pod} goes on here: it would not be followed: {source}")]
+    Unfollowed {
+        /// The pod's name.
+        pod: String,
+        /// Which, and why.
+        source: std::io::Error,
+    },
     /// The strategy is not known, or lacks something.
     #[error("pod {pod} goes on here: {what}")]
     Strategy {
@@ -97,7 +107,13 @@ impl MigrateError {
 }
 
 /// Moves a pod over `wire`. When this returns figures, the pod's processes here have ended and the caller removes the rest.
-pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>, track: &Track) -> Result<Stats, MigrateError> {
+pub fn migrate(
+    pod: &mut LivePod,
+    options: &Options,
+    wire: Arc<Wire>,
+    mut followers: Followers,
+    track: &Track,
+) -> Result<Stats, MigrateError> {
     fault::arm(options.fault.as_deref());
     let name = pod.spec.name.clone();
     let broken = |source: std::io::Error| match wire.is_cancelled() {
@@ -114,6 +130,14 @@ pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>, track: &Tr
     let former = former(pod, options)?;
     let mut hello = hello(pod, strategy, store.as_deref(), options.any_address);
     hello.former = former.clone();
+    // Also where nobody is told, for it may keep its address.
+    let is_followed = |network: &&Network| options.follow || network.is_followed();
+    hello.trail = pod.network.as_ref().filter(is_followed).map(Network::trail);
+    let unfollowed = |source| MigrateError::Unfollowed { pod: name.clone(), source };
+    if options.follow {
+        can_follow().map_err(|error| unfollowed(std::io::Error::other(error)))?;
+    }
+    followers.await_all().map_err(unfollowed)?;
     let tracked = Tracked { strategy, track: track.clone(), memory: hello.memory };
     wire.send(&Message::Hello(Box::new(hello))).map_err(broken)?;
     match wire.hear().map_err(broken)? {
@@ -142,7 +166,16 @@ pub fn migrate(pod: &mut LivePod, options: &Options, wire: Arc<Wire>, track: &Tr
     let was_suspended = pod.cgroup.is_frozen();
     let mut handed =
         HandedOver { to: options.to.clone(), was_suspended, track: track.clone(), former, ..HandedOver::default() };
-    let mut give = |pod: &mut LivePod, left: &LeftBehind| hand_over(pod, &wire, left, &mut handed);
+    if options.follow {
+        handed.followers = Some(followers);
+    }
+    let mut give = |pod: &mut LivePod, left: &LeftBehind| {
+        let given = hand_over(pod, &wire, left, &mut handed);
+        match given {
+            Given::Kept(why) => Given::Kept(format!("{why}{}", and(handed.have_nobody_follow(pod).err()))),
+            other => other,
+        }
+    };
     let sink: Arc<dyn PartSink> = match &store {
         Some(file) => Arc::new(ThroughStore { wire: wire.clone(), file: file.clone() }),
         None => wire.clone(),
@@ -221,6 +254,7 @@ fn hello(pod: &LivePod, strategy: &dyn Strategy, store: Option<&StoreFile>, any_
         address: pod.network.as_ref().map(|network| network.outer().ipv4),
         any_address,
         former: None,
+        trail: None,
         memory: memory.sum::<u64>() << 10,
         files: size_of_files(&pod.upper()),
         strategy: strategy.name().to_owned(),
@@ -255,6 +289,9 @@ struct HandedOver {
     former: Option<FormerPlace>,
     line: Option<Ipv4Addr>,
     not_forwarded: Option<String>,
+    /// The other hosts that follow it, if it is to be followed, and whether the destination knows of that.
+    followers: Option<Followers>,
+    followed_there: bool,
     /// The address at which it is reached there, and what it did to rebuild it.
     address: String,
     there: Vec<Phase>,
@@ -268,6 +305,31 @@ impl HandedOver {
         let moves = |place: &FormerPlace| place.plan.ipv4.to_string() != self.address;
         self.former.as_ref().is_some_and(moves) && self.line.is_none()
     }
+
+    /// Whoever is connected with the pod reaches it where it is about to run, if it is to be followed and moves at all.
+    fn have_all_follow(&mut self, pod: &mut LivePod) -> std::io::Result<()> {
+        let from = pod.network.as_ref().map(|network| network.outer().ipv4);
+        let (Some(followers), Some(from), Ok(to)) = (&mut self.followers, from, self.address.parse()) else {
+            return Ok(());
+        };
+        let moved = Moved { pod: pod.spec.name.clone(), from, to };
+        if moved.from == moved.to {
+            return Ok(());
+        }
+        if !self.followed_there {
+            return Err(std::io::Error::other("the destination knows nothing of those who follow a pod"));
+        }
+        pod.follow(&moved).map_err(std::io::Error::other)?;
+        followers.follow(&moved)
+    }
+
+    /// The pod goes on here.
+    fn have_nobody_follow(&mut self, pod: &mut LivePod) -> Result<(), PodError> {
+        if let Some(followers) = &mut self.followers {
+            followers.go_back();
+        }
+        pod.follow_no_more()
+    }
 }
 
 /// All has been sent and the pod is held: waits until it is rebuilt over there, gives it up here, has it let go there, and
@@ -279,8 +341,9 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut Han
     handed.track.begin(Stage::HandingOver);
     let was_suspended = handed.was_suspended;
     match wire.hear() {
-        Ok(Message::Ready { address, line, phases }) => {
+        Ok(Message::Ready { address, line, followed, phases }) => {
             (handed.address, handed.line, handed.there) = (address, line, phases);
+            handed.followed_there = followed;
         }
         Ok(Message::Failed(failure)) => return Given::Kept(format!("it could not be rebuilt there: {failure}")),
         Ok(other) => {
@@ -294,6 +357,12 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut Han
     if handed.cannot_be_forwarded() {
         return Given::Kept("the destination knows nothing of forwarders".to_owned());
     }
+    if let Err(error) = handed.have_all_follow(pod) {
+        return Given::Kept(error.to_string());
+    }
+    if let Err(error) = fault::fallible("migrate-followed") {
+        return Given::Kept(format!("it could not be given up: {error}"));
+    }
     if let Err(error) = wire.commit() {
         return Given::Kept(error.to_string());
     }
@@ -304,7 +373,22 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut Han
         return Given::Kept(format!("it could not be given up: {error}{}", and(back.err())));
     }
     fault::point("migrate-given-up");
-    let kept = match wire.send_whole(&Message::Go) {
+    let kept = match handed.followers.as_mut().map_or(Ok(()), Followers::keep) {
+        Err(error) => format!("it would not be followed: {error}"),
+        Ok(()) => match let_go_there(pod, wire, left, handed) {
+            Ok(given) => return given,
+            Err(kept) => kept,
+        },
+    };
+    match pod.take_back(was_suspended) {
+        Ok(()) => Given::Kept(kept),
+        Err(error) => Given::InDoubt(format!("{kept}; and here: {error}")),
+    }
+}
+
+/// Says *go*, and serves what was left behind; an error says why the pod is not there, for certain.
+fn let_go_there(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut HandedOver) -> Result<Given, String> {
+    match wire.send_whole(&Message::Go) {
         Ok(()) => {
             fault::point("migrate-told");
             match hear_and_serve(wire, left) {
@@ -315,25 +399,21 @@ fn hand_over(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut Han
                     handed.track.begin(Stage::Following { bytes: left.bytes() });
                     let served = serve(pod, wire, left, &handed.to);
                     handed.residual_us = since.elapsed().as_micros() as u64;
-                    return match served {
+                    Ok(match served {
                         Ok(()) => Given::Away(since),
                         Err(error) => Given::InDoubt(format!(
                             "it ran there, and the stream failed before all of its memory had come: {error}"
                         )),
-                    };
+                    })
                 }
                 // Its copy has ended: that is certain.
-                Ok(Message::Failed(failure)) => format!("it could not be let go there: {failure}"),
-                Ok(other) => return Given::InDoubt(format!("the destination says {}", other.name())),
-                Err(error) => return Given::InDoubt(doubt(&error)),
+                Ok(Message::Failed(failure)) => Err(format!("it could not be let go there: {failure}")),
+                Ok(other) => Ok(Given::InDoubt(format!("the destination says {}", other.name()))),
+                Err(error) => Ok(Given::InDoubt(doubt(&error))),
             }
         }
-        Err(NotSent::Nothing(error)) => format!("the stream failed before it was let go there: {error}"),
-        Err(NotSent::Some(error)) => return Given::InDoubt(doubt(&error)),
-    };
-    match pod.take_back(was_suspended) {
-        Ok(()) => Given::Kept(kept),
-        Err(error) => Given::InDoubt(format!("{kept}; and here: {error}")),
+        Err(NotSent::Nothing(error)) => Err(format!("the stream failed before it was let go there: {error}")),
+        Err(NotSent::Some(error)) => Ok(Given::InDoubt(doubt(&error))),
     }
 }
 

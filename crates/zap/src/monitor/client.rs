@@ -143,30 +143,31 @@ fn hear_on<T: DeserializeOwned>(mut socket: &UnixStream, told: &mut dyn FnMut(&[
 pub fn launch_with<T: DeserializeOwned>(start: &Start, stream: [OwnedFd; 2]) -> Result<(T, UnixStream), Failure> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| broken("making a socket", e))?;
     spawn_monitor(theirs.into()).map_err(|e| broken("starting the pod's monitor", e))?;
-    let answer = converse_with(&ours, start, stream, &mut |_| {})?;
+    let answer = converse_with(&ours, start, stream.into(), &mut |_| {})?;
     Ok((answer, ours))
 }
 
-/// As [`converse`], with two files behind the question, which are closed here once they are on their way. What is said before
+/// As [`converse`], with files behind the question, which are closed here once they are on their way. What is said before
 /// the answer goes to `told`.
 pub fn converse_with<Q: Serialize, T: DeserializeOwned>(
     socket: &UnixStream,
     question: &Q,
-    files: [OwnedFd; 2],
+    files: Vec<OwnedFd>,
     told: &mut dyn FnMut(&[u8]),
 ) -> Result<T, Failure> {
     say(socket, question).map_err(|e| broken("asking the pod's monitor", e))?;
-    let [from, to] = &files;
-    channel::send(socket, &[0], &[from.as_fd(), to.as_fd()], true)
-        .map_err(|e| broken("asking the pod's monitor", e))?;
+    let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+    channel::send(socket, &[0], &borrowed, true).map_err(|e| broken("asking the pod's monitor", e))?;
     drop(files);
     hear_on(socket, told).map_err(Failure::from)
 }
 
-/// The two files behind a question.
-pub(super) fn files_behind(socket: &UnixStream) -> io::Result<[OwnedFd; 2]> {
-    let (_, files) = channel::receive(socket, &mut [0])?;
-    files.try_into().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "two files were expected"))
+/// The files behind a question: the two ends of a stream, and others.
+pub(super) fn files_behind(socket: &UnixStream) -> io::Result<([OwnedFd; 2], Vec<OwnedFd>)> {
+    let (_, mut files) = channel::receive(socket, &mut [0])?;
+    let others = files.split_off(files.len().min(2));
+    let too_few = |_| io::Error::new(io::ErrorKind::InvalidData, "two files were expected");
+    Ok((files.try_into().map_err(too_few)?, others))
 }
 
 /// Asks the monitor of a pod; the connection goes on where the request says so.

@@ -33,7 +33,7 @@ pub enum Start {
         /// On which host.
         store: Store,
         /// How.
-        options: restart::Options,
+        options: Box<restart::Options>,
         /// How the caller watches it.
         watch: Watch,
     },

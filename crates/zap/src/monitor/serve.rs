@@ -14,6 +14,7 @@ use crate::checkpoint::Afterwards;
 use crate::files::HashCache;
 use crate::ids::PodPid;
 use crate::migrate::fetch::Fetching;
+use crate::migrate::followers::Followers;
 use crate::migrate::progress::Track;
 use crate::migrate::wire::Wire;
 use crate::pod::console::Ends;
@@ -367,7 +368,8 @@ impl Shared {
 
     fn migrate(&self, socket: &UnixStream, options: &crate::migrate::Options) -> Reply {
         let broken = |e: std::io::Error| Failure { message: format!("pod {}: the stream: {e}", self.name), code: 1 };
-        let [from, to] = super::client::files_behind(socket).map_err(broken)?;
+        let ([from, to], others) = super::client::files_behind(socket).map_err(broken)?;
+        let followers = Followers::new(&options.tell, others);
         let wire = Arc::new(Wire::new(from, to).map_err(broken)?.cut_before(options.cut_before));
         let mut guard = self.whole();
         let pod = guard.as_mut().ok_or_else(|| self.ended())?;
@@ -379,7 +381,7 @@ impl Shared {
         let watched = socket.try_clone().map_err(broken)?;
         // A command that is interrupted takes its order back, as long as that can be done.
         let watcher = Watcher::start(watched, wire.clone(), track.clone(), options.progress).map_err(broken)?;
-        let moved = crate::migrate::source::migrate(pod, options, wire, &track);
+        let moved = crate::migrate::source::migrate(pod, options, wire, followers, &track);
         watcher.end();
         let mut stats = moved?;
         self.take_away(guard, format!("pod {} was moved to {} and is gone here", self.name, options.to));

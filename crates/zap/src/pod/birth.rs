@@ -13,6 +13,7 @@ use crate::pod::limits::{LimitError, LimitGroups};
 use crate::pod::live::{Birth, LivePod};
 use crate::pod::namespaces::Shim;
 use crate::pod::network::former::FormerPlace;
+use crate::pod::network::trail::Trail;
 use crate::pod::network::{self, Network};
 use crate::pod::registry::{PodState, ProcessId, Record};
 use crate::pod::sysctls::Sysctls;
@@ -45,8 +46,13 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
     let mut plan = rootfs::plan(&store, &spec, fresh)?;
     plan.last_pid = birth.last_pid;
     rootfs::prepare_layers(&store.storage_dir(&spec.name), &plan.overlays)?;
-    let wishes =
-        Wishes { address: birth.address, mac: birth.mac, blocked: birth.network_blocked, former: birth.former };
+    let wishes = Wishes {
+        address: birth.address,
+        mac: birth.mac,
+        blocked: birth.network_blocked,
+        former: birth.former,
+        trail: birth.trail,
+    };
     if let Some(unpack) = birth.unpack {
         unpack(&rootfs::upper_dir(&store, &spec.name))?;
     }
@@ -138,6 +144,7 @@ struct Wishes<'a> {
     mac: Option<[u8; 6]>,
     blocked: bool,
     former: Option<&'a FormerPlace>,
+    trail: Option<&'a Trail>,
 }
 
 fn connect(store: &Store, spec: &PodSpec, wishes: &Wishes<'_>, init: HostPid) -> Result<Option<Network>, PodError> {
@@ -156,6 +163,7 @@ fn connect(store: &Store, spec: &PodSpec, wishes: &Wishes<'_>, init: HostPid) ->
                 publish: &spec.publish,
                 blocked: wishes.blocked,
                 former: wishes.former,
+                trail: wishes.trail,
             };
             Network::attach(&config, &request, init).map(Some).map_err(network)
         }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::pod::PodError;
+use crate::pod::network::follow::Moved;
 use crate::sockets::Deferring;
 
 /// Something that was done to a pod and must not stay so.
@@ -29,6 +30,8 @@ pub enum Undo {
     Filling,
     /// Its memory is being written to that file in a store: remove it.
     Store(PathBuf),
+    /// This host follows it to where it is about to go: it has not gone there.
+    Following(Moved),
     /// An image of it is being written at that path: [`crate::image::remove_partials`] removes what there is of it.
     Image(PathBuf),
 }

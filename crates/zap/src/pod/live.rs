@@ -14,10 +14,12 @@ use crate::monitor::session::{self, Session};
 use crate::pod::console::Ends;
 use crate::pod::control::{self, Control};
 use crate::pod::init::Command;
-use crate::pod::journal::Journal;
+use crate::pod::journal::{Journal, Undo};
 use crate::pod::limits::LimitGroups;
 use crate::pod::namespaces::Shim;
+use crate::pod::network::follow::{Here, Moved};
 use crate::pod::network::former::FormerPlace;
+use crate::pod::network::trail::Trail;
 use crate::pod::network::{Network, NetworkError};
 use crate::pod::registry::{Claim, PodState, ProcessId, Record, Residual};
 use crate::pod::sysctls::Sysctls;
@@ -49,6 +51,8 @@ pub struct Birth<'a> {
     pub mac: Option<[u8; 6]>,
     /// The place that a forwarder keeps for it where it was.
     pub former: Option<&'a FormerPlace>,
+    /// The hosts that it was on before, if it is followed from there.
+    pub trail: Option<&'a Trail>,
     /// PIDs that nobody asks for by number come after this one.
     pub last_pid: Option<i32>,
     /// Makes its namespaces, if it was forked before; one is forked if it was not.
@@ -295,8 +299,28 @@ impl LivePod {
             let pod = self.spec.name.clone();
             network.unblock().map_err(|source| PodError::Network { pod, source })?;
         }
-        self.journal.done(&crate::pod::journal::Undo::Unblock)?;
-        self.take_back(false)
+        self.journal.done(&Undo::Unblock)?;
+        self.take_back(false)?;
+        self.follow_no_more()
+    }
+
+    /// This host follows the pod to where it is about to go, if anybody here is connected with it.
+    pub fn follow(&mut self, moved: &Moved) -> Result<(), PodError> {
+        self.journal.record(Undo::Following(moved.clone()))?;
+        let failed = |source| PodError::Network { pod: self.spec.name.clone(), source };
+        Here::of(&self.store).and_then(|here| here.follow(moved)).map_err(failed)
+    }
+
+    /// The pod has not gone where this host was to follow it.
+    pub fn follow_no_more(&mut self) -> Result<(), PodError> {
+        for undo in self.journal.pending() {
+            if let Undo::Following(moved) = &undo {
+                let failed = |source| PodError::Network { pod: self.spec.name.clone(), source };
+                Here::of(&self.store).and_then(|here| here.follow(&moved.back())).map_err(failed)?;
+                self.journal.done(&undo)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes down in the registry how the pod is now.

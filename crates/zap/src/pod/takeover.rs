@@ -14,6 +14,7 @@ use crate::pod::host_config::HostConfig;
 use crate::pod::init::{KEPT, MONITOR_END};
 use crate::pod::journal::{Journal, Undo};
 use crate::pod::live::LivePod;
+use crate::pod::network::follow::Here;
 use crate::pod::network::{self, Network};
 use crate::pod::registry::{Claim, PodState, ProcessId, Record};
 use crate::pod::sysctls::Sysctls;
@@ -164,6 +165,13 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
     }
     if !record.in_doubt {
         journal.done(&Undo::Unblock)?;
+        for undo in &pending {
+            if let Undo::Following(moved) = undo {
+                let failed = |source| PodError::Network { pod: name.clone(), source };
+                Here::of(&store).and_then(|here| here.follow(&moved.back())).map_err(failed)?;
+                journal.done(undo)?;
+            }
+        }
     }
     journal.done(&Undo::Newcomers)?;
     let listener = Some(store.listen(&name)?);

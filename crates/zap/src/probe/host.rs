@@ -35,10 +35,11 @@ pub(super) fn features(storage: &Path) -> Vec<Feature> {
     features.push(useful("fanotify", "following which files change", works(fanotify())));
     let kernel = kernel::reader().map(|_| String::new()).map_err(io::Error::other);
     features.push(useful("kernel memory", "keeping what clients of unix sockets say before they are accepted", kernel));
-    let [bridge, filter, exchange, line] = network::probe();
+    let [bridge, filter, exchange, line, follow] = network::probe();
     features.push(required("bridge and veth", "pods with addresses of their own", works(bridge)));
     features.push(useful("nftables", "published ports, and a way out through the host", works(filter)));
     features.push(useful("nftables netdev egress", "copies of a pod side by side", works(exchange)));
+    features.push(useful("nftables netdev fwd", "following pods that move to another network", works(follow)));
     features.push(useful("VXLAN", "forwarders for pods that move to another network", works(line)));
     features
 }

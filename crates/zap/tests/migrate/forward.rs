@@ -70,10 +70,10 @@ except Exception as e:
 
 /// Two hosts, each with a network of pods of its own, and somebody else, all behind a router that lets nothing pass whose
 /// sender cannot be where it comes from.
-struct World {
-    a: Host,
-    b: Host,
-    other: Host,
+pub(super) struct World {
+    pub(super) a: Host,
+    pub(super) b: Host,
+    pub(super) other: Host,
     _router: Host,
 }
 
@@ -88,7 +88,7 @@ fn set(host: &Host, name: &str, value: &str) {
 }
 
 impl World {
-    fn new() -> World {
+    pub(super) fn new() -> World {
         let [a, b, other, router] = [Host::new(), Host::new(), Host::new(), Host::new()];
         for host in [&a, &b, &other, &router] {
             // Addresses are there at once, or are not.
@@ -121,37 +121,38 @@ impl World {
         for host in [&a, &b, &router] {
             set(host, "ipv4/conf/all/rp_filter", "1");
         }
-        ip(&router, "route add 198.18.0.0/16 via 10.0.0.1");
-        ip(&router, "route add 198.19.0.0/16 via 10.0.1.1");
-        ip(&router, "route add fd5a:4150::c612:0/112 via fd00::1");
-        ip(&router, "route add fd5a:4150::c613:0/112 via fd01::1");
-        std::fs::create_dir_all(b.state()).unwrap();
-        std::fs::write(b.state().join("config.toml"), "address = \"198.19.0.1/16\"\n").unwrap();
+        for (number, host) in [&a, &b, &other].into_iter().enumerate() {
+            ip(&router, &format!("route add 198.{}.0.0/16 via 10.0.{number}.1", 18 + number));
+            ip(&router, &format!("route add fd5a:4150::c6{}:0/112 via fd0{number}::1", 12 + number));
+            std::fs::create_dir_all(host.state()).unwrap();
+            let address = format!("address = \"198.{}.0.1/16\"\n", 18 + number);
+            std::fs::write(host.state().join("config.toml"), address).unwrap();
+        }
         World { a, b, other, _router: router }
     }
 
     /// Starts the server on `a`, and gives its addresses.
-    fn serve(&self) -> [String; 2] {
+    pub(super) fn serve(&self) -> [String; 2] {
         self.a.ok(["run", "-d", "-n", "server", "--", "python3", "-c", SERVER]);
         eventually("the server", || self.a.ok(["logs", "server"]).contains("ready"));
         addresses(&self.a, "server")
     }
 }
 
-fn addresses(host: &Host, pod: &str) -> [String; 2] {
+pub(super) fn addresses(host: &Host, pod: &str) -> [String; 2] {
     let row = host.row(pod);
     ["address", "address6"].map(|key| row[key].as_str().unwrap().to_owned())
 }
 
 /// Somebody who is connected with the pod.
-struct Client {
+pub(super) struct Client {
     who: &'static str,
     child: Child,
     said: BufReader<ChildStdout>,
 }
 
 impl Client {
-    fn start(who: &'static str, mut command: Command, to: &[String; 2]) -> Client {
+    pub(super) fn start(who: &'static str, mut command: Command, to: &[String; 2]) -> Client {
         command.args(["python3", "-c", CLIENT]).args(to).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let said = BufReader::new(child.stdout.take().unwrap());
@@ -167,9 +168,17 @@ impl Client {
     }
 
     /// Everything goes both ways.
-    fn goes_on(&mut self) {
+    pub(super) fn goes_on(&mut self) {
         writeln!(self.child.stdin.as_ref().unwrap()).unwrap();
         self.must_say("ok");
+    }
+}
+
+impl Client {
+    /// Ends by itself, so that it ends wherever it runs.
+    pub(super) fn leave(mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
     }
 }
 
@@ -181,7 +190,7 @@ impl Drop for Client {
     }
 }
 
-fn residual(host: &Host) -> Vec<(String, String)> {
+pub(super) fn residual(host: &Host) -> Vec<(String, String)> {
     let kept = host.json(["ls", "--residual", "--json"]);
     let text = |row: &serde_json::Value, key: &str| row[key].as_str().unwrap().to_owned();
     kept.as_array().unwrap().iter().map(|row| (text(row, "pod"), text(row, "address"))).collect()
@@ -190,14 +199,14 @@ fn residual(host: &Host) -> Vec<(String, String)> {
 const FORWARD: &[&str] = &["--any-address", "--forward", "--stats"];
 
 /// A portrait without counters and what only time removes.
-fn quiet_portrait(host: &Host) -> String {
+pub(super) fn quiet_portrait(host: &Host) -> String {
     let done = finish(host.command("ip").args(["neigh", "flush", "all"]));
     assert_eq!(done.code, 0, "{done:?}");
     portrait(host)
 }
 
 /// Waits until a host looks as it did before.
-fn must_be_as_before(host: &Host, before: &str) {
+pub(super) fn must_be_as_before(host: &Host, before: &str) {
     let news = || {
         let now = quiet_portrait(host);
         let lines =

@@ -3,6 +3,7 @@
 //! What removing it has to restore is written in its alias, so any zap process can, and a bridge without such an alias
 //! is somebody else's: used, but neither changed nor removed.
 
+use super::follow;
 use super::former;
 use super::forwarder;
 use super::lease::{ipv6_of, leased, mac_of};
@@ -87,7 +88,7 @@ pub(super) fn remove_if_idle(config: &HostConfig, channel: &Channel, last: Optio
     let Some(bridge) = find(config, &links).filter(|b| Undo::from_alias(&b.alias).is_some()) else { return Ok(false) };
     let is_pod = |l: &&Link| leased(l).is_some() && Some(l.name.as_str()) != last;
     let needs_it = |l: &&Link| l.master == Some(bridge.index) && (is_pod(l) || forwarder::kept(l).is_some());
-    if links.iter().any(|l| needs_it(&l)) {
+    if links.iter().any(|l| needs_it(&l)) || follow::relies_on(config) {
         return Ok(false);
     }
     remove(config, &links, last).map(|()| true)
@@ -157,7 +158,7 @@ fn make(config: &HostConfig, channel: &Channel, uplink: Option<&Link>) -> Result
         links::set_up(&mut batch, &uplink.name);
     }
     links::add_address(&mut batch, (name, index), config.address.address.into(), config.address.prefix);
-    links::add_address(&mut batch, (name, index), ipv6_of(config.address.address).into(), 64);
+    links::add_address_alone(&mut batch, (name, index), ipv6_of(config.address.address).into(), 64);
     batch.optional();
     channel.run(&batch)?;
     way.open(config)?;
@@ -166,6 +167,10 @@ fn make(config: &HostConfig, channel: &Channel, uplink: Option<&Link>) -> Result
         add_link_local(&mut batch, (name, index), mac_of(config.address.address));
     }
     links::set_up(&mut batch, name);
+    // The network of all pods is longer than what is on this bridge: other hosts have their parts of it.
+    let (network, prefix) = (ipv6_of(config.address.first()), 96 + config.address.prefix);
+    links::add_network_route(&mut batch, (name, index), network.into(), prefix);
+    batch.optional();
     channel.run(&batch)?;
     Ok(index)
 }

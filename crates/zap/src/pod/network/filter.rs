@@ -3,7 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use super::netlink::{Attributes, Batch, Channel, Failed};
+use super::netlink::{Attributes, Batch, Channel, Failed, attributes};
 use super::{NetworkError, kernel};
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
@@ -21,6 +21,7 @@ const DATA_VERDICT: u16 = 2;
 /// The kinds of attributes (`NFTA_…` of linux/netfilter/nf_tables.h).
 mod kind {
     pub(super) const TABLE_NAME: u16 = 1;
+    pub(super) const TABLE_USERDATA: u16 = 6;
     pub(super) const CHAIN_TABLE: u16 = 1;
     pub(super) const CHAIN_NAME: u16 = 3;
     pub(super) const CHAIN_HOOK: u16 = 4;
@@ -71,6 +72,7 @@ mod kind {
     pub(super) const ELEMENT_KEY: u16 = 1;
     pub(super) const LOOKUP_SET: u16 = 1;
     pub(super) const LOOKUP_SREG: u16 = 2;
+    pub(super) const FORWARD_DEVICE: u16 = 1;
     pub(super) const DYNSET_NAME: u16 = 1;
     pub(super) const DYNSET_OPERATION: u16 = 3;
     pub(super) const DYNSET_KEY: u16 = 4;
@@ -100,6 +102,8 @@ pub(super) enum Family {
 pub(super) enum Hook {
     /// Before routing.
     Prerouting,
+    /// Neither from this host nor for it.
+    Forward,
     /// Made by the host itself.
     Output,
     /// After routing.
@@ -115,6 +119,7 @@ impl Hook {
         match self {
             Hook::Prerouting | Hook::Ingress => 0,
             Hook::Egress => 1,
+            Hook::Forward => 2,
             Hook::Output => 3,
             Hook::Postrouting => 4,
         }
@@ -156,11 +161,19 @@ pub(super) struct Ruleset {
 impl Ruleset {
     /// A table of that name, which must not be there yet.
     pub(super) fn new(family: Family, table: &str) -> Ruleset {
+        Ruleset::described(family, table, "")
+    }
+
+    /// The same with a comment, for whoever lists it and for [`tables`].
+    pub(super) fn described(family: Family, table: &str, comment: &str) -> Ruleset {
         let mut batch = Batch::default();
         begin(&mut batch);
         let flags = CREATE | libc::NLM_F_EXCL;
         request(&mut batch, family, libc::NFT_MSG_NEWTABLE, flags, table, |attributes| {
             attributes.put_str(kind::TABLE_NAME, table);
+            if let (false, Ok(length)) = (comment.is_empty(), u8::try_from(comment.len() + 1)) {
+                attributes.put(kind::TABLE_USERDATA, &[&COMMENT, &[length][..], comment.as_bytes(), &[0]].concat());
+            }
         });
         Ruleset { batch, family, table: table.to_owned() }
     }
@@ -191,9 +204,18 @@ impl Ruleset {
 
     /// A set of it, of addresses of a family with ports or other marks, to which rules add and which forgets.
     pub(super) fn set(&mut self, name: &str, family: IpAddr) {
-        const MOST: u32 = 65_535;
         // For whoever lists it with `nft`: ipv4_addr or ipv6_addr, and behind it inet_service.
         let (kind, length) = if family.is_ipv4() { (7 << 6 | 13, 8) } else { (8 << 6 | 13, 20) };
+        self.set_of(name, kind, length);
+    }
+
+    /// Likewise of pairs of ports.
+    pub(super) fn set_of_ports(&mut self, name: &str) {
+        self.set_of(name, 13 << 6 | 13, 8);
+    }
+
+    fn set_of(&mut self, name: &str, kind: u32, length: u32) {
+        const MOST: u32 = 65_535;
         let table = self.table.clone();
         request(&mut self.batch, self.family, libc::NFT_MSG_NEWSET, CREATE, &table, |set| {
             set.put_str(kind::SET_TABLE, &table).put_str(kind::SET_NAME, name);
@@ -250,6 +272,25 @@ pub(super) fn add_keys(family: Family, table: &str, set: &str, keys: &[Vec<u8>])
     Ok(channel.run(&batch)?)
 }
 
+/// The tables of a family: their names, and what they have as a comment.
+pub(super) fn tables(family: Family) -> Result<Vec<(String, String)>, NetworkError> {
+    let question = header(family as u8, 0);
+    let shown = open()?.ask(SUBSYSTEM << 8 | libc::NFT_MSG_GETTABLE as u16, libc::NLM_F_DUMP, &question);
+    let shown = shown.map_err(kernel("listing", "the packet filter's tables"))?;
+    Ok(shown.iter().filter_map(|body| name_and_comment(body.get(question.len()..)?)).collect())
+}
+
+fn name_and_comment(shown: &[u8]) -> Option<(String, String)> {
+    let get = |wanted: u16| attributes(shown).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned();
+    // Kind, length, text.
+    let comment = get(kind::TABLE_USERDATA).and_then(|data| data.strip_prefix(&COMMENT)?.get(1..));
+    Some((text(get(kind::TABLE_NAME)?), comment.map(text).unwrap_or_default()))
+}
+
+/// What begins a comment among what users note about a table.
+const COMMENT: [u8; 1] = [0];
+
 /// A message that makes part of a filter, as the kernel shows it.
 pub(crate) struct Message<'a> {
     /// `NFT_MSG_NEW…`.
@@ -281,24 +322,30 @@ pub(crate) fn make<'a>(messages: impl Iterator<Item = Message<'a>>) -> Result<()
     Channel::filter_with_room(&batch).map_err(failed)?.run(&batch)
 }
 
-/// Removes a table, if it is there. That is asked first: to give up a transaction the kernel waits for all readers of its
-/// tables, many milliseconds.
-pub(super) fn delete_table(family: Family, table: &str) -> Result<(), NetworkError> {
-    let channel = open()?;
+/// Whether there is a table of that name.
+pub(super) fn has_table(family: Family, table: &str) -> Result<bool, NetworkError> {
     let mut asked = Attributes::default();
     asked.put_str(kind::TABLE_NAME, table);
     let question = [&header(family as u8, 0), asked.bytes()].concat();
-    match channel.ask(SUBSYSTEM << 8 | libc::NFT_MSG_GETTABLE as u16, 0, &question) {
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
-        other => other.map_err(kernel("looking for the packet filter's table", table))?,
-    };
+    match open()?.ask(SUBSYSTEM << 8 | libc::NFT_MSG_GETTABLE as u16, 0, &question) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        other => other.map(|_| true).map_err(kernel("looking for the packet filter's table", table)),
+    }
+}
+
+/// Removes a table, if it is there. That is asked first: to give up a transaction the kernel waits for all readers of its
+/// tables, many milliseconds.
+pub(super) fn delete_table(family: Family, table: &str) -> Result<(), NetworkError> {
+    if !has_table(family, table)? {
+        return Ok(());
+    }
     let mut batch = Batch::default();
     begin(&mut batch);
     request(&mut batch, family, libc::NFT_MSG_DELTABLE, 0, table, |attributes| {
         attributes.put_str(kind::TABLE_NAME, table);
     });
     end(&mut batch);
-    match channel.run(&batch) {
+    match open()?.run(&batch) {
         Err(failed) if failed.source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => Ok(other?),
     }
@@ -500,16 +547,37 @@ impl Rule {
 
     /// Puts these bytes there.
     pub(super) fn put(self, base: Base, offset: u32, value: &[u8], checksum: Checksum) -> Rule {
+        self.immediate(REGISTER, value).write(REGISTER, (base, offset, value.len()), checksum)
+    }
+
+    /// Puts the bytes there that are elsewhere in the packet, `from`.
+    pub(super) fn copy(
+        self,
+        from: (Base, u32),
+        (base, offset, length): (Base, u32, usize),
+        checksum: Checksum,
+    ) -> Rule {
+        self.load(from.0, from.1, length).write(REGISTER, (base, offset, length), checksum)
+    }
+
+    /// Exchanges bytes that are in two places of a header.
+    pub(super) fn exchange(self, base: Base, [one, other]: [u32; 2], length: usize) -> Rule {
+        let loaded = self.load(base, one, length).load_into(SECOND_REGISTER, base, other, length);
+        let first = loaded.write(REGISTER, (base, other, length), Checksum::None);
+        first.write(SECOND_REGISTER, (base, one, length), Checksum::None)
+    }
+
+    fn write(self, register: u32, (base, offset, length): (Base, u32, usize), checksum: Checksum) -> Rule {
         let (own, pseudo) = match checksum {
             Checksum::None => (None, 0),
             Checksum::At(offset) => (Some(offset), 0),
             Checksum::Pseudo => (None, 1),
             Checksum::AtAndPseudo(offset) => (Some(offset), 1),
         };
-        self.immediate(REGISTER, value).expression("payload", |e| {
-            e.put_be32(kind::PAYLOAD_SREG, REGISTER).put_be32(kind::PAYLOAD_BASE, base as u32);
+        self.expression("payload", |e| {
+            e.put_be32(kind::PAYLOAD_SREG, register).put_be32(kind::PAYLOAD_BASE, base as u32);
             e.put_be32(kind::PAYLOAD_OFFSET, offset);
-            e.put_be32(kind::PAYLOAD_LEN, value.len() as u32);
+            e.put_be32(kind::PAYLOAD_LEN, length as u32);
             e.put_be32(kind::PAYLOAD_CSUM_TYPE, u32::from(own.is_some()));
             e.put_be32(kind::PAYLOAD_CSUM_OFFSET, own.unwrap_or(0));
             e.put_be32(kind::PAYLOAD_CSUM_FLAGS, pseudo);
@@ -536,6 +604,23 @@ impl Rule {
     /// Gives its connection the address of the device by which it leaves.
     pub(super) fn masquerade(self) -> Rule {
         self.expression("masq", |_| {})
+    }
+
+    /// Leaves its connection the address that it comes from, `source`.
+    pub(super) fn keep_source(self, (base, offset, length): (Base, u32, usize)) -> Rule {
+        let family = if length == 4 { libc::NFPROTO_IPV4 } else { libc::NFPROTO_IPV6 };
+        self.load(base, offset, length).expression("nat", |e| {
+            e.put_be32(kind::NAT_TYPE, libc::NFT_NAT_SNAT as u32);
+            e.put_be32(kind::NAT_FAMILY, family as u32);
+            e.put_be32(kind::NAT_REG_ADDR_MIN, REGISTER);
+        })
+    }
+
+    /// Has it leave by this device, at once.
+    pub(super) fn leave_by(self, device: u32) -> Rule {
+        self.immediate(REGISTER, &device.to_ne_bytes()).expression("fwd", |e| {
+            e.put_be32(kind::FORWARD_DEVICE, REGISTER);
+        })
     }
 
     /// Lets it through; the rest of the chain does not see it.

@@ -6,12 +6,12 @@
 //! else goes its way here, under the address that the pod has here.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
 use super::NetworkError;
+use super::connections::{Connection, FROM_PORT, PORTS, TO_PORT};
 use super::filter::{Base, Checksum, Family, Hook, Rule, Ruleset, add_keys};
 use super::translate::{self, ARP, ICMPV6, IPV4, IPV6, SOLICITATION};
 use crate::pod::AddressPlan;
@@ -45,18 +45,19 @@ const PIECES4: &str = "pieces4";
 const PIECES6: &str = "pieces6";
 const PIECES_MS: u64 = 5000;
 /// How long somebody is remembered who is not heard of: as long as connections are, elsewhere in the kernel.
-const REMEMBERED_MS: u64 = 5 * 24 * 3600 * 1000;
+pub(super) const REMEMBERED_MS: u64 = 5 * 24 * 3600 * 1000;
 
-const SOURCE4: (Base, u32, usize) = (Base::Network, 12, 4);
-const DESTINATION4: (Base, u32, usize) = (Base::Network, 16, 4);
+pub(super) const SOURCE4: (Base, u32, usize) = (Base::Network, 12, 4);
+pub(super) const DESTINATION4: (Base, u32, usize) = (Base::Network, 16, 4);
 const SENDER4: (Base, u32, usize) = (Base::Network, 14, 4);
-const TARGET4: (Base, u32, usize) = (Base::Network, 24, 4);
-const SOURCE6: (Base, u32, usize) = (Base::Network, 8, 16);
-const DESTINATION6: (Base, u32, usize) = (Base::Network, 24, 16);
-const TARGET6: (Base, u32, usize) = (Base::Transport, 8, 16);
-const FROM_PORT: (Base, u32) = (Base::Transport, 0);
-const TO_PORT: (Base, u32) = (Base::Transport, 2);
-const PORTS: [i32; 2] = [libc::IPPROTO_TCP, libc::IPPROTO_UDP];
+pub(super) const TARGET4: (Base, u32, usize) = (Base::Network, 24, 4);
+pub(super) const SOURCE6: (Base, u32, usize) = (Base::Network, 8, 16);
+pub(super) const DESTINATION6: (Base, u32, usize) = (Base::Network, 24, 16);
+pub(super) const TARGET6: (Base, u32, usize) = (Base::Transport, 8, 16);
+
+/// The number of a packet that comes in pieces.
+pub(super) const NUMBER4: (Base, u32) = (Base::Network, 4);
+pub(super) const NUMBER6: (Base, u32) = (Base::Network, 40 + 6);
 
 /// The name of the line's end that goes with a pod's link.
 pub(super) fn link_name(link: &str) -> String {
@@ -124,7 +125,7 @@ fn mask(bits: u8, prefix: u8) -> Vec<u8> {
 
 /// A packet that has ports, whole or as the first of several pieces. The packet filter does not look whether it is one of the
 /// others, whose data it would take for ports.
-fn with_ports(protocol: i32) -> [Rule; 4] {
+pub(super) fn with_ports(protocol: i32) -> [Rule; 4] {
     [whole4(), first4(), whole6(), first6()].map(|rule| rule.transport(protocol))
 }
 
@@ -136,7 +137,7 @@ fn first4() -> Rule {
     piece4().has_masked(Base::Network, 6, &[0; 2], &[0x1f, 0xff])
 }
 
-fn piece4() -> Rule {
+pub(super) fn piece4() -> Rule {
     Rule::default().ether_type(IPV4).has_any(Base::Network, 6, &PIECE4)
 }
 
@@ -148,7 +149,7 @@ fn first6() -> Rule {
     piece6().has_masked(Base::Network, 40 + 2, &[0; 2], &[0xff, 0xf8])
 }
 
-fn piece6() -> Rule {
+pub(super) fn piece6() -> Rule {
     Rule::default().ether_type(IPV6).has(Base::Network, 6, &[PIECE6])
 }
 
@@ -176,8 +177,6 @@ fn heard(inner: &AddressPlan) -> Vec<Rule> {
 
 /// Finds packets with ports, whole or in pieces, that the pod sends to callers.
 fn connections_with_callers() -> Vec<Rule> {
-    const NUMBER4: (Base, u32) = (Base::Network, 4);
-    const NUMBER6: (Base, u32) = (Base::Network, 40 + 6);
     let mut rules = Vec::new();
     for protocol in PORTS {
         let [whole4, first4, whole6, first6] = with_ports(protocol);
@@ -216,54 +215,44 @@ fn answers(inner: &AddressPlan, gateway_mac: [u8; 6]) -> Vec<Rule> {
     rules
 }
 
-/// Those with whom the pod, whose network namespace this thread is in, has connections.
-pub(super) fn connected() -> Connected {
-    let read = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}"));
-    let mut all = Connected::default();
-    for name in ["tcp", "udp", "tcp6", "udp6"] {
-        // Without IPv6 there are none of its.
-        read(name).unwrap_or_default().lines().filter_map(remote).for_each(|(address, port)| all.add(address, port));
-    }
-    all
-}
-
-/// Keys of [`CALLERS4`] and [`CALLERS6`].
+/// Keys of [`CALLERS4`] and [`CALLERS6`], or of sets like them: those with whom a pod has connections.
 #[derive(Debug, Default)]
 pub(super) struct Connected {
     v4: BTreeSet<Vec<u8>>,
     v6: BTreeSet<Vec<u8>>,
 }
 
+/// The key of an address with a port, or with 0 for none.
+pub(super) fn key(address: IpAddr, port: u16) -> Vec<u8> {
+    let behind = [port.to_be_bytes(), [0; 2]].concat();
+    match address {
+        IpAddr::V4(v4) => [&v4.octets()[..], &behind].concat(),
+        IpAddr::V6(v6) => [&v6.octets()[..], &behind].concat(),
+    }
+}
+
 impl Connected {
-    fn add(&mut self, address: IpAddr, port: u16) {
-        let keys = |octets: &[u8]| [port, 0].map(|port| [octets, &port.to_be_bytes(), &[0; 2]].concat());
-        match address {
-            IpAddr::V4(v4) => self.v4.extend(keys(&v4.octets())),
-            IpAddr::V6(v6) => self.v6.extend(keys(&v6.octets())),
+    pub(super) fn of(connections: &[Connection]) -> Connected {
+        let mut all = Connected::default();
+        for connection in connections {
+            let keys = [connection.port, 0].map(|port| key(connection.address, port));
+            if connection.address.is_ipv4() { all.v4.extend(keys) } else { all.v6.extend(keys) }
         }
+        all
     }
 
-    /// Puts them into the table of the pod's link.
-    pub(super) fn remember(self, table: &str) -> Result<(), NetworkError> {
-        for (set, keys) in [(CALLERS4, self.v4), (CALLERS6, self.v6)] {
-            add_keys(Family::Device, table, set, &keys.into_iter().collect::<Vec<_>>())?;
+    /// Puts them into sets of a table.
+    pub(super) fn remember(self, table: &str, [v4, v6]: [&str; 2], family: Family) -> Result<(), NetworkError> {
+        for (set, keys) in [(v4, self.v4), (v6, self.v6)] {
+            add_keys(family, table, set, &keys.into_iter().collect::<Vec<_>>())?;
         }
         Ok(())
     }
 }
 
-/// Whom a socket is connected with, from a line of `/proc/net/tcp` or its like; nobody, or itself, is nobody.
-fn remote(line: &str) -> Option<(IpAddr, u16)> {
-    let (address, port) = line.split_ascii_whitespace().nth(2)?.split_once(':')?;
-    // Words of four bytes, each as a number of this machine's.
-    let words = address.as_bytes().chunks(8).map(|word| u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok());
-    let octets: Vec<u8> = words.collect::<Option<Vec<u32>>>()?.into_iter().flat_map(u32::to_ne_bytes).collect();
-    let address = match octets.len() {
-        4 => IpAddr::from(<[u8; 4]>::try_from(octets).ok()?),
-        _ => Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?).to_canonical(),
-    };
-    let port = u16::from_str_radix(port, 16).ok()?;
-    (port != 0 && !address.is_loopback() && !address.is_unspecified()).then_some((address, port))
+/// Has those be answered over the line with whom the pod at `link` has connections.
+pub(super) fn know(link: &str, connections: &[Connection]) -> Result<(), NetworkError> {
+    Connected::of(connections).remember(link, [CALLERS4, CALLERS6], Family::Device)
 }
 
 #[cfg(test)]
@@ -276,15 +265,5 @@ mod tests {
         assert_eq!(mask(32, 20), [255, 255, 240, 0]);
         assert_eq!(mask(128, 64), [[255; 8], [0; 8]].concat());
         assert_eq!((mask(32, 0), mask(32, 32)), (vec![0; 4], vec![255; 4]));
-    }
-
-    #[test]
-    fn a_connected_socket_has_a_remote_end() {
-        let line = "   1: 020012C6:0050 0200020A:A5D2 01 00000000:00000000 00:00000000 00000000     0        0 1";
-        assert_eq!(remote(line), Some(([10, 2, 0, 2].into(), 0xa5d2)));
-        let mapped = "1: 0000000000000000FFFF0000020012C6:0050 0000000000000000FFFF00000200020A:A5D2 01 0:0";
-        assert_eq!(remote(mapped), Some(([10, 2, 0, 2].into(), 0xa5d2)));
-        let listens = "   0: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000";
-        assert_eq!((remote(listens), remote("  sl  local_address rem_address   st")), (None, None));
     }
 }

@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use super::former::FormerPlace;
 use super::line::{self, Line};
 use super::links::{self, Lead, Link};
-use super::{Network, NetworkError, bridge, kernel, namespace, open};
+use super::{Network, NetworkError, bridge, follow, kernel, namespace, open};
 use crate::pod::host_config::HostConfig;
 
 const MARK: &str = "zap forwards";
@@ -73,8 +73,10 @@ impl Network {
         self.send_after_by(|batch| links::lead_to(batch, self.outer.mac, index, Lead::Learnt))
     }
 
-    /// The pod has come home, or has the address that was kept for another: a forwarder that kept it goes.
+    /// The pod has come home, or has the address that was kept for another: a forwarder that kept it goes, and nobody here
+    /// follows whoever had it.
     pub fn supersede_forwarder(&self) -> Result<(), NetworkError> {
+        follow::supersede(self.outer.ipv4)?;
         let name = link_name(self.outer.ipv4);
         // Most hosts have none, and need nothing to find that out.
         if nix::net::if_::if_nametoindex(name.as_str()).is_err() { Ok(()) } else { line::remove(&name) }

@@ -263,16 +263,30 @@ pub(super) fn delete_group(batch: &mut Batch, group: u32) {
 }
 
 /// Gives a link an address. IPv6 addresses are usable at once: nobody else can have them.
-pub(super) fn add_address(batch: &mut Batch, (name, index): (&str, u32), address: IpAddr, prefix: u8) {
-    let flags = if address.is_ipv6() { libc::IFA_F_NODAD as u8 } else { 0 };
+pub(super) fn add_address(batch: &mut Batch, link: (&str, u32), address: IpAddr, prefix: u8) {
+    add_address_with(batch, link, address, prefix, 0);
+}
+
+/// The same without a route to the others of its network.
+pub(super) fn add_address_alone(batch: &mut Batch, link: (&str, u32), address: IpAddr, prefix: u8) {
+    const NO_ROUTE: u32 = 0x200;
+    add_address_with(batch, link, address, prefix, NO_ROUTE);
+}
+
+fn add_address_with(batch: &mut Batch, (name, index): (&str, u32), address: IpAddr, prefix: u8, more: u32) {
+    const FLAGS: u16 = 8;
+    let flags = if address.is_ipv6() { libc::IFA_F_NODAD } else { 0 };
     let scope = match address {
         IpAddr::V6(v6) if v6.is_unicast_link_local() => libc::RT_SCOPE_LINK,
         _ => libc::RT_SCOPE_UNIVERSE,
     };
     // struct ifaddrmsg: family, prefix length, flags, scope, index.
-    let mut header = vec![family(address), prefix, flags, scope];
+    let mut header = vec![family(address), prefix, flags as u8, scope];
     header.extend(index.to_ne_bytes());
     batch.push(("giving an address to", name), (libc::RTM_NEWADDR, CREATE), &header, |request| {
+        if more != 0 {
+            request.put_u32(FLAGS, flags | more);
+        }
         request.put(libc::IFA_LOCAL, &octets(address)).put(libc::IFA_ADDRESS, &octets(address));
         if let IpAddr::V4(v4) = address {
             let broadcast = Ipv4Addr::from_bits(v4.to_bits() | u32::MAX.checked_shr(prefix.into()).unwrap_or(0));
@@ -283,24 +297,88 @@ pub(super) fn add_address(batch: &mut Batch, (name, index): (&str, u32), address
 
 /// Adds a default route.
 pub(super) fn add_default_route(batch: &mut Batch, index: u32, gateway: IpAddr) {
-    // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags.
-    let header = [
-        family(gateway),
-        0,
-        0,
-        0,
-        libc::RT_TABLE_MAIN,
-        libc::RTPROT_BOOT,
-        libc::RT_SCOPE_UNIVERSE,
-        libc::RTN_UNICAST,
-        0,
-        0,
-        0,
-        0,
-    ];
+    let header = route_header(gateway, 0, OWN_ROUTE);
     batch.push(("adding a route through", &gateway.to_string()), (libc::RTM_NEWROUTE, CREATE), &header, |route| {
         route.put(libc::RTA_GATEWAY, &octets(gateway)).put_u32(libc::RTA_OIF, index);
     });
+}
+
+/// How packets for an address leave this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Way {
+    index: u32,
+    /// The next router, if they are not for a neighbour.
+    gateway: Option<IpAddr>,
+}
+
+/// How packets for this address leave, if they do.
+pub(super) fn way_to(channel: &Channel, address: IpAddr) -> io::Result<Option<Way>> {
+    let mut question = Attributes::default();
+    question.put(libc::RTA_DST, &octets(address));
+    let header = route_header(address, host_prefix(address), [0; 3]);
+    let shown = match channel.ask(libc::RTM_GETROUTE, 0, &[&header, question.bytes()].concat()) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EAFNOSUPPORT)) => {
+            return Ok(None);
+        }
+        shown => shown?,
+    };
+    Ok(shown.first().and_then(|body| way(body)))
+}
+
+fn way(body: &[u8]) -> Option<Way> {
+    const KIND: usize = 7;
+    if *body.get(KIND)? != libc::RTN_UNICAST {
+        return None;
+    }
+    let shown = || attributes(body.get(ROUTE_HEADER..).unwrap_or(&[]));
+    let get = |wanted: u16| shown().find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    let index = u32::from_ne_bytes(get(libc::RTA_OIF)?.try_into().ok()?);
+    let gateway = get(libc::RTA_GATEWAY).and_then(|value| match value.len() {
+        4 => Some(IpAddr::from(<[u8; 4]>::try_from(value).ok()?)),
+        _ => Some(IpAddr::from(<[u8; 16]>::try_from(value).ok()?)),
+    });
+    Some(Way { index, gateway })
+}
+
+/// Has packets for `address` leave as those for `like` do, whose way that is.
+pub(super) fn add_route(batch: &mut Batch, address: IpAddr, like: IpAddr, way: Way) {
+    let header = route_header(address, host_prefix(address), OWN_ROUTE);
+    let create = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+    batch.push(("adding a route to", &address.to_string()), (libc::RTM_NEWROUTE, create), &header, |route| {
+        route.put(libc::RTA_DST, &octets(address)).put_u32(libc::RTA_OIF, way.index);
+        route.put(libc::RTA_GATEWAY, &octets(way.gateway.unwrap_or(like)));
+    });
+}
+
+/// Adds a route to the neighbours on a link.
+pub(super) fn add_network_route(batch: &mut Batch, (name, index): (&str, u32), network: IpAddr, prefix: u8) {
+    let [table, protocol, _] = OWN_ROUTE;
+    let header = route_header(network, prefix, [table, protocol, libc::RT_SCOPE_LINK]);
+    batch.push(("adding a route by", name), (libc::RTM_NEWROUTE, CREATE), &header, |route| {
+        route.put(libc::RTA_DST, &octets(network)).put_u32(libc::RTA_OIF, index);
+    });
+}
+
+/// Removes what [`add_route`] has added.
+pub(super) fn delete_route(batch: &mut Batch, address: IpAddr) {
+    let [table, protocol, _] = OWN_ROUTE;
+    let header = route_header(address, host_prefix(address), [table, protocol, libc::RT_SCOPE_NOWHERE]);
+    batch.push(("removing the route to", &address.to_string()), (libc::RTM_DELROUTE, 0), &header, |route| {
+        route.put(libc::RTA_DST, &octets(address));
+    });
+}
+
+/// Table, protocol and scope of a route that zap has added.
+const OWN_ROUTE: [u8; 3] = [libc::RT_TABLE_MAIN, libc::RTPROT_BOOT, libc::RT_SCOPE_UNIVERSE];
+const ROUTE_HEADER: usize = 12;
+
+/// struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags.
+fn route_header(to: IpAddr, prefix: u8, [table, protocol, scope]: [u8; 3]) -> [u8; ROUTE_HEADER] {
+    [family(to), prefix, 0, 0, table, protocol, scope, libc::RTN_UNICAST, 0, 0, 0, 0]
+}
+
+fn host_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
 }
 
 /// Every link of the namespace.
@@ -354,7 +432,8 @@ fn family(address: IpAddr) -> u8 {
     if address.is_ipv4() { libc::AF_INET as u8 } else { libc::AF_INET6 as u8 }
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
+/// The bytes of an address, as packets have them.
+pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),

@@ -6,7 +6,9 @@
 
 mod announce;
 mod bridge;
+mod connections;
 pub(crate) mod filter;
+pub mod follow;
 pub mod former;
 pub mod forwarder;
 mod lease;
@@ -18,6 +20,8 @@ pub(crate) mod netlink;
 mod newcomers;
 mod probe;
 mod publish;
+mod stand_in;
+pub mod trail;
 mod translate;
 mod waiting_room;
 mod way_out;
@@ -38,6 +42,7 @@ use former::{FormerPlace, Kept};
 use line::Line;
 use links::{FarEnd, PortState};
 use netlink::{Batch, Channel};
+use trail::{End, Trail};
 use waiting_room::{Waiting, WaitingRoom};
 
 /// What a pod asks of the network.
@@ -57,6 +62,8 @@ pub struct Request<'a> {
     pub blocked: bool,
     /// The place that it had at the host that it left, if a forwarder is to keep it.
     pub former: Option<&'a FormerPlace>,
+    /// The hosts that it was on before, if it is followed.
+    pub trail: Option<&'a Trail>,
 }
 
 /// A pod's connection. It can be written down and read back by another monitor of the same pod.
@@ -71,6 +78,8 @@ pub struct Network {
     publish: Vec<Publish>,
     #[serde(default)]
     former: Option<Kept>,
+    #[serde(default)]
+    trail: Option<End>,
     /// The host's ports, as long as this process lives.
     #[serde(skip)]
     held: Vec<publish::Held>,
@@ -170,6 +179,8 @@ impl Network {
         let outer = lease::choose(config, request, &links)?;
         let inner = request.inner.unwrap_or(&outer).clone();
         let former = former_place(config, request, &outer, &inner, channel)?;
+        let gateway_mac = || bridge::hardware_address(config, channel);
+        let trail = request.trail.map(|trail| gateway_mac().map(|mac| End::new(trail, mac))).transpose()?;
         let link = lease::link_name(outer.ipv4);
         let (name, index) = ETH0;
         let far = FarEnd { name, index, mac: Some(inner.mac), namespace: Some(namespace.as_raw_fd()) };
@@ -190,6 +201,7 @@ impl Network {
             outer,
             publish,
             former,
+            trail,
             held: Vec::new(),
             waiting_room: OnceLock::new(),
         })
@@ -201,7 +213,11 @@ impl Network {
             self.make_line(former, channel)?;
         }
         if self.has_ways() {
-            translate::install(&self.link, &self.inner, &self.outer, self.former.as_ref())?;
+            let trail = self.trail.as_ref().map(|end| (end, self.index));
+            translate::install(&self.link, &self.inner, &self.outer, self.former.as_ref(), trail)?;
+        }
+        if self.trail.is_some() {
+            trail::keep_address(&self.link, &self.outer)?;
         }
         if self.former.is_some() {
             line::open_end(channel, &former::link_name(&self.link))?;
@@ -236,23 +252,44 @@ impl Network {
         self.former.as_ref().map(|_| self.config.address.address)
     }
 
-    /// Has those with whom the pod is connected be answered at its former place, if it has one, whoever says something first.
-    pub fn know_callers(&self) -> Result<(), NetworkError> {
-        if self.former.is_none() {
+    /// Has those with whom the pod is connected be answered, whoever says something first, at its former place, if it has one,
+    /// and wherever they are who follow it.
+    pub fn know_callers(&mut self) -> Result<(), NetworkError> {
+        if self.former.is_none() && self.trail.is_none() {
             return Ok(());
         }
-        let connected = namespace::inside(self.init, || Ok(former::connected()));
-        connected.map_err(kernel("looking for", "whom the pod is connected with"))?.remember(&self.link)
+        let connected = namespace::inside(self.init, || Ok(connections::of_sockets()));
+        let connected = connected.map_err(kernel("looking for", "whom the pod is connected with"))?;
+        if let Some(end) = &mut self.trail {
+            // At home that begins here: nobody follows it to where it was.
+            follow::supersede(self.outer.ipv4)?;
+            end.know(&self.link, &connected, &self.config, &self.inner)?;
+        }
+        if self.former.is_some() { former::know(&self.link, &connected) } else { Ok(()) }
+    }
+
+    /// Whether there are hosts that follow it to where it is.
+    pub fn is_followed(&self) -> bool {
+        self.trail.is_some()
+    }
+
+    /// The hosts that the pod was on, when it leaves this one.
+    pub fn trail(&self) -> Trail {
+        let way = self.trail.as_ref().map(End::trail).unwrap_or_default();
+        way.and(self.config.address.address)
     }
 
     /// Whether not all that passes the pod's link passes it as it is.
     fn has_ways(&self) -> bool {
-        self.former.is_some() || translate::is_needed(&self.inner, &self.outer)
+        self.former.is_some() || self.trail.is_some() || translate::is_needed(&self.inner, &self.outer)
     }
 
     fn remove_rules(&self) -> Result<(), NetworkError> {
         if self.has_ways() {
             translate::remove(&self.link)?;
+        }
+        if self.trail.is_some() {
+            trail::forget_address(&self.link)?;
         }
         if self.publish.is_empty() { Ok(()) } else { publish::remove(&self.link) }
     }
@@ -474,11 +511,11 @@ fn former_place(
     Ok(Some(Kept { place: place.clone(), gateway_mac }))
 }
 
-/// Whether this host can make a bridge with a veth on it, filter packets, exchange addresses on a link, and have a line to
-/// another host, tried in a network namespace that is then gone.
-pub fn probe() -> [io::Result<()>; 4] {
-    let tried = || Ok([probe::bridge(), filter::is_there(), probe::exchange(), line::try_one()]);
-    in_fresh_namespace(tried).unwrap_or_else(|e| [(); 4].map(|()| Err(io::Error::new(e.kind(), e.to_string()))))
+/// Whether this host can make a bridge with a veth on it, filter packets, exchange addresses on a link, have a line to
+/// another host, and follow a pod, tried in a network namespace that is then gone.
+pub fn probe() -> [io::Result<()>; 5] {
+    let tried = || Ok([probe::bridge(), filter::is_there(), probe::exchange(), line::try_one(), follow::try_it()]);
+    in_fresh_namespace(tried).unwrap_or_else(|e| [(); 5].map(|()| Err(io::Error::new(e.kind(), e.to_string()))))
 }
 
 /// Does something in a network namespace that is then gone.

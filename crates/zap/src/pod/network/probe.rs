@@ -30,8 +30,13 @@ pub(super) fn exchange() -> io::Result<()> {
         let address = Ipv4Addr::new(198, 18, 0, last);
         lease::plan(&config, address, None, lease::mac_of(address))
     };
-    translate::install(LINK, &plan(2), &plan(3), None).map_err(|e| match e {
+    translate::install(LINK, &plan(2), &plan(3), None, None).map_err(what_the_kernel_said)
+}
+
+/// Why something could not be had.
+pub(super) fn what_the_kernel_said(error: NetworkError) -> io::Error {
+    match error {
         NetworkError::Kernel { source, .. } => source,
         other => io::Error::other(other.to_string()),
-    })
+    }
 }

@@ -13,6 +13,7 @@ use super::NetworkError;
 use super::filter::{Base, Checksum, Family, Hook, Rule, Ruleset, delete_table};
 use super::former::{self, Kept};
 use super::links::link_local;
+use super::trail::End;
 use crate::pod::AddressPlan;
 
 pub(super) const IPV4: u16 = 0x0800;
@@ -20,22 +21,30 @@ pub(super) const ARP: u16 = 0x0806;
 pub(super) const IPV6: u16 = 0x86dd;
 pub(super) const ICMPV6: i32 = 58;
 pub(super) const SOLICITATION: u8 = 135;
-const ADVERTISEMENT: u8 = 136;
+pub(super) const ADVERTISEMENT: u8 = 136;
 
-/// Rewrites what passes the host's end `link`; what passes between the pod and its former place, if it has one, has its own way.
+/// Rewrites what passes the host's end `link`; what passes between the pod and its former place, if it has one, has its own way,
+/// and so has what it says to those that it was connected with where it was before (`trail`, with the link's number).
 pub(super) fn install(
     link: &str,
     inner: &AddressPlan,
     outer: &AddressPlan,
     former: Option<&Kept>,
+    trail: Option<(&End, u32)>,
 ) -> Result<(), NetworkError> {
     remove(link)?;
     let mut rules = Ruleset::new(Family::Device, link);
     if let Some(former) = former {
         former.add_to_line(&mut rules, &former::link_name(link), inner);
     }
-    for (chain, hook) in [("from-pod", Hook::Ingress), ("to-pod", Hook::Egress)] {
+    let chains = [("from-pod", Hook::Ingress), ("to-pod", Hook::Egress)];
+    for (chain, hook) in chains {
         rules.chain(chain, "filter", hook, -200, Some(link));
+    }
+    if let Some((end, device)) = trail {
+        end.add_to_link(&mut rules, chains.map(|(chain, _)| chain), device, [inner, outer]);
+    }
+    for (chain, hook) in chains {
         if let (Some(former), Hook::Ingress) = (former, hook) {
             former.add_to_pod(&mut rules, chain, inner);
         }
