@@ -173,7 +173,7 @@ guests! {
     mqueue mqueue_unlinked mqueue_waiting mqueue_notify named_semaphore
     semaphores_threads semaphores_undo semaphores_undo_kinds semaphores_waiting segments_protected
     owner_thread owner_group directory_notify lease locks_waiting range_locks_waiting
-    connecting connecting_blocked broadcast_stream unix_urgent unix_backlog unix_backlog_messages unix_backlog_silent udp_lite closing_always
+    connecting connecting_blocked broadcast_stream urgent_written unix_urgent unix_backlog unix_backlog_messages unix_backlog_silent udp_lite closing_always
     closed_and_told ended_where_it_was
     rare_options packet_headers zero_copy numbered_times udp_lite_unread echo_unread
     handshake_put_aside handshake_put_aside_elsewhere

@@ -89,6 +89,7 @@ const MEMBERS: &[&str] = &[
     "socket.sk",
     "task_struct.files",
     "task_struct.mm",
+    "task_struct.thread_pid",
     "udp_sock.len",
     "udp_sock.pending",
     "udp_sock.reader_queue",
@@ -126,6 +127,7 @@ const OPTIONAL: &[&str] = &[
     "kioctx_table.nr",
     "kioctx_table.table",
     "mm_struct.ioctx_table",
+    "tcp_sock.snd_up",
 ];
 
 /// What some of them were called before.
@@ -150,6 +152,8 @@ pub(crate) struct Kernel {
     members: HashMap<&'static str, u64>,
     sizes: HashMap<&'static str, u64>,
     pages: Option<Pages>,
+    /// How many PID namespaces lie around the one that we are in.
+    level: usize,
 }
 
 /// The one of this process, opened by whoever first asks: ahead of a hold, since it takes some milliseconds. The error is
@@ -183,10 +187,14 @@ impl Kernel {
         let mut kernel = Kernel {
             window,
             pages: None,
+            level: 0,
             members: members.collect::<io::Result<_>>()?,
             sizes: SIZES.iter().map(size).collect::<io::Result<_>>()?,
         };
         kernel.pages = Pages::find(&mut kernel).ok();
+        let task = kernel.window.current_task()?;
+        let own = kernel.pointer(task, "task_struct.thread_pid")?;
+        kernel.level = kernel.word(own, "pid.level")? as usize;
         Ok(kernel)
     }
 
@@ -396,8 +404,9 @@ impl Kernel {
         Err(io::ErrorKind::NotFound.into())
     }
 
-    /// The number of a process (`struct pid`) in the PID namespace around which `depth` others lie; zero if it has none.
+    /// The number of a process (`struct pid`) in a PID namespace that is `depth` levels below ours; zero if it has none.
     pub(crate) fn pid(&mut self, pid: Address, depth: usize) -> io::Result<i32> {
+        let depth = self.level + depth;
         if (self.word(pid, "pid.level")? as usize) < depth {
             return Ok(0);
         }

@@ -24,6 +24,7 @@ mod tcp_fin;
 mod tcp_pairs;
 mod tcp_queues;
 mod tcp_repair;
+mod tcp_urgent;
 #[cfg(test)]
 mod tests;
 mod udp;

@@ -9,7 +9,7 @@ use super::common::{self, Fresh, Name, SocketOptions};
 use super::tcp_queues::{Connection, Phase};
 use super::tcp_repair::Agreed;
 use super::waiting::{connections, has_waiting};
-use super::{address, tcp_fin, tcp_repair, unkept};
+use super::{address, tcp_fin, tcp_repair, tcp_urgent, unkept};
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::{Descriptor, FileKind};
 use crate::ids::FileId;
@@ -227,6 +227,7 @@ impl FileKind for Tcp {
     fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
         unkept::refuse_signed(look, descriptor)?;
         look.queued += super::tcp_queues::queued(descriptor.as_fd());
+        tcp_urgent::prepare(descriptor.as_fd());
         look.sockets.hear = true;
         look.sockets.listeners.note(descriptor);
         Ok(())

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common::make_room;
 use super::tcp_repair::{self, Agreed, Queue, Repair, Window};
+use super::tcp_urgent;
 use crate::error::{CaptureError, Context, RebuildError};
 use crate::files::Descriptor;
 use crate::image::{DataRef, ImageError, ImageReader};
@@ -90,6 +91,9 @@ pub struct Connection {
     pub send: DataRef,
     /// How many bytes at its end were never sent.
     pub unsent: u32,
+    /// How many bytes from its beginning on are urgent, if any: the last of them is received out of band.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub urgent: Option<u32>,
     /// Whether our FIN was sent, if we closed.
     pub fin_sent: bool,
     /// Sequence number of the first byte of the receive queue.
@@ -122,6 +126,9 @@ impl Connection {
         if !is_whole || receiving.bytes.len() as u32 != receiving.unread {
             return Err(unexpected(descriptor, "length of a queue"));
         }
+        let first = sending.end.wrapping_sub(sending.unacknowledged);
+        let urgent = tcp_urgent::written(fd, first, sending.bytes.len() as u32);
+        let urgent = urgent.capturing("looking for urgent data in", descriptor.object())?;
         let segment = raw.segment.try_into().map_err(|_| unexpected(descriptor, "segment size"))?;
         let fin_sent = sending.unsent == 0;
         Ok(Some(Connection {
@@ -134,6 +141,7 @@ impl Connection {
             // An acknowledged FIN is in no queue, yet it is to be sent and acknowledged again when rebuilding.
             send_from: sending.end.wrapping_sub(sending.unacknowledged.max(u32::from(phase.fin_ours()))),
             unsent: sending.unsent.saturating_sub(u32::from(phase.fin_ours() && !fin_sent)),
+            urgent,
             fin_sent,
             receive_from: receiving.end.wrapping_sub(receiving.unread + u32::from(phase.fin_theirs())),
             send: look.data.append(sending.bytes),
@@ -210,7 +218,11 @@ impl Connection {
         make_room(fd, libc::SO_RCVBUFFORCE, self.receive.length as usize).rebuilding("making room in", what)?;
         make_room(fd, libc::SO_SNDBUFFORCE, self.send.length as usize).rebuilding("making room in", what)?;
         fill_from(fd, Queue::Receive, image, self.receive).rebuilding("filling the receive queue", what)?;
-        fill_from(fd, Queue::Send, image, sent).rebuilding("filling the send queue", what)?;
+        self.write(image, sent, &mut |piece, urgent| match urgent {
+            true => tcp_urgent::fill(fd, piece),
+            false => fill(fd, Queue::Send, piece),
+        })
+        .rebuilding("filling the send queue", what)?;
         if self.phase.fin_ours() && self.fin_sent && !self.closed_second() {
             // In repair mode with the send queue selected, a FIN is queued as if it had been sent.
             socket::shutdown(fd, libc::SHUT_WR).rebuilding("closing", what)?;
@@ -240,11 +252,32 @@ impl Connection {
         let shut = Window { update: self.receive_from, ..shut };
         tcp_repair::set_window(fd, &shut)?;
         leave_keeping_port(fd)?;
-        read_pieces(image, unsent, |piece| send_all(fd, piece))?;
+        self.write(image, unsent, &mut |piece, urgent| match urgent {
+            true => tcp_urgent::write(fd, piece),
+            false => send_all(fd, piece),
+        })?;
         if self.phase.fin_ours() && !self.fin_sent && !self.closed_second() {
             socket::shutdown(fd, libc::SHUT_WR)?;
         }
         socket::set_int(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1)
+    }
+
+    /// Has `put` write a part of the send queue, piece by piece; the last byte of urgent data by itself.
+    fn write(
+        &self,
+        image: &ImageReader,
+        part: DataRef,
+        put: &mut dyn FnMut(&[u8], bool) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        let end = part.offset.saturating_add(part.length);
+        let marked = self.urgent.and_then(|urgent| self.send.offset.checked_add(u64::from(urgent))?.checked_sub(1));
+        let Some(marked) = marked.filter(|marked| (part.offset..end).contains(marked)) else {
+            return read_pieces(image, part, |piece| put(piece, false));
+        };
+        let from = |offset, end| DataRef { offset, length: end - offset };
+        read_pieces(image, from(part.offset, marked), |piece| put(piece, false))?;
+        read_pieces(image, from(marked, marked + 1), |piece| put(piece, true))?;
+        read_pieces(image, from(marked + 1, end), |piece| put(piece, false))
     }
 
     /// Sets the windows, once the queues and FINs are in place.

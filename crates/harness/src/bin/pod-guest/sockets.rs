@@ -12,6 +12,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("broadcast-stream", broadcast_stream),
     ("urgent", urgent),
     ("urgent-read", urgent_read),
+    ("urgent-written", urgent_written),
     ("unix-urgent", unix_urgent),
     ("udp-lite", udp_lite),
     ("unix-backlog", unix_backlog),
@@ -173,6 +174,37 @@ fn urgent_read() -> Checked {
     equal("the urgent byte", receive_urgent(&server)?, b'!')?;
     hold()?;
     read_rest(server)
+}
+
+/// Urgent data that was written, and waits for the other end to make room.
+fn urgent_written() -> Checked {
+    let (mut client, mut server) = pair()?;
+    said(client.set_nonblocking(true))?;
+    let piece: Vec<u8> = (0..9973u32).map(|n| n as u8).collect();
+    let mut written = 0;
+    until("a full queue", || match client.write(&piece[written % piece.len()..]) {
+        Ok(more) => {
+            written += more;
+            false
+        }
+        Err(_) => true,
+    })?;
+    let mut room = 0;
+    let mut make_room = || {
+        room += 4096;
+        server.read_exact(&mut [0; 4096]).is_ok()
+    };
+    until("room for the urgent byte", || make_room() && send_urgent(&client).is_ok())?;
+    until("room for more", || client.write(b"after").is_ok_and(|sent| sent == 5) || !make_room())?;
+    hold()?;
+    let mut all = vec![0; written - room];
+    said(server.read_exact(&mut all))?;
+    let is_right = all.iter().enumerate().all(|(at, byte)| *byte == piece[(at + room) % piece.len()]);
+    equal("what comes before", is_right, true)?;
+    until("the urgent byte", || receive_urgent(&server) == Ok(b'!'))?;
+    let mut text = [0; 5];
+    said(server.read_exact(&mut text))?;
+    equal("behind the mark", &text, b"after")
 }
 
 /// What is done with a pair of unix streams: sent (with flags), and received before everything is held and after.
