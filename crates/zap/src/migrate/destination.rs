@@ -4,6 +4,7 @@ use std::fs::File;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use serde::{Deserialize, Serialize};
 
@@ -193,14 +194,17 @@ fn take_image(store: &Store, hello: &Hello, wire: &Wire) -> Result<ImageReader, 
     let storage = store.storage().to_owned();
     // Without it archives are kept in memory.
     let _ = crate::pod::make_private_directory(&storage);
-    let mut image = Some(ReceivedImage::new(Path::new("the image from the source"), &storage));
-    let arrived = loop {
-        match take_some(&mut image, hello.store.as_deref(), wire) {
-            Ok(None) => {}
-            Ok(Some(reader)) => break Ok(reader),
-            Err(error) => break Err(error),
-        }
-    };
+    let image = ReceivedImage::new(Path::new("the image from the source"), &storage);
+    let arrived = std::thread::scope(|scope| {
+        let (full, to_keep) = sync_channel(FRAMES);
+        let (kept, free) = channel();
+        let keeper = scope.spawn(|| keep(image, to_keep, kept));
+        let heard = hear_all(hello.store.as_deref(), wire, &full, &free);
+        drop(full);
+        // If something could not be kept, that is why nothing more was heard.
+        let image = keeper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok(image.complete(&heard?)?)
+    });
     arrived.map_err(|error| match error {
         Arrival::Cut(error) => cut(error),
         Arrival::Image(error) => Failure::of(&error, 5),
@@ -208,28 +212,65 @@ fn take_image(store: &Store, hello: &Hello, wire: &Wire) -> Result<ImageReader, 
     })
 }
 
-/// Takes one frame; the image, if that completed it.
-fn take_some(
-    image: &mut Option<ReceivedImage>,
+/// What is heard while earlier parts are being kept.
+const FRAMES: usize = 2;
+
+/// Something of an image.
+enum Part {
+    Begins(String),
+    Stored(String, File),
+    Bytes(u16, Vec<u8>),
+}
+
+/// Keeps what comes, and gives buffers back.
+fn keep(mut image: ReceivedImage, parts: Receiver<Part>, kept: Sender<Vec<u8>>) -> Result<ReceivedImage, ImageError> {
+    for part in parts {
+        match part {
+            Part::Begins(name) => image.begin(&name)?,
+            Part::Stored(name, file) => image.stored(&name, file)?,
+            Part::Bytes(number, bytes) => {
+                image.append(number, &bytes)?;
+                // Nobody may need another one.
+                let _ = kept.send(bytes);
+            }
+        }
+    }
+    Ok(image)
+}
+
+/// Hears all parts of the image, and then its manifest.
+fn hear_all(
     store: Option<&Path>,
     wire: &Wire,
-) -> Result<Option<ImageReader>, Arrival> {
-    let Some(growing) = image.as_mut() else { return Ok(None) };
-    match wire.hear_frame(|part, bytes| growing.append(part, bytes).map_err(Arrival::from))? {
-        None => Ok(None),
-        Some(Message::Begin { name }) => Ok(growing.begin(&name).map(|()| None)?),
-        Some(Message::Stored { name }) => {
-            let path = store.ok_or_else(|| Arrival::Said(out_of_turn(&Message::Stored { name: name.clone() })))?;
-            let file = File::open(path)?;
-            // Nobody else has a use for it; it is there for as long as it is open here.
-            std::fs::remove_file(path)?;
-            Ok(growing.stored(&name, file).map(|()| None)?)
+    parts: &SyncSender<Part>,
+    free: &Receiver<Vec<u8>>,
+) -> Result<Vec<u8>, Arrival> {
+    loop {
+        let mut bytes = None;
+        let heard = wire.hear_frame(|part, buffer| {
+            bytes = Some(Part::Bytes(part, std::mem::replace(buffer, free.try_recv().unwrap_or_default())));
+        })?;
+        let part = match (heard, bytes) {
+            (None, None) => continue,
+            (None, Some(bytes)) => bytes,
+            (Some(Message::Begin { name }), _) => Part::Begins(name),
+            (Some(Message::Stored { name }), _) => {
+                let path = store.ok_or_else(|| Arrival::Said(out_of_turn(&Message::Stored { name: name.clone() })))?;
+                let file = File::open(path)?;
+                // Nobody else has a use for it; it is there for as long as it is open here.
+                std::fs::remove_file(path)?;
+                Part::Stored(name, file)
+            }
+            (Some(Message::Manifest(manifest)), _) => return Ok(manifest),
+            (Some(Message::Abandoned(why)), _) => {
+                let message = format!("the source thought better of it: {why}");
+                return Err(Arrival::Said(Failure { message, code: 1 }));
+            }
+            (Some(other), _) => return Err(Arrival::Said(out_of_turn(&other))),
+        };
+        if parts.send(part).is_err() {
+            return Err(Arrival::Cut(std::io::Error::other("it could not be kept")));
         }
-        Some(Message::Manifest(manifest)) => Ok(image.take().map(|whole| whole.complete(&manifest)).transpose()?),
-        Some(Message::Abandoned(why)) => {
-            Err(Arrival::Said(Failure { message: format!("the source thought better of it: {why}"), code: 1 }))
-        }
-        Some(other) => Err(Arrival::Said(out_of_turn(&other))),
     }
 }
 

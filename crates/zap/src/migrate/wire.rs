@@ -185,25 +185,24 @@ impl Wire {
 
     /// Hears a message. Nothing else may come.
     pub fn hear(&self) -> io::Result<Message> {
-        match self.hear_frame(|_, _| Ok::<(), io::Error>(()))? {
+        match self.hear_frame(|_, _| {})? {
             Some(message) => Ok(message),
             None => Err(io::Error::new(io::ErrorKind::InvalidData, "bytes came where a message was expected")),
         }
     }
 
-    /// Hears a message (which is returned) or bytes of the image (which `take` is given, with the number of their part).
-    pub fn hear_frame<E: From<io::Error>>(
-        &self,
-        take: impl FnOnce(u16, &[u8]) -> Result<(), E>,
-    ) -> Result<Option<Message>, E> {
+    /// Hears a message (which is returned) or bytes of the image: these `take` is given, with the number of their part. It may
+    /// keep the buffer and leave another.
+    pub fn hear_frame(&self, take: impl FnOnce(u16, &mut Vec<u8>)) -> io::Result<Option<Message>> {
         let mut from = lock(&self.from);
         let Input { file, buffer } = &mut *from;
         match protocol::read_frame(file, buffer)? {
             Frame::Message(message) => Ok(Some(message)),
-            Frame::Bytes(part) => take(part, buffer).map(|()| None),
-            Frame::Pages(_) => {
-                Err(io::Error::new(io::ErrorKind::InvalidData, "pages came that nobody asked for").into())
+            Frame::Bytes(part) => {
+                take(part, buffer);
+                Ok(None)
             }
+            Frame::Pages(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "pages came that nobody asked for")),
         }
     }
 
