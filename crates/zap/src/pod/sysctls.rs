@@ -38,31 +38,28 @@ impl Sysctls {
 
 /// The program: writes to settings whose name begins with `net/` are counted. Everything is allowed.
 fn program(written: &Word) -> Vec<Instruction> {
-    const fn step(code: u8, to: u8, from: u8, offset: i16, constant: i32) -> Instruction {
-        Instruction::new(code, to, from, offset, constant)
-    }
     const NET: i32 = i32::from_le_bytes(*b"net/");
     const NAME: i16 = -16;
     const LENGTH: i32 = 16;
     let [address, rest] = written.address(3);
     vec![
         // r2 = whether this is a write; if not, go to the end
-        step(0x61, 2, 1, 0, 0),
-        step(0x15, 2, 0, 11, 0),
+        Instruction::new(0x61, 2, 1, 0, 0),
+        Instruction::new(0x15, 2, 0, 11, 0),
         // bpf_sysctl_get_name(r1: context, r2: to, r3: its length, r4: all of it), which is cut off there
-        step(0xbf, 2, 10, 0, 0),
-        step(0x07, 2, 0, 0, NAME as i32),
-        step(0xb7, 3, 0, 0, LENGTH),
-        step(0xb7, 4, 0, 0, 0),
-        step(0x85, 0, 0, 0, 101),
-        step(0x61, 2, 10, NAME, 0),
-        step(0x55, 2, 0, 4, NET),
+        Instruction::new(0xbf, 2, 10, 0, 0),
+        Instruction::new(0x07, 2, 0, 0, NAME as i32),
+        Instruction::new(0xb7, 3, 0, 0, LENGTH),
+        Instruction::new(0xb7, 4, 0, 0, 0),
+        Instruction::new(0x85, 0, 0, 0, 101),
+        Instruction::new(0x61, 2, 10, NAME, 0),
+        Instruction::new(0x55, 2, 0, 4, NET),
         address,
         rest,
-        step(0xb7, 2, 0, 0, 1),
+        Instruction::new(0xb7, 2, 0, 0, 1),
         // *r3 += r2, atomically
-        step(0xdb, 3, 2, 0, 0),
-        step(0xb7, 0, 0, 0, 1),
-        step(0x95, 0, 0, 0, 0),
+        Instruction::new(0xdb, 3, 2, 0, 0),
+        Instruction::new(0xb7, 0, 0, 0, 1),
+        Instruction::new(0x95, 0, 0, 0, 0),
     ]
 }

@@ -12,9 +12,14 @@ use crate::sys::socket;
 
 /// Has what takes time done ahead of the hold, if a socket has received anything.
 pub(super) fn prepare(fd: BorrowedFd<'_>) {
-    if socket::readiness(fd, libc::POLLIN).is_ok_and(|ready| ready & libc::POLLIN != 0) {
+    if has_received(fd) {
         drop(kernel::reader());
     }
+}
+
+/// Whether anything is in its queue: nearly always nothing is, and nobody has to open the kernel's memory in a hold.
+fn has_received(fd: BorrowedFd<'_>) -> bool {
+    socket::readiness(fd, libc::POLLIN).is_ok_and(|ready| ready & libc::POLLIN != 0)
 }
 
 /// A datagram that is not shown.
@@ -33,6 +38,9 @@ pub(super) fn find<T>(
     shown: &[usize],
     read: impl FnMut(&mut Kernel, Address) -> io::Result<T>,
 ) -> Vec<Hidden<T>> {
+    if !has_received(fd) {
+        return Vec::new();
+    }
     let Ok(mut kernel) = kernel::reader() else { return Vec::new() };
     look_into(&mut kernel, fd, is_udp, shown, read).unwrap_or_else(|error| {
         tracing::info!(%error, "datagrams that are not shown stay unknown");

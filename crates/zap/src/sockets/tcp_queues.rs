@@ -218,11 +218,10 @@ impl Connection {
         make_room(fd, libc::SO_RCVBUFFORCE, self.receive.length as usize).rebuilding("making room in", what)?;
         make_room(fd, libc::SO_SNDBUFFORCE, self.send.length as usize).rebuilding("making room in", what)?;
         fill_from(fd, Queue::Receive, image, self.receive).rebuilding("filling the receive queue", what)?;
-        self.write(image, sent, &mut |piece, urgent| match urgent {
-            true => tcp_urgent::fill(fd, piece),
-            false => fill(fd, Queue::Send, piece),
-        })
-        .rebuilding("filling the send queue", what)?;
+        // Also if nothing is in it: what follows goes by which queue is selected.
+        tcp_repair::select(fd, Queue::Send).rebuilding("selecting the send queue", what)?;
+        let filled = self.write(fd, image, sent, &mut |piece| fill(fd, Queue::Send, piece));
+        filled.rebuilding("filling the send queue", what)?;
         if self.phase.fin_ours() && self.fin_sent && !self.closed_second() {
             // In repair mode with the send queue selected, a FIN is queued as if it had been sent.
             socket::shutdown(fd, libc::SHUT_WR).rebuilding("closing", what)?;
@@ -252,10 +251,7 @@ impl Connection {
         let shut = Window { update: self.receive_from, ..shut };
         tcp_repair::set_window(fd, &shut)?;
         leave_keeping_port(fd)?;
-        self.write(image, unsent, &mut |piece, urgent| match urgent {
-            true => tcp_urgent::write(fd, piece),
-            false => send_all(fd, piece),
-        })?;
+        self.write(fd, image, unsent, &mut |piece| send_all(fd, piece))?;
         if self.phase.fin_ours() && !self.fin_sent && !self.closed_second() {
             socket::shutdown(fd, libc::SHUT_WR)?;
         }
@@ -265,19 +261,20 @@ impl Connection {
     /// Has `put` write a part of the send queue, piece by piece; the last byte of urgent data by itself.
     fn write(
         &self,
+        fd: BorrowedFd<'_>,
         image: &ImageReader,
         part: DataRef,
-        put: &mut dyn FnMut(&[u8], bool) -> std::io::Result<()>,
+        put: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
     ) -> std::io::Result<()> {
         let end = part.offset.saturating_add(part.length);
         let marked = self.urgent.and_then(|urgent| self.send.offset.checked_add(u64::from(urgent))?.checked_sub(1));
         let Some(marked) = marked.filter(|marked| (part.offset..end).contains(marked)) else {
-            return read_pieces(image, part, |piece| put(piece, false));
+            return read_pieces(image, part, put);
         };
         let from = |offset, end| DataRef { offset, length: end - offset };
-        read_pieces(image, from(part.offset, marked), |piece| put(piece, false))?;
-        read_pieces(image, from(marked, marked + 1), |piece| put(piece, true))?;
-        read_pieces(image, from(marked + 1, end), |piece| put(piece, false))
+        read_pieces(image, from(part.offset, marked), &mut *put)?;
+        read_pieces(image, from(marked, marked + 1), |byte| tcp_urgent::write(fd, byte))?;
+        read_pieces(image, from(marked + 1, end), put)
     }
 
     /// Sets the windows, once the queues and FINs are in place.

@@ -4,7 +4,6 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::tcp_repair::{self, Queue};
 use crate::kernel;
 use crate::sys::socket;
 
@@ -34,13 +33,7 @@ pub(super) fn written(fd: BorrowedFd<'_>, from: u32, length: u32) -> io::Result<
     Ok((1..=length).contains(&urgent).then_some(urgent))
 }
 
-/// Writes the last byte of urgent data into the send queue, which may be selected in repair mode.
+/// Writes the last byte of urgent data into the send queue. In repair mode that is selected.
 pub(super) fn write(fd: BorrowedFd<'_>, byte: &[u8]) -> io::Result<()> {
     socket::send(fd, byte, libc::MSG_OOB | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL).map(drop)
-}
-
-/// The same, in repair mode.
-pub(super) fn fill(fd: BorrowedFd<'_>, byte: &[u8]) -> io::Result<()> {
-    tcp_repair::select(fd, Queue::Send)?;
-    write(fd, byte)
 }

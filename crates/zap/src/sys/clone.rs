@@ -28,24 +28,29 @@ struct CloneArgs {
 ///
 /// The caller must have one thread.
 pub fn spawn_seed(pid: PodPid) -> io::Result<()> {
+    match fork_as(pid, libc::CLONE_PARENT as u64, 0)? {
+        0 => wait_for_ever(),
+        _ => Ok(()),
+    }
+}
+
+/// Clones a process with that PID and memory of its own: 0 in the process itself.
+///
+/// The caller must have one thread.
+fn fork_as(pid: PodPid, flags: u64, exit_signal: u64) -> io::Result<u64> {
     let number = pid.0;
-    let args = CloneArgs {
-        flags: libc::CLONE_PARENT as u64,
-        set_tid: &raw const number as u64,
-        set_tid_size: 1,
-        ..CloneArgs::default()
-    };
+    let args =
+        CloneArgs { flags, exit_signal, set_tid: &raw const number as u64, set_tid_size: 1, ..CloneArgs::default() };
     // SAFETY: without CLONE_VM the child has memory of its own, and this process has no other thread that could hold a
     // lock; the structure and the number outlive the call.
-    let result =
-        when_free(pid, || check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) }))?;
-    if result == 0 {
-        loop {
-            // SAFETY: touches no memory.
-            unsafe { libc::syscall(libc::SYS_pause) };
-        }
+    when_free(pid, || check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) }))
+}
+
+fn wait_for_ever() -> ! {
+    loop {
+        // SAFETY: touches no memory.
+        unsafe { libc::syscall(libc::SYS_pause) };
     }
-    Ok(())
 }
 
 /// A child that only waits: it ends, and has been waited for, when this is dropped.
@@ -68,28 +73,15 @@ impl Drop for Helper {
 ///
 /// The caller must have one thread.
 pub fn spawn_helper(pid: PodPid) -> io::Result<Helper> {
-    let number = pid.0;
-    let args = CloneArgs {
-        exit_signal: libc::SIGCHLD as u64,
-        set_tid: &raw const number as u64,
-        set_tid_size: 1,
-        ..CloneArgs::default()
-    };
-    // SAFETY: as in `spawn_seed`.
-    let result =
-        when_free(pid, || check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) }))?;
-    if result != 0 {
-        return Ok(Helper(number));
+    if fork_as(pid, 0, libc::SIGCHLD as u64)? != 0 {
+        return Ok(Helper(pid.0));
     }
     // SAFETY: numbers only. (Where the security module Yama is not there, nobody has to be let.)
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
         libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0);
     }
-    loop {
-        // SAFETY: touches no memory.
-        unsafe { libc::syscall(libc::SYS_pause) };
-    }
+    wait_for_ever()
 }
 
 /// Runs `work` in a process of its own with that PID, which shares the caller's descriptors and memory, and waits for its

@@ -10,10 +10,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::NetworkError;
 use super::connections::{Connection, FROM_PORT, PORTS, TO_PORT};
 use super::filter::{Base, Checksum, Family, Hook, Rule, Ruleset, add_keys};
 use super::translate::{self, ARP, ICMPV6, IPV4, IPV6, SOLICITATION};
+use super::{NetworkError, links};
 use crate::pod::AddressPlan;
 
 /// Such a place.
@@ -224,11 +224,7 @@ pub(super) struct Connected {
 
 /// The key of an address with a port, or with 0 for none.
 pub(super) fn key(address: IpAddr, port: u16) -> Vec<u8> {
-    let behind = [port.to_be_bytes(), [0; 2]].concat();
-    match address {
-        IpAddr::V4(v4) => [&v4.octets()[..], &behind].concat(),
-        IpAddr::V6(v6) => [&v6.octets()[..], &behind].concat(),
-    }
+    [&links::octets(address)[..], &port.to_be_bytes(), &[0; 2]].concat()
 }
 
 impl Connected {
