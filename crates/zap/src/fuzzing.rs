@@ -5,9 +5,14 @@
 use crate::files::FileState;
 use crate::image;
 use crate::ipc::IpcState;
+use crate::migrate::protocol::Message;
 use crate::monitor::frame::Collector;
+use crate::monitor::protocol::{Answer, Request, Start};
+use crate::mounts::MountState;
 use crate::namespaces::NamespaceState;
 use crate::namespaces::network::NetworkState;
+use crate::plausible;
+use crate::pod::PodSpec;
 use crate::pod::network::netlink;
 use crate::process::proc_files::Status;
 use crate::process::state::{EndedState, ProcessState};
@@ -20,11 +25,20 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("manifest", image::try_manifest),
     ("state", |bytes| image::try_records(bytes, &mut try_record)),
-    ("process", |bytes| try_record("process", bytes)),
+    ("process", process),
     ("file", |bytes| try_record("file", bytes)),
+    ("others", |bytes| {
+        for kind in ["pod", "zombies", "ipc", "network", "namespace", "mount"] {
+            try_record(kind, bytes);
+        }
+        crate::processor::try_other(bytes);
+    }),
+    ("chunk", image::try_chunk),
     ("archive", archive),
     ("migration", migration),
+    ("message", |bytes| drop(image::decode::<Message>(bytes))),
     ("command", command),
+    ("request", request),
     ("mappings", |bytes| drop(crate::memory::layout::parse(bytes))),
     ("stat", |bytes| drop(crate::process::proc_files::parse_stat(bytes))),
     ("status", status),
@@ -33,22 +47,28 @@ pub const TARGETS: &[Target] = &[
     ("configuration", |bytes| {
         drop(crate::pod::host_config::HostConfig::parse(&String::from_utf8_lossy(bytes)));
     }),
-    ("netlink", |bytes| netlink::attributes(bytes).for_each(drop)),
+    ("netlink", netlink::try_answers),
+    ("entries", crate::namespaces::try_entry),
     ("sockets", crate::sockets::try_answer),
     ("packets", |bytes| {
         crate::sockets::try_packet(bytes);
-        crate::pod::network::try_bytes(bytes);
+        crate::pod::network::try_frame(bytes);
     }),
-    ("interfaces", crate::namespaces::try_bytes),
-    ("tables", |bytes| {
-        let text = String::from_utf8_lossy(bytes);
-        crate::sockets::try_table(&text);
-        crate::ipc::try_table(&text);
+    ("interfaces", |bytes| {
+        crate::namespaces::try_bytes(bytes);
+        crate::pod::network::try_answer(bytes);
     }),
-    ("descriptors", crate::files::try_info),
+    ("tables", |bytes| tables(&String::from_utf8_lossy(bytes))),
+    ("descriptors", |bytes| {
+        crate::files::try_info(bytes);
+        crate::files::try_name(bytes);
+    }),
     ("hashes", crate::files::try_hashes),
     ("kernel-types", crate::kernel::try_types),
-    ("memory", crate::memory::layout::try_bytes),
+    ("memory", |bytes| {
+        crate::memory::layout::try_bytes(bytes);
+        crate::processor::try_area(bytes);
+    }),
 ];
 
 /// The target of that name.
@@ -65,8 +85,30 @@ fn try_record(kind: &str, body: &[u8]) {
         "ipc" => drop(image::decode::<IpcState>(body)),
         "network" => drop(image::decode::<NetworkState>(body)),
         "namespace" => drop(image::decode::<NamespaceState>(body)),
+        "mount" => drop(image::decode::<MountState>(body)),
         _ => {}
     }
+}
+
+/// What is decoded may be impossible still.
+fn process(bytes: &[u8]) {
+    if let Ok(process) = image::decode::<ProcessState>(bytes) {
+        drop(plausible::check(&PodSpec::new("pod", &["true"]), &[process], &[], &[], 1 << 30));
+    }
+}
+
+fn tables(text: &str) {
+    crate::sockets::try_table(text);
+    crate::ipc::try_table(text);
+    crate::pod::network::try_text(text);
+    crate::pod::limits::try_groups(text);
+    image::try_room(text);
+    let _ = crate::record::offsets(text);
+}
+
+fn request(bytes: &[u8]) {
+    drop((serde_json::from_slice::<Request>(bytes), serde_json::from_slice::<Start>(bytes)));
+    drop(serde_json::from_slice::<Answer>(bytes));
 }
 
 fn archive(bytes: &[u8]) {

@@ -210,6 +210,23 @@ impl Beginnings {
     }
 }
 
+/// Reads some bytes as an auxiliary vector, and as an area of registers of a processor that has the components of ours.
+pub(crate) fn try_area(bytes: &[u8]) {
+    let _ = mark_of(bytes);
+    let here = Processor::here();
+    drop(here.translated(bytes, here, bytes.len()));
+    here.registers_beyond(&Processor::default(), bytes).for_each(drop);
+}
+
+/// Reads some bytes as a processor that an image or another host knows.
+pub(crate) fn try_other(bytes: &[u8]) {
+    if let Ok(other) = crate::image::decode::<Processor>(bytes) {
+        let (here, area) = (Processor::here(), [0xff; HEADER + 64]);
+        other.registers_beyond(here, &area).for_each(drop);
+        drop(other.translated(&area, here, area.len()));
+    }
+}
+
 /// What an auxiliary vector says of the processor, as one number: `AT_MINSIGSTKSZ`, zero where a kernel did not say, and the
 /// words of capabilities beside it, `AT_HWCAP` and `AT_HWCAP2`. Areas of two processors may be equally large.
 fn mark_of(auxv: &[u8]) -> u64 {
@@ -232,7 +249,8 @@ fn header(area: &[u8]) -> Option<u64> {
 
 /// Whether a component holds anything but what it has at first. Not every processor says so by its bit.
 fn is_used(component: &Component, area: &[u8]) -> bool {
-    let held = header(area).is_some_and(|bits| bits & 1 << component.number != 0);
+    // An image may say any number.
+    let held = header(area).is_some_and(|bits| bits.checked_shr(component.number).is_some_and(|bits| bits & 1 != 0));
     held && component.of(area).iter().any(|byte| *byte != 0)
 }
 

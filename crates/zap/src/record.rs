@@ -86,7 +86,7 @@ pub(crate) fn offsets(text: &str) -> (i64, i64) {
         let line = text.lines().find(|line| line.starts_with(name))?;
         let mut words = line.split_ascii_whitespace().skip(1);
         let (seconds, nanoseconds): (i64, i64) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        Some(seconds * 1_000_000_000 + nanoseconds)
+        seconds.checked_mul(1_000_000_000)?.checked_add(nanoseconds)
     };
     (of("monotonic").unwrap_or(0), of("boottime").unwrap_or(0))
 }

@@ -54,7 +54,8 @@ fn nothing_panics_hangs_or_takes_much_memory() {
         let entries = fs::read_dir(corpus().join(name)).unwrap_or_else(|error| panic!("fuzz/corpus/{name}: {error}"));
         let examples: Vec<Vec<u8>> = entries.map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect();
         assert!(!examples.is_empty(), "fuzz/corpus/{name} is empty");
-        let rounds: u64 = if *name == "archive" { 100 } else { 600 };
+        // Those that write files, or make a megabyte of a few bytes, take longer.
+        let rounds: u64 = if ["archive", "chunk"].contains(name) { 100 } else { 600 };
         let mut count = 0;
         for example in &examples {
             for round in 0..rounds {
@@ -99,6 +100,15 @@ fn write_examples() {
     for kind in ["process", "file"] {
         reader.records(kind).enumerate().for_each(|(number, (_, body))| put(kind, &format!("golden-{number}"), body));
     }
+    for kind in ["pod", "ipc", "network"] {
+        reader.records(kind).enumerate().for_each(|(number, (_, body))| {
+            put("others", &format!("{kind}-{number}"), body);
+        });
+    }
+    put("others", "processor", &zap::image::encode(zap::processor::Processor::here()));
+    let megabyte: Vec<u8> = (0..1u32 << 20).map(|at| (at >> 12) as u8).collect();
+    put("chunk", "lz4", &lz4_flex::block::compress(&megabyte));
+    put("chunk", "zstd", &zstd::bulk::compress(&megabyte, 1).unwrap());
     for layer in reader.layers() {
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut reader.layer(layer).unwrap(), &mut bytes).unwrap();
@@ -108,6 +118,11 @@ fn write_examples() {
     zap::migrate::protocol::write_bytes(&mut frames, 3, b"bytes of a part").unwrap();
     zap::migrate::protocol::write_pages(&mut frames, 8192, &[7; 64]).unwrap();
     put("migration", "bytes-and-pages", &frames);
+    put("message", "begin", &zap::image::encode(&zap::migrate::protocol::Message::Begin { name: "data".into() }));
+    put("message", "manifest", &zap::image::encode(&zap::migrate::protocol::Message::Manifest(vec![7; 9])));
+    put("request", "stop", br#"{"Stop":{"seconds":3}}"#);
+    put("request", "exec", REQUEST_TO_EXEC);
+    put("request", "answer", br#"{"Done":{"code":0}}"#);
     put("command", "output", &zap::monitor::frame::encode(zap::monitor::frame::Kind::Output, b"what a pod prints"));
     let smaps = String::from_utf8(read("/proc/self/smaps")).unwrap();
     // Where this program lies is of no interest.
@@ -136,6 +151,9 @@ fn write_examples() {
     write_examples_of_the_kernels(&put);
 }
 
+const REQUEST_TO_EXEC: &[u8] = br#"{"Exec":{"command":["true"],"environment":["A=B"],"user":"1:2","workdir":"/",
+"tty":false,"interactive":true,"watch":{"stdin":false,"size":null}}}"#;
+
 /// Of what the kernel shows.
 fn write_examples_of_the_kernels(put: &dyn Fn(&str, &str, &[u8])) {
     let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
@@ -147,6 +165,7 @@ fn write_examples_of_the_kernels(put: &dyn Fn(&str, &str, &[u8])) {
     // IFLA_LINKINFO with the kind of a bridge.
     link.extend([16, 0, 18, 0x80, 11, 0, 1, 0, b'b', b'r', b'i', b'd', b'g', b'e', 0, 0]);
     put("interfaces", "bridge", &link);
+    write_examples_of_entries(put);
     put("interfaces", "map", b"         0       1000          1\n         1     100000      65536\n");
     put(
         "tables",
@@ -184,6 +203,53 @@ fn write_examples_of_the_kernels(put: &dyn Fn(&str, &str, &[u8])) {
     head.iter().chain(&types).for_each(|word| bytes.extend(word.to_ne_bytes()));
     bytes.extend(names);
     put("kernel-types", "one", &bytes);
+}
+
+/// What the kernel lists of a network, one by one.
+fn write_examples_of_entries(put: &dyn Fn(&str, &str, &[u8])) {
+    let attribute = |kind: u8, value: &[u8]| {
+        let mut bytes = vec![4 + value.len() as u8, 0, kind, 0];
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    };
+    // To 10.1.0.0/16 by 10.0.0.1 and interface 2, and so by two of them.
+    let hop = [&[16, 0, 0, 0, 2, 0, 0, 0][..], &attribute(5, &[10, 0, 0, 1])].concat();
+    let parts =
+        [attribute(1, &[10, 1, 0, 0]), attribute(15, &[254, 0, 0, 0]), attribute(9, &[&hop[..], &hop].concat())];
+    put("entries", "route", &[&[2, 16, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0][..], &parts.concat()].concat());
+    let parts = [attribute(1, &[0xfd; 16]), attribute(6, &[255; 16]), attribute(8, &[0x80, 0, 0, 0])];
+    put("entries", "address", &[&[10, 64, 0x80, 0, 2, 0, 0, 0][..], &parts.concat()].concat());
+    let parts = [attribute(1, &[10, 0, 0, 9]), attribute(2, &[2, 0, 0, 0, 0, 9])];
+    put("entries", "neighbour", &[&[2, 0, 0, 0, 2, 0, 0, 0, 0x80, 0, 0, 1][..], &parts.concat()].concat());
+    let queue = [attribute(1, b"tbf\0"), attribute(2, &attribute(1, &[1; 36]))].concat();
+    let header = [0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 255, 255, 255, 255, 1, 0, 0, 0];
+    put("entries", "queue", &[&header[..], &queue].concat());
+    let expression = attribute(1, &[attribute(1, b"meta\0"), attribute(2, &attribute(1, &[0, 0, 0, 4]))].concat());
+    let rule = [attribute(1, b"filter\0"), attribute(2, b"input\0"), attribute(4, &expression)].concat();
+    put("entries", "rule", &[&[2, 0, 0, 0][..], &rule].concat());
+    let element = attribute(1, &attribute(1, &attribute(1, &[10, 0, 0, 7])));
+    let set = [attribute(1, b"filter\0"), attribute(2, b"blocked\0"), attribute(3, &element)].concat();
+    put("entries", "elements", &[&[2, 0, 0, 0][..], &set].concat());
+    put("interfaces", "route", &[&[2, 32, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0][..], &attribute(4, &[2, 0, 0, 0])].concat());
+    let ends =
+        [attribute(1, &[attribute(1, &[10, 0, 0, 2]), attribute(2, &[10, 0, 0, 3])].concat()), ports(&attribute)];
+    let connection = [attribute(1, &ends.concat()), attribute(2, &ends.concat()), attribute(3, &[0, 0, 1, 0x9e])];
+    put("interfaces", "connection", &[&[2, 0, 0, 0][..], &connection.concat()].concat());
+    put("tables", "tcp", b"   1: 020012C6:0050 0200020A:A5D2 01 00000000:00000000 00:00000000 00000000     0\n");
+    put("tables", "route", b"Iface\tDestination\neth0\t00000000\t010011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\n");
+    put("tables", "offsets", b"monotonic      -86400         7\nboottime        3600         0\n");
+    put("tables", "groups", b"9:name=systemd:/\n4:memory:/a/b\n0::/\n");
+    put("tables", "room", b"MemTotal:       24000000 kB\nMemAvailable:   16000000 kB\n");
+    put("tables", "moved", b"web 10.0.0.2 10.9.0.7");
+    put("tables", "followed", b"web to 10.9.0.7 for 0000002a");
+    put("descriptors", "process", b"/proc/17/status");
+    put("netlink", "refusal", &[20, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+}
+
+/// Of a TCP connection, from port 8080 to port 80.
+fn ports(attribute: &dyn Fn(u8, &[u8]) -> Vec<u8>) -> Vec<u8> {
+    attribute(2, &[attribute(1, &[6]), attribute(2, &[0x1f, 0x90]), attribute(3, &[0, 80])].concat())
 }
 
 /// One dynamic symbol.

@@ -106,11 +106,10 @@ fn a_checkpoint_outlives_a_full_disk_and_short_writes() {
         counter.goes_on();
         std::fs::remove_dir_all(&image).unwrap();
     }
-    // A limit of the size of files lets a write do what it can, and refuses the next.
     disk.leave(64 << 20);
     let monitor = format!("--pid={}", host.monitor("counter"));
     let short = until_it_succeeds(|bytes| {
-        assert_eq!(finish(host.command("prlimit").args([&*monitor, &*format!("--fsize={}:", bytes - 1)])).code, 0);
+        assert_eq!(finish(host.command("prlimit").arg(&monitor).arg(limited(bytes))).code, 0);
         let done = host.run(["checkpoint", "counter", "-o", image.to_str().unwrap(), "--leave-running"]);
         if done.code != 0 {
             failed(&done, &[1]);
@@ -158,15 +157,56 @@ fn nothing_is_left_of_a_restart_on_a_full_disk() {
     disk.leave(64 << 20);
     Counter::of(&host, "counter").goes_on();
     outcomes.note(noted("ENOSPC in restart", full), "nothing is left");
+    host.ok(["rm", "-f", "counter"]);
+    let short = until_it_succeeds(|bytes| {
+        let restart = host.zap(["restart", image.to_str().unwrap(), "-d"]);
+        let done = finish(host.command("prlimit").arg(limited(bytes)).args(words_of(&restart)));
+        if done.code != 0 {
+            failed(&done, &[1, 5, 125]);
+            is_clean(&host);
+        }
+        done.code == 0
+    });
+    Counter::of(&host, "counter").goes_on();
+    outcomes.note(noted("short write in restart", short), "nothing is left");
     outcomes.write();
+}
+
+/// The word that limits the size of files: a write does what it can then, and the next is refused.
+fn limited(bytes: u64) -> String {
+    format!("--fsize={}:", bytes - 1)
+}
+
+fn words_of(command: &std::process::Command) -> Vec<&str> {
+    std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_str().unwrap()).collect()
 }
 
 /// The command that leads to `zap receive` on a host, by way of these.
 fn way(host: &Host, before: &str, after: &str) -> String {
     let receive = host.zap(["receive"]);
-    let words = std::iter::once(receive.get_program()).chain(receive.get_args());
-    let words: Vec<&str> = words.map(|word| word.to_str().unwrap()).collect();
-    format!("{before} ZAP_STATE={} {} {after}", host.state().display(), words.join(" "))
+    format!("{before} env ZAP_STATE={} {} {after}", host.state().display(), words_of(&receive).join(" "))
+}
+
+/// The source writes no files: what becomes of its stream is tried with wires.
+#[test]
+fn a_pod_outlives_short_writes_at_the_destination() {
+    let (a, b) = (Host::new(), Host::new());
+    b.ok(["ls"]);
+    let counter = furnished(&a);
+    let mut outcomes = Outcomes::of("short-migrate");
+    let short = until_it_succeeds(|bytes| {
+        let done = a.run(["migrate", "counter", "--via", &way(&b, &format!("prlimit {}", limited(bytes)), "")]);
+        if done.code != 0 {
+            assert_eq!(done.code, 1, "{done:?}");
+            counter.goes_on();
+            common::eventually("nothing is there", || b.json(["ls", "--json"]) == serde_json::json!([]));
+            is_clean(&b);
+        }
+        done.code == 0
+    });
+    Counter::of(&b, "counter").goes_on();
+    outcomes.note(noted("short write at the destination of migrate", short), "it lives at the source alone");
+    outcomes.write();
 }
 
 #[test]

@@ -8,10 +8,14 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{Host, eventually, finish};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zap::image::{ImageReader, decode, encode};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -61,4 +65,41 @@ fn images_of_every_version_restart() {
         std::fs::remove_dir_all(&root).unwrap();
         std::fs::remove_dir_all(&again).unwrap();
     }
+}
+
+/// A state that is read and written again is the same, byte for byte.
+fn comes_back<T: DeserializeOwned + Serialize>(kind: &str, body: &[u8]) {
+    let state: T = decode(body).unwrap_or_else(|error| panic!("{kind}: {error}"));
+    assert!(encode(&state) == body, "a record of the kind {kind} comes back as another");
+}
+
+type Check = fn(&str, &[u8]);
+
+/// All kinds of records, of a pod that has mounted something, with namespaces of its own making.
+#[test]
+fn every_record_comes_back() {
+    const INNER: &str =
+        "ip address add 10.7.0.1/32 dev lo; ip rule add to 10.8.0.0/16 lookup 7; echo ready; exec sleep 1000";
+    let host = Host::new();
+    let command = format!("mount -t tmpfs none /mnt; unshare -Urmnipf sh -c '{INNER}'");
+    host.start(["-n", "nested", "--cap-add", "sys_admin", "--", "sh", "-c", &command]);
+    eventually("it is ready", || host.ok(["logs", "nested"]).contains("ready"));
+    let image = host.path("image");
+    host.ok(["checkpoint", "nested", "-o", image.to_str().unwrap()]);
+    let kinds: [(&str, Check); 8] = [
+        ("pod", comes_back::<zap::record::PodRecord>),
+        ("process", comes_back::<zap::process::state::ProcessState>),
+        ("zombies", comes_back::<Vec<zap::process::state::EndedState>>),
+        ("ipc", comes_back::<zap::ipc::IpcState>),
+        ("file", comes_back::<zap::files::FileState>),
+        ("namespace", comes_back::<zap::namespaces::NamespaceState>),
+        ("network", comes_back::<zap::namespaces::network::NetworkState>),
+        ("mount", comes_back::<zap::mounts::MountState>),
+    ];
+    let (reader, mut seen) = (ImageReader::open(&image).unwrap(), BTreeSet::new());
+    for (kind, check) in kinds {
+        seen.extend(reader.records(kind).map(|(_, body)| check(kind, body)).map(|()| kind));
+    }
+    let missing: Vec<&str> = kinds.iter().map(|(kind, _)| *kind).filter(|kind| !seen.contains(kind)).collect();
+    assert!(missing.is_empty(), "no record of the kinds {missing:?} was seen");
 }

@@ -11,6 +11,12 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+/// The words that try a set of cases of this test again.
+fn command(test: &str, seed: u64, cases: u32) -> String {
+    let program = env!("CARGO_CRATE_NAME");
+    format!("ZAP_SEED={seed} PROPTEST_CASES={cases} cargo test -p harness --test {program} {test}")
+}
+
 /// Tries what a worker makes of a case on as many cases as `PROPTEST_CASES` says, `cases` by default. Every worker has a seed
 /// of its own, which is printed: with `ZAP_SEED` there is but one worker, with that.
 pub(crate) fn side_by_side<S, P>(
@@ -30,16 +36,19 @@ pub(crate) fn side_by_side<S, P>(
         None => (0..processors.min(cases)).map(|_| rand::random()).collect(),
     };
     let each = cases.div_ceil(seeds.len() as u32);
+    // Tests are threads that are called so, but where there is one at a time.
+    let thread = std::thread::current();
+    let test = thread.name().filter(|name| *name != "main").unwrap_or_default();
     let failures = std::thread::scope(|scope| {
         let run = |seed: u64| {
-            eprintln!("ZAP_SEED={seed} PROPTEST_CASES={each}");
+            eprintln!("{}", command(test, seed, each));
             let tried = catch_unwind(AssertUnwindSafe(|| one(seed, each, strategy(), worker())));
             tried.unwrap_or_else(|panic| Err(reason(&*panic)))
         };
         let workers: Vec<_> = seeds.iter().map(|seed| (seed, scope.spawn(move || run(*seed)))).collect();
         let failed = |(seed, worker): (&u64, std::thread::ScopedJoinHandle<'_, Result<(), String>>)| {
             let why = worker.join().unwrap_or_else(|panic| Err(reason(&*panic))).err()?;
-            Some(format!("ZAP_SEED={seed} PROPTEST_CASES={each} tries it again: {why}"))
+            Some(format!("{why}\nTry it again: {}", command(test, *seed, each)))
         };
         workers.into_iter().filter_map(failed).collect::<Vec<_>>()
     });

@@ -351,6 +351,12 @@ pub(crate) fn try_info(bytes: &[u8]) {
     io_uring::try_info(&text);
 }
 
+/// Reads some bytes as the name of a file of a process, and as what a layer says of where a file comes from.
+pub(crate) fn try_name(bytes: &[u8]) {
+    drop(proc::own_path(bytes));
+    watched::layers::try_origin(bytes);
+}
+
 /// Reads some bytes as the hashes of files that were kept.
 pub(crate) fn try_hashes(bytes: &[u8]) {
     hashes::try_hashes(bytes);

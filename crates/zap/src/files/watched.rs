@@ -20,7 +20,7 @@ use crate::pod::rootfs::layer_name;
 use crate::sys::file::fstat;
 use crate::sys::watch::{self, Handle};
 
-mod layers;
+pub(super) mod layers;
 mod walk;
 
 use layers::{Decoded, Layers};

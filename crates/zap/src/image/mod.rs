@@ -135,6 +135,18 @@ pub(crate) fn try_manifest(bytes: &[u8]) {
     drop(manifest::Manifest::from_bytes(Path::new("manifest"), bytes));
 }
 
+/// Reads some bytes as a chunk that is longer unpacked.
+pub(crate) fn try_chunk(bytes: &[u8]) {
+    for compression in [Compression::Lz4, Compression::Zstd] {
+        drop(compression.unpack(bytes, chunk::CHUNK));
+    }
+}
+
+/// Reads a text as what the kernel says of the host's memory.
+pub(crate) fn try_room(text: &str) {
+    let _ = room::is_scarce(text);
+}
+
 /// Encodes a state. Self-describing (CBOR), so that fields can be added.
 pub fn encode<T: Serialize>(state: &T) -> Vec<u8> {
     let mut bytes = Vec::new();

@@ -25,7 +25,7 @@ impl Room {
     }
 }
 
-fn is_scarce(meminfo: &str) -> bool {
+pub(super) fn is_scarce(meminfo: &str) -> bool {
     let field = |label| {
         let line = meminfo.lines().find_map(|line| line.strip_prefix(label))?;
         line.split_whitespace().next()?.parse::<u64>().ok()

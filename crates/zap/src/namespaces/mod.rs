@@ -187,8 +187,14 @@ impl Body {
     }
 }
 
+/// Reads some bytes as entries of tables of a network, and as parts of packet filters.
+pub(crate) fn try_entry(bytes: &[u8]) {
+    network::try_entry(bytes);
+}
+
 /// Reads some bytes as answers of netlink about a network namespace, and as the map of a user namespace.
 pub(crate) fn try_bytes(bytes: &[u8]) {
     network::try_answer(bytes);
+    links::try_answer(bytes);
     user::try_map(&String::from_utf8_lossy(bytes));
 }

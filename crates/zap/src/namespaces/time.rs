@@ -33,6 +33,7 @@ pub(super) fn restart(state: &TimeState) -> io::Result<()> {
     let now = offsets(&std::fs::read_to_string("/proc/self/timens_offsets")?);
     let line =
         |name: &str, offset: i64| format!("{name} {} {}\n", offset.div_euclid(SECOND), offset.rem_euclid(SECOND));
-    let lines = line("monotonic", now.0 + state.monotonic) + &line("boottime", now.1 + state.boottime);
+    let moved = |now: i64, by: i64| now.checked_add(by).ok_or(io::ErrorKind::InvalidData);
+    let lines = line("monotonic", moved(now.0, state.monotonic)?) + &line("boottime", moved(now.1, state.boottime)?);
     std::fs::write("/proc/self/timens_offsets", lines)
 }

@@ -169,7 +169,7 @@ impl LinkState {
 }
 
 /// Protocol and interface of a `struct sockaddr_ll`.
-fn bound(name: &[u8]) -> (u16, i32) {
+pub(super) fn bound(name: &[u8]) -> (u16, i32) {
     let protocol = name.get(2..4).and_then(|p| p.first_chunk()).map_or(0, |p| u16::from_ne_bytes(*p));
     let interface = name.get(4..8).and_then(|i| i.first_chunk()).map_or(0, |i| i32::from_ne_bytes(*i));
     (protocol, interface)

@@ -97,7 +97,8 @@ pub(crate) fn try_answer(bytes: &[u8]) {
 /// Reads some bytes as a packet that a pod sends, and as what the kernel writes an address in.
 pub(crate) fn try_packet(bytes: &[u8]) {
     handshakes::try_packet(bytes);
-    let _ = address::from_kernel(bytes);
+    let _ = (address::from_kernel(bytes), netlink::port_and_groups(bytes), link::bound(bytes));
+    drop(unix_name::plain(bytes));
 }
 
 /// Reads a text as tables of `/proc/net`.

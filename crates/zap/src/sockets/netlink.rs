@@ -130,7 +130,7 @@ fn groups(fd: BorrowedFd<'_>) -> std::io::Result<Vec<u32>> {
     Ok(bits.map(|bit| bit + 1).collect())
 }
 
-fn port_and_groups(address: &[u8]) -> (u32, u32) {
+pub(super) fn port_and_groups(address: &[u8]) -> (u32, u32) {
     let word = |at: usize| address.get(at..at + 4).and_then(|w| w.first_chunk()).map_or(0, |w| u32::from_ne_bytes(*w));
     (word(4), word(8))
 }

@@ -86,6 +86,11 @@ fn of_origin(bytes: &[u8]) -> Option<(bool, Handle)> {
     Some((bytes[3] & OF_UPPER != 0, Handle { kind: i32::from(bytes[4]), bytes: bytes[HEAD..length].to_vec() }))
 }
 
+/// Reads some bytes as what a layer says of where a file comes from.
+pub(in crate::files) fn try_origin(bytes: &[u8]) {
+    drop(of_origin(bytes));
+}
+
 /// The layers of the pod's overlays, opened as they are needed.
 #[derive(Default)]
 pub(super) struct Layers {

@@ -99,23 +99,42 @@ pub(super) fn capture() -> io::Result<Result<FilterState, String>> {
 
 fn list(channel: &Channel, kind: &Kind) -> io::Result<Vec<Part>> {
     let found = channel.ask(filter::of_tables(kind.list), DUMP, &[0; 4])?;
-    let part = |body: &Vec<u8>| {
-        let kept = pieces(body.get(4..)?).filter(|(number, ..)| kind.kept.contains(number));
+    Ok(found.iter().filter_map(|body| kind.part(body)).collect())
+}
+
+impl Kind {
+    /// A part that the kernel shows.
+    fn part(&self, body: &[u8]) -> Option<Part> {
+        let kept = pieces(body.get(4..)?).filter(|(number, ..)| self.kept.contains(number));
         let attributes: Vec<u8> = kept.flat_map(|(_, _, whole)| whole.to_vec()).collect();
-        Some(Part { message: kind.make, family: *body.first()?, attributes: attributes.into() })
-    };
-    Ok(found.iter().filter_map(part).collect())
+        Some(Part { message: self.make, family: *body.first()?, attributes: attributes.into() })
+    }
+}
+
+/// Reads some bytes as parts that the kernel shows, and as ones of an image.
+pub(super) fn try_answer(bytes: &[u8]) {
+    for kind in &KINDS {
+        let told = Part { message: kind.make, family: 0, attributes: ByteBuf::from(bytes) };
+        let mut parts: Vec<Part> = kind.part(bytes).into_iter().chain([told]).collect();
+        parts.iter().for_each(|part| drop(part.refusal()));
+        for part in parts.clone() {
+            parts.extend(elements_of(&part, &[bytes.to_vec()]));
+        }
+        number_sets(&mut parts);
+    }
 }
 
 /// The elements of a set. The ends of ranges are listed before their beginnings, and are to come after them.
 fn elements(channel: &Channel, set: &Part) -> io::Result<Vec<Part>> {
-    let mut name = Attributes::default();
-    for wanted in [SET_TABLE, SET_NAME] {
-        name.put(wanted, set.get(wanted).unwrap_or_default());
-    }
+    let name = set.name();
     let question = [&[set.family, 0, 0, 0], name.bytes()].concat();
+    Ok(elements_of(set, &channel.ask(filter::of_tables(GET_ELEMENTS), DUMP, &question)?))
+}
+
+fn elements_of(set: &Part, shown: &[Vec<u8>]) -> Vec<Part> {
+    let name = set.name();
     let mut all = Vec::new();
-    for body in channel.ask(filter::of_tables(GET_ELEMENTS), DUMP, &question)? {
+    for body in shown {
         let lists = attributes(body.get(4..).unwrap_or_default()).filter(|(kind, _)| *kind == ELEMENT_LIST);
         all.extend(lists.flat_map(|(_, list)| attributes(list).map(|(_, one)| one.to_vec()).collect::<Vec<_>>()));
     }
@@ -130,7 +149,7 @@ fn elements(channel: &Channel, set: &Part) -> io::Result<Vec<Part>> {
             some = Attributes::default();
         }
     }
-    Ok(parts)
+    parts
 }
 
 /// Each set of a transaction has a number.
@@ -145,6 +164,15 @@ fn number_sets(parts: &mut [Part]) {
 impl Part {
     fn get(&self, wanted: u16) -> Option<&[u8]> {
         attributes(&self.attributes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+    }
+
+    /// What a set is named by.
+    fn name(&self) -> Attributes {
+        let mut name = Attributes::default();
+        for wanted in [SET_TABLE, SET_NAME] {
+            name.put(wanted, self.get(wanted).unwrap_or_default());
+        }
+        name
     }
 
     /// Why it could not be made anew.

@@ -514,5 +514,12 @@ fn id_of(route: &Channel, other: BorrowedFd<'_>) -> io::Result<i32> {
 /// Reads some bytes as what the kernel says of interfaces and of connections that it follows.
 pub(super) fn try_answer(bytes: &[u8]) {
     drop(interfaces::parse(bytes, None));
+    let _ = interfaces::has_unnoticed_carrier(bytes);
     connections::try_answer(bytes);
+}
+
+/// Reads some bytes as entries of tables and as parts of packet filters, of the kernel's or of an image.
+pub(super) fn try_entry(bytes: &[u8]) {
+    Table::ALL.iter().for_each(|table| table.try_entry(bytes));
+    filters::try_answer(bytes);
 }

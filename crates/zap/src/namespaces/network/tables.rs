@@ -299,6 +299,16 @@ impl Table {
     }
 }
 
+impl Table {
+    /// Reads some bytes as an entry that the kernel shows, and as one of an image.
+    pub(super) fn try_entry(self, bytes: &[u8]) {
+        let kept = Entry::of(bytes, self.header()).and_then(|entry| self.kept(entry, &|_| true).ok()?);
+        let wanted = vec![ByteBuf::from(bytes.to_vec()), kept.unwrap_or_default()];
+        self.in_order(&wanted, &[]).into_iter().for_each(|one| drop(self.without_delay(one)));
+        let _ = (comes_first(&wanted, &wanted), in_their_places(wanted.clone(), &wanted));
+    }
+}
+
 /// Whether what there is of IPv4 is the beginning of what is wanted.
 fn comes_first(now: &Entries, wanted: &Entries) -> bool {
     let of = |entries: &Entries| -> Vec<ByteBuf> {

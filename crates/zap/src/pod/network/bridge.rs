@@ -54,6 +54,11 @@ impl Undo {
     }
 }
 
+/// Reads a text as the alias of a bridge.
+pub(super) fn try_alias(text: &str) {
+    drop(Undo::from_alias(text));
+}
+
 /// The index of the bridge of `config`, made if need be. The caller has the lock.
 pub(super) fn ensure(config: &HostConfig, channel: &Channel) -> Result<u32, NetworkError> {
     let links = list(channel)?;

@@ -288,6 +288,11 @@ fn name_and_comment(shown: &[u8]) -> Option<(String, String)> {
     Some((text(get(kind::TABLE_NAME)?), comment.map(text).unwrap_or_default()))
 }
 
+/// Reads some bytes as a table of the packet filter.
+pub(super) fn try_answer(bytes: &[u8]) {
+    drop(name_and_comment(bytes));
+}
+
 /// What begins a comment among what users note about a table.
 const COMMENT: [u8; 1] = [0];
 

@@ -82,6 +82,11 @@ impl FromStr for Moved {
     }
 }
 
+/// Reads a text as what another host says of a pod that moves, and as what a table says of one that is followed.
+pub(super) fn try_line(text: &str) {
+    drop((text.parse::<Moved>(), Followed::described("zt0a000001", text)));
+}
+
 /// This host and its pods: who may be connected with one that moves.
 pub struct Here {
     registry: u32,

@@ -449,5 +449,5 @@ pub(super) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
 
 /// Reads some bytes as a link.
 pub(super) fn try_answer(bytes: &[u8]) {
-    drop(parse(bytes));
+    drop((parse(bytes), way(bytes)));
 }

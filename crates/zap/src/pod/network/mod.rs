@@ -564,8 +564,24 @@ pub fn tidy(config: &HostConfig) -> Result<(), NetworkError> {
     bridge::remove_if_idle(config, &channel, None).map(drop)
 }
 
-/// Reads some bytes as a link, and as a frame on its way to a pod.
-pub(crate) fn try_bytes(bytes: &[u8]) {
+/// Reads some bytes as what the kernel says of links, routes, neighbours, connections and packet filters.
+pub(crate) fn try_answer(bytes: &[u8]) {
     links::try_answer(bytes);
+    neighbours::try_answer(bytes);
+    connections::try_answer(bytes);
+    filter::try_answer(bytes);
+}
+
+/// Reads some bytes as a frame on its way to a pod.
+pub(crate) fn try_frame(bytes: &[u8]) {
     let _ = newcomers::is_one(bytes);
+}
+
+/// Reads a text as tables of `/proc/net`, as what links and packet filters say of themselves, and as what other hosts say.
+pub(crate) fn try_text(text: &str) {
+    connections::try_table(text);
+    way_out::try_table(text);
+    forwarder::try_table(text);
+    bridge::try_alias(text);
+    follow::try_line(text);
 }

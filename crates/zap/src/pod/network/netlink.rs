@@ -337,7 +337,7 @@ impl Answer<'_> {
     /// The error number of an acknowledgement, 0 for success.
     fn error(&self) -> Option<i32> {
         let code = self.body.get(..4)?.try_into().ok()?;
-        (self.kind == NLMSG_ERROR).then(|| -i32::from_ne_bytes(code))
+        (self.kind == NLMSG_ERROR).then(|| i32::from_ne_bytes(code).wrapping_neg())
     }
 }
 
@@ -349,6 +349,12 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Answer<'_>> {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
         Some(answer)
     })
+}
+
+/// Reads some bytes as what the kernel answers, and as what it says in an answer.
+pub(crate) fn try_answers(bytes: &[u8]) {
+    let _ = messages(bytes).filter(|answer| answer.error().is_some() || answer.removes(1)).count();
+    attributes(bytes).for_each(drop);
 }
 
 #[cfg(test)]
