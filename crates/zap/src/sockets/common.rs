@@ -361,6 +361,8 @@ pub(super) struct Fresh {
 /// kernels can do.
 const YOUNG: &[(Name, i32)] = &[
     (sol(SO_RCVPRIORITY), 0),
+    (sol(super::unix::SO_PASSPIDFD), 0),
+    (sol(super::unix::SO_PASSRIGHTS), 1),
     // Of TCP sockets.
     (sol(libc::SO_PEEK_OFF), -1),
     ((libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE), 0),

@@ -21,7 +21,7 @@ use crate::sys::message::Credentials;
 use crate::sys::socket;
 
 pub(super) const SO_PASSPIDFD: i32 = 76;
-const SO_PASSRIGHTS: i32 = 83;
+pub(super) const SO_PASSRIGHTS: i32 = 83;
 
 const OPTIONS: &[Name] = &[
     (libc::SOL_SOCKET, libc::SO_PASSCRED),
