@@ -239,9 +239,14 @@ fn a_pod_that_ends_while_its_memory_comes_needs_no_more_of_it() {
     assert_eq!((code, a.pods().unwrap().len(), b.pods().unwrap().len()), (Some(0), 0, 0), "{said}");
 }
 
+/// The strategies, and a link for each: megabits a second.
+const BY_LINK: [(&str, u64); 4] =
+    [("stop-and-copy", 10_000), ("pre-copy", 1000), ("copy-on-reference", 100), ("flush", 1000)];
+
 /// A web server moves under load: every answer is right, no connection is lost.
-fn a_server_moves(strategy: &str, hops: usize) -> Result<()> {
+fn a_server_moves(strategy: &str, rate: Option<u64>, hops: usize) -> Result<()> {
     let pair = Pair::new()?;
+    pair.shape(rate)?;
     let apache = Apache { mpm: Mpm::Event };
     let pod = pair.first.start_pod(&apache, "web", &PodOptions::default())?;
     let address = pod.served_at()?;
@@ -266,14 +271,14 @@ fn a_server_moves(strategy: &str, hops: usize) -> Result<()> {
 
 #[test]
 fn a_server_moves_under_load_by_every_strategy() {
-    for strategy in ["stop-and-copy", "pre-copy", "copy-on-reference", "flush"] {
-        a_server_moves(strategy, 1).with_context(|| strategy.to_owned()).unwrap();
+    for (strategy, rate) in BY_LINK {
+        a_server_moves(strategy, Some(rate), 1).with_context(|| strategy.to_owned()).unwrap();
     }
 }
 
 #[test]
 fn a_server_hops_ten_times_back_and_forth() {
-    a_server_moves("pre-copy", 10).unwrap();
+    a_server_moves("pre-copy", None, 10).unwrap();
 }
 
 /// Says which of the numbers below the one of the last datagram have not come.
@@ -348,10 +353,9 @@ fn resets(client: &harness::lab::Netns) -> Result<(u64, u64)> {
     Ok((value("EstabResets")?, value("OutRsts")?))
 }
 
-#[test]
-fn a_desktop_moves_by_every_strategy_while_its_viewer_stays_connected() {
+/// A desktop moves, on links of that many megabits a second, while its viewer stays connected.
+fn a_desktop_moves(desktop: Desktop, hops: &[(&'static str, u64)]) {
     let pair = Pair::new().unwrap();
-    let desktop = Desktop::Classic;
     let pod = pair.first.start_pod(&desktop, "desk", &PodOptions::default()).unwrap();
     let address = pod.served_at().unwrap();
     let client = pair.first.client();
@@ -359,7 +363,8 @@ fn a_desktop_moves_by_every_strategy_while_its_viewer_stays_connected() {
     let before = resets(client).unwrap();
     let store = pair.first.directory().join("store");
     std::fs::create_dir(&store).unwrap();
-    for (hop, strategy) in ["stop-and-copy", "pre-copy", "copy-on-reference", "flush"].into_iter().enumerate() {
+    for (hop, &(strategy, rate)) in hops.iter().enumerate() {
+        pair.shape(Some(rate)).unwrap();
         viewer.watch();
         let (pod, stats) = pair
             .migrate(hop.is_multiple_of(2), "desk", Way::Link, &options(strategy, &store))
@@ -368,10 +373,21 @@ fn a_desktop_moves_by_every_strategy_while_its_viewer_stays_connected() {
         assert_eq!(pod.served_at().unwrap(), address);
         viewer.await_update().context(strategy).unwrap();
         assert!(viewer.refresh().unwrap().shows_something(), "{strategy}: the screen is empty");
-        eprintln!("desktop, {strategy}: {:?}, {stats:?}", viewer.watched().unwrap());
+        eprintln!("{}, {strategy}: {:?}, {stats:?}", desktop.size(), viewer.watched().unwrap());
     }
     assert_eq!(resets(client).unwrap(), before, "a connection was reset");
     pair.first.pod("desk").unwrap().remove().unwrap();
+}
+
+#[test]
+fn a_desktop_moves_by_every_strategy_while_its_viewer_stays_connected() {
+    a_desktop_moves(Desktop::Classic, &BY_LINK);
+}
+
+#[test]
+fn the_full_desktop_moves_by_every_strategy_while_its_viewer_stays_connected() {
+    // What it has of memory takes long on slower links.
+    a_desktop_moves(Desktop::Full, &BY_LINK.map(|(strategy, rate)| (strategy, rate.max(1000))));
 }
 
 const SLOW: Option<u64> = Some(30 << 20);
