@@ -10,7 +10,7 @@ mod look;
 mod options;
 mod stop;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,13 +24,14 @@ pub use self::options::{Afterwards, Options};
 use self::stop::UnderWay;
 use crate::error::{CaptureError, Context};
 use crate::fault;
-use crate::files;
+use crate::files::{self, FileIdentity, UsedFile};
 use crate::ids::PodPid;
 use crate::image::ImageWriter;
 use crate::ipc::{self, IpcState};
 use crate::look::Look;
 use crate::memory::{self, LeftBehind, MappedFiles};
 use crate::migrate::strategies::{PreCopy, Strategy};
+use crate::monitor::protocol::Failure;
 use crate::mounts::{self, MountState, Nests};
 use crate::namespaces::NamespaceState;
 use crate::namespaces::network::{self, NetworkState};
@@ -61,20 +62,27 @@ pub fn checkpoint(pod: &mut LivePod, options: &Options) -> Result<Stats, Checkpo
     })
 }
 
-/// Sends a pod to whoever puts the parts of its image together; `give` is called when all of them are there, with the pod
-/// still held. What becomes of its memory is up to `strategy`. On an error the pod goes on as it was, unless [`Given::InDoubt`] is what came of it.
+/// Sends a pod to whoever puts the parts of its image together. What becomes of its memory is up to `strategy`. On an error
+/// the pod goes on as it was, unless [`Given::InDoubt`] is what came of it.
 pub fn send(
     pod: &mut LivePod,
     options: &Options,
     strategy: &dyn Strategy,
     writer: ImageWriter,
-    give: &mut Give<'_>,
+    taker: &mut dyn Taker,
 ) -> Result<Stats, CheckpointError> {
-    on_a_thread(pod, |pod| tell(pod, options, strategy, writer, Some(give)))
+    on_a_thread(pod, |pod| tell(pod, options, strategy, writer, Some(taker)))
 }
 
-/// Gives a held pod away, which returns when nothing of what was left behind is needed any more.
-pub type Give<'a> = dyn FnMut(&mut LivePod, &LeftBehind) -> Given + Send + 'a;
+/// Whoever a pod is sent to.
+pub trait Taker: Send {
+    /// Asked while the pod runs, before anything of it is sent: whether these files of its root are the same there.
+    fn compare(&mut self, files: Vec<UsedFile>) -> Result<(), Failure>;
+
+    /// Takes the pod, all of which has been sent and which is held; returns when nothing of what was left behind is needed
+    /// any more.
+    fn take(&mut self, pod: &mut LivePod, left: &LeftBehind) -> Given;
+}
 
 /// What came of giving a pod away.
 pub enum Given {
@@ -106,10 +114,10 @@ fn tell(
     options: &Options,
     strategy: &dyn Strategy,
     writer: ImageWriter,
-    give: Option<&mut Give<'_>>,
+    taker: Option<&mut dyn Taker>,
 ) -> Result<Stats, CheckpointError> {
     let was_suspended = pod.cgroup.is_frozen();
-    let told = tell_stages(pod, options, strategy, writer, give);
+    let told = tell_stages(pod, options, strategy, writer, taker);
     let goes_on = !matches!(told, Ok(_) | Err(CheckpointError::InDoubt { .. }));
     if goes_on && !was_suspended {
         pod.cgroup.thaw()?;
@@ -122,7 +130,7 @@ fn tell_stages(
     options: &Options,
     strategy: &dyn Strategy,
     mut writer: ImageWriter,
-    give: Option<&mut Give<'_>>,
+    mut taker: Option<&mut dyn Taker>,
 ) -> Result<Stats, CheckpointError> {
     let mut checkpoint = Checkpoint {
         was_suspended: pod.cgroup.is_frozen(),
@@ -130,6 +138,7 @@ fn tell_stages(
         statuses: Arc::default(),
         groups: Groups::default(),
         mapped: MappedFiles::default(),
+        used: BTreeMap::new(),
         gone: HashMap::new(),
         names: HashMap::new(),
         opened: Vec::new(),
@@ -138,7 +147,7 @@ fn tell_stages(
         left: LeftBehind::default(),
         pod,
         options,
-        sends: give.is_some(),
+        sends: taker.is_some(),
         strategy,
         clock: Clock::start(),
     };
@@ -148,7 +157,7 @@ fn tell_stages(
         tracing::info!(%error, "the limit of open files stays as it is");
     }
     fault::point("checkpoint-begin");
-    let trees = checkpoint.look_ahead(&mut writer)?;
+    let trees = checkpoint.look_ahead(&mut writer, taker.as_mut().map(|taker| &mut **taker as &mut dyn Taker))?;
     fault::fallible("checkpoint-looked-ahead").map_err(|e| refused(checkpoint.pod, unexpected(fault::OBJECT, &e)))?;
     let held = checkpoint.hold()?;
     let mut stats =
@@ -163,8 +172,8 @@ fn tell_stages(
             checkpoint.let_go(held)?;
             return Err(error);
         }
-        stats.holds_us.push(match give {
-            Some(give) => checkpoint.give(held, give)?,
+        stats.holds_us.push(match taker {
+            Some(taker) => checkpoint.give(held, taker)?,
             None => checkpoint.end(held).map(|()| held_for)?,
         });
     } else {
@@ -205,6 +214,8 @@ struct Checkpoint<'a> {
     groups: Groups,
     /// The mapped files that were captured then.
     mapped: MappedFiles,
+    /// The files of the root that were open or mapped then.
+    used: BTreeMap<Vec<u8>, FileIdentity>,
     /// The PIDs in the pod, by those of the host, of processes that are gone and known to its sockets.
     gone: HashMap<i32, i32>,
     /// The names of its sockets' files that have several, by device and inode.
@@ -232,13 +243,20 @@ struct Captured {
 
 impl Checkpoint<'_> {
     /// While the pod runs: refuses what cannot be captured, before anything is disturbed, and copies its files.
-    fn look_ahead(&mut self, writer: &mut ImageWriter) -> Result<Trees, CheckpointError> {
+    fn look_ahead(
+        &mut self,
+        writer: &mut ImageWriter,
+        taker: Option<&mut dyn Taker>,
+    ) -> Result<Trees, CheckpointError> {
         self.network = network::begin(self.pod).map_err(|e| refused(self.pod, e))?;
         let members = self.pod.cgroup.pids()?;
         let population = discover::discover(self.pod.init, &members).map_err(|e| refused(self.pod, e))?;
         self.main_lives(population.live.iter().map(|found| found.subject.pod))?;
         self.make_room(&population);
         let (layouts, queued, nests) = self.check(&population, writer)?;
+        if let Some(taker) = taker {
+            self.compare(taker)?;
+        }
         let (trees, memory) = self.copy_ahead(writer, &nests, layouts, &population);
         self.memory = Arc::new(memory);
         self.statuses = Arc::new(Statuses::open(&population, &PodProc::new(self.pod.init)));
@@ -254,6 +272,14 @@ impl Checkpoint<'_> {
         }
         self.clock.lap("look-ahead");
         trees
+    }
+
+    /// Refuses a pod that uses files of the root which are not the same where it goes, unless it takes them along.
+    fn compare(&mut self, taker: &mut dyn Taker) -> Result<(), CheckpointError> {
+        let used = std::mem::take(&mut self.used).into_iter().filter(|_| !self.options.carry_files);
+        let used = used.map(|(path, identity)| UsedFile { path, identity }).collect();
+        let refused = |failure| CheckpointError::Unlike { pod: self.pod.spec.name.clone(), failure };
+        taker.compare(used).map_err(refused)
     }
 
     /// Whether the pod is to run again in a moment, here or on another host.
@@ -318,6 +344,7 @@ impl Checkpoint<'_> {
         self.under_way = UnderWay::look_into(pod, listeners, look.namespaces.networks())
             .map_err(|e| refused(pod, unexpected("asking sock_diag", &e)))?;
         self.mapped = std::mem::take(&mut look.mapped).into_ahead();
+        self.used = std::mem::take(&mut look.used);
         self.gone = std::mem::take(&mut look.sockets.gone);
         self.names = std::mem::take(&mut look.sockets.names);
         let queued = look.queued;
@@ -440,7 +467,7 @@ impl Checkpoint<'_> {
     }
 
     /// Gives the pod away, all of whose image has been sent. Returns for how long it ran nowhere, in microseconds.
-    fn give(&mut self, held: HeldPod, give: &mut Give<'_>) -> Result<u64, CheckpointError> {
+    fn give(&mut self, held: HeldPod, taker: &mut dyn Taker) -> Result<u64, CheckpointError> {
         // Cleared before it is frozen for good, which is part of giving it up: batches run no more then.
         let cleared = match held.clear() {
             Ok(cleared) => cleared,
@@ -450,7 +477,7 @@ impl Checkpoint<'_> {
             }
         };
         let pod = self.pod.spec.name.clone();
-        match give(self.pod, &self.left) {
+        match taker.take(self.pod, &self.left) {
             Given::Away(since) => {
                 let held_for = self.clock.held_until(since);
                 self.pod.cgroup.begin_kill()?;

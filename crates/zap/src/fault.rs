@@ -7,6 +7,8 @@
 use std::io;
 use std::sync::Mutex;
 
+use serde::{Deserialize, Serialize};
+
 /// Every point, in the order in which a checkpoint, a restart, and the two sides of a migration come to them.
 pub const POINTS: &[&str] = &[
     "checkpoint-begin",
@@ -25,6 +27,7 @@ pub const POINTS: &[&str] = &[
     "restart-before-let-go",
     "restart-done",
     "migrate-welcomed",
+    "migrate-compared",
     "migrate-sent",
     "migrate-ready",
     "migrate-followed",
@@ -33,6 +36,7 @@ pub const POINTS: &[&str] = &[
     "migrate-serving",
     "migrate-away",
     "receive-welcomed",
+    "receive-compared",
     "receive-complete",
     "receive-ready",
     "receive-told",
@@ -82,11 +86,22 @@ pub fn wanted() -> Option<String> {
     std::env::var("ZAP_FAULT").ok().filter(|name| is_known(name))
 }
 
-/// The frame of a migration before which the stream of `side` is to break, counted from 0 (`ZAP_CUT=SIDE:NUMBER`, where
-/// SIDE is `source` or `destination`): for tests.
-pub fn cut_wanted(side: &str) -> Option<u64> {
+/// Where the stream of a migration is to break: for tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    /// Before this frame is sent, counted from 0.
+    pub frame: u64,
+    /// Because the monitor dies.
+    pub dies: bool,
+}
+
+/// What the environment asks for that side of a migration, `source` or `destination`: `ZAP_CUT=SIDE:FRAME`, or
+/// `SIDE:FRAME:dies`.
+pub fn cut_wanted(side: &str) -> Option<Cut> {
     let wish = std::env::var("ZAP_CUT").ok()?;
-    wish.strip_prefix(side)?.strip_prefix(':')?.parse().ok()
+    let wish = wish.strip_prefix(side)?.strip_prefix(':')?;
+    let alive = wish.strip_suffix(":dies");
+    Some(Cut { frame: alive.unwrap_or(wish).parse().ok()?, dies: alive.is_some() })
 }
 
 /// Arms a point in this process, or disarms all.
@@ -101,8 +116,13 @@ pub(crate) fn point(name: &str) {
     debug_assert!(POINTS.contains(&name), "{name} is not in the table");
     let hit = ARMED.lock().is_ok_and(|armed| armed.as_deref() == Some(name));
     if hit {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+        die();
     }
+}
+
+/// Kills this process.
+pub(crate) fn die() {
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
 }
 
 /// Dies here if this point is armed, or fails if it is to.

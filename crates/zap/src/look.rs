@@ -1,10 +1,10 @@
 //! What a checkpoint has found so far: the context that every `capture` is given.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
 
 use crate::error::CaptureError;
-use crate::files::{Descriptor, FileTable};
+use crate::files::{Descriptor, FileIdentity, FileTable};
 use crate::ids::{HostPid, PodPid};
 use crate::image::DataSink;
 use crate::memory::MappedFiles;
@@ -71,6 +71,8 @@ pub struct Look<'a> {
     pub files: FileTable,
     /// The files behind mappings met so far.
     pub mapped: MappedFiles,
+    /// The files of the root that were open or mapped ahead of the hold, by their paths in the root.
+    pub used: BTreeMap<Vec<u8>, FileIdentity>,
     /// Where bulk bytes go (queue contents, pages, deleted files). Buffers are kept in memory until the pod runs again.
     pub data: &'a mut DataSink,
     /// What is known of its sockets.
@@ -111,6 +113,7 @@ impl<'a> Look<'a> {
             depth: crate::process::discover::depth_of(init).unwrap_or(0),
             files: FileTable::default(),
             mapped: MappedFiles::default(),
+            used: BTreeMap::new(),
             data,
             sockets: Default::default(),
             namespaces: crate::namespaces::Sightings::new(spec, init),

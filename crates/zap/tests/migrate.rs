@@ -10,6 +10,10 @@ mod counter;
 mod follow;
 #[path = "migrate/forward.rs"]
 mod forward;
+#[path = "migrate/root.rs"]
+mod root;
+#[path = "migrate/welcome.rs"]
+mod welcome;
 
 use std::process::Stdio;
 
@@ -18,15 +22,7 @@ use counter::Counter;
 
 /// The command that leads to `zap receive` on a host.
 fn via(host: &Host) -> String {
-    leads_to(host, "receive")
-}
-
-/// The command that leads to such a command of zap's on a host.
-fn leads_to(host: &Host, command: &str) -> String {
-    let receive = host.zap([command]);
-    let words = std::iter::once(receive.get_program()).chain(receive.get_args());
-    let words: Vec<String> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
-    format!("ZAP_STATE='{}' {}", host.state().display(), words.join(" "))
+    host.leads_to("receive")
 }
 
 fn migrate(from: &Host, to: &Host, pod: &str, environment: &[(&str, &str)], options: &[&str]) -> Done {
@@ -222,32 +218,75 @@ fn bring_back(a: &Host, b: &Host) {
     }
 }
 
-fn cut_everywhere(side: &str) {
+/// More than either side sends.
+const FRAMES: u32 = 100;
+
+/// Has the stream break before each of the frames that a side sends: by itself, or with the monitor of that side.
+fn cut_everywhere(side: &str, name: &'static str, dies: bool) {
     let (a, b) = (Host::new(), Host::new());
     Counter::start(&a, "counter", &[]);
-    let mut outcomes = Outcomes::of(if side == "source" { "cut-source" } else { "cut-destination" });
-    for frame in 0.. {
-        let cut = format!("{side}:{frame}");
+    let mut outcomes = Outcomes::of(name);
+    for frame in 0..FRAMES {
+        let cut = format!("{side}:{frame}{}", if dies { ":dies" } else { "" });
         let done = migrate(&a, &b, "counter", &[("ZAP_CUT", &cut)], &[]);
         if done.code == 0 {
             assert!(frame > 2 && runs(&b) && pods(&a).is_empty());
             return outcomes.write();
         }
-        assert_eq!((done.code, done.stderr.contains("counter")), (1, true), "{cut}: {done:?}");
+        assert!(dies || (done.code, done.stderr.contains("counter")) == (1, true), "{cut}: {done:?}");
         one_lives(&a, &b, &done, &cut);
-        outcomes.note(format!("wire cut by the {side} before frame {frame}"), where_it_lives(&a));
+        let fault = if dies { format!("{side} killed") } else { format!("wire cut by the {side}") };
+        outcomes.note(format!("{fault} before frame {frame}"), where_it_lives(&a));
         bring_back(&a, &b);
     }
+    panic!("it has not arrived after {FRAMES} attempts");
 }
 
 #[test]
 fn the_source_is_cut_off_before_every_frame() {
-    cut_everywhere("source");
+    cut_everywhere("source", "cut-source", false);
 }
 
 #[test]
 fn the_destination_is_cut_off_before_every_frame() {
-    cut_everywhere("destination");
+    cut_everywhere("destination", "cut-destination", false);
+}
+
+#[test]
+fn the_source_is_killed_before_every_frame() {
+    cut_everywhere("source", "killed-source", true);
+}
+
+#[test]
+fn the_destination_is_killed_before_every_frame() {
+    cut_everywhere("destination", "killed-destination", true);
+}
+
+#[test]
+fn the_stream_is_cut_in_the_middle_of_pages() {
+    let (a, b) = (Host::new(), Host::new());
+    // Most of what is sent is its memory.
+    let script = format!("x=$(head -c 2000000 /dev/urandom | base64); {}", counter::COUNT);
+    Counter::start_command(&a, "counter", &[], &["sh", "-c", &script]);
+    let done = migrate(&a, &b, "counter", &[], &["--stats"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    let stats: serde_json::Value = serde_json::from_str(done.stdout.trim_end()).unwrap();
+    let bytes = stats["bytes"].as_u64().unwrap();
+    assert!(bytes > 2_500_000, "{stats}");
+    bring_back(&a, &b);
+    let mut outcomes = Outcomes::of("cut-in-pages");
+    for tenths in 1..10 {
+        let limit = bytes * tenths / 10;
+        // Nobody but `head` has the end that is read from, so that the source sees it go.
+        let head = format!("stdbuf -o0 head -c {limit} <&3 3<&-");
+        let way = format!("exec 3<&0 </dev/null; {head} | {} 3<&- & exec 3<&-; wait", via(&b));
+        let done = finish(a.zap(["migrate", "counter", "--via", &way]).stdin(Stdio::null()));
+        assert_eq!(done.code, 1, "{limit}: {done:?}");
+        assert!(runs(&a) && pods(&b).is_empty(), "{limit} of {bytes}");
+        Counter::of(&a, "counter").goes_on();
+        outcomes.note(format!("wire cut after {tenths}0 % of the bytes"), where_it_lives(&a));
+    }
+    outcomes.write();
 }
 
 fn killed_everywhere(side: &'static str) {

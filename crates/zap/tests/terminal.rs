@@ -115,3 +115,34 @@ fn a_pod_follows_the_size_of_its_terminal_and_is_left_and_come_back_to() {
     host.ok(["rm", "-f", "shell"]);
     eventually("the pod is gone", || host.row("shell").is_null());
 }
+
+/// Memory of a shell, enough for a migration to be seen.
+const MUCH: &str = "x=$(head -c 3000000 /dev/urandom | base64); echo ready; sleep 1000; echo $x";
+
+#[test]
+fn a_migration_shows_how_far_it_is_and_ends_by_a_key() {
+    let (here, there) = (Host::new(), Host::new());
+    here.start(["-n", "much", "--", "sh", "-c", MUCH]);
+    eventually("it is ready", || here.ok(["logs", "much"]) == "ready");
+    // Nothing passes for a while once some has.
+    let gate = here.path("gate");
+    let valve = format!("(stdbuf -o0 head -c 1000000; until [ -e '{}' ]; do sleep 0.02; done; cat)", gate.display());
+    let way = format!("{valve} | {}", there.leads_to("receive"));
+    let mut terminal = Terminal::run(&here, &["migrate", "much", "--via", &way]);
+    terminal.shows("much: runs, round 1: ");
+    terminal.shows(" sent, ");
+    terminal.shows("/s, ");
+    terminal.shows(" to go");
+    terminal.types("\u{3}");
+    terminal.shows("pod much goes on here");
+    // The command of --via does not hear of the key.
+    std::fs::write(&gate, "").unwrap();
+    assert_eq!(terminal.child.wait().unwrap().code(), Some(1));
+    assert_eq!(here.row("much")["state"], "running");
+    eventually("nothing is there", || there.ok(["ls", "--json"]) == "[]");
+    // Through an open gate it goes.
+    let mut terminal = Terminal::run(&here, &["migrate", "much", "--via", &way]);
+    terminal.shows("much: ");
+    assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
+    assert_eq!(there.row("much")["state"], "running");
+}

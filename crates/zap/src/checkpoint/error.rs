@@ -2,6 +2,7 @@
 
 use crate::error::CaptureError;
 use crate::image::ImageError;
+use crate::monitor::protocol::Failure;
 use crate::pod::network::NetworkError;
 use crate::pod::trees::TreesError;
 use crate::pod::{LivePod, PodError};
@@ -35,6 +36,14 @@ pub enum CheckpointError {
         /// Why.
         why: String,
     },
+    /// It was to be given away, and uses files of its root that are not the same there.
+    #[error("pod {pod} goes on here: {failure}")]
+    Unlike {
+        /// The pod's name.
+        pod: String,
+        /// Which, or why that cannot be told.
+        failure: Failure,
+    },
     /// It was given away, and nobody can tell whether it arrived.
     #[error(
         "pod {pod} is held, for it may be running at the destination: {why}; look there, then say \
@@ -60,6 +69,7 @@ impl CheckpointError {
         match self {
             CheckpointError::Capture { source: CaptureError::Refused { .. }, .. }
             | CheckpointError::Tracee { source: TraceeError::NoRoom(_), .. } => 3,
+            CheckpointError::Unlike { failure, .. } => failure.code,
             CheckpointError::Image(ImageError::Io { .. } | ImageError::Exists(_)) => 1,
             CheckpointError::Image(_) => 5,
             _ => 1,

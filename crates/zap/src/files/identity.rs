@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hashes::{self, Version};
 use crate::error::RebuildError;
+use crate::parallel;
 
 /// Size and hash of a file that is not in the image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,21 @@ pub struct FileIdentity {
     /// BLAKE3 of its contents.
     #[serde(with = "serde_bytes")]
     pub blake3: [u8; 32],
+}
+
+/// A file of the root that a pod uses, and does not take along.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedFile {
+    /// Its path in the root.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// What it is like.
+    pub identity: FileIdentity,
+}
+
+/// Refuses a root in which one of those files is another.
+pub fn compare(root: &Path, files: Vec<UsedFile>) -> Result<(), RebuildError> {
+    parallel::map(files, |file| verify(root, &file.path, &file.identity)).into_iter().collect()
 }
 
 /// The identity of the file at `path`; read only if this version of it has not been hashed before.
@@ -50,6 +66,8 @@ pub(crate) fn verify(root: &Path, path: &[u8], expected: &FileIdentity) -> Resul
     let here = in_root(root, path);
     match std::fs::metadata(&here) {
         Err(e) => return Err(changed(&format!("it cannot be read: {e}"))),
+        // Opening another kind of file could take for ever.
+        Ok(facts) if !facts.is_file() => return Err(changed("it is not a file")),
         Ok(facts) if facts.size() != expected.size => return Err(changed("its size differs")),
         Ok(_) => {}
     }

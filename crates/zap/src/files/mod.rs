@@ -64,7 +64,7 @@ pub use descriptors::{
 };
 pub(crate) use descriptors::{check_one, count};
 pub use hashes::HashCache;
-pub use identity::{FileIdentity, identity_of};
+pub use identity::{FileIdentity, UsedFile, compare, identity_of};
 pub use late::{Late, LateFiles, is_late_elsewhere};
 pub use locks::{PosixLock, locked, posix_locks, take_posix_locks};
 pub use pool::{

@@ -77,9 +77,15 @@ impl FileKind for Regular {
 
     fn look_ahead(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(), CaptureError> {
         let path = reopen::as_path(&descriptor.link);
-        if unlinked::is_named(look, descriptor, &descriptor.link) && origin(look, descriptor, path)? == Origin::Lower {
+        if !unlinked::is_named(look, descriptor, &descriptor.link) || origin(look, descriptor, path)? != Origin::Lower {
+            return Ok(());
+        }
+        let home = home_of(look, descriptor, path)?.unwrap_or_else(|| descriptor.link.clone());
+        if !look.used.contains_key(&home) {
             // Whatever is wrong with the file is for the capture to say.
-            identity::identity_of(&identity::in_root(&look.spec.root, &descriptor.link)).ok();
+            let found = identity::identity_of(&identity::in_root(&look.spec.root, &home)).ok();
+            let found = found.filter(|found| found.size == descriptor.stat.st_size as u64);
+            look.used.extend(found.map(|found| (home, found)));
         }
         Ok(())
     }

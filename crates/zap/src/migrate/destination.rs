@@ -14,7 +14,9 @@ use super::strategies::{self, Strategy};
 use super::wire::Wire;
 use crate::checkpoint::Phase;
 use crate::demands::Offer;
-use crate::fault;
+use crate::error::RebuildError;
+use crate::fault::{self, Cut};
+use crate::files::{self, HashCache, UsedFile};
 use crate::image::{FORMAT, ImageError, ImageReader, ReceivedImage};
 use crate::monitor::protocol::Failure;
 use crate::pod::host_config::HostConfig;
@@ -31,9 +33,9 @@ pub struct Options {
     /// The fault point at which the monitor is to die ([`crate::fault`]).
     #[serde(default)]
     pub fault: Option<String>,
-    /// For tests: the stream breaks before this frame, counted from 0, is sent.
+    /// For tests: where the stream breaks.
     #[serde(default)]
-    pub cut_before: Option<u64>,
+    pub cut_before: Option<Cut>,
 }
 
 /// A pod that has come.
@@ -85,6 +87,10 @@ fn cut(error: std::io::Error) -> Failure {
 
 fn out_of_turn(message: &Message) -> Failure {
     Failure { message: format!("the source says {}, which is not its turn to say", message.name()), code: 1 }
+}
+
+fn abandoned(why: &str) -> Failure {
+    Failure { message: format!("the source thought better of it: {why}"), code: 1 }
 }
 
 /// Looks whether the pod could be rebuilt here, before it is touched there.
@@ -147,6 +153,19 @@ fn could_live_here(store: &Store, hello: &Hello) -> Result<(), Failure> {
     }
 }
 
+/// Compares the files of the root that the pod uses with those here, while it runs there. One that it begins to use afterwards
+/// is compared when it is rebuilt.
+fn compare_root(root: &Path, files: Vec<UsedFile>) -> Result<(), Failure> {
+    files::compare(root, files).map_err(|error| match error {
+        RebuildError::Changed { path, what } => {
+            let message =
+                format!("{path} is another file there ({what}); --carry-files has the pod take its own along");
+            Failure { message, code: 4 }
+        }
+        other => Failure::of(&other, 1),
+    })
+}
+
 /// Bytes that are free where the pod's files go: in the nearest directory above that is there already.
 fn available_storage(store: &Store) -> Option<u64> {
     let there = store.storage().ancestors().find(|directory| directory.exists())?;
@@ -192,6 +211,7 @@ impl From<ImageError> for Arrival {
 /// Keeps the parts of the image until all are there.
 fn take_image(store: &Store, hello: &Hello, wire: &Wire) -> Result<ImageReader, Failure> {
     let storage = store.storage().to_owned();
+    HashCache::load(store.state());
     // Without it archives are kept in memory.
     let _ = crate::pod::make_private_directory(&storage);
     let image = ReceivedImage::new(Path::new("the image from the source"), &storage);
@@ -199,7 +219,7 @@ fn take_image(store: &Store, hello: &Hello, wire: &Wire) -> Result<ImageReader, 
         let (full, to_keep) = sync_channel(FRAMES);
         let (kept, free) = channel();
         let keeper = scope.spawn(|| keep(image, to_keep, kept));
-        let heard = hear_all(hello.store.as_deref(), wire, &full, &free);
+        let heard = hear_all(hello, wire, &full, &free);
         drop(full);
         // If something could not be kept, that is why nothing more was heard.
         let image = keeper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -240,7 +260,7 @@ fn keep(mut image: ReceivedImage, parts: Receiver<Part>, kept: Sender<Vec<u8>>) 
 
 /// Hears all parts of the image, and then its manifest.
 fn hear_all(
-    store: Option<&Path>,
+    hello: &Hello,
     wire: &Wire,
     parts: &SyncSender<Part>,
     free: &Receiver<Vec<u8>>,
@@ -254,7 +274,14 @@ fn hear_all(
             (None, None) => continue,
             (None, Some(bytes)) => bytes,
             (Some(Message::Begin { name }), _) => Part::Begins(name),
+            (Some(Message::Uses(files)), _) => {
+                compare_root(&hello.spec.root, files).map_err(Arrival::Said)?;
+                wire.send(&Message::Alike)?;
+                fault::point("receive-compared");
+                continue;
+            }
             (Some(Message::Stored { name }), _) => {
+                let store = hello.store.as_deref();
                 let path = store.ok_or_else(|| Arrival::Said(out_of_turn(&Message::Stored { name: name.clone() })))?;
                 let file = File::open(path)?;
                 // Nobody else has a use for it; it is there for as long as it is open here.
@@ -263,8 +290,7 @@ fn hear_all(
             }
             (Some(Message::Manifest(manifest)), _) => return Ok(manifest),
             (Some(Message::Abandoned(why)), _) => {
-                let message = format!("the source thought better of it: {why}");
-                return Err(Arrival::Said(Failure { message, code: 1 }));
+                return Err(Arrival::Said(abandoned(&why)));
             }
             (Some(other), _) => return Err(Arrival::Said(out_of_turn(&other))),
         };
@@ -310,7 +336,7 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
                 fetching = filling.map(|filling| filling.begin(Whose::of(pod))).transpose().map_err(failed)?;
                 Ok(())
             }
-            Message::Abandoned(why) => Err(format!("the source thought better of it: {why}")),
+            Message::Abandoned(why) => Err(abandoned(&why).message),
             other => Err(out_of_turn(&other).message),
         }
     };

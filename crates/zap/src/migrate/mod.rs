@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Phase;
+use crate::fault::Cut;
 
 mod ahead;
 pub mod destination;
@@ -50,9 +51,9 @@ pub struct Options {
     /// Whether whoever asks wants to hear how far it is.
     #[serde(default)]
     pub progress: bool,
-    /// For tests: the stream breaks before this frame, counted from 0, is sent.
+    /// For tests: where the stream breaks.
     #[serde(default)]
-    pub cut_before: Option<u64>,
+    pub cut_before: Option<Cut>,
     /// The fault point at which the monitor is to die ([`crate::fault`]).
     #[serde(default)]
     pub fault: Option<String>,

@@ -8,7 +8,9 @@
 //! | --- | --- | --- |
 //! | `Hello` | → | looks whether the pod could live here |
 //! | | ← | `Welcome`, or `Refused` and why |
-//! | `Begin`, bytes, … `Manifest` | → | keeps what comes, then rebuilds the pod, held |
+//! | `Begin`, `Uses` | → | compares the files of its root with those that the pod uses |
+//! | | ← | `Alike`, or `Failed` and which |
+//! | bytes, `Begin`, … `Manifest` | → | keeps what comes, then rebuilds the pod, held |
 //! | | ← | `Ready`, or `Failed` and why: the source's copy goes on |
 //! | gives its copy up, durably: `Go` | → | lets it go |
 //! | | ← | `Running` |
@@ -25,6 +27,7 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 
 use crate::demands::Offer;
+use crate::files::UsedFile;
 use crate::image::{decode, encode};
 use crate::monitor::protocol::Failure;
 use crate::pod::PodSpec;
@@ -32,7 +35,7 @@ use crate::pod::network::former::FormerPlace;
 use crate::pod::network::trail::Trail;
 
 /// The version of this protocol.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// What both sides begin with, so that nothing else is taken for a peer.
 pub const GREETING: &[u8; 8] = b"zap/mig1";
@@ -85,6 +88,10 @@ pub enum Message {
     },
     /// From the destination, instead.
     Refused(Failure),
+    /// From the source: files of the root that the pod uses, and that do not come along.
+    Uses(Vec<UsedFile>),
+    /// From the destination: these are the same there.
+    Alike,
     /// From the source: the next part of the image begins. Parts are numbered in this order, from 0 on.
     Begin {
         /// Its name.
@@ -137,6 +144,8 @@ impl Message {
             Message::Hello(_) => "hello",
             Message::Welcome { .. } => "welcome",
             Message::Refused(_) => "refused",
+            Message::Uses(_) => "uses",
+            Message::Alike => "alike",
             Message::Begin { .. } => "begin",
             Message::Manifest(_) => "manifest",
             Message::Abandoned(_) => "abandoned",

@@ -13,8 +13,9 @@ use super::store::{StoreFile, ThroughStore};
 use super::strategies::{self, Strategy};
 use super::wire::{NotSent, Wire};
 use super::{Options, Stats};
-use crate::checkpoint::{self, Afterwards, CheckpointError, Given, Phase};
+use crate::checkpoint::{self, Afterwards, CheckpointError, Given, Phase, Taker};
 use crate::fault;
+use crate::files::UsedFile;
 use crate::image::{Compression, FORMAT, ImageWriter, PartSink};
 use crate::memory::LeftBehind;
 use crate::monitor::protocol::Failure;
@@ -169,19 +170,13 @@ pub fn migrate(
     if options.follow {
         handed.followers = Some(followers);
     }
-    let mut give = |pod: &mut LivePod, left: &LeftBehind| {
-        let given = hand_over(pod, &wire, left, &mut handed);
-        match given {
-            Given::Kept(why) => Given::Kept(format!("{why}{}", and(handed.have_nobody_follow(pod).err()))),
-            other => other,
-        }
-    };
+    let mut taker = Destination { wire: wire.clone(), handed: &mut handed };
     let sink: Arc<dyn PartSink> = match &store {
         Some(file) => Arc::new(ThroughStore { wire: wire.clone(), file: file.clone() }),
         None => wire.clone(),
     };
     let writer = ImageWriter::sending(sink).map_err(CheckpointError::from);
-    let sent = writer.and_then(|writer| checkpoint::send(pod, &how, &tracked, writer, &mut give));
+    let sent = writer.and_then(|writer| checkpoint::send(pod, &how, &tracked, writer, &mut taker));
     if let Some(file) = &store {
         pod.journal.done(&Undo::Store(file.path().to_owned())).map_err(CheckpointError::from)?;
     }
@@ -329,6 +324,35 @@ impl HandedOver {
             followers.go_back();
         }
         pod.follow_no_more()
+    }
+}
+
+/// The host at the other end of the stream.
+struct Destination<'a> {
+    wire: Arc<Wire>,
+    handed: &'a mut HandedOver,
+}
+
+impl Taker for Destination<'_> {
+    fn compare(&mut self, files: Vec<UsedFile>) -> Result<(), Failure> {
+        let to = &self.handed.to;
+        let failed = |code, what: String| Failure { message: what, code };
+        let broken = |error: std::io::Error| failed(1, format!("the stream to {to} failed: {error}"));
+        self.wire.send(&Message::Uses(files)).map_err(broken)?;
+        let answer = self.wire.hear().map_err(broken)?;
+        fault::point("migrate-compared");
+        match answer {
+            Message::Alike => Ok(()),
+            Message::Failed(failure) => Err(failed(failure.code, format!("{to} refuses it: {failure}"))),
+            other => Err(failed(1, format!("{to} says {}, which is not its turn to say", other.name()))),
+        }
+    }
+
+    fn take(&mut self, pod: &mut LivePod, left: &LeftBehind) -> Given {
+        match hand_over(pod, &self.wire, left, self.handed) {
+            Given::Kept(why) => Given::Kept(format!("{why}{}", and(self.handed.have_nobody_follow(pod).err()))),
+            other => other,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::protocol::{self, Frame, GREETING, Message};
+use crate::fault::{self, Cut};
 use crate::image::PartSink;
 use crate::sys::file::set_nonblocking;
 
@@ -40,8 +41,8 @@ struct Output {
     file: Patient,
     /// How many parts of the image were begun.
     parts: u16,
-    /// The frame, counted from 0, before which a test has the stream cut.
-    cut_before: Option<u64>,
+    /// Where a test has the stream cut.
+    cut_before: Option<Cut>,
     frames: u64,
 }
 
@@ -152,9 +153,9 @@ impl Wire {
         poll(&mut [PollFd::new(self.cancelled.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) != Ok(0)
     }
 
-    /// For tests: the stream breaks before this frame, counted from 0, is sent.
-    pub fn cut_before(self, frame: Option<u64>) -> Wire {
-        lock(&self.to).cut_before = frame;
+    /// For tests: where the stream breaks.
+    pub fn cut_before(self, cut: Option<Cut>) -> Wire {
+        lock(&self.to).cut_before = cut;
         self
     }
 
@@ -240,7 +241,10 @@ impl Wire {
 impl Output {
     /// A frame is about to be sent.
     fn frame(&mut self) -> io::Result<()> {
-        if self.cut_before.is_some_and(|cut| self.frames >= cut) {
+        if let Some(cut) = self.cut_before.filter(|cut| self.frames >= cut.frame) {
+            if cut.dies {
+                fault::die();
+            }
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the stream was cut by a test"));
         }
         self.frames += 1;

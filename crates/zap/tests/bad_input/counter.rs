@@ -2,7 +2,8 @@
 
 use super::common::{Host, eventually};
 
-const COUNT: &str = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done | cat";
+/// What a shell does to count.
+pub(crate) const COUNT: &str = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done | cat";
 
 /// A pod whose log is the numbers from some number on.
 pub(crate) struct Counter<'a> {

@@ -60,6 +60,14 @@ impl Host {
         command
     }
 
+    /// The words, for a shell, that lead to such a command of zap's on this host.
+    pub fn leads_to(&self, command: &str) -> String {
+        let command = self.zap([command]);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<String> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
+        format!("ZAP_STATE='{}' {}", self.state().display(), words.join(" "))
+    }
+
     /// Runs a command of zap's to its end, with nothing as stdin.
     pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Done {
         let mut command = self.zap(args);

@@ -3,11 +3,11 @@
 
 use super::common::{Host, eventually, finish};
 use super::forward::{Client, World, addresses, must_be_as_before, quiet_portrait, residual};
-use super::{leads_to, migrate, pods};
+use super::{migrate, pods};
 
 /// Moves the server; these hosts are told.
 fn move_on(from: &Host, to: &Host, tell: &[&Host]) {
-    let ways: Vec<String> = tell.iter().map(|host| leads_to(host, "follow")).collect();
+    let ways: Vec<String> = tell.iter().map(|host| host.leads_to("follow")).collect();
     let told = ways.iter().flat_map(|way| ["--tell", way]);
     let options: Vec<&str> = ["--any-address", "--follow"].into_iter().chain(told).collect();
     let done = migrate(from, to, "server", &[], &options);
@@ -119,7 +119,7 @@ fn a_pod_that_cannot_be_followed_does_not_move() {
     };
     stays("exit 7", &[], "`exit 7`: it has ended");
     stays("echo hello", &[], "it is no `zap follow`");
-    let way = leads_to(other, "follow");
+    let way = other.leads_to("follow");
     // Whoever began to follow it does so no more, whatever becomes of those who were to say so.
     stays(&way, &[("ZAP_FAULT", "migrate-followed")], "");
     stays(&way, &[("ZAP_FAULT", "migrate-followed:error")], "could not be given up");
