@@ -19,6 +19,8 @@ PACKAGES=(apache2 apache2-utils nftables iproute2 procps gcc libc6-dev librsvg2-
   tigervnc-standalone-server dbus xterm vim xdotool x11-apps busybox
   icewm tmux pcmanfm emacs-gtk dillo
   xfce4-session xfwm4 xfce4-panel xfdesktop4 xfce4-settings thunar xfce4-terminal firefox-esr
+  # guests that set up networks
+  ethtool ipset
   # guests with other kernels
   qemu-system-x86 lz4 zstd xz-utils)
 RUST_PACKAGES=(rustc-web cargo-web rustfmt-web rust-web-clippy)

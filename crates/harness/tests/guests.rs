@@ -194,7 +194,9 @@ guests! {
     network_way_out network_way_out_bridged network_way_out_off
     io_uring io_uring_fresh io_uring_shared io_uring_unordered io_uring_going_on
     network_filter network_filter_translates network_tun network_tun_lasting
-    mounts_namespace mounts_namespace_copied namespace_of_mounts namespace_of_mounts_pivoted
+    network_features network_operation network_heard network_groups network_neighbours_told network_multipath network_segments
+    network_measured
+    mounts_namespace mounts_namespace_copied namespace_of_mounts namespace_of_mounts_pivoted namespace_of_mounts_data namespace_of_mounts_data_alone
     mounts_proc_of_namespace mounts_proc_of_namespace_nested mounts_proc_of_namespace_covered
     same_numbers told_by_number root_file_removed linked_far_away attributes_nameless executable_memfd message_senders
     data_limit own_host_name
@@ -214,16 +216,23 @@ refused! {
     io_uring_provided "has buffers to choose from"
     io_uring_timed "has timeouts in flight"
     io_uring_registered "is registered with one of its threads"
+    io_uring_nowhere "is registered with one of its threads"
     io_uring_wide "has requests or answers of another size"
     userfaultfd "is a userfaultfd, which cannot be checkpointed yet"
     fanotify_unread_endless "has events that were not read, and a queue that loses none"
     fanotify_asked "is asked before files are opened"
     performance_counter "is a performance counter of this host's, which cannot be checkpointed"
     bpf_map "is a BPF object of this host's, which cannot be checkpointed"
+    mounts_limit_of_messages "the limit kernel.msgmax has been set in the pod"
+    pressure_trigger "tells its program of pressure"
+    flow_label "has labels of IPv6 that sockets have leased"
     seccomp_listener "is a seccomp listener, which cannot be checkpointed yet"
     dispatched_calls_now "is in code whose system calls come back to it"
     namespace_handle_mounts "is a mount namespace in which no process lives, which cannot be checkpointed"
     no_vdso "vDSO"
+    thread_directory "has a root and working directory of its own"
+    thread_files "has a descriptor table of its own"
+    thread_undo_list "has a semaphore undo list of its own"
     thread_namespace "a thread is in another"
     traced "is traced by another process"
     mqueue_notify_full "has messages, and a process to notify"
@@ -247,6 +256,7 @@ refused! {
     network_filter_within_rule "has a packet filter with a chain within a rule"
     network_mirror "has the queueing discipline clsact"
     network_tunnel "has the interface tunnel, of the kind vxlan"
+    network_sets "has sets of addresses (ipset)"
     signals_beyond_count "take the kernel too long to show"
     mappings_all "are as many as it may have"
     path_too_long "has a path that is longer than the kernel tells"

@@ -335,6 +335,7 @@ impl Checkpoint<'_> {
         let hosts = population.live.iter().map(|found| found.subject.host).collect();
         let layouts: Vec<Layout> = parallel::map(hosts, Layout::read);
         self.groups = capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
+        ipc::limits::check(&pod.spec, pod.init).map_err(|e| refused(pod, e))?;
         let network = std::mem::take(&mut self.network);
         self.network = network::look_ahead(pod, &look.namespaces, network).map_err(|e| refused(pod, e))?;
         if let (Some(network), true, true) = (&pod.network, look.sockets.hear, self.goes_on()) {

@@ -48,7 +48,8 @@ pub(super) fn processes(
     let owners = owners(held, &forkers, &kinship);
     capture::check_births(look, held.processes.iter().map(|process| &process.found))?;
     let surveys = held.each(ahead, survey);
-    let rings = held.each((), capture::refuse_registered_rings);
+    let anybody = !matches!(look.spec.seccomp, Seccomp::Default);
+    let rings = held.each(anybody, capture::refuse_registered_rings);
     let threads = held.each(statuses, capture::ask_threads);
     let looked = look_at_files(look, held);
     // Whatever went wrong, the tracers must have done what they were told.

@@ -100,7 +100,11 @@ pub struct Descriptor {
 impl Descriptor {
     /// The name of the object for messages: `file descriptor 9 (pipe:[123])`.
     pub fn object(&self) -> String {
-        format!("file descriptor {} ({})", self.number, String::from_utf8_lossy(&self.link))
+        let link = String::from_utf8_lossy(&self.link);
+        match self.number {
+            0.. => format!("file descriptor {} ({link})", self.number),
+            _ => format!("a file without a descriptor ({link}: mapped, executed, or on its way)"),
+        }
     }
 
     /// The error that refuses the pod because of this file.

@@ -88,6 +88,19 @@ fn of_the_dead(state: &ProcState) -> io::Result<OwnedFd> {
     }
 }
 
+/// Refuses a file of `/proc/pressure` that tells when there is too much of it: nobody can read at how much.
+fn refuse_trigger(descriptor: &Descriptor) -> Result<(), CaptureError> {
+    let may_have =
+        descriptor.link.starts_with(b"/proc/pressure/") && descriptor.flags() & libc::O_ACCMODE != libc::O_RDONLY;
+    // One that has none finds this wrong, and one that has takes no other.
+    match may_have.then(|| nix::unistd::write(&descriptor.file, b"?")) {
+        Some(Err(nix::Error::EBUSY)) => {
+            Err(descriptor.refuse("tells its program of pressure (a trigger), which cannot be checkpointed yet"))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl FileKind for Proc {
     fn name(&self) -> &'static str {
         "proc"
@@ -97,7 +110,12 @@ impl FileKind for Proc {
         descriptor.link.starts_with(b"/") && super::of_proc(descriptor)
     }
 
+    fn check(&self, descriptor: &Descriptor) -> Result<(), CaptureError> {
+        refuse_trigger(descriptor)
+    }
+
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
+        refuse_trigger(descriptor)?;
         let (flags, position) = (descriptor.flags(), descriptor.position());
         let path = descriptor.link.clone();
         let nested = look.nests.shows_others(descriptor);

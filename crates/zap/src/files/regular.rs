@@ -113,15 +113,19 @@ impl FileKind for Regular {
 
 /// The path of a file, and where its contents come from.
 fn source(look: &mut Look<'_>, descriptor: &Descriptor) -> Result<(Vec<u8>, Source), CaptureError> {
-    let named = unlinked::is_named(look, descriptor, &descriptor.link);
-    if !named {
-        let Some(path) = descriptor.link.strip_suffix(b" (deleted)") else {
+    let mut path = descriptor.link.clone();
+    let removed = descriptor.link.strip_suffix(b" (deleted)");
+    // One without any name is still found where it is mounted itself.
+    let mounted = removed.filter(|_| descriptor.stat.st_nlink == 0);
+    if let Some(mounted) = mounted.filter(|path| unlinked::is_named(look, descriptor, path)) {
+        path = mounted.to_vec();
+    } else if !unlinked::is_named(look, descriptor, &path) {
+        let Some(path) = removed else {
             return Err(descriptor.refuse("is hidden by another file or mount, so that a restart could not find it"));
         };
         let state = unlinked::capture(look, descriptor, path)?;
         return Ok((path.to_vec(), Source::Unlinked(state)));
     }
-    let path = descriptor.link.clone();
     let source = match origin(look, descriptor, reopen::as_path(&path))? {
         Origin::Layer | Origin::Kernel => Source::Path,
         Origin::External => Source::External,

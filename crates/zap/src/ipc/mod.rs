@@ -4,6 +4,7 @@
 //! when a process ends is kept with the process ([`undo`]).
 
 mod capture;
+pub mod limits;
 pub mod posix;
 mod restart;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use nix::sys::stat::Mode;
 use super::late::Late;
 use super::restart::{Sources, in_slot, missing, propagation};
 use super::table::join;
-use super::{NestState, NestedMount, NestedSource};
+use super::{Holder, NestState, NestedMount, NestedSource};
 use crate::error::{Context, RebuildError};
 use crate::files::mounts::{as_path, relative};
 use crate::namespaces::{NamespaceId, NamespaceState};
@@ -102,8 +102,10 @@ impl<'f> Frame<'f> {
         let owner_of = |id| states.iter().find(|other| other.id == id).and_then(|other| other.owner);
         let is_foreign = |mount: &NestedMount| match &mount.source {
             NestedSource::Home(_) => true,
-            NestedSource::Part(other, ..) => owner_of(*other) != state.owner,
-            NestedSource::New(_) => false,
+            NestedSource::Part(other, ..) | NestedSource::Removed(Holder::Mount(other, _), _) => {
+                owner_of(*other) != state.owner
+            }
+            NestedSource::New(_) | NestedSource::Removed(Holder::Nobody(_), _) => false,
         };
         Frame { nest, owner, foreign: nest.mounts.iter().map(is_foreign).collect() }
     }

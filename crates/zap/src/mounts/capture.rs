@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::removed::{REMOVED, is_removed};
 use super::shown::{first_process, kind_shown};
 use super::table::{Entry, below, join, parse};
 use super::{FileSystem, MountState, Source};
@@ -163,14 +164,6 @@ pub(super) fn check_unbindable<'e>(
     }
 }
 
-/// What was shown when its directory or file was removed: the kernel says so in the path.
-pub(super) fn check_removed(entry: &Entry) -> Result<(), &'static str> {
-    match entry.root.ends_with(b"//deleted") {
-        true => Err("shows what was removed, which cannot be checkpointed yet"),
-        false => Ok(()),
-    }
-}
-
 /// A copy of a mount without what is mounted on it, or the mount itself if there can be no copy; `None` if it is covered.
 pub(super) fn view(namespace: &OwnedFd, entry: &Entry) -> Result<Option<OwnedFd>, CaptureError> {
     let (path, id, is_unbindable) = (as_path(&entry.point).to_owned(), entry.id, entry.propagates("unbindable"));
@@ -212,7 +205,9 @@ pub fn capture(
     let (born, made) = made_since(spec, init, born)?;
     let mut states: Vec<MountState> = Vec::with_capacity(made.len());
     for (place, entry) in made.iter().enumerate() {
-        check_removed(entry).map_err(|why| refuse(entry, why))?;
+        if is_removed(entry) {
+            return Err(refuse(entry, REMOVED));
+        }
         let whole = widest(&made, &entry.device).filter(|first| *first != place);
         let source = match (born.iter().rev().find(|old| holds(old, entry)), whole) {
             (Some(old), _) => bind(init, old, entry)?,

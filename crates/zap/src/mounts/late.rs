@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use super::assemble::{Frame, attach_late};
 use super::restart::{Sources, new_in};
-use super::{FileSystem, NestState, NestedMount, NestedSource};
+use super::{FileSystem, Holder, NestState, NestedMount, NestedSource};
 use crate::error::{Context, RebuildError};
 use crate::files::mounts::as_path;
 use crate::ids::{HostPid, PodPid};
@@ -56,9 +56,11 @@ impl Late {
     /// Whether what a mount shows is made late.
     pub(crate) fn awaits(&self, mount: &NestedMount) -> bool {
         match &mount.source {
-            NestedSource::Home(_) => false,
+            NestedSource::Home(_) | NestedSource::Removed(Holder::Nobody(_), _) => false,
             NestedSource::New(system) => shows(system).is_some(),
-            NestedSource::Part(other, first, _) => self.0.contains(&(*other, *first)),
+            NestedSource::Part(other, first, _) | NestedSource::Removed(Holder::Mount(other, first), _) => {
+                self.0.contains(&(*other, *first))
+            }
         }
     }
 }
@@ -125,9 +127,9 @@ impl LateMounts {
                 new_in(image, system, &first)
             }
             NestedSource::Part(other, first, rest) => self.sources.part(*other, *first, rest),
-            NestedSource::Home(path) => {
+            NestedSource::Home(_) | NestedSource::Removed(..) => {
                 let source = std::io::Error::other("it does not come late");
-                Err(source).rebuilding("binding", as_path(path).display())
+                Err(source).rebuilding("binding", as_path(&mount.place).display())
             }
         }
     }

@@ -5,6 +5,7 @@ mod assemble;
 mod capture;
 mod late;
 mod nest;
+mod removed;
 mod restart;
 mod shown;
 mod table;
@@ -20,6 +21,7 @@ pub(crate) use late::Late;
 pub use late::LateMounts;
 pub use nest::{NestState, NestedMount, NestedSource, Nests, fill};
 
+pub use removed::{Holder, RemovedFile};
 pub use restart::{Maker, Sources, make};
 pub use table::{Entry, parse};
 pub(crate) use table::{below, join};

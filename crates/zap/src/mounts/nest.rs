@@ -12,6 +12,7 @@ use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
 use super::capture::{Fresh, Home, Made, archive_of, born_place, check_terminals, contents_of, file_system, view};
+use super::removed::{self, Holder, RemovedFile};
 use super::shown::{self, Shown};
 use super::table::{Entry, below, parse};
 use super::{FileSystem, capture};
@@ -57,6 +58,8 @@ pub enum NestedSource {
     New(FileSystem),
     /// Part of a file system that a mount of that namespace, which has no higher number, made: by its place in the list.
     Part(NamespaceId, usize, #[serde(with = "serde_bytes")] Vec<u8>),
+    /// A file of such a file system that has no name there any more.
+    Removed(Holder, RemovedFile),
 }
 
 /// A mount namespace that was met.
@@ -155,8 +158,9 @@ impl Nests {
     /// Where a file system that is not the pod's own is shown first, by the place of the namespace and that of the mount:
     /// of the mounts there, by the one that shows most of it.
     fn first(&self, device: &[u8]) -> Option<(usize, usize)> {
+        let shows = |entry: &Entry| entry.device == device && !removed::is_removed(entry);
         let most = |nest: &Nest| {
-            let mounts = nest.entries.iter().enumerate().filter(|(_, (entry, _))| entry.device == device);
+            let mounts = nest.entries.iter().enumerate().filter(|(_, (entry, _))| shows(entry));
             mounts.min_by_key(|(_, (entry, _))| entry.root.len()).map(|(place, _)| place)
         };
         self.nests.iter().enumerate().find_map(|(place, nest)| Some((place, most(nest)?)))
@@ -207,7 +211,6 @@ impl Nests {
         if entry.has_peers(home.all().chain(nested)) {
             return Err(nest.refuse(entry, capture::PEERS));
         }
-        capture::check_removed(entry).map_err(|why| nest.refuse(entry, why))?;
         let above = on.map(|on| &nest.entries[on].0.point);
         Ok(NestedMount {
             on: *on,
@@ -228,6 +231,9 @@ impl Nests {
     ) -> Result<NestedSource, CaptureError> {
         let nest = &self.nests[place];
         let entry = &nest.entries[index].0;
+        if removed::is_removed(entry) {
+            return self.removed((place, index));
+        }
         if home.all().any(|old| old.device == entry.device) {
             let gone = "shows what the pod itself does not, or has covered, which cannot be checkpointed yet";
             return home.path_to(init, entry).map(NestedSource::Home).ok_or_else(|| nest.refuse(entry, gone));
@@ -239,6 +245,24 @@ impl Nests {
             return Ok(NestedSource::Part(id, most, rest.to_vec()));
         }
         nest.own_file_system(entry, fresh, &self.shown).map(NestedSource::New)
+    }
+
+    /// What was removed since it was mounted: a file is made anew where its file system is shown, or else in one of its own.
+    fn removed(&self, (place, index): (usize, usize)) -> Result<NestedSource, CaptureError> {
+        let nest = &self.nests[place];
+        let entry = &nest.entries[index].0;
+        let alike = |(other, _): &(Entry, _)| (&other.device, &other.root) == (&entry.device, &entry.root);
+        let mut first = self.nests.iter().filter_map(|nest| Some((nest.id, nest.entries.iter().position(alike)?)));
+        if let Some((id, first)) = first.next().filter(|first| *first != (nest.id, index)) {
+            return Ok(NestedSource::Part(id, first, Vec::new()));
+        }
+        let whole = self.first(&entry.device);
+        let root = whole.map_or(&b"/"[..], |(place, most)| &self.nests[place].entries[most].0.root);
+        let file = removed::capture(&nest.path(&entry.point), entry, root);
+        let file = file.capturing("reading", "a mounted file")?.map_err(|why| nest.refuse(entry, why))?;
+        let alone = || FileSystem { root: b"/".to_vec(), ..file_system(entry, None) };
+        let holder = whole.map_or_else(|| Holder::Nobody(alone()), |(at, most)| Holder::Mount(self.nests[at].id, most));
+        Ok(NestedSource::Removed(holder, file))
     }
 }
 

@@ -8,8 +8,9 @@ use std::path::Path;
 
 use super::capture::path_of;
 use super::late::Late;
+use super::removed::{self, RemovedFile};
 use super::shown::kind_shown;
-use super::{FileSystem, MountState, NestState, NestedMount, NestedSource, Source};
+use super::{FileSystem, Holder, MountState, NestState, NestedMount, NestedSource, Source};
 use crate::error::{Context, RebuildError};
 use crate::files::mounts::{as_path, relative};
 use crate::image::ImageReader;
@@ -174,7 +175,11 @@ pub(super) fn in_slot(open: &dyn Fn() -> io::Result<OwnedFd>) -> io::Result<Owne
 
 /// What is to be mounted in the mount namespaces of an image, attached nowhere yet.
 #[derive(Default)]
-pub struct Sources(HashMap<(NamespaceId, usize), OwnedFd>);
+pub struct Sources {
+    mounts: HashMap<(NamespaceId, usize), OwnedFd>,
+    /// Names that mounted files have until they are where they are to be.
+    names: HashMap<(NamespaceId, usize), removed::Name>,
+}
 
 impl Sources {
     /// Prepares what one of them shows, while nothing is attached: what is taken from others must have been prepared.
@@ -185,7 +190,7 @@ impl Sources {
         nest: &NestState,
         (maker, late, made): (Option<Maker<'_>>, &Late, &Made),
     ) -> Result<(), RebuildError> {
-        let is_part = |state: &NestedMount| matches!(state.source, NestedSource::Part(..));
+        let is_part = |state: &NestedMount| matches!(state.source, NestedSource::Part(..) | NestedSource::Removed(..));
         let ready = nest.mounts.iter().enumerate().filter(|(_, state)| !late.awaits(state));
         let (parts, wholes): (Vec<_>, Vec<_>) = ready.partition(|(_, state)| is_part(state));
         for (place, state) in wholes.into_iter().chain(parts) {
@@ -208,6 +213,11 @@ impl Sources {
                     }
                 },
                 NestedSource::Part(other, first, rest) => self.part(*other, *first, rest)?,
+                NestedSource::Removed(holder, file) => {
+                    let (mounted, name) = self.removed(image, holder, file, maker)?;
+                    self.names.insert((id, place), name);
+                    mounted
+                }
             };
             self.put(id, place, state, mounted)?;
         }
@@ -216,8 +226,35 @@ impl Sources {
 
     /// A copy of part of what another mount shows.
     pub(super) fn part(&self, other: NamespaceId, first: usize, rest: &[u8]) -> Result<OwnedFd, RebuildError> {
-        let inside = path_of(self.find(other, first)?).join(relative(rest));
+        let whole = path_of(self.find(other, first)?);
+        // It may be a file.
+        let inside = if rest.is_empty() { whole } else { whole.join(relative(rest)) };
         mount::copy_mount(&inside, false).rebuilding("binding", as_path(rest).display())
+    }
+
+    /// A file without a name in the file system of another mount, or in one of its own.
+    fn removed(
+        &self,
+        image: &ImageReader,
+        holder: &Holder,
+        file: &RemovedFile,
+        maker: Option<Maker<'_>>,
+    ) -> Result<(OwnedFd, removed::Name), RebuildError> {
+        let make = || match holder {
+            Holder::Mount(other, first) => {
+                removed::make(file, self.find(*other, *first)?, false).rebuilding("making", "a mounted file")
+            }
+            Holder::Nobody(system) => {
+                let whole = new(image, system, maker, &here)?;
+                removed::make(file, &whole, true).rebuilding("making", "a mounted file")
+            }
+        };
+        match maker.and_then(|maker| maker.someone) {
+            None => make(),
+            Some(someone) => {
+                capability::making_as(someone, make).rebuilding("becoming", "a user of a user namespace")?
+            }
+        }
     }
 
     /// Keeps what a mount shows, with the mount's options.
@@ -230,18 +267,19 @@ impl Sources {
     ) -> Result<(), RebuildError> {
         mount::shape(mounted.as_fd(), state.attributes, 0)
             .rebuilding("setting the options of", as_path(&state.place).display())?;
-        self.0.insert((id, place), mounted);
+        self.mounts.insert((id, place), mounted);
         Ok(())
     }
 
     /// What a mount shows.
     pub(super) fn find(&self, id: NamespaceId, place: usize) -> Result<&OwnedFd, RebuildError> {
-        self.0.get(&(id, place)).ok_or_else(|| missing(place))
+        self.mounts.get(&(id, place)).ok_or_else(|| missing(place))
     }
 
     /// Forgets the others.
     pub(super) fn keep(&mut self, is_wanted: impl Fn(NamespaceId, usize) -> bool) {
-        self.0.retain(|(id, place), _| is_wanted(*id, *place));
+        self.mounts.retain(|(id, place), _| is_wanted(*id, *place));
+        self.names.retain(|(id, place), _| is_wanted(*id, *place));
     }
 }
 

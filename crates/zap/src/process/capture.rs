@@ -22,7 +22,7 @@ use crate::process::hold::{HeldPod, HeldProcess, HoldError, Share, Standing};
 use crate::process::limits;
 use crate::process::proc_files::{Stat, Status};
 use crate::process::segments::{self, SegmentState};
-use crate::process::sharing::{Groups, Kinship};
+use crate::process::sharing::{self, Groups, Kinship};
 use crate::process::signals::{self, QueuedSignal};
 use crate::process::state::{EndedState, Inner, Place, ProcessState, TerminalState};
 use crate::process::statuses::Statuses;
@@ -97,6 +97,11 @@ pub fn ask_threads(share: &mut Share, statuses: Arc<Statuses>) -> Result<Vec<(Po
         let others = threads.get_mut(1..).unwrap_or_default();
         Held::begin_all(others, ground, 0, &batch)?;
     }
+    // Meanwhile they answer.
+    let alike = share.held.iter().try_for_each(|HeldProcess { found, threads, .. }| {
+        let others = threads.iter().skip(1).map(|held| held.name.host);
+        sharing::check_threads(&found.subject, others)
+    });
     let mut buffer = Vec::new();
     for HeldProcess { found, threads, ground, learned, .. } in &mut share.held {
         let others = threads.get_mut(1..).unwrap_or_default();
@@ -106,31 +111,35 @@ pub fn ask_threads(share: &mut Share, statuses: Arc<Statuses>) -> Result<Vec<(Po
             learned.push(threads::capture(held, found.level(), &status, &questions, results, &mut buffer)?);
         }
     }
+    alike?;
     Ok(Vec::new())
 }
 
 /// Refuses threads with which rings of `io_uring` are registered (`IORING_REGISTER_RING_FDS`): which, the kernel does not say.
-/// A job of a tracer.
-pub fn refuse_registered_rings(share: &mut Share, (): ()) -> Result<Vec<(PodPid, ())>, HoldError> {
+/// Where `anybody` may make some, nothing else may lead to one. A job of a tracer.
+pub fn refuse_registered_rings(share: &mut Share, anybody: bool) -> Result<Vec<(PodPid, ())>, HoldError> {
     /// `IO_RINGFD_REG_MAX`, and `IORING_ENTER_REGISTERED_RING`.
     const MOST: i32 = 16;
     const REGISTERED: i32 = 1 << 4;
-    for HeldProcess { found, threads, ground, .. } in share.held.iter_mut().filter(|process| process.has_rings) {
-        let mut batch = Batch::new();
-        let enter = |number: i32| {
-            batch.attempt(libc::SYS_io_uring_enter, [number.into(), 0u64.into(), 0u64.into(), REGISTERED.into()])
-        };
-        let calls: Vec<Call> = (0..MOST).map(enter).collect();
+    let mut batch = Batch::new();
+    let enter = |number: i32| {
+        batch.attempt(libc::SYS_io_uring_enter, [number.into(), 0u64.into(), 0u64.into(), REGISTERED.into()])
+    };
+    let calls: Vec<Call> = (0..MOST).map(enter).collect();
+    let may_have = |process: &HeldProcess| anybody || process.has_rings;
+    for HeldProcess { threads, ground, .. } in share.held.iter_mut().filter(|process| may_have(process)) {
         Held::begin_all(threads, ground, 0, &batch)?;
+    }
+    let is_there = |results: &Results, call: Call| [0, -i64::from(libc::EBADFD)].contains(&results.get(call));
+    let mut refused = None;
+    for HeldProcess { found, threads, ground, .. } in share.held.iter_mut().filter(|process| may_have(process)) {
         let results = Held::finish_all(threads, ground, 0, &batch)?;
-        let is_there = |results: &Results, call: Call| [0, -i64::from(libc::EBADFD)].contains(&results.get(call));
         if results.iter().any(|results| calls.iter().any(|call| is_there(results, *call))) {
-            let why =
-                "is registered with one of its threads (IORING_REGISTER_RING_FDS), which cannot be checkpointed yet";
-            return Err(found.subject.refuse("an io_uring", why).into());
+            refused = Some(found.subject.clone());
         }
     }
-    Ok(Vec::new())
+    let why = "is registered with one of its threads (IORING_REGISTER_RING_FDS), which cannot be checkpointed yet";
+    refused.map_or(Ok(Vec::new()), |subject| Err(subject.refuse("an io_uring", why).into()))
 }
 
 /// Reads memory that the kernel shows tracers alone. A job of a tracer.

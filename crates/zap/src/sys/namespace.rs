@@ -145,6 +145,24 @@ pub fn loopback_up() -> io::Result<()> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into()).map(drop)
 }
 
+/// Has an interface of the caller's network namespace listen to a group, by its hardware address, until it is told otherwise.
+pub fn listen_to(interface: &str, group: &[u8]) -> io::Result<()> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: an all-zero ifreq is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let mut address = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
+    for (to, from) in address.sa_data.iter_mut().zip(group) {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_hwaddr = address;
+    // SAFETY: the kernel reads one ifreq, which outlives the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDMULTI, &raw const request) }.into()).map(drop)
+}
+
 /// Names the domain of the caller's host name namespace.
 pub fn set_domain(name: &[u8]) -> io::Result<()> {
     // SAFETY: the kernel reads the bytes of the name, which outlive the call.

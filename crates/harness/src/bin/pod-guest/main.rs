@@ -26,6 +26,7 @@ mod namespaces;
 mod nested;
 mod nests;
 mod network;
+mod networks_rare;
 mod oddities;
 mod openings;
 mod plenty;
@@ -85,6 +86,7 @@ const TOPICS: &[&[Kind]] = &[
     oddities::KINDS,
     wires::KINDS,
     network::KINDS,
+    networks_rare::KINDS,
     requests::KINDS,
     moving::KINDS,
     nests::KINDS,

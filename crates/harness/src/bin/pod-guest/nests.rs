@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use crate::mounts::{directory, mount, table};
 use crate::namespaces::{become_ordinary, become_root, unshare};
@@ -12,6 +12,8 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("mounts-namespace", mounts_namespace),
     ("mounts-namespace-copied", mounts_namespace_copied),
     ("namespace-of-mounts", namespace_of_mounts),
+    ("namespace-of-mounts-data", namespace_of_mounts_data),
+    ("namespace-of-mounts-data-alone", namespace_of_mounts_data_alone),
     ("namespace-of-mounts-pivoted", namespace_of_mounts_pivoted),
     ("namespace-of-mounts-overlay", namespace_of_mounts_overlay),
 ];
@@ -168,6 +170,82 @@ fn namespace_of_mounts() -> Checked {
             check(unsafe { libc::umount(c"/run".as_ptr()) } != 0, "what is below was revealed")
         },
     )
+}
+
+/// As sandboxes give programs files: mounted where they are to be seen, and removed where they were made.
+fn namespace_of_mounts_data() -> Checked {
+    std::fs::create_dir_all("/mnt/base").map_err(text)?;
+    let facts = || -> Result<_, String> {
+        let found = std::fs::metadata("/mnt/base/root/read").map_err(text)?;
+        Ok((found.mode(), found.nlink(), found.mtime(), found.len()))
+    };
+    elsewhere(
+        || {
+            become_root(libc::CLONE_NEWNS)?;
+            private()?;
+            mount("base", "/mnt/base", "tmpfs", 0, "mode=755")?;
+            std::fs::create_dir("/mnt/base/root").map_err(text)?;
+            for (name, contents) in [("read", "to be read"), ("written", "to be written"), ("empty", "")] {
+                let (made, seen) = (format!("/mnt/base/data-{name}"), format!("/mnt/base/root/{name}"));
+                write(&made, contents)?;
+                write(&seen, "")?;
+                std::fs::set_permissions(&made, std::fs::Permissions::from_mode(0o640)).map_err(text)?;
+                mount(&made, &seen, "", libc::MS_BIND, "")?;
+                std::fs::remove_file(&made).map_err(text)?;
+            }
+            let read_only = libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY;
+            mount("", "/mnt/base/root/read", "", read_only, "")?;
+            mount("", "/mnt/base", "", read_only, "")?;
+            Ok((File::open("/mnt/base/root/read").map_err(text)?, facts()?))
+        },
+        |(mut open, before)| {
+            let mut contents = String::new();
+            std::io::Read::read_to_string(&mut open, &mut contents).map_err(text)?;
+            equal("what an open one has", contents, "to be read".into())?;
+            equal("what is read", read("/mnt/base/root/read")?, "to be read".into())?;
+            equal("permissions, names, time, length", facts()?, before)?;
+            check(std::fs::write("/mnt/base/root/read", "").is_err(), "it can be written to")?;
+            equal("what is written", read("/mnt/base/root/written")?, "to be written".into())?;
+            write("/mnt/base/root/written", "anew")?;
+            equal("an empty one", read("/mnt/base/root/empty")?, String::new())?;
+            check(std::fs::write("/mnt/base/new", "").is_err(), "the rest can be written to")?;
+            equal("the names there", std::fs::read_dir("/mnt/base").map_err(text)?.count(), 1)
+        },
+    )
+}
+
+/// The same, with nothing left of the file system in which the file was made; seen from a copy of the namespace as well.
+fn namespace_of_mounts_data_alone() -> Checked {
+    std::fs::create_dir_all("/mnt/base").map_err(text)?;
+    write("/mnt/seen", "")?;
+    let (copied, written) = (Gate::new()?, Gate::new()?);
+    elsewhere(
+        || {
+            become_root(libc::CLONE_NEWNS)?;
+            private()?;
+            mount("base", "/mnt/base", "tmpfs", 0, "mode=755")?;
+            std::fs::create_dir("/mnt/base/deep").map_err(text)?;
+            write("/mnt/base/deep/data", "data")?;
+            mount("/mnt/base/deep/data", "/mnt/seen", "", libc::MS_BIND, "")?;
+            std::fs::remove_file("/mnt/base/deep/data").map_err(text)?;
+            done("umount", unsafe { libc::umount2(c"/mnt/base".as_ptr(), libc::MNT_DETACH) })?;
+            let child = fork(|| {
+                unshare(libc::CLONE_NEWNS)?;
+                copied.open()?;
+                written.pass(1)?;
+                equal("what another has written", read("/mnt/seen")?, "anew".into())
+            })?;
+            copied.pass(1)?;
+            Ok(child)
+        },
+        |child| {
+            equal("what is there", read("/mnt/seen")?, "data".into())?;
+            write("/mnt/seen", "anew")?;
+            written.open()?;
+            reap(child)
+        },
+    )?;
+    equal("what is below it", read("/mnt/seen")?, String::new())
 }
 
 /// As container programs do it: a root of its own, with parts of the pod's, and what was the root is gone.

@@ -36,7 +36,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("network-tunnel", network_tunnel),
 ];
 
-fn program(command: &str) -> Result<String, String> {
+pub(crate) fn program(command: &str) -> Result<String, String> {
     let mut words = command.split(' ');
     let output = std::process::Command::new(words.next().unwrap_or_default()).args(words).output();
     let output = output.map_err(|e| format!("{command}: {e}"))?;
@@ -44,7 +44,7 @@ fn program(command: &str) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn programs(commands: &[&str]) -> Checked {
+pub(crate) fn programs(commands: &[&str]) -> Checked {
     commands.iter().try_for_each(|command| program(command).map(drop))
 }
 
@@ -97,7 +97,7 @@ fn same(before: &[String], now: &[String]) -> Checked {
 }
 
 /// What is shown once the kernel has done its part: carriers, addresses of its own.
-fn settled() -> Result<Vec<String>, String> {
+pub(crate) fn settled() -> Result<Vec<String>, String> {
     let mut before = shown()?;
     until("the network to come to rest", || {
         let now = shown().unwrap_or_default();
@@ -108,7 +108,7 @@ fn settled() -> Result<Vec<String>, String> {
     Ok(before)
 }
 
-fn changed(by: &[&str]) -> Checked {
+pub(crate) fn changed(by: &[&str]) -> Checked {
     programs(by)?;
     let before = settled()?;
     hold()?;

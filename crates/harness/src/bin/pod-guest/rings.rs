@@ -20,6 +20,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("io-uring-provided", io_uring_provided),
     ("io-uring-timed", io_uring_timed),
     ("io-uring-registered", io_uring_registered),
+    ("io-uring-nowhere", io_uring_nowhere),
     ("io-uring-wide", io_uring_wide),
 ];
 
@@ -316,6 +317,27 @@ fn io_uring_registered() -> Checked {
     ring.register(20, update.as_ptr() as u64, 1)?;
     hold_loosely()?;
     ring.run(3, 0)
+}
+
+/// A ring in memory of the program's own, that a thread has under a number and no descriptor leads to.
+fn io_uring_nowhere() -> Checked {
+    const OWN_MEMORY: u32 = 1 << 14;
+    const WITHOUT_DESCRIPTOR: u32 = 1 << 15;
+    const REGISTERED: u64 = 1 << 4;
+    // Where the parameters say where requests and queues are to be.
+    const PLACES: [usize; 2] = [18, 28];
+    let mut parameters = [0u32; 30];
+    parameters[2] = OWN_MEMORY | WITHOUT_DESCRIPTOR;
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    for place in PLACES {
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) } as u64;
+        (parameters[place], parameters[place + 1]) = (start as u32, (start >> 32) as u32);
+    }
+    let number = call("io_uring_setup", libc::SYS_io_uring_setup, [u64::from(ROOM), parameters.as_mut_ptr() as u64])?;
+    let asked = || call("io_uring_enter", libc::SYS_io_uring_enter, [number as u64, 0, 0, REGISTERED]);
+    equal("what it does", asked()?, 0)?;
+    hold_loosely()?;
+    equal("what it does", asked()?, 0)
 }
 
 /// A ring whose answers are twice as long.

@@ -16,6 +16,9 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("shared-memory-siblings", shared_memory_siblings),
     ("shared-memory-written", shared_memory_written),
     ("shared-memory-stopped", shared_memory_stopped),
+    ("thread-directory", thread_directory),
+    ("thread-files", thread_files),
+    ("thread-undo-list", thread_undo_list),
 ];
 
 /// A child made by `clone(2)` with these flags and SIGCHLD.
@@ -434,4 +437,59 @@ fn shared_memory_stopped() -> Checked {
     reap(child)?;
     equal("how many went on", WORD.load(Ordering::SeqCst), 2)?;
     nothing_wrong()
+}
+
+/// A thread that has left what it shares with the others.
+fn apart(flag: i32, then: impl FnOnce() -> Checked + Send, afterwards: impl FnOnce() -> Checked + Send) -> Checked {
+    let set_up = Gate::new()?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            done("unshare", unsafe { libc::unshare(flag) })?;
+            then()?;
+            set_up.open()?;
+            await_go();
+            afterwards()
+        });
+        set_up.pass(1)?;
+        hold_loosely()?;
+        thread.join().unwrap_or_else(|_| Err("it panicked".into()))
+    })
+}
+
+/// A thread in a directory of its own, as file servers have them.
+fn thread_directory() -> Checked {
+    apart(
+        libc::CLONE_FS,
+        || std::env::set_current_dir("/usr").map_err(|e| e.to_string()),
+        || equal("where it is", working_directory(), "/usr".into()),
+    )
+}
+
+/// A thread with descriptors of its own.
+fn thread_files() -> Checked {
+    let file = std::fs::File::open("/dev/null").map_err(|e| e.to_string())?;
+    let number = file.as_raw_fd();
+    let closed = || unsafe { libc::fcntl(number, libc::F_GETFD) } == -1;
+    apart(
+        libc::CLONE_FILES,
+        || done("close", unsafe { libc::close(number) }).map(drop),
+        || check(closed(), "it has another's descriptor"),
+    )?;
+    check(!closed(), "the others' is closed")
+}
+
+/// A thread that gives back on its own what it has taken of semaphores.
+fn thread_undo_list() -> Checked {
+    let set = call("semget", libc::SYS_semget, [libc::IPC_PRIVATE as u64, 1, 0o600])?;
+    let value = move || call("semctl", libc::SYS_semctl, [set as u64, 0, libc::GETVAL as u64, 0]);
+    apart(
+        libc::CLONE_SYSVSEM,
+        move || {
+            let operation = libc::sembuf { sem_num: 0, sem_op: 3, sem_flg: libc::SEM_UNDO as i16 };
+            call("semop", libc::SYS_semop, [set as u64, &raw const operation as u64, 1]).map(drop)
+        },
+        move || equal("the value", value()?, 3),
+    )?;
+    until("the thread to have given it back", || value() == Ok(0))?;
+    call("semctl", libc::SYS_semctl, [set as u64, 0, libc::IPC_RMID as u64, 0]).map(drop)
 }

@@ -7,6 +7,9 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("performance-counter", performance_counter),
     ("bpf-map", bpf_map),
     ("seccomp-listener", seccomp_listener),
+    ("pressure-trigger", pressure_trigger),
+    ("flow-label", flow_label),
+    ("mounts-limit-of-messages", mounts_limit_of_messages),
 ];
 
 /// A program that sees to its own page faults.
@@ -51,4 +54,50 @@ fn seccomp_listener() -> Checked {
     let listener = call("seccomp", libc::SYS_seccomp, [1, NEW_LISTENER, (&raw const program) as u64])? as i32;
     hold_loosely()?;
     done("fcntl", unsafe { libc::fcntl(listener, libc::F_GETFD) }).map(drop)
+}
+
+/// A program that is told when memory is short.
+fn pressure_trigger() -> Checked {
+    let mut file = std::fs::File::options().read(true).write(true).open("/proc/pressure/memory");
+    let file = file.as_mut().map_err(|e| e.to_string())?;
+    let trigger = b"some 150000 2000000\0";
+    std::io::Write::write_all(file, trigger).map_err(|e| e.to_string())?;
+    // Another, that only looks.
+    let mut beside =
+        std::fs::File::options().read(true).write(true).open("/proc/pressure/io").map_err(|e| e.to_string())?;
+    hold_loosely()?;
+    std::io::Write::write_all(&mut beside, trigger).map_err(|e| e.to_string())?;
+    let again = std::io::Write::write(file, trigger).map_err(|e| e.raw_os_error());
+    equal("a second trigger", again, Err(Some(libc::EBUSY)))
+}
+
+/// A socket that may label what it sends.
+fn flow_label() -> Checked {
+    const MANAGE: i32 = 32;
+    const LABEL: u32 = 0x12345;
+    // struct in6_flowlabel_req: to whom, which, get, exclusively, create it, how long.
+    let mut request = [0u8; 32];
+    request[15] = 1;
+    request[16..20].copy_from_slice(&LABEL.to_be_bytes());
+    (request[21], request[22]) = (1, 1);
+    request[24..28].copy_from_slice(&[100, 0, 100, 0]);
+    let socket = std::net::UdpSocket::bind("[::1]:0").map_err(|e| e.to_string())?;
+    let number = std::os::fd::AsRawFd::as_raw_fd(&socket);
+    let made = unsafe { libc::setsockopt(number, libc::IPPROTO_IPV6, MANAGE, request.as_ptr().cast(), 32) };
+    done("IPV6_FLOWLABEL_MGR", made)?;
+    let to = std::net::SocketAddrV6::new(std::net::Ipv6Addr::LOCALHOST, 9, LABEL.to_be(), 0);
+    let send = unsafe { libc::setsockopt(number, libc::IPPROTO_IPV6, 33, (&raw const number).cast(), 4) };
+    done("IPV6_FLOWINFO_SEND", send)?;
+    hold_loosely()?;
+    socket.send_to(b"labelled", to).map(drop).map_err(|e| e.to_string())
+}
+
+/// A limit that was set through a proc of the program's own.
+fn mounts_limit_of_messages() -> Checked {
+    crate::mounts::directory("/mnt/proc")?;
+    crate::mounts::mount("proc", "/mnt/proc", "proc", 0, "")?;
+    write("/mnt/proc/sys/kernel/msgmax", "5000")?;
+    done("umount", unsafe { libc::umount(c"/mnt/proc".as_ptr()) })?;
+    hold_loosely()?;
+    equal("the limit", read("/proc/sys/kernel/msgmax")?.trim(), "5000")
 }

@@ -1,5 +1,6 @@
 //! Interfaces: those that a namespace is born with, and those that were made in it.
 
+use std::collections::HashMap;
 use std::io;
 
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,10 @@ const FLAGS: i32 = libc::IFF_UP
     | libc::IFF_ALLMULTI
     | libc::IFF_MULTICAST
     | libc::IFF_DYNAMIC;
+const GROUPS: &str = "/proc/thread-self/net/dev_mcast";
 const SKIP_STATISTICS: u32 = 1 << 3;
+const PROTO_DOWN: u16 = 39;
+const PROTO_DOWN_REASON: u16 = 55;
 const XDP: u16 = 43;
 const XDP_ATTACHED: u16 = 2;
 const GSO_MAX_SEGMENTS: u16 = 40;
@@ -36,7 +40,7 @@ pub(super) const INET6_GENERATION: u16 = 8;
 
 /// What an interface is made with, and what it is given afterwards where that is not so already.
 pub(super) const MADE_WITH: [u16; 2] = [libc::IFLA_NUM_TX_QUEUES, libc::IFLA_NUM_RX_QUEUES];
-pub(super) const GIVEN: [u16; 10] = [
+pub(super) const GIVEN: [u16; 13] = [
     libc::IFLA_ADDRESS,
     libc::IFLA_MTU,
     libc::IFLA_TXQLEN,
@@ -47,7 +51,13 @@ pub(super) const GIVEN: [u16; 10] = [
     GRO_MAX_SIZE,
     GSO_IPV4_MAX_SIZE,
     GRO_IPV4_MAX_SIZE,
+    libc::IFLA_LINKMODE,
+    PROTO_DOWN_REASON,
+    PROTO_DOWN,
 ];
+/// What says that it is in operation, where somebody has to; and what keeps it from that.
+pub(super) const IN_OPERATION: &[u16] = &[libc::IFLA_OPERSTATE];
+pub(super) const KEPT_DOWN: &[u16] = &[PROTO_DOWN_REASON, PROTO_DOWN];
 
 /// Kinds of interfaces, and those of their settings (`IFLA_INFO_DATA`) that can be given to new ones.
 const KINDS: [(&str, &[u16]); 7] = [
@@ -66,6 +76,8 @@ const BRIDGE: &[u16] = &[
 /// Settings of a port of a bridge (`IFLA_BRPORT_…`) that can be given.
 pub(super) const PORT: &[u16] = &[2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 25, 27, 28, 29, 30, 31, 32, 33, 39, 40];
 const BRIDGE_VLAN_FILTERING: u16 = 7;
+const BRIDGE_FIRST_VLAN: u16 = 39;
+const DUMMY: &str = "dummy";
 const TUN: &str = "tun";
 const TUN_OWNER: u16 = 1;
 const TUN_GROUP: u16 = 2;
@@ -104,6 +116,9 @@ pub struct InterfaceState {
     pub port: Vec<(u16, ByteBuf)>,
     /// Its other settings: addresses, sizes, names for people.
     pub settings: Vec<(u16, ByteBuf)>,
+    /// Groups that it was made to listen to by hand, by their hardware addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<ByteBuf>,
     /// How it comes by link-local addresses (`IN6_ADDR_GEN_MODE_…`).
     pub generation: Option<u8>,
 }
@@ -143,9 +158,11 @@ pub(super) fn list(
 ) -> io::Result<Vec<Found>> {
     let bodies = route.ask(libc::RTM_GETLINK, libc::NLM_F_DUMP, &question(0))?;
     let parsed = bodies.iter().filter_map(|body| parse(body, place));
+    let mut groups = groups(&std::fs::read_to_string(GROUPS)?);
     Ok(parsed
         .filter(|(state, ..)| !super::is_everywhere(&state.name, state.flags & UP != 0))
         .map(|(mut state, abroad, refusal)| {
+            state.groups = groups.remove(&state.index).unwrap_or_default();
             if born_with(&state) {
                 (state.kind, state.other, state.data) = (None, None, Vec::new());
                 return Ok((state, None));
@@ -153,6 +170,22 @@ pub(super) fn list(
             refusal.or_else(|| state.refusal()).map_or(Ok((state, abroad)), Err)
         })
         .collect())
+}
+
+/// Groups that somebody has made interfaces listen to, by their numbers: a line has number, name, by how many, whether so,
+/// address.
+fn groups(table: &str) -> HashMap<u32, Vec<ByteBuf>> {
+    let mut all: HashMap<u32, Vec<ByteBuf>> = HashMap::new();
+    for line in table.lines() {
+        let words: Vec<_> = line.split_ascii_whitespace().collect();
+        let [index, _, _, by_hand, address] = words[..] else { continue };
+        let byte = |at| u8::from_str_radix(address.get(at..at + 2)?, 16).ok();
+        let address: Option<Vec<u8>> = (0..address.len()).step_by(2).map(byte).collect();
+        if let (Ok(index), Some(address)) = (index.parse(), address.filter(|_| by_hand != "0")) {
+            all.entry(index).or_default().push(ByteBuf::from(address));
+        }
+    }
+    all
 }
 
 /// A request for interfaces without their statistics.
@@ -187,7 +220,15 @@ pub(super) fn parse(body: &[u8], place: Place) -> Option<(InterfaceState, Option
     // Elsewhere another interface may have the same number.
     let is_another = |other: &u32| *other != 0 && (abroad.is_some() || *other != index);
     let other = find(libc::IFLA_LINK).and_then(word).filter(is_another);
-    let is_tun = kind.as_deref() == Some(TUN);
+    let switched = matches!(kind.as_deref(), Some(TUN | DUMMY));
+    // Else the kernel sees to it.
+    let waits = find(libc::IFLA_LINKMODE).is_some_and(|mode| mode != [0]);
+    let wanted = [
+        &MADE_WITH[..],
+        &GIVEN,
+        if switched { &[libc::IFLA_CARRIER] } else { &[] },
+        if waits { &[libc::IFLA_OPERSTATE] } else { &[] },
+    ];
     let state = InterfaceState {
         index,
         name: text(find(libc::IFLA_IFNAME)?),
@@ -197,7 +238,8 @@ pub(super) fn parse(body: &[u8], place: Place) -> Option<(InterfaceState, Option
         other: other.filter(|_| abroad.is_none()).map(|index| Other { place, index }),
         bridge: find(libc::IFLA_MASTER).and_then(word),
         port: some(info(PORT_DATA).unwrap_or_default(), PORT),
-        settings: some(rest, &[&MADE_WITH[..], &GIVEN[..], if is_tun { &[libc::IFLA_CARRIER] } else { &[] }].concat()),
+        settings: some(rest, &wanted.concat()),
+        groups: Vec::new(),
         generation: v6(INET6_GENERATION).and_then(|mode| mode.first().copied()),
         kind,
     };
@@ -259,6 +301,23 @@ impl InterfaceState {
     /// The user and the group that may have files of it.
     pub(super) fn tun_owners(&self) -> [Option<u32>; 2] {
         [TUN_OWNER, TUN_GROUP].map(|wanted| self.datum(wanted).and_then(|value| word(value)))
+    }
+
+    /// What it is given afterwards: the carrier of some is whatever they are told.
+    pub(super) fn given(&self) -> Vec<u16> {
+        let carrier = (self.kind.as_deref() == Some(DUMMY)).then_some(libc::IFLA_CARRIER);
+        GIVEN.into_iter().chain(carrier).collect()
+    }
+
+    /// Whether it is a bridge.
+    pub(super) fn is_bridge(&self) -> bool {
+        self.kind.as_deref() == Some("bridge")
+    }
+
+    /// Which VLAN ports of the bridge have at first.
+    pub(super) fn first_vlan(&self) -> u16 {
+        let number = self.datum(BRIDGE_FIRST_VLAN).and_then(|value| value.first_chunk());
+        number.map_or(0, |number| u16::from_ne_bytes(*number))
     }
 
     /// Whether it is a veth.

@@ -4,13 +4,17 @@
 //! The pod's own can be changed with `--cap-add net_admin`, but for its settings, which any root may set.
 
 mod connections;
+mod features;
 mod filters;
+mod generic;
+mod groups;
 mod interfaces;
 mod remake;
 mod requests;
 mod restart;
 mod settings;
 mod tables;
+mod vlans;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -33,7 +37,9 @@ use crate::sys::{clone, descriptor, file, namespace, nsfs};
 use interfaces::Abroad;
 use settings::{Settings, Values};
 
+pub use features::Features;
 pub use filters::{FilterState, Part};
+pub use generic::Part as GenericPart;
 pub(crate) use interfaces::flags_of_tun;
 pub use interfaces::{InterfaceState, Other};
 pub(super) use requests::{index_of, word};
@@ -67,6 +73,12 @@ pub struct Configuration {
     /// Packet filters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filters: Option<FilterState>,
+    /// What parts of the kernel have that are spoken with through generic netlink.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub generic: BTreeMap<GenericPart, Entries>,
+    /// What interfaces are to do with packets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<Features>,
 }
 
 const DUMP: i32 = libc::NLM_F_DUMP;
@@ -153,6 +165,8 @@ impl Fresh {
         let no_addresses = Entries::new();
         *own == usual
             && found.filters.is_none()
+            && found.generic == self.configuration.generic
+            && found.features == self.configuration.features
             && addresses == Some(if up { &self.addresses } else { &no_addresses })
             && Table::ALL.iter().all(|table| {
                 let of = |configuration: &Configuration| configuration.tables.get(table).cloned().unwrap_or_default();
@@ -197,6 +211,7 @@ fn read_settings(pod: &LivePod) -> Result<JoinHandle<io::Result<Vec<Setting>>>, 
 /// Looks at the pod's network while it runs, and refuses what cannot be captured. Every process has been met.
 pub fn look_ahead(pod: &LivePod, met: &Sightings, mut ahead: Ahead) -> Result<Ahead, CaptureError> {
     let (spec, init) = (&pod.spec, pod.init);
+    refuse_labels(spec, init, met)?;
     // Others have use for descriptors too.
     let most = descriptor::most().capturing("asking", "how many files zap may open")? / 4;
     ahead.room = most.min(MOST_OPEN) as usize;
@@ -209,6 +224,30 @@ pub fn look_ahead(pod: &LivePod, met: &Sightings, mut ahead: Ahead) -> Result<Ah
         }
     }
     capture(pod, met, &ahead).map(|_| ahead)
+}
+
+/// Labels of IPv6 that sockets have leased are listed, but not whose they are.
+fn refuse_labels(spec: &PodSpec, init: HostPid, met: &Sightings) -> Result<(), CaptureError> {
+    const LABELS: &str = "net/ip6_flowlabel";
+    let why = "has labels of IPv6 that sockets have leased (IPV6_FLOWLABEL_MGR)";
+    // A host may be without IPv6.
+    let has = |text: io::Result<String>| text.is_ok_and(|text| has_labels(&text));
+    if spec.network != NetworkMode::Host && has(std::fs::read_to_string(init.proc(LABELS))) {
+        return Err(refused(None, met, why));
+    }
+    for (id, namespace) in met.of_kind(Kind::Network) {
+        if has(inside(namespace, || std::fs::read_to_string(format!("/proc/thread-self/{LABELS}")))) {
+            return Err(refused(Some(id), met, why));
+        }
+    }
+    Ok(())
+}
+
+/// Whether somebody has one: those that nobody has any more stay for a while. Each line has the label, who may share it, an
+/// owner, and how many have it.
+fn has_labels(text: &str) -> bool {
+    let users = |line: &str| line.split_ascii_whitespace().nth(3)?.parse::<u32>().ok();
+    text.lines().filter_map(users).any(|users| users != 0)
 }
 
 /// What of the pod's network is not as a restart makes it by itself.
@@ -296,7 +335,7 @@ impl Ahead {
 }
 
 impl Looked {
-    fn into_state(self) -> Result<Option<NetworkState>, CaptureError> {
+    fn into_state(mut self) -> Result<Option<NetworkState>, CaptureError> {
         let fresh = fresh()?;
         // What zap sets up in the pod's own is compared when it is there.
         let plain = self.place.is_some() && fresh.is_like(&self.configuration);
@@ -305,6 +344,8 @@ impl Looked {
         if plain && settings.is_empty() {
             return Ok(None);
         }
+        // Another host may be without what nobody has touched.
+        self.configuration.generic.retain(|part, entries| fresh.configuration.generic.get(part) != Some(entries));
         Ok(Some(NetworkState { place: self.place, configuration: (!plain).then_some(self.configuration), settings }))
     }
 }
@@ -398,6 +439,11 @@ fn look(route: &Channel, place: Place, plan: Option<&AddressPlan>) -> io::Result
     if let Some(what) = others(route) {
         return Ok(Err(what.to_owned()));
     }
+    if let Some(why) = vlans::refusal(route, &configuration.interfaces)?.or_else(|| without_way(&configuration)) {
+        return Ok(Err(why));
+    }
+    let known = |index| configuration.interfaces.iter().any(|interface| interface.index == index);
+    (configuration.generic, configuration.features) = (generic::list()?, features::list(&known)?);
     match filters::capture()? {
         Ok(filters) => configuration.filters = (!filters.parts.is_empty()).then_some(filters),
         Err(why) => return Ok(Err(why)),
@@ -405,10 +451,21 @@ fn look(route: &Channel, place: Place, plan: Option<&AddressPlan>) -> io::Result
     Ok(Ok((configuration, abroad.into_iter().flatten().collect())))
 }
 
+/// A bridge that is off and has members of groups: the kernel takes none of such.
+fn without_way(configuration: &Configuration) -> Option<String> {
+    let groups = configuration.tables.get(&Table::Groups)?;
+    let of = |bridge: &&InterfaceState| groups.iter().any(|group| index_of(group) == Some(bridge.index));
+    let off = configuration.interfaces.iter().filter(|one| one.is_bridge() && !one.is_up()).find(of)?;
+    Some(format!("has the bridge {}, which is off and has groups", off.name))
+}
+
 /// What else there may be, of what this kernel knows.
 fn others(route: &Channel) -> Option<&'static str> {
     const SECURITY_ASSOCIATIONS: u16 = 0x12;
     const SECURITY_POLICIES: u16 = 0x15;
+    const SETS: u16 = (libc::NFNL_SUBSYS_IPSET as u16) << 8 | 7;
+    // An attribute without which the kernel tells nothing: the version in which it is spoken with.
+    const SETS_PROTOCOL: &[u8] = &[5, 0, 1, 0, 6, 0, 0, 0];
     let has = |channel: io::Result<Channel>, kind, header: &[u8]| {
         channel.and_then(|channel| channel.ask(kind, DUMP, header)).is_ok_and(|found| !found.is_empty())
     };
@@ -416,6 +473,8 @@ fn others(route: &Channel) -> Option<&'static str> {
         Some("has objects through which routes lead (nexthop)")
     } else if has(Channel::security(), SECURITY_ASSOCIATIONS, &[]) || has(Channel::security(), SECURITY_POLICIES, &[]) {
         Some("has IPsec associations or policies")
+    } else if has(Channel::filter(), SETS, &[&[0; 4][..], SETS_PROTOCOL].concat()) {
+        Some("has sets of addresses (ipset)")
     } else if has_old_filters() {
         Some("has packet filters of the old kind (iptables-legacy)")
     } else {
@@ -522,4 +581,19 @@ pub(super) fn try_answer(bytes: &[u8]) {
 pub(super) fn try_entry(bytes: &[u8]) {
     Table::ALL.iter().for_each(|table| table.try_entry(bytes));
     filters::try_answer(bytes);
+    drop(groups::kept(bytes));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_that_nobody_has_are_none() {
+        const HEAD: &str = "Label S Owner  Users  Linger Expires  Dst                              Opt\n";
+        let line =
+            |users| format!("12345 1 0      {users}      6      11       00000000000000000000000000000001 0   \n");
+        assert!(!has_labels(HEAD) && !has_labels(&format!("{HEAD}{}", line(0))));
+        assert!(has_labels(&format!("{HEAD}{}{}", line(0), line(1))));
+    }
 }

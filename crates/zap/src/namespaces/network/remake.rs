@@ -8,9 +8,10 @@ use std::path::Path;
 use serde_bytes::ByteBuf;
 
 use super::Place;
-use super::interfaces::{self, GIVEN, INET6_GENERATION, InterfaceState, MADE_WITH, OTHER_NAME, OTHER_NAMES, PORT, UP};
+use super::interfaces::{self, INET6_GENERATION, InterfaceState, MADE_WITH, OTHER_NAME, OTHER_NAMES, PORT, UP};
 use super::requests::Requests;
 use crate::pod::network::netlink::{Attributes, Channel};
+use crate::sys::namespace;
 use crate::sys::tap::{self, Lasting};
 
 const CREATE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
@@ -137,9 +138,10 @@ fn missing(wanted: &[(u16, ByteBuf)], now: &[(u16, ByteBuf)]) -> Vec<(u16, ByteB
 fn adjust_one(requests: &mut Requests<'_>, state: &InterfaceState, now: &InterfaceState) -> io::Result<()> {
     let settings: Vec<_> = missing(&state.settings, &now.settings);
     let changed = (state.flags ^ now.flags) & !UP;
-    if changed != 0 || settings.iter().any(|(kind, _)| GIVEN.contains(kind)) {
+    let given = state.given();
+    if changed != 0 || settings.iter().any(|(kind, _)| given.contains(kind)) {
         // Without a mask of what is meant the kernel takes all flags for that.
-        change(requests, state, (state.flags & changed, changed), |link| put_some(link, &settings, &GIVEN))?;
+        change(requests, state, (state.flags & changed, changed), |link| put_some(link, &settings, &given))?;
     }
     if let (Some(kind @ "bridge"), data @ [_, ..]) = (state.kind.as_deref(), &missing(&state.data, &now.data)[..]) {
         change(requests, state, (0, 0), |link| {
@@ -200,6 +202,31 @@ pub(super) fn let_generate(route: &Channel, all: &[InterfaceState]) -> io::Resul
         }
     }
     requests.run()
+}
+
+/// Says again what the kernel forgets of interfaces as it notices that they have a carrier.
+pub(super) fn say_again(route: &Channel, all: &[InterfaceState], what: &[u16]) -> io::Result<()> {
+    // Not every interface lets itself be told what is not so.
+    let is_said = |(kind, value): &&(u16, ByteBuf)| what.contains(kind) && value[..] != [0];
+    let said = |state: &InterfaceState| state.settings.iter().filter(is_said).cloned().collect::<Vec<_>>();
+    let those: Vec<_> = all.iter().map(|state| (state, said(state))).filter(|(_, said)| !said.is_empty()).collect();
+    if those.is_empty() {
+        return Ok(());
+    }
+    let (news, mut requests) = (Channel::news()?, Requests::new(route));
+    for (state, said) in those {
+        await_notice(route, &news, state.index)?;
+        change(&mut requests, state, (0, 0), |link| put_some(link, &said, what))?;
+    }
+    requests.run()
+}
+
+/// Has interfaces listen to the groups that they were made to.
+pub(super) fn listen(all: &[InterfaceState]) -> io::Result<()> {
+    for state in all {
+        state.groups.iter().try_for_each(|group| namespace::listen_to(&state.name, group))?;
+    }
+    Ok(())
 }
 
 /// What there is to know of an interface, once the kernel has taken notice of its carrier: until then it sends nothing.

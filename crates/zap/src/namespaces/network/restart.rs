@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use super::interfaces::{IN_OPERATION, KEPT_DOWN};
 use super::requests::Requests;
 use super::{Configuration, InterfaceState, NETNSA_FD, NETNSA_NSID, NetworkState, Place, RTM_NEWNSID, Table, inside};
-use super::{filters, remake, settings};
+use super::{features, filters, generic, remake, settings};
 use crate::error::{Context, RebuildError};
 use crate::namespaces::Made;
 use crate::pod::network::netlink::Channel;
@@ -42,14 +43,19 @@ pub fn restart(states: &[NetworkState], made: &Made) -> Result<Option<Begun>, Re
         networks.each(|state, configuration, route| {
             remake::adjust(route, &configuration.interfaces)?;
             settings::restart(&state.settings)?;
+            features::restart(&configuration.features)?;
             remake::switch(route, &in_order(configuration))
         })?;
         networks.each(|state, configuration, route| {
+            remake::say_again(route, &configuration.interfaces, IN_OPERATION)?;
             remake::let_generate(route, &configuration.interfaces)?;
+            remake::say_again(route, &configuration.interfaces, KEPT_DOWN)?;
+            remake::listen(&configuration.interfaces)?;
             let known = |index| configuration.interfaces.iter().any(|interface| interface.index == index);
             for table in Table::ALL {
                 configuration.tables.get(&table).map_or(Ok(()), |wanted| table.restart(route, wanted, &known))?;
             }
+            generic::restart(&configuration.generic)?;
             settings::restart_sizes(&state.settings)
         })?;
         networks.settings_alone().map(|()| taps)

@@ -10,6 +10,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use super::groups;
 use super::requests::{Requests, index_of, text, word};
 use crate::pod::network::netlink::{Attributes, Channel, attributes};
 
@@ -32,6 +33,10 @@ pub enum Table {
     Routes,
     /// Queueing disciplines.
     Queues,
+    /// Addresses that an interface was made to listen to beside its own.
+    Heard,
+    /// Groups of which ports of a bridge are members for good.
+    Groups,
 }
 
 /// Entries of one kind: headers and attributes, without what only says how things are.
@@ -42,6 +47,13 @@ const V6: u8 = libc::AF_INET6 as u8;
 const RTM_ADDR_LABEL: u16 = 72;
 const NUD_PERMANENT: u16 = 0x80;
 const NUD_NOARP: u16 = 0x40;
+const NUD_STALE: u16 = 0x04;
+const NUD_NONE: u16 = 0;
+const NTF_SELF: u8 = libc::NTF_SELF;
+const NTF_EXT_LEARNED: u8 = 0x10;
+const NTF_EXT_MANAGED: u32 = 1;
+const NDA_FLAGS_EXT: u16 = 15;
+const NDA_DST: u16 = 1;
 const NTF_MASTER: u8 = libc::NTF_MASTER;
 const NTF_PROXY: u8 = libc::NTF_PROXY;
 const NDA_LLADDR: u16 = 2;
@@ -113,12 +125,14 @@ impl Entry {
 
 impl Table {
     /// In the order in which they are given back: routes need addresses and rules nothing.
-    pub(super) const ALL: [Table; 8] = [
+    pub(super) const ALL: [Table; 10] = [
         Table::Labels,
         Table::Addresses,
         Table::Neighbours,
         Table::Proxies,
         Table::Bridged,
+        Table::Heard,
+        Table::Groups,
         Table::Rules,
         Table::Routes,
         Table::Queues,
@@ -128,11 +142,12 @@ impl Table {
     fn messages(self) -> [u16; 3] {
         let first = match self {
             Table::Addresses => libc::RTM_NEWADDR,
-            Table::Neighbours | Table::Proxies | Table::Bridged => libc::RTM_NEWNEIGH,
+            Table::Neighbours | Table::Proxies | Table::Bridged | Table::Heard => libc::RTM_NEWNEIGH,
             Table::Labels => RTM_ADDR_LABEL,
             Table::Rules => libc::RTM_NEWRULE,
             Table::Routes => libc::RTM_NEWROUTE,
             Table::Queues => libc::RTM_NEWQDISC,
+            Table::Groups => groups::NEW,
         };
         [first, first + 1, first + 2]
     }
@@ -140,7 +155,7 @@ impl Table {
     /// The length of what precedes the attributes.
     fn header(self) -> usize {
         match self {
-            Table::Addresses => 8,
+            Table::Addresses | Table::Groups => 8,
             Table::Queues => 20,
             _ => 12,
         }
@@ -155,6 +170,8 @@ impl Table {
             Table::Rules => "a rule for routes",
             Table::Routes => "a route",
             Table::Queues => "a queueing discipline",
+            Table::Heard => "an address of an interface",
+            Table::Groups => "a group of a bridge",
         }
     }
 
@@ -162,7 +179,7 @@ impl Table {
         let mut asked = vec![0; self.header()];
         match self {
             Table::Proxies => asked[10] = NTF_PROXY,
-            Table::Bridged => asked[0] = libc::AF_BRIDGE as u8,
+            Table::Bridged | Table::Heard | Table::Groups => asked[0] = libc::AF_BRIDGE as u8,
             // Nobody lists them for all families.
             Table::Labels => asked[0] = V6,
             _ => {}
@@ -178,6 +195,9 @@ impl Table {
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Vec::new(),
             other => other?,
         };
+        if self == Table::Groups {
+            return Ok(bodies.iter().flat_map(|body| groups::kept(body)).collect());
+        }
         let entries = bodies.iter().filter_map(|body| Entry::of(body, self.header()));
         Ok(entries.filter_map(|entry| self.kept(entry, known).transpose()).collect())
     }
@@ -188,9 +208,10 @@ impl Table {
         let (family, is_ip) = (entry.header[0], [V4, V6].contains(&entry.header[0]));
         let kept = match self {
             Table::Addresses => of_known && is_ip && keep_address(&mut entry),
-            Table::Neighbours => of_known && is_ip && state(&entry) & NUD_PERMANENT != 0 && keep_neighbour(&mut entry),
-            Table::Proxies => is_ip && entry.header[10] & NTF_PROXY != 0 && keep_neighbour(&mut entry),
+            Table::Neighbours => of_known && is_ip && keep_neighbour(&mut entry),
+            Table::Proxies => is_ip && entry.header[10] & NTF_PROXY != 0 && keep_who(&mut entry),
             Table::Bridged => of_known && keep_bridged(&mut entry),
+            Table::Heard => of_known && keep_heard(&mut entry),
             Table::Labels => {
                 entry.mask(8, 0);
                 true
@@ -199,6 +220,7 @@ impl Table {
                 entry.mask(8, RULE_FLAGS);
                 is_ip
             }
+            Table::Groups => false,
             Table::Routes if !is_ip => return Err(format!("has a route of the family {family}")),
             Table::Routes => return keep_route(entry),
             Table::Queues => return if of_known { keep_queue(entry) } else { Ok(None) },
@@ -229,7 +251,8 @@ impl Table {
             let misplaced;
             (kept, misplaced) = in_their_places(kept, wanted);
             take_away(&mut requests, &misplaced)?;
-        } else {
+        } else if self != Table::Heard {
+            // Interfaces listen to more on behalf of others.
             take_away(&mut requests, &surplus)?;
         }
         let how = match self {
@@ -365,9 +388,38 @@ fn keep_address(entry: &mut Entry) -> bool {
     !temporary
 }
 
+/// Those that somebody has given; what was found out is found out again.
 fn keep_neighbour(entry: &mut Entry) -> bool {
+    let is_managed = entry.get(NDA_FLAGS_EXT).and_then(word).is_some_and(|flags| flags & NTF_EXT_MANAGED != 0);
+    let is_learnt = entry.header[10] & NTF_EXT_LEARNED != 0;
+    let has_address = entry.get(NDA_LLADDR).is_some();
+    let now = if state(entry) & NUD_PERMANENT != 0 {
+        state(entry)
+    } else if is_managed {
+        // The kernel is to find it out, and to go on doing so.
+        entry.attributes.retain(|(kind, _)| *kind != NDA_LLADDR);
+        NUD_NONE
+    } else if is_learnt && has_address {
+        NUD_STALE
+    } else if state(entry) & NUD_NOARP != 0 && has_address && !is_without_asking(entry) {
+        NUD_NOARP
+    } else {
+        return false;
+    };
+    entry.header[8..10].copy_from_slice(&now.to_ne_bytes());
+    keep_who(entry)
+}
+
+/// Whether the kernel asks nobody about such a one in any case: everybody, groups, and oneself.
+fn is_without_asking(entry: &Entry) -> bool {
+    let first = |attribute| entry.get(attribute).and_then(|value| value.first().copied()).unwrap_or(0);
+    let is_group = if entry.header[0] == V4 { first(NDA_DST) >= 224 } else { first(NDA_DST) == 0xff };
+    is_group || first(NDA_LLADDR) & 1 != 0 || index_of(&entry.header) == Some(super::LOOPBACK)
+}
+
+fn keep_who(entry: &mut Entry) -> bool {
     // NDA_DST, NDA_LLADDR, NDA_PROTOCOL, NDA_FLAGS_EXT.
-    entry.keep(&[1, NDA_LLADDR, 12, 15]);
+    entry.keep(&[NDA_DST, NDA_LLADDR, 12, NDA_FLAGS_EXT]);
     true
 }
 
@@ -378,6 +430,15 @@ fn keep_bridged(entry: &mut Entry) -> bool {
     entry.keep(&[NDA_LLADDR, 5]);
     entry.header[10] |= NTF_MASTER;
     by_hand
+}
+
+/// Those of groups come and go with whoever listens to them.
+fn keep_heard(entry: &mut Entry) -> bool {
+    let is_one = entry.get(NDA_LLADDR).and_then(<[u8]>::first).is_some_and(|first| first & 1 == 0);
+    let of_interface = entry.header[10] & NTF_SELF != 0 && entry.get(NDA_MASTER).is_none();
+    entry.keep(&[NDA_LLADDR]);
+    entry.header[10] = NTF_SELF;
+    is_one && of_interface
 }
 
 fn keep_route(mut entry: Entry) -> Result<Option<ByteBuf>, String> {

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 use netlink_sys::{Socket, SocketAddr};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::SndBufForce;
@@ -212,6 +212,11 @@ impl Channel {
         Channel::open(NETLINK_XFRM)
     }
 
+    /// With those parts that have no protocol of their own.
+    pub(crate) fn generic() -> io::Result<Channel> {
+        Channel::open(NETLINK_GENERIC)
+    }
+
     fn open(protocol: isize) -> io::Result<Channel> {
         let socket = Socket::new(protocol)?;
         socket.set_cap_ack(true)?;
@@ -302,7 +307,7 @@ impl Channel {
         while let Some(bytes) = self.receive()? {
             for answer in messages(&bytes) {
                 match (answer.kind, answer.error()) {
-                    (NLMSG_DONE, _) => return Ok(found),
+                    (NLMSG_DONE, _) => return answer.ended().map(|()| found),
                     (_, Some(error)) => return Err(io::Error::from_raw_os_error(error)),
                     _ => found.push(answer.body.to_vec()),
                 }
@@ -332,6 +337,14 @@ impl Answer<'_> {
     fn removes(&self, index: u32) -> bool {
         let named = self.body.get(4..8) == Some(&index.to_ne_bytes());
         self.kind == libc::RTM_DELLINK && named && self.body[0] == libc::AF_UNSPEC as u8
+    }
+
+    /// Whether what ends here is all of a list: the kernel says so when something was too large for it.
+    fn ended(&self) -> io::Result<()> {
+        match self.body.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
+            Some(code @ ..0) => Err(io::Error::from_raw_os_error(code.wrapping_neg())),
+            _ => Ok(()),
+        }
     }
 
     /// The error number of an acknowledgement, 0 for success.
