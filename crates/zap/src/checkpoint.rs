@@ -25,11 +25,11 @@ use self::stop::UnderWay;
 use crate::error::{CaptureError, Context};
 use crate::fault;
 use crate::files::{self, FileIdentity, UsedFile};
-use crate::ids::PodPid;
+use crate::ids::{HostPid, PodPid};
 use crate::image::ImageWriter;
 use crate::ipc::{self, IpcState};
 use crate::look::Look;
-use crate::memory::{self, LeftBehind, MappedFiles};
+use crate::memory::{self, LeftBehind, MappedFiles, Mapping};
 use crate::migrate::strategies::{PreCopy, Strategy};
 use crate::monitor::protocol::Failure;
 use crate::mounts::{self, MountState, Nests};
@@ -39,7 +39,7 @@ use crate::parallel;
 use crate::pod::LivePod;
 use crate::pod::journal::Undo;
 use crate::pod::trees::{self, Trees};
-use crate::process::ahead::{Layout, Layouts, MemoryAhead};
+use crate::process::ahead::{self, Layout, Layouts, MemoryAhead, Permission};
 use crate::process::capture;
 use crate::process::discover::{self, Found, PodProc, Population};
 use crate::process::hold::{self, Cleared, HeldPod, HoldError, Tracers};
@@ -181,6 +181,7 @@ fn tell_stages(
         stats.holds_us.push(checkpoint.clock.held());
         fault::point("checkpoint-let-go");
         checkpoint.write(captured, writer, &mut stats)?;
+        ahead::prepare_for_next(&checkpoint.pod.layouts);
     }
     fault::point("checkpoint-written");
     Ok(checkpoint.clock.into_stats(stats))
@@ -253,11 +254,7 @@ impl Checkpoint<'_> {
         let population = discover::discover(self.pod.init, &members).map_err(|e| refused(self.pod, e))?;
         self.main_lives(population.live.iter().map(|found| found.subject.pod))?;
         self.make_room(&population);
-        let (layouts, queued, nests) = self.check(&population, writer)?;
-        if let Some(taker) = taker {
-            self.compare(taker)?;
-        }
-        let (trees, memory) = self.copy_ahead(writer, &nests, layouts, &population);
+        let (trees, queued, memory) = self.check_and_copy(&population, writer, taker)?;
         self.memory = Arc::new(memory);
         self.statuses = Arc::new(Statuses::open(&population, &PodProc::new(self.pod.init)));
         let unfollowed = match self.memory.unfollowed() {
@@ -271,7 +268,7 @@ impl Checkpoint<'_> {
             heap::warm(room);
         }
         self.clock.lap("look-ahead");
-        trees
+        Ok(trees)
     }
 
     /// Refuses a pod that uses files of the root which are not the same where it goes, unless it takes them along.
@@ -287,27 +284,48 @@ impl Checkpoint<'_> {
         self.sends || self.options.afterwards != Afterwards::Gone
     }
 
-    /// Copies files, and beside that memory.
-    fn copy_ahead(
+    /// Refuses what cannot be captured, then copies files. Beside that it copies memory: at once that of processes which need
+    /// not be disturbed for it, that of others when it is known that nothing is refused, and what is sent to a `taker` when that
+    /// takes the pod. Also how many bytes wait in queues.
+    fn check_and_copy(
         &mut self,
-        writer: &mut ImageWriter,
-        nests: &Nests,
-        layouts: Layouts,
         population: &Population,
-    ) -> (Result<Trees, CheckpointError>, MemoryAhead) {
+        writer: &mut ImageWriter,
+        taker: Option<&mut dyn Taker>,
+    ) -> Result<(Trees, u64, MemoryAhead), CheckpointError> {
+        let hosts: Vec<HostPid> = population.live.iter().map(|found| found.subject.host).collect();
+        ahead::prepare(population);
+        let earlier = std::mem::take(&mut self.pod.layouts);
+        let layouts = parallel::map(hosts.clone(), |process| Layout::read(process, earlier.get(&process)));
+        let mappings: Vec<_> = layouts.iter().map(|layout| layout.mappings.clone()).collect();
+        let layouts: Layouts = hosts.into_iter().zip(layouts).collect();
+        self.pod.layouts = layouts.clone();
+        let groups = Groups::of(population);
         let follows = !self.was_suspended && self.strategy.another_round(&[]);
         let (mut data, mut handles) = (std::mem::take(&mut writer.data), std::mem::take(&mut self.pod.handles));
-        let (pod, strategy, groups) = (&*self.pod, self.strategy, &self.groups);
+        let strategy = self.strategy;
+        let (give, permission) = Permission::new();
         let (trees, memory) = std::thread::scope(|scope| {
-            let memory = scope.spawn(|| match follows {
-                true => MemoryAhead::look_ahead((layouts, groups), population, &mut handles, &mut data, strategy),
+            let (groups, data, handles) = (&groups, &mut data, &mut handles);
+            let at_once = taker.is_none();
+            let memory = scope.spawn(move || match follows && (at_once || permission.is_given()) {
+                true => MemoryAhead::look_ahead((layouts, groups), population, handles, data, (strategy, permission)),
                 false => MemoryAhead::layouts(layouts, groups),
             });
-            let trees = Trees::look_ahead(pod, writer, nests).map_err(|e| trees_failed(pod, e));
+            let checked = self.check(population, (groups, &mappings), writer).and_then(|found| {
+                taker.map_or(Ok(()), |taker| self.compare(taker))?;
+                Ok(found)
+            });
+            give.tell(checked.is_ok());
+            let trees = checked.and_then(|(queued, nests)| {
+                let trees = Trees::look_ahead(self.pod, writer, &nests).map_err(|e| trees_failed(self.pod, e))?;
+                Ok((trees, queued))
+            });
             (trees, memory.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         (writer.data, self.pod.handles) = (data, handles);
-        (trees, memory)
+        self.groups = groups;
+        trees.map(|(trees, queued)| (trees, queued, memory))
     }
 
     /// Has room for copies of all files be made: in the hold it would take long.
@@ -320,21 +338,19 @@ impl Checkpoint<'_> {
         }
     }
 
-    /// Refuses what cannot be captured. How the memory of each process looks, how many bytes wait in queues, and what is
-    /// mounted in other mount namespaces.
+    /// Refuses what cannot be captured. How many bytes wait in queues, and what is mounted in other mount namespaces.
     fn check(
         &mut self,
         population: &Population,
+        (groups, mappings): (&Groups, &[Arc<Vec<Mapping>>]),
         writer: &mut ImageWriter,
-    ) -> Result<(Layouts, u64, Nests), CheckpointError> {
+    ) -> Result<(u64, Nests), CheckpointError> {
         let pod = &*self.pod;
         let mut look = Look::new(&pod.spec, pod.init, &mut writer.data, pod.console()?, self.options.carry_files);
         look.upper = pod.upper();
         look.mounts_file = pod.mounts_file();
         look.made = mounts::made(&pod.spec, pod.init, &pod.mounts_file()).map_err(|e| refused(pod, e))?;
-        let hosts = population.live.iter().map(|found| found.subject.host).collect();
-        let layouts: Vec<Layout> = parallel::map(hosts, Layout::read);
-        self.groups = capture::check_all(&mut look, population, &layouts).map_err(|e| refused(pod, e))?;
+        capture::check_all(&mut look, population, groups, mappings).map_err(|e| refused(pod, e))?;
         ipc::limits::check(&pod.spec, pod.init).map_err(|e| refused(pod, e))?;
         let network = std::mem::take(&mut self.network);
         self.network = network::look_ahead(pod, &look.namespaces, network).map_err(|e| refused(pod, e))?;
@@ -348,9 +364,11 @@ impl Checkpoint<'_> {
         self.used = std::mem::take(&mut look.used);
         self.gone = std::mem::take(&mut look.sockets.gone);
         self.names = std::mem::take(&mut look.sockets.names);
-        let queued = look.queued;
-        let layouts = population.live.iter().map(|found| found.subject.host).zip(layouts).collect();
-        Ok((layouts, queued, std::mem::take(&mut look.nests)))
+        // The image's data is with whoever copies memory meanwhile: what is captured ahead has none of it.
+        match look.data.end() {
+            0 => Ok((look.queued, std::mem::take(&mut look.nests))),
+            _ => Err(refused(pod, unexpected("what was captured ahead", &std::io::Error::other("it has bytes")))),
+        }
     }
 
     /// A pod ends with its first command. That can have ended without PID 1 having been able to say so: killed while the pod

@@ -4,6 +4,7 @@
 //!
 //! Nothing is locked meanwhile: only of what nobody changes, since everybody who could is held, is this true.
 
+pub(crate) mod mappings;
 mod pages;
 mod types;
 
@@ -52,6 +53,8 @@ const MEMBERS: &[&str] = &[
     "inet_sock.cork",
     "inet_sock.pinet6",
     "inode.i_fsnotify_marks",
+    "inode.i_ino",
+    "inode.i_sb",
     "ipv6_pinfo.cork",
     "mm_struct.pgd",
     "mqueue_inode_info.notify",
@@ -87,6 +90,7 @@ const MEMBERS: &[&str] = &[
     "sock.sk_write_queue",
     "sock.sk_zckey",
     "socket.sk",
+    "super_block.s_dev",
     "task_struct.files",
     "task_struct.mm",
     "task_struct.thread_pid",
@@ -103,11 +107,18 @@ const MEMBERS: &[&str] = &[
     "unix_sock.oob_skb",
     "unix_sock.peer",
     "upid.nr",
+    "vm_area_struct.anon_vma",
+    "vm_area_struct.vm_end",
+    "vm_area_struct.vm_file",
+    "vm_area_struct.vm_flags",
+    "vm_area_struct.vm_pgoff",
+    "vm_area_struct.vm_start",
     "xarray.xa_head",
 ];
 
 /// Members that there are in some kernels alone.
 const OPTIONAL: &[&str] = &[
+    "anon_vma_name.name",
     "dnotify_mark.dn",
     "dnotify_mark.fsn_mark",
     "dnotify_struct.dn_fd",
@@ -128,6 +139,7 @@ const OPTIONAL: &[&str] = &[
     "kioctx_table.table",
     "mm_struct.ioctx_table",
     "tcp_sock.snd_up",
+    "vm_area_struct.anon_name",
 ];
 
 /// What some of them were called before.
@@ -154,16 +166,19 @@ pub(crate) struct Kernel {
     pages: Option<Pages>,
     /// How many PID namespaces lie around the one that we are in.
     level: usize,
+    /// The number of the function that tells of mappings.
+    teller: Option<u32>,
 }
 
 /// The one of this process, opened by whoever first asks: ahead of a hold, since it takes some milliseconds. The error is
 /// why there is none.
 pub(crate) fn reader() -> Result<MutexGuard<'static, Kernel>, &'static str> {
-    static READER: LazyLock<Result<Mutex<Kernel>, String>> =
-        LazyLock::new(|| Kernel::open().map(Mutex::new).map_err(|e| e.to_string()));
     let reader = READER.as_ref().map_err(String::as_str)?;
     Ok(reader.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
+
+static READER: LazyLock<Result<Mutex<Kernel>, String>> =
+    LazyLock::new(|| Kernel::open().map(Mutex::new).map_err(|e| e.to_string()));
 
 impl Kernel {
     fn open() -> io::Result<Kernel> {
@@ -171,7 +186,7 @@ impl Kernel {
         let text = std::fs::read("/sys/kernel/btf/vmlinux")?;
         let members = MEMBERS.iter().chain(OPTIONAL).chain(FORMERLY.iter().map(|(_, former)| former));
         let wanted = members.filter_map(|member| member.split('.').next()).chain(SIZES.iter().copied());
-        let types = Types::parse(&text, &wanted.collect()).ok_or(io::ErrorKind::InvalidData)?;
+        let types = Types::parse(&text, &wanted.collect(), mappings::TELLER).ok_or(io::ErrorKind::InvalidData)?;
         let formerly = |name: &str| {
             let (_, former) = FORMERLY.iter().find(|(now, _)| *now == name)?;
             types.member(former)
@@ -188,6 +203,7 @@ impl Kernel {
             window,
             pages: None,
             level: 0,
+            teller: types.function(),
             members: members.collect::<io::Result<_>>()?,
             sizes: SIZES.iter().map(size).collect::<io::Result<_>>()?,
         };

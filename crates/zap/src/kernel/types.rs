@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 const STRUCTURE: u32 = 4;
 const UNION: u32 = 5;
+const FUNCTION: u32 = 12;
 const HEAD: usize = 12;
 /// Members without a name lie in each other no deeper than this.
 const DEPTH: usize = 16;
@@ -16,6 +17,8 @@ pub(crate) struct Types<'t> {
     places: Vec<usize>,
     /// The numbers of the structures that were asked for.
     found: HashMap<&'t str, usize>,
+    /// The number of the function that was.
+    function: Option<u32>,
 }
 
 /// What every type begins with.
@@ -28,8 +31,8 @@ struct Head {
 }
 
 impl<'t> Types<'t> {
-    /// Finds the structures of these names; `None` if the bytes are no types.
-    pub(crate) fn parse(bytes: &'t [u8], wanted: &HashSet<&str>) -> Option<Types<'t>> {
+    /// Finds the structures of these names, and a function; `None` if the bytes are no types.
+    pub(crate) fn parse(bytes: &'t [u8], wanted: &HashSet<&str>, function: &str) -> Option<Types<'t>> {
         const MAGIC: &[u8] = &[0x9f, 0xeb];
         if bytes.get(..2)? != MAGIC {
             return None;
@@ -38,7 +41,7 @@ impl<'t> Types<'t> {
         let after = header(4)?;
         let part = |from: usize, length: usize| bytes.get(after..)?.get(from..)?.get(..length);
         let (types, names) = (part(header(8)?, header(12)?)?, part(header(16)?, header(20)?)?);
-        let mut all = Types { bytes: types, names, places: vec![0], found: HashMap::new() };
+        let mut all = Types { bytes: types, names, places: vec![0], found: HashMap::new(), function: None };
         let mut at = 0;
         while at < types.len() {
             let head = all.head(at)?;
@@ -48,10 +51,18 @@ impl<'t> Types<'t> {
             {
                 all.found.insert(name, all.places.len());
             }
+            if head.kind == FUNCTION && all.is_called(head.name, function) {
+                all.function = Some(all.places.len() as u32);
+            }
             all.places.push(at);
             at += HEAD + following(&head)?;
         }
         Some(all)
+    }
+
+    /// The number of the function that was asked for.
+    pub(crate) fn function(&self) -> Option<u32> {
+        self.function
     }
 
     /// How large a structure that was found is, in bytes.
@@ -93,6 +104,11 @@ impl<'t> Types<'t> {
         Some(Head { name, kind, count, has_bit_fields: info >> 31 != 0, size })
     }
 
+    fn is_called(&self, at: u32, name: &str) -> bool {
+        let here = self.names.get(at as usize..).unwrap_or_default();
+        here.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
+    }
+
     fn name(&self, at: u32) -> Option<&'t str> {
         let name = self.names.get(at as usize..)?;
         std::str::from_utf8(&name[..name.iter().position(|byte| *byte == 0)?]).ok()
@@ -122,7 +138,7 @@ fn following(head: &Head) -> Option<usize> {
 
 /// Reads some bytes as types, and asks for what is looked for in those of a kernel.
 pub(crate) fn try_types(bytes: &[u8]) {
-    if let Some(types) = Types::parse(bytes, &HashSet::from(["task_struct", "outer"])) {
+    if let Some(types) = Types::parse(bytes, &HashSet::from(["task_struct", "outer"]), "int") {
         let _ = (types.size("outer"), types.member("outer.one"), types.member("task_struct.pid"));
     }
 }
@@ -132,11 +148,12 @@ mod tests {
     use super::*;
 
     fn types(cut: usize) -> Vec<u8> {
-        // An integer; a union of it, without a name; a structure of the union 8 bytes in.
+        // An integer; a union of it, without a name; a structure of the union 8 bytes in; a function.
         let types: Vec<u32> = [
             [1, 1 << 24, 4, 32].as_slice(),
             &[0, UNION << 24 | 1, 4, 5, 1, 0],
             &[8, STRUCTURE << 24 | 2, 12, 5, 1, 0, 0, 2, 64],
+            &[5, FUNCTION << 24, 0],
         ]
         .concat();
         let names = b"\0int\0in\0outer\0";
@@ -153,20 +170,21 @@ mod tests {
     fn members_are_found_also_in_what_has_no_name() {
         let mut bytes = types(0);
         let wanted = HashSet::from(["outer"]);
-        let all = Types::parse(&bytes, &wanted).unwrap();
+        let all = Types::parse(&bytes, &wanted, "in").unwrap();
         assert_eq!((all.size("outer"), all.member("outer.in"), all.member("outer.out")), (Some(12), Some(0), None));
+        assert_eq!(all.function(), Some(4));
         // The structure's own member has another name now: the one in the union is left.
         let second = 24 + 4 * (4 + 6 + 3);
         bytes[second..second + 4].copy_from_slice(&1u32.to_ne_bytes());
-        let all = Types::parse(&bytes, &wanted).unwrap();
+        let all = Types::parse(&bytes, &wanted, "in").unwrap();
         assert_eq!(all.member("outer.in"), Some(8));
         assert_eq!(all.member("outer.int"), Some(0));
     }
 
     #[test]
     fn what_is_cut_off_is_no_type() {
-        assert!(Types::parse(&types(1), &HashSet::new()).is_none());
-        assert!(Types::parse(&types(30), &HashSet::new()).is_none());
-        assert!(Types::parse(&[], &HashSet::new()).is_none());
+        assert!(Types::parse(&types(1), &HashSet::new(), "").is_none());
+        assert!(Types::parse(&types(30), &HashSet::new(), "").is_none());
+        assert!(Types::parse(&[], &HashSet::new(), "").is_none());
     }
 }

@@ -11,6 +11,7 @@ use super::state::{Backing, MemoryState, PageSource, VmaState};
 use super::{ranges, vdso};
 use crate::error::RebuildError;
 use crate::ids::FileId;
+use crate::sys::memory::{MADV_GUARD_INSTALL, MADV_GUARD_REMOVE};
 use crate::tracee::{Arg, Batch, Call, Results};
 
 /// The most that one batch takes, so that it fits into a scratch area.
@@ -27,8 +28,6 @@ const HIGHEST: u64 = 0x7fff_ffff_f000;
 const ARCH_MAP_VDSO_64: u64 = 0x2003;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 const MAP_DROPPABLE: i32 = 0x08;
-const MADV_GUARD_INSTALL: i32 = 102;
-const MADV_GUARD_REMOVE: i32 = 103;
 const SYS_MSEAL: libc::c_long = 462;
 
 /// A batch, and how much each of its reads must bring.

@@ -84,19 +84,20 @@ fn is_line(found: &Queried, known: &Mapping) -> bool {
 }
 
 /// Looks at the address space of a process that is held, with these `mappings` and their flags. `ours` are ranges that zap
-/// itself has put there: as if they were not there.
+/// itself has put there: as if they were not there. What is `untouched` need not be looked at.
 pub fn survey(
     process: HostPid,
     mappings: &[Mapping],
     ours: &[Range<u64>],
-    ahead: Option<&Ahead>,
+    (ahead, untouched): (Option<&Ahead>, &[Range<u64>]),
 ) -> Result<Survey, CaptureError> {
     let ours = ranges::joined(ours.to_vec());
     let mappings: Vec<Mapping> = mappings.iter().flat_map(|m| cut(m, &ours)).collect();
     let pagemap = File::open(process.proc("pagemap")).capturing("opening", format!("/proc/{process}/pagemap"))?;
     let much = ahead.map_or(Ok(Vec::new()), |ahead| ahead.much_unchanged(&mappings))?;
+    let known = ranges::joined(much.iter().chain(untouched).cloned().collect());
     let regions =
-        pages::find(&pagemap, &mappings, &much).capturing("scanning the pages", format!("process {process}"))?;
+        pages::find(&pagemap, &mappings, &known).capturing("scanning the pages", format!("process {process}"))?;
     let unchanged = ahead.map_or(Vec::new(), |ahead| ahead.unchanged(&mappings, much, &regions));
     let fields = read_fields(process)?;
     Ok(Survey { process, mappings, regions, unchanged, fields, pagemap, touched: Vec::new() })

@@ -182,7 +182,7 @@ fn take(
     known: &mut Known,
     ahead: Option<&Ahead>,
 ) -> Captured {
-    let seen = survey(host, &layout_of(host).unwrap(), &[], ahead).unwrap();
+    let seen = survey(host, &layout_of(host).unwrap(), &[], (ahead, &[])).unwrap();
     know(look, host, &seen, known);
     let heap = seen.mappings.iter().find(|m| m.path == b"[heap]").unwrap();
     let request = Request { subject: &subject(host), brk: heap.end, parent };
@@ -266,7 +266,7 @@ impl Drop for Ended {
 type Line = (Range<u64>, i32, bool, u64, Vec<u8>, u32);
 
 fn lines(host: HostPid, ours: &[Range<u64>]) -> Vec<Line> {
-    let found = survey(host, &layout_of(host).unwrap(), ours, None).unwrap().mappings;
+    let found = survey(host, &layout_of(host).unwrap(), ours, (None, &[])).unwrap().mappings;
     let mut lines: Vec<Line> = Vec::new();
     for m in found {
         let offset = if m.inode == 0 { 0 } else { m.offset };
@@ -308,8 +308,8 @@ fn compare(old: HostPid, new: HostPid, state: &MemoryState, keep: &Range<u64>) {
     assert!(contents(old, state) == contents(new, state), "contents differ");
     let ours = std::slice::from_ref(keep);
     let (before, after) = (
-        survey(old, &layout_of(old).unwrap(), &[], None).unwrap(),
-        survey(new, &layout_of(new).unwrap(), ours, None).unwrap(),
+        survey(old, &layout_of(old).unwrap(), &[], (None, &[])).unwrap(),
+        survey(new, &layout_of(new).unwrap(), ours, (None, &[])).unwrap(),
     );
     assert_eq!(before.fields, after.fields);
     assert_eq!(std::fs::read_link(old.proc("exe")).unwrap(), std::fs::read_link(new.proc("exe")).unwrap());

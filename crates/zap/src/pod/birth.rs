@@ -109,6 +109,7 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         created,
         state: PodState::Running,
         handles: Handles::default(),
+        layouts: Default::default(),
         in_doubt: false,
         residual: None,
         beginnings: Beginnings::default(),

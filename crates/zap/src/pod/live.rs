@@ -24,6 +24,7 @@ use crate::pod::network::{Network, NetworkError};
 use crate::pod::registry::{Claim, PodState, ProcessId, Record, Residual};
 use crate::pod::sysctls::Sysctls;
 use crate::pod::{Cgroup, PodError, PodSpec, Store, birth, rootfs};
+use crate::process::ahead::Layouts;
 use crate::process::handles::Handles;
 use crate::processor::Beginnings;
 use crate::sys::pidfd::PidFd;
@@ -84,6 +85,8 @@ pub struct LivePod {
     pub journal: Journal,
     /// What the memory of its processes is followed through.
     pub handles: Handles,
+    /// How it looked at the last checkpoint.
+    pub layouts: Layouts,
     /// On which processors its programs began, but for those that began here.
     pub beginnings: Beginnings,
     /// Whether settings of its networks have been changed.

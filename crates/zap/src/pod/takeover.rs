@@ -192,6 +192,7 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         created: record.created,
         state: record.state,
         handles: Handles::default(),
+        layouts: Default::default(),
         in_doubt: record.in_doubt,
         residual: record.residual,
         beginnings: record.beginnings,

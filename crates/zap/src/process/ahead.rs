@@ -1,9 +1,12 @@
 //! What is learned of a pod's memory while it runs: the layout of every process, and copies of the big ones, so that the
 //! hold does not grow with them.
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use nix::time::{clock_getcpuclockid, clock_gettime};
@@ -11,13 +14,15 @@ use nix::time::{clock_getcpuclockid, clock_gettime};
 use crate::error::CaptureError;
 use crate::ids::HostPid;
 use crate::image::DataSink;
-use crate::memory::{self, Ahead, Mapping};
+use crate::kernel::mappings::{self, Record};
+use crate::memory::{self, Ahead, Mapping, Nature};
 use crate::migrate::strategies::Strategy;
 use crate::parallel;
 use crate::process::discover::{Found, Population};
 use crate::process::handles::{self, Handles, can_answer};
 use crate::process::hold::HoldError;
 use crate::process::sharing::{self, Groups};
+use crate::procfs;
 
 /// Modified memory that copying in the hold takes less for than holding a process to make a handle: of the whole pod. And what
 /// of a process is not worth following.
@@ -27,15 +32,25 @@ const WORTH_IT: u64 = 256 << 10;
 /// The layouts of processes with their flags, by PID on the host.
 pub type Layouts = HashMap<HostPid, Layout>;
 
-/// Modified memory of a process whose flags are read again in the hold if it has run since: that takes 17 ms/GiB.
+/// Modified memory of a process whose flags are read again in the hold if it has run since, where nobody tells of them at
+/// once: that takes 17 ms/GiB.
 const READ_AGAIN: u64 = 64 << 20;
+/// Processes of which it is worth the time that it takes, once, to be told of mappings rather than to read of them.
+const FEW: usize = 8;
 
 /// How the memory of a process looked.
+#[derive(Clone)]
 pub struct Layout {
     /// Its mappings, with their flags.
-    pub mappings: Vec<Mapping>,
+    pub mappings: Arc<Vec<Mapping>>,
+    /// The same as the kernel had them then, where it tells.
+    records: Option<Arc<Vec<Record>>>,
+    /// Pages that it had then.
+    resident: Resident,
     /// Where pages of files were mapped in.
-    touched: Vec<Range<u64>>,
+    touched: Arc<Vec<Range<u64>>>,
+    /// Where it had nothing but such pages, if it has not run since.
+    untouched: Arc<Vec<Range<u64>>>,
     /// Bytes of modified memory.
     modified: u64,
     /// Processor time that it had taken before.
@@ -43,12 +58,44 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Reads it. A process that has gone has none.
-    pub fn read(process: HostPid) -> Layout {
+    /// Reads it, or takes the one of an earlier checkpoint if that is true still. A process that has gone has none.
+    pub fn read(process: HostPid, earlier: Option<&Layout>) -> Layout {
         let ran = processor_time(process);
+        let (records, resident) = (mappings::of(process), Resident::of(process));
+        if let (Some(earlier), Some(records)) = (earlier, &records)
+            && earlier.records.as_deref() == Some(records)
+            && earlier.resident.is_near(resident)
+        {
+            let untouched = match ran.is_some() && earlier.ran == ran {
+                true => earlier.untouched.clone(),
+                false => Arc::new(untouched(process, &earlier.mappings, records)),
+            };
+            return Layout { ran, untouched, ..earlier.clone() };
+        }
         let mappings = memory::layout_of(process).unwrap_or_default();
-        let touched = memory::touched(process, &mappings);
-        Layout { modified: mappings.iter().map(|mapping| mapping.modified).sum(), mappings, touched, ran }
+        let touched = Arc::new(memory::touched(process, &mappings));
+        let modified = mappings.iter().map(|mapping| mapping.modified).sum();
+        // A process runs while it is read of.
+        let records = records.filter(|records| mappings::of(process).as_ref() == Some(records)).map(Arc::new);
+        let untouched = records.as_ref().map_or(Vec::new(), |records| untouched(process, &mappings, records));
+        Layout {
+            mappings: Arc::new(mappings),
+            records,
+            resident,
+            touched,
+            untouched: Arc::new(untouched),
+            modified,
+            ran,
+        }
+    }
+
+    /// Whether the mappings of a process that is held are what they were. Flags may be others for all that if the kernel
+    /// tells of no records: then it is to be asked before whether the layout [is stale](Self::is_stale).
+    pub fn is_still(&self, process: HostPid) -> bool {
+        match &self.records {
+            Some(records) => mappings::of(process).as_ref() == Some(&**records),
+            None => memory::are_still(process, &self.mappings),
+        }
     }
 
     /// Whether the process has run since.
@@ -56,9 +103,57 @@ impl Layout {
         self.ran.is_none() || processor_time(process) != self.ran
     }
 
-    /// Whether it can have changed without a change of its lines.
+    /// Whether it can have changed without a change that shows.
     fn is_stale(&self, process: HostPid) -> bool {
-        self.modified <= READ_AGAIN && self.has_run(process)
+        self.records.is_none() && self.modified <= READ_AGAIN && self.has_run(process)
+    }
+}
+
+/// Where a process has nothing but pages of files.
+fn untouched(process: HostPid, mappings: &[Mapping], records: &[Record]) -> Vec<Range<u64>> {
+    let is_untouched = |mapping: &&Mapping| {
+        let record = records.binary_search_by_key(&mapping.start, |record| record.start).map(|place| &records[place]);
+        !mapping.shared && mapping.nature() == Nature::File && record.is_ok_and(|record| !record.modified)
+    };
+    memory::untouched(process, mappings.iter().filter(is_untouched).map(|m| m.start..m.end)).unwrap_or_default()
+}
+
+/// Has the kernel tell of mappings if there is a process whose flags would not be read again in the hold.
+pub fn prepare(population: &Population) {
+    let modified = |found: &Found| found.status.numbers("RssAnon").first().copied().map_or(0, u64::from);
+    if population.live.iter().any(|found| modified(found) << 10 > READ_AGAIN) {
+        mappings::open();
+    }
+}
+
+/// Has it tell of them the next time, beside whatever else is done, if there is much to read.
+pub fn prepare_for_next(layouts: &Layouts) {
+    if layouts.len() > FEW && !mappings::are_told() {
+        // Without a thread they go on being read.
+        drop(std::thread::Builder::new().name("types".into()).spawn(mappings::open));
+    }
+}
+
+/// How many pages a process has.
+#[derive(Clone, Copy, Default)]
+struct Resident {
+    anonymous: u64,
+    of_files: u64,
+}
+
+impl Resident {
+    fn of(process: HostPid) -> Resident {
+        let text = procfs::read_record(process.proc("statm")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let mut words = text.split_ascii_whitespace().map(|word| word.parse().unwrap_or(0)).skip(1);
+        let (all, of_files): (u64, u64) = (words.next().unwrap_or(0), words.next().unwrap_or(0));
+        Resident { anonymous: all.saturating_sub(of_files), of_files }
+    }
+
+    /// Whether so many more or less do not matter. The kernel counts loosely.
+    fn is_near(self, other: Resident) -> bool {
+        const LITTLE: u64 = 64;
+        self.anonymous.abs_diff(other.anonymous) <= LITTLE && self.of_files.abs_diff(other.of_files) <= LITTLE
     }
 }
 
@@ -69,11 +164,53 @@ fn processor_time(process: HostPid) -> Option<Duration> {
     Some(clock_gettime(clock).ok()?.into())
 }
 
+/// Whether processes may be disturbed: not before it is known that nothing of them is refused.
+pub struct Permission(Receiver<bool>, OnceCell<bool>);
+
+/// Who gives the permission, or by going without a word refuses it.
+pub struct Giver(Sender<bool>);
+
+impl Giver {
+    /// Says whether they may.
+    pub fn tell(self, may: bool) {
+        // Nobody may need to know.
+        let _ = self.0.send(may);
+    }
+}
+
+impl Permission {
+    /// One that is not given yet.
+    pub fn new() -> (Giver, Permission) {
+        let (giver, heard) = channel();
+        (Giver(giver), Permission(heard, OnceCell::new()))
+    }
+
+    /// Whether it is given; waits until that is known.
+    pub fn is_given(&self) -> bool {
+        *self.1.get_or_init(|| self.0.recv().unwrap_or(false))
+    }
+
+    /// Whether that is known.
+    fn is_known(&self) -> bool {
+        self.1.get().is_some()
+    }
+
+    /// Whether it is known to be refused by now.
+    fn is_refused(&self) -> bool {
+        match self.0.try_recv() {
+            Ok(told) => drop(self.1.set(told)),
+            Err(TryRecvError::Disconnected) => drop(self.1.set(false)),
+            Err(TryRecvError::Empty) => {}
+        }
+        self.1.get() == Some(&false)
+    }
+}
+
 /// What is known of the memory of the processes.
 #[derive(Default)]
 pub struct MemoryAhead {
     layouts: Layouts,
-    touched: HashMap<HostPid, Vec<Range<u64>>>,
+    touched: HashMap<HostPid, Arc<Vec<Range<u64>>>>,
     followed: HashMap<HostPid, Ahead>,
     /// The processes of each address space that several have.
     sharers: Vec<Vec<HostPid>>,
@@ -90,13 +227,20 @@ impl MemoryAhead {
     }
 
     /// How its memory looked, if it was there.
-    pub fn layout_of(&self, process: HostPid) -> Option<&[Mapping]> {
-        self.layouts.get(&process).map(|layout| layout.mappings.as_slice())
+    pub fn layout_of(&self, process: HostPid) -> Option<&Layout> {
+        self.layouts.get(&process)
     }
 
     /// Where it had pages of files mapped in.
     pub fn touched_by(&self, process: HostPid) -> &[Range<u64>] {
-        self.touched.get(&process).map_or(&[], Vec::as_slice)
+        self.touched.get(&process).map_or(&[], |touched| touched)
+    }
+
+    /// Where it has nothing but pages of files, now that it is held, as far as that is known.
+    pub fn untouched_by(&self, process: HostPid) -> &[Range<u64>] {
+        let layout = self.layouts.get(&process).filter(|layout| !layout.has_run(process));
+        let is_alone = || !self.sharers.iter().any(|group| group.contains(&process));
+        layout.filter(|_| is_alone()).map_or(&[], |layout| &layout.untouched)
     }
 
     /// Forgets the layouts of small processes that have run since: `madvise(2)` and `mlock(2)` change flags that show
@@ -109,8 +253,8 @@ impl MemoryAhead {
     }
 
     /// Nothing but layouts, and who shares one.
-    pub fn layouts(mut layouts: Layouts, groups: &Groups) -> MemoryAhead {
-        let touched = layouts.iter_mut().map(|(process, layout)| (*process, std::mem::take(&mut layout.touched)));
+    pub fn layouts(layouts: Layouts, groups: &Groups) -> MemoryAhead {
+        let touched = layouts.iter().map(|(process, layout)| (*process, layout.touched.clone()));
         let sharers = groups.memory().cloned().collect();
         MemoryAhead { touched: touched.collect(), layouts, sharers, ..MemoryAhead::default() }
     }
@@ -128,27 +272,38 @@ impl MemoryAhead {
         population: &Population,
         handles: &mut Handles,
         data: &mut DataSink,
-        strategy: &dyn Strategy,
+        (strategy, permission): (&dyn Strategy, Permission),
     ) -> MemoryAhead {
         let mut ahead = MemoryAhead::layouts(layouts, groups);
         handles.retain(|process| ahead.layouts.contains_key(&process));
         let big = ahead.worth_following(population, handles);
         for found in &big {
+            // Whoever has made a handle already is not disturbed. They come first.
+            if handles.of(found.subject.host).is_none() && !permission.is_given() {
+                return ahead;
+            }
             match ahead.follow(found, handles) {
                 Ok(followed) => drop(ahead.followed.insert(found.subject.host, followed)),
                 Err(error) => tracing::info!(process = %found.subject.pod, %error, "memory is not followed"),
             }
         }
         let mut written = Vec::new();
-        while !ahead.followed.is_empty() && strategy.another_round(&written) {
+        while !ahead.followed.is_empty() && !permission.is_refused() {
+            if !strategy.another_round(&written) {
+                // What is written while all else is looked at is copied as well.
+                if permission.is_known() || !permission.is_given() {
+                    break;
+                }
+            }
             written.push(ahead.round(&big, population, data));
         }
         ahead.rounds = written.len() as u64;
         let one_has = |process: &HostPid| ahead.layouts.get(process).is_none_or(|layout| layout.has_run(*process));
         let has_run = |process: &HostPid| ahead.sharers_of(*process).iter().any(one_has);
         let changed: Vec<HostPid> = ahead.followed.keys().copied().filter(has_run).collect();
-        let layout = |process| (process, Layout::read(process));
-        ahead.layouts.extend(parallel::map(changed, layout));
+        let layout = |process| (process, Layout::read(process, ahead.layouts.get(&process)));
+        let changed = parallel::map(changed, layout);
+        ahead.layouts.extend(changed);
         ahead
     }
 
@@ -186,7 +341,7 @@ impl MemoryAhead {
     /// Those that there are handles of, and the biggest of the others, all but what is little together.
     fn worth_following<'p>(&self, population: &'p Population, handles: &Handles) -> Vec<&'p Found> {
         let modified = |found: &Found| -> u64 {
-            let layout = self.layout_of(found.subject.host).unwrap_or_default();
+            let layout = self.layout_of(found.subject.host).map_or(&[][..], |layout| &layout.mappings);
             layout.iter().filter(|mapping| !mapping.shared).map(|mapping| mapping.modified).sum()
         };
         let sized = |found: &'p Found| (handles.of(found.subject.host).is_some(), modified(found), found);
@@ -240,5 +395,41 @@ impl MemoryAhead {
             self.followed.clear();
             0
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+    use crate::sys::testing;
+
+    #[test]
+    fn advice_that_no_line_shows_is_a_change_of_the_layout() {
+        mappings::open();
+        let page = testing::map(4096, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE, None);
+        testing::poke(page, 1);
+        let ((mut asked, mut ask), (mut heard, mut answer)) = (std::io::pipe().unwrap(), std::io::pipe().unwrap());
+        let child = testing::fork();
+        if child == 0 {
+            let mut byte = [0];
+            let _ = asked.read_exact(&mut byte);
+            testing::over(libc::SYS_madvise, page, 4096, libc::MADV_DONTFORK);
+            let _ = answer.write_all(&byte);
+            let _ = asked.read_exact(&mut byte);
+            testing::exit();
+        }
+        let host = HostPid(child);
+        let before = Layout::read(host, None);
+        assert!(before.records.is_some() && before.is_still(host));
+        let again = Layout::read(host, Some(&before));
+        assert!(Arc::ptr_eq(&again.mappings, &before.mappings));
+        ask.write_all(&[1]).unwrap();
+        heard.read_exact(&mut [0]).unwrap();
+        assert!(memory::are_still(host, &before.mappings) && !before.is_still(host) && before.has_run(host));
+        assert!(!Arc::ptr_eq(&Layout::read(host, Some(&before)).mappings, &before.mappings));
+        ask.write_all(&[1]).unwrap();
+        nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None).unwrap();
     }
 }

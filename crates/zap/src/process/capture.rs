@@ -13,7 +13,6 @@ use crate::look::{Look, Subject};
 use crate::memory::policy::{self, PolicyState};
 use crate::memory::{self, MemoryState};
 use crate::namespaces::{Births, Kind, Membership, NamespaceId};
-use crate::process::ahead::Layout;
 use crate::process::controls::{self, ProcessControls};
 use crate::process::credentials;
 use crate::process::discover::{Found, PodProc, Population, Zombie};
@@ -515,7 +514,12 @@ pub fn pidfd(subject: &Subject) -> Result<PidFd, CaptureError> {
 }
 
 /// Looks at every process while they run. `layouts` are how their memory looks. Who shares what with whom.
-pub fn check_all(look: &mut Look<'_>, population: &Population, layouts: &[Layout]) -> Result<Groups, CaptureError> {
+pub fn check_all(
+    look: &mut Look<'_>,
+    population: &Population,
+    groups: &Groups,
+    mappings: &[Arc<Vec<memory::Mapping>>],
+) -> Result<(), CaptureError> {
     let living = population.live.iter().filter(|found| found.stat.state != b'Z');
     for found in living {
         look.namespaces.meet(&found.subject).or_else(unless_gone)?;
@@ -523,10 +527,8 @@ pub fn check_all(look: &mut Look<'_>, population: &Population, layouts: &[Layout
     look.namespaces.states().map(drop).or_else(unless_gone)?;
     look.look_into_mount_namespaces()?;
     check_births(look, population.live.iter()).or_else(unless_gone)?;
-    let groups = Groups::of(population);
-    Kinship::of(look.init, population.live.iter(), &groups)?;
-    population.live.iter().zip(layouts).try_for_each(|(found, layout)| check(look, found, &layout.mappings))?;
-    Ok(groups)
+    Kinship::of(look.init, population.live.iter(), groups)?;
+    population.live.iter().zip(mappings).try_for_each(|(found, mappings)| check(look, found, mappings))
 }
 
 /// Looks in which namespaces held processes are, before anything else of them.

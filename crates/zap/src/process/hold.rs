@@ -302,7 +302,7 @@ fn mappings_of(found: &Found, ahead: Option<&MemoryAhead>) -> Result<Vec<Mapping
     let known = ahead.map(|ahead| ahead.layout_of(host));
     let read = match known {
         None => memory::mappings(host),
-        Some(Some(before)) if memory::are_still(host, before) => Ok(before.to_vec()),
+        Some(Some(before)) if before.is_still(host) => Ok(before.mappings.to_vec()),
         Some(_) => memory::layout_of(host),
     };
     read.map_err(|_| CaptureError::Vanished(found.subject.pod))

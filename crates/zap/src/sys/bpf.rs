@@ -1,6 +1,7 @@
 //! `bpf(2)`: programs that the kernel runs, such as one that decides which devices the processes of a control group may open.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -32,12 +33,17 @@ const MAP_LOOKUP: libc::c_int = 1;
 const PROGRAM_LOAD: libc::c_int = 5;
 const PROGRAM_ATTACH: libc::c_int = 8;
 const PROGRAM_RUN: libc::c_int = 10;
+const LINK_CREATE: libc::c_int = 28;
+const ITERATOR_CREATE: libc::c_int = 33;
 /// `BPF_PROG_TYPE_CGROUP_DEVICE` and `BPF_CGROUP_DEVICE`.
 const DEVICES_OF_A_GROUP: u32 = 15;
 const WHEN_A_DEVICE_IS_OPENED: u32 = 6;
 /// `BPF_PROG_TYPE_CGROUP_SYSCTL` and `BPF_CGROUP_SYSCTL`.
 const SETTINGS_OF_A_GROUP: u32 = 23;
 const WHEN_A_SETTING_IS_USED: u32 = 18;
+/// `BPF_PROG_TYPE_TRACING` and `BPF_TRACE_ITER`.
+const TRACING: u32 = 26;
+const ITERATOR: u32 = 28;
 /// `BPF_MAP_TYPE_ARRAY`, and `BPF_F_MMAPABLE`.
 const ARRAY: u32 = 2;
 /// `BPF_PSEUDO_MAP_VALUE`, where an instruction names a map.
@@ -58,6 +64,13 @@ struct Load {
     log: [u64; 2],
     version: u32,
     flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    /// What it will be attached as.
+    attached_as: u32,
+    types: [u32; 9],
+    /// The number of the kernel's function that it is attached to.
+    function: u32,
 }
 
 /// Likewise, for `BPF_PROG_ATTACH`.
@@ -67,6 +80,18 @@ struct Attach {
     program: u32,
     kind: u32,
     flags: u32,
+}
+
+/// Likewise, for `BPF_LINK_CREATE`.
+#[repr(C)]
+struct Link {
+    program: u32,
+    target: u32,
+    kind: u32,
+    flags: u32,
+    of: u64,
+    length: u32,
+    rest: u32,
 }
 
 /// Likewise, for `BPF_MAP_CREATE`.
@@ -104,16 +129,50 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
 
 /// Gives the kernel a program.
 pub(super) fn load(kind: u32, flags: u32, license: &CStr, program: &[Instruction]) -> io::Result<OwnedFd> {
-    let load = Load {
-        kind,
-        count: program.len() as u32,
-        instructions: program.as_ptr() as u64,
-        license: license.as_ptr() as u64,
-        flags,
-        ..Load::default()
-    };
+    give(&Load { kind, flags, ..Load::of(license, program) })
+}
+
+/// Gives it one that it calls with each thing that `function`, by its number in the kernel's types, goes through.
+pub(super) fn load_iterator(function: u32, license: &CStr, program: &[Instruction]) -> io::Result<OwnedFd> {
+    give(&Load { kind: TRACING, attached_as: ITERATOR, function, ..Load::of(license, program) })
+}
+
+impl Load {
+    /// What every program has. It must outlive the result.
+    fn of(license: &CStr, program: &[Instruction]) -> Load {
+        Load {
+            count: program.len() as u32,
+            instructions: program.as_ptr() as u64,
+            license: license.as_ptr() as u64,
+            ..Load::default()
+        }
+    }
+}
+
+fn give(load: &Load) -> io::Result<OwnedFd> {
     // SAFETY: the kernel reads as many bytes as it is told, the instructions and the string, all of which outlive the call.
-    owned(unsafe { libc::syscall(libc::SYS_bpf, PROGRAM_LOAD, &raw const load, size_of::<Load>()) })
+    owned(unsafe { libc::syscall(libc::SYS_bpf, PROGRAM_LOAD, std::ptr::from_ref(load), size_of::<Load>()) })
+}
+
+/// The stream of what a program that goes through things of one thread writes about them. Whoever reads it must know where it
+/// ends: read on, it begins again somewhere (seen on Linux 6.18).
+pub(super) fn iterate(program: &OwnedFd, thread: i32) -> io::Result<File> {
+    // union bpf_iter_link_info: of which thread, of which process, by which descriptor
+    let of = [thread, 0, 0, 0];
+    let link = Link {
+        program: program.as_raw_fd() as u32,
+        target: 0,
+        kind: ITERATOR,
+        flags: 0,
+        of: of.as_ptr() as u64,
+        length: size_of_val(&of) as u32,
+        rest: 0,
+    };
+    // SAFETY: the kernel reads as many bytes as it is told, and those that `of` points to, which outlive the call.
+    let link = owned(unsafe { libc::syscall(libc::SYS_bpf, LINK_CREATE, &raw const link, size_of::<Link>()) })?;
+    let read = [link.as_raw_fd(), 0];
+    // SAFETY: the kernel reads as many bytes as it is told.
+    owned(unsafe { libc::syscall(libc::SYS_bpf, ITERATOR_CREATE, &raw const read, size_of_val(&read)) }).map(File::from)
 }
 
 /// Runs a program of the kind [`CALLED`].

@@ -10,6 +10,11 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use super::check;
 use crate::ids::HostPid;
 
+/// `madvise(2)`: whoever touches these pages is killed (Linux 6.13).
+pub const MADV_GUARD_INSTALL: i32 = 102;
+/// They can be touched again.
+pub const MADV_GUARD_REMOVE: i32 = 103;
+
 /// Ranges in one `process_vm_readv`: UIO_MAXIOV.
 const MOST: usize = 1024;
 

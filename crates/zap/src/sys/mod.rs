@@ -14,6 +14,7 @@ pub mod ipc;
 pub mod kcmp;
 pub mod kernel;
 pub mod lock;
+pub mod mappings;
 pub mod memory;
 pub mod message;
 pub mod mount;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::check;
+use super::memory::MADV_GUARD_INSTALL;
 
 /// The features of `userfaultfd(2)`: bits of `UFFD_FEATURE_*`.
 pub fn userfaultfd() -> io::Result<u64> {
@@ -63,7 +64,6 @@ pub const MSEAL: libc::c_long = 462;
 
 /// Whether pages can be guarded (`MADV_GUARD_INSTALL`), tried on one of ours.
 pub fn guards() -> io::Result<()> {
-    const MADV_GUARD_INSTALL: i32 = 102;
     let page = Page::new()?;
     // SAFETY: the page is ours alone, and nobody touches it any more.
     check(unsafe { libc::madvise(page.0, 4096, MADV_GUARD_INSTALL) }.into()).map(drop)

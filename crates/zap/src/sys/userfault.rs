@@ -36,6 +36,14 @@ const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 /// `_IOWR(0xAA, 0x00, struct uffdio_register)`
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 
+/// One for memory of our own.
+pub fn own() -> io::Result<OwnedFd> {
+    // SAFETY: numbers only.
+    let number = check(unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) })? as i32;
+    // SAFETY: the kernel has only just made it for us, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// Agrees with the kernel on asynchronous write protection.
 pub fn begin(userfault: impl AsFd) -> io::Result<()> {
     agree(userfault, FEATURE_WP_ASYNC)

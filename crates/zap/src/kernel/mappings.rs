@@ -1,0 +1,155 @@
+//! The mappings of a process as the kernel has them, without their text: all of them in one read, flags among it, at a
+//! twentieth of what `/proc/PID/smaps` takes. What the bits of the flags mean is the kernel's own affair: what is asked is
+//! whether anything has changed.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::OnceLock;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::Kernel;
+use crate::ids::HostPid;
+use crate::memory;
+pub(crate) use crate::sys::mappings::Record;
+use crate::sys::mappings::{Own, Places, Teller};
+use crate::sys::userfault;
+
+/// What the kernel calls with every mapping of a process.
+pub(super) const TELLER: &str = "bpf_iter_task_vma";
+
+/// Who tells of mappings, once it was opened; the error is why nobody does.
+static TELLS: OnceLock<io::Result<Mappings>> = OnceLock::new();
+
+struct Mappings {
+    teller: Teller,
+    /// The bits of the flags that following memory changes.
+    follows: u64,
+}
+
+impl Mappings {
+    fn open(kernel: &Kernel) -> io::Result<Mappings> {
+        let function = kernel.teller.ok_or(io::ErrorKind::Unsupported)?;
+        let at = |member: &str| kernel.members[member] as i16;
+        let named = ["vm_area_struct.anon_name", "anon_vma_name.name"];
+        let places = Places {
+            start: at("vm_area_struct.vm_start"),
+            end: at("vm_area_struct.vm_end"),
+            flags: at("vm_area_struct.vm_flags"),
+            offset: at("vm_area_struct.vm_pgoff"),
+            modified: at("vm_area_struct.anon_vma"),
+            file: at("vm_area_struct.vm_file"),
+            inode: at("file.f_inode"),
+            number: at("inode.i_ino"),
+            system: at("inode.i_sb"),
+            device: at("super_block.s_dev"),
+            name: named.iter().all(|member| kernel.has(member)).then(|| named.map(at).into()),
+        };
+        let teller = Teller::open(function, &places)?;
+        let follows = followed_bits(&teller)?;
+        Ok(Mappings { teller, follows })
+    }
+}
+
+/// The mappings of a process, without the bits of their flags that following its memory changes; `None` where nobody tells,
+/// and of a process whose first thread has ended.
+pub(crate) fn of(process: HostPid) -> Option<Vec<Record>> {
+    let mappings = TELLS.get()?.as_ref().ok()?;
+    let mut records = mappings.teller.read(process.0).ok().filter(|records| !records.is_empty())?;
+    records.iter_mut().for_each(|record| record.flags &= !mappings.follows);
+    Some(records)
+}
+
+/// Opens what tells of mappings, if it may be: it takes some milliseconds, once.
+pub(crate) fn open() {
+    let open = || Mappings::open(&*super::reader().map_err(io::Error::other)?);
+    if let Err(error) = TELLS.get_or_init(open) {
+        tracing::info!(%error, "mappings are read as text");
+    }
+}
+
+/// Whether it has been tried to open it.
+pub(crate) fn are_told() -> bool {
+    TELLS.get().is_some()
+}
+
+fn own() -> io::Result<Own> {
+    let file = memfd_create("page", MFdFlags::MFD_CLOEXEC)?;
+    nix::unistd::ftruncate(&file, memory::PAGE as i64)?;
+    Own::map(file.as_fd())
+}
+
+fn record_of(own: &Own, teller: &Teller) -> io::Result<Record> {
+    let all = teller.read(std::process::id() as i32)?;
+    all.into_iter().find(|record| record.range() == own.range()).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// The bits that are other once memory is followed.
+fn followed_bits(teller: &Teller) -> io::Result<u64> {
+    let own = own()?;
+    let before = record_of(&own, teller)?.flags;
+    let userfault = userfault::own()?;
+    userfault::begin(&userfault)?;
+    userfault::register(&userfault, &own.range())?;
+    Ok(before ^ record_of(&own, teller)?.flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_are_those_of_the_text() {
+        open();
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let host = HostPid(child.id() as i32);
+        let program = || std::fs::read_link(host.proc("exe"));
+        while program().unwrap() == std::env::current_exe().unwrap()
+            || !std::fs::read_to_string(host.proc("wchan")).unwrap().contains("nanosleep")
+        {
+            std::thread::yield_now();
+        }
+        let text = memory::layout_of(host).unwrap();
+        let told = of(host).unwrap();
+        let ranges: Vec<_> = told.iter().map(Record::range).collect();
+        let known: Vec<_> = text.iter().filter(|m| m.start < 1 << 56).map(|m| m.start..m.end).collect();
+        assert_eq!(ranges, known);
+        assert_eq!(of(host).unwrap(), told);
+        let modified = text.iter().zip(&told).filter(|(m, _)| m.modified != 0 && !m.shared);
+        assert!(modified.clone().count() > 2);
+        modified.for_each(|(m, record)| assert!(record.modified, "{m:?}"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn as_many_as_there_are_are_told() {
+        open();
+        let file = memfd_create("pages", MFdFlags::MFD_CLOEXEC).unwrap();
+        nix::unistd::ftruncate(&file, memory::PAGE as i64).unwrap();
+        let _all: Vec<Own> = (0..3000).map(|_| Own::map(file.as_fd()).unwrap()).collect();
+        let host = HostPid(std::process::id() as i32);
+        let mut told = of(host).unwrap();
+        let text = memory::mappings(host).unwrap();
+        told.retain(|record| text.iter().any(|m| (m.start..m.end) == record.range()));
+        assert!(told.len() > 3000 && told.is_sorted_by_key(|record| record.start));
+    }
+
+    #[test]
+    fn advice_is_a_change_and_following_is_none() {
+        open();
+        let own = own().unwrap();
+        let record = || {
+            let all = of(HostPid(std::process::id() as i32)).unwrap();
+            all.into_iter().find(|record| record.range() == own.range()).unwrap()
+        };
+        let before = record();
+        assert!(!before.modified);
+        let userfault = userfault::own().unwrap();
+        userfault::begin(&userfault).unwrap();
+        userfault::register(&userfault, &own.range()).unwrap();
+        assert_eq!(record(), before);
+        own.advise(libc::MADV_DONTFORK).unwrap();
+        assert_ne!(record(), before);
+    }
+}
