@@ -142,7 +142,7 @@ fn a_migration_shows_how_far_it_is_and_ends_by_a_key() {
     eventually("nothing is there", || there.ok(["ls", "--json"]) == "[]");
     // Through an open gate it goes.
     let mut terminal = Terminal::run(&here, &["migrate", "much", "--via", &way]);
-    terminal.shows("much: ");
+    terminal.shows("pod much runs here now");
     assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
     assert_eq!(there.row("much")["state"], "running");
 }

@@ -79,7 +79,7 @@ pub(super) fn processes(
 fn survey(share: &mut Share, ahead: Arc<MemoryAhead>) -> Result<Vec<(PodPid, Option<memory::Survey>)>, HoldError> {
     let survey = |(host, pod, own): (HostPid, PodPid, Option<OwnLayout>)| {
         let Some((layout, scratch)) = own else { return Ok((pod, None)) };
-        let survey = memory::survey(host, &layout, &[scratch], (ahead.of(host), ahead.untouched_by(host)))?;
+        let survey = memory::survey(host, &layout, &[scratch], (ahead.of(host), ahead.untouched_by(host, &layout)))?;
         Ok((pod, Some(survey.with_touched(ahead.touched_by(host)))))
     };
     share.layouts().map(survey).collect()

@@ -1,22 +1,25 @@
 //! `zap migrate`.
 
 use std::net::TcpStream;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::following::{Following, Interrupts};
 use super::{options, print, print_error, usage};
+use crate::ids::HostPid;
 use crate::migrate::keys::{KeyError, Keys};
 use crate::migrate::strategies::{self, PreCopy, Strategy};
 use crate::migrate::{Options, Stats, relay};
 use crate::monitor::client;
 use crate::monitor::protocol::{Failure, Request};
 use crate::pod::Store;
+use crate::sys::pidfd::PidFd;
 
 /// Move a pod to another host; its connections go on
 #[derive(clap::Args)]
@@ -143,6 +146,8 @@ impl Way {
     /// Why the way failed says more than that the stream broke.
     fn explain(self, moved: Result<Stats, Failure>) -> Result<Stats, Failure> {
         let why = match self {
+            // A command that does not see that its stream has ended is not waited for if nothing came of it: Ctrl-C is to end this.
+            Way::Command(child) if moved.is_err() && !ends_soon(&child) => None,
             Way::Command(mut child) => match child.wait().ok().and_then(|status| status.code()) {
                 Some(code @ (126 | 127)) => Some(format!("the command of --via could not be run (exit {code})")),
                 _ => None,
@@ -154,6 +159,12 @@ impl Way {
             None => failure,
         })
     }
+}
+
+/// Whether a command ends within a second, as one does that could not be run.
+fn ends_soon(child: &Child) -> bool {
+    let Ok(handle) = PidFd::open(HostPid(child.id() as i32)) else { return true };
+    poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], PollTimeout::from(1000u16)) != Ok(0)
 }
 
 /// How long a host may take to answer a call.

@@ -30,6 +30,9 @@ struct Mappings {
 impl Mappings {
     fn open(kernel: &Kernel) -> io::Result<Mappings> {
         let function = kernel.teller.ok_or(io::ErrorKind::Unsupported)?;
+        if !kernel.has("mm_struct.mm_lock_seq") {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         let at = |member: &str| kernel.members[member] as i16;
         let named = ["vm_area_struct.anon_name", "anon_vma_name.name"];
         let places = Places {
@@ -43,6 +46,8 @@ impl Mappings {
             number: at("inode.i_ino"),
             system: at("inode.i_sb"),
             device: at("super_block.s_dev"),
+            memory: at("vm_area_struct.vm_mm"),
+            changes: at("mm_struct.mm_lock_seq"),
             name: named.iter().all(|member| kernel.has(member)).then(|| named.map(at).into()),
         };
         let teller = Teller::open(function, &places)?;
@@ -51,13 +56,28 @@ impl Mappings {
     }
 }
 
-/// The mappings of a process, without the bits of their flags that following its memory changes; `None` where nobody tells,
-/// and of a process whose first thread has ended.
+/// The mappings of a process, without what following its memory changes; `None` where nobody tells, and of a process whose first
+/// thread has ended.
 pub(crate) fn of(process: HostPid) -> Option<Vec<Record>> {
     let mappings = TELLS.get()?.as_ref().ok()?;
     let mut records = mappings.teller.read(process.0).ok().filter(|records| !records.is_empty())?;
-    records.iter_mut().for_each(|record| record.flags &= !mappings.follows);
+    for record in &mut records {
+        record.flags &= !mappings.follows;
+        record.changes = 0;
+    }
     Some(records)
+}
+
+/// The same, and what `read` makes of them meanwhile; the mappings only if they were the same all the time. It is not enough that
+/// they are the same before and after: programs map file after file at one address.
+pub(crate) fn beside<R>(process: HostPid, read: impl FnOnce() -> R) -> (Option<Vec<Record>>, R) {
+    let changes = || {
+        let mappings = TELLS.get()?.as_ref().ok()?;
+        mappings.teller.read(process.0).ok()?.first().map(|record| record.changes)
+    };
+    let before = changes();
+    let (records, read) = (of(process), read());
+    (records.filter(|_| before.is_some() && before == changes()), read)
 }
 
 /// Opens what tells of mappings, if it may be: it takes some milliseconds, once.

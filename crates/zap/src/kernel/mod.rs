@@ -111,6 +111,7 @@ const MEMBERS: &[&str] = &[
     "vm_area_struct.vm_end",
     "vm_area_struct.vm_file",
     "vm_area_struct.vm_flags",
+    "vm_area_struct.vm_mm",
     "vm_area_struct.vm_pgoff",
     "vm_area_struct.vm_start",
     "xarray.xa_head",
@@ -138,6 +139,7 @@ const OPTIONAL: &[&str] = &[
     "kioctx_table.nr",
     "kioctx_table.table",
     "mm_struct.ioctx_table",
+    "mm_struct.mm_lock_seq",
     "tcp_sock.snd_up",
     "vm_area_struct.anon_name",
 ];

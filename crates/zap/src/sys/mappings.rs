@@ -31,6 +31,10 @@ pub struct Places {
     pub system: i16,
     /// `super_block.s_dev`.
     pub device: i16,
+    /// `vm_area_struct.vm_mm`.
+    pub memory: i16,
+    /// `mm_struct.mm_lock_seq` (Linux 6.4).
+    pub changes: i16,
     /// `vm_area_struct.anon_name` and `anon_vma_name.name`, where there are names.
     pub name: Option<(i16, i16)>,
 }
@@ -52,6 +56,9 @@ pub struct Record {
     pub file: (u64, u64),
     /// The name that a program gave it.
     pub name: [u8; NAME],
+    /// A count of changes of the address space that it is in: while that is the same, so are all mappings. Following memory
+    /// counts, too.
+    pub changes: u64,
 }
 
 impl Record {
@@ -64,7 +71,7 @@ impl Record {
 const PAGE: u64 = 4096;
 /// Bytes of a name, with the zero behind it (`ANON_VMA_NAME_MAX_LEN`).
 const NAME: usize = 80;
-const WORDS: usize = 7;
+const WORDS: usize = 8;
 const RECORD: usize = WORDS * 8 + NAME;
 /// Bytes of one read: the kernel gives less than so much, and whole records.
 const AT_ONCE: usize = 64 << 10;
@@ -140,10 +147,10 @@ fn record(bytes: &[u8; RECORD]) -> Record {
     let mut words = [0; WORDS];
     let (head, name) = bytes.split_at(WORDS * 8);
     words.iter_mut().zip(head.as_chunks().0).for_each(|(word, bytes)| *word = u64::from_ne_bytes(*bytes));
-    let [start, end, flags, offset, modified, inode, device] = words;
+    let [start, end, flags, offset, modified, inode, device, changes] = words;
     let mut known = [0; NAME];
     known.copy_from_slice(name);
-    Record { start, end, flags, offset, modified: modified != 0, file: (inode, device), name: known }
+    Record { start, end, flags, offset, modified: modified != 0, file: (inode, device), name: known, changes }
 }
 
 /// r6 is the mapping, r7 the stream that is written to. A record is put together on the stack.
@@ -166,6 +173,7 @@ fn program(places: &Places) -> Vec<Instruction> {
     for (word, member) in members.into_iter().enumerate() {
         tells.extend([load(LOAD, 2, 6, member), keep(2, word)]);
     }
+    tells.extend([load(LOAD, 1, 6, places.memory), load(LOAD_HALF, 2, 1, places.changes), keep(2, 7)]);
     let file = [
         load(LOAD, 1, 1, places.inode),
         load(LOAD, 2, 1, places.number),
