@@ -33,7 +33,7 @@ pub struct HeldProcess {
     /// Whether it has an `io_uring` mapped.
     pub has_rings: bool,
     /// Its mappings; none if it shares them.
-    layout: Arc<Vec<Mapping>>,
+    layout: Layout,
     /// Those that may have a memory policy of their own, by their first addresses.
     pub asked_about: Vec<u64>,
     /// What was learned of its threads, but for the leader.
@@ -42,7 +42,10 @@ pub struct HeldProcess {
 
 /// Mappings, the very ones that were noted ahead if they still are what they were, and the range of addresses among them that
 /// is zap's.
-pub type OwnLayout = (Arc<Vec<Mapping>>, Range<u64>);
+pub type OwnLayout = (Layout, Range<u64>);
+
+/// The mappings of a process.
+type Layout = Arc<Vec<Mapping>>;
 
 /// A process that its tracer holds, as everybody else sees it.
 pub struct Standing {
@@ -215,7 +218,7 @@ fn stop_share(share: &mut Share, ahead: Arc<MemoryAhead>) -> Result<Vec<Standing
         prepared.push((first, others, begun));
     }
     let mut standing = Vec::with_capacity(prepared.len());
-    let mut stand = |(found, threads): Stopped, ground, layout: Option<Arc<Vec<Mapping>>>, has_rings| {
+    let mut stand = |(found, threads): Stopped, ground, layout: Option<Layout>, has_rings| {
         let (shares, layout) = (layout.is_none(), layout.unwrap_or_default());
         let asked_about = policy::worth_asking(&layout);
         let group_stop = threads.first().and_then(|leader: &Held| leader.group_stop);
@@ -290,7 +293,7 @@ pub(super) fn prepare(process: &mut Stopped) -> Result<Ground, HoldError> {
 /// A process whose ground is being prepared, and those that have the same address space.
 struct Prepared {
     preparing: Preparing,
-    layout: Arc<Vec<Mapping>>,
+    layout: Layout,
     /// The parts of its scratch, the first process's first.
     parts: Vec<Range<u64>>,
     /// Whether a zap that died had been there.
@@ -298,7 +301,7 @@ struct Prepared {
 }
 
 /// The mappings of a process, with their flags in a checkpoint: those that were noted `ahead`, if all of them are still there.
-fn mappings_of(found: &Found, ahead: Option<&MemoryAhead>) -> Result<Arc<Vec<Mapping>>, CaptureError> {
+fn mappings_of(found: &Found, ahead: Option<&MemoryAhead>) -> Result<Layout, CaptureError> {
     let host = found.subject.host;
     let read = match ahead.map(|ahead| ahead.layout_of(host)) {
         None => memory::mappings(host),
@@ -372,7 +375,7 @@ impl Prepared {
         (found, threads): &mut Stopped,
         others: &[Stopped],
         ahead: Option<&MemoryAhead>,
-    ) -> Result<(Ground, Vec<Ground>, Arc<Vec<Mapping>>), HoldError> {
+    ) -> Result<(Ground, Vec<Ground>, Layout), HoldError> {
         let leader = threads.first_mut().ok_or(CaptureError::Vanished(found.subject.pod))?;
         let mut ground = self.preparing.finish(leader)?;
         let beside = |((found, _), part): (&Stopped, &Range<u64>)| {

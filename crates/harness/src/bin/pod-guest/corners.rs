@@ -37,7 +37,10 @@ fn alike(make: impl Fn(&str) -> Checked) -> Result<[String; 2], String> {
         let path = format!("{}/alike{count}", directories[lower]);
         make(&path)?;
         numbers[lower] = said(fs::metadata(&path))?.ino();
-        made[lower] = path;
+        let earlier = std::mem::replace(&mut made[lower], path);
+        if !earlier.is_empty() {
+            said(fs::remove_file(earlier))?;
+        }
         if numbers[0] == numbers[1] {
             return Ok(made);
         }
