@@ -26,8 +26,6 @@ const ATTEMPTS: usize = 20;
 pub(super) struct UnderWay {
     pub(super) listeners: Listeners,
     pub(super) strays: Strays,
-    /// Until when to wait for the pod, once there was something to wait for.
-    deadline: Option<Instant>,
     /// How long it took what the pod had closed to be done.
     took: Duration,
     /// Whether requests for new connections are being dropped.
@@ -116,7 +114,7 @@ impl Checkpoint<'_> {
         if strays.is_empty() && !waiting {
             return Ok(());
         }
-        let deadline = *self.under_way.deadline.get_or_insert(begun + PATIENCE);
+        let deadline = begun + PATIENCE;
         if waiting && self.was_suspended {
             self.under_way.listeners.tolerate();
             return self.refuse(&[]);
