@@ -5,13 +5,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::client::{Seen, Trace};
-use harness::lab::{Lab, PATIENCE, Pair, Way, served_at, wait_until};
+use harness::lab::{Lab, PATIENCE, Pair, Way, options_of as options, served_at, wait_until};
 
 const STRATEGIES: [&str; 4] = ["stop-and-copy", "pre-copy", "copy-on-reference", "flush"];
 
@@ -21,15 +20,6 @@ fn connect(from: &Lab, to: SocketAddr) -> Result<TcpStream> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
     Ok(stream)
-}
-
-/// The store of strategies that need one, in a directory of both hosts.
-fn options<'a>(strategy: &'a str, store: &'a Path) -> Vec<&'a str> {
-    let mut options = vec!["--strategy", strategy, "--stats"];
-    if strategy == "flush" {
-        options.extend(["--store", store.to_str().unwrap()]);
-    }
-    options
 }
 
 /// Somebody who talks until it is enough; how often an answer came.

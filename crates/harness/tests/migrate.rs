@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::client::{Crowd, Prober};
-use harness::lab::{Lab, PATIENCE, Pair, Pod, PodOptions, Way, served_at, wait_until, zap_binary};
+use harness::lab::{
+    Lab, PATIENCE, Pair, Pod, PodOptions, Way, options_of as options, served_at, wait_until, zap_binary,
+};
 use harness::viewer::Viewer;
 use harness::workload::{Apache, Desktop, Mpm, Workload};
 
@@ -45,14 +47,6 @@ fn check(lab: &Lab) -> Result<()> {
     })?;
     ensure!(pod.log().ends_with("ok\n"), "it has printed {:?}", pod.log());
     Ok(())
-}
-
-fn options<'a>(strategy: &'a str, store: &'a Path) -> Vec<&'a str> {
-    let mut options = vec!["--strategy", strategy, "--stats"];
-    if strategy == "flush" {
-        options.extend(["--store", store.to_str().unwrap()]);
-    }
-    options
 }
 
 /// A guest moves, over a way so slow that it goes on long before all has come, and checks itself there.

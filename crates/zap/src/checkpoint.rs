@@ -29,7 +29,7 @@ use crate::ids::{HostPid, PodPid};
 use crate::image::ImageWriter;
 use crate::ipc::{self, IpcState};
 use crate::look::Look;
-use crate::memory::{self, LeftBehind, MappedFiles, Mapping};
+use crate::memory::{self, LeftBehind, MappedFiles};
 use crate::migrate::strategies::{PreCopy, Strategy};
 use crate::monitor::protocol::Failure;
 use crate::mounts::{self, MountState, Nests};
@@ -297,7 +297,6 @@ impl Checkpoint<'_> {
         ahead::prepare(population);
         let earlier = std::mem::take(&mut self.pod.layouts);
         let layouts = parallel::map(hosts.clone(), |process| Layout::read(process, earlier.get(&process)));
-        let mappings: Vec<_> = layouts.iter().map(|layout| layout.mappings.clone()).collect();
         let layouts: Layouts = hosts.into_iter().zip(layouts).collect();
         self.pod.layouts = layouts.clone();
         let groups = Groups::of(population);
@@ -312,7 +311,7 @@ impl Checkpoint<'_> {
                 true => MemoryAhead::look_ahead((layouts, groups), population, handles, data, (strategy, permission)),
                 false => MemoryAhead::layouts(layouts, groups),
             });
-            let checked = self.check(population, (groups, &mappings), writer).and_then(|found| {
+            let checked = self.check(population, groups, writer).and_then(|found| {
                 taker.map_or(Ok(()), |taker| self.compare(taker))?;
                 Ok(found)
             });
@@ -342,7 +341,7 @@ impl Checkpoint<'_> {
     fn check(
         &mut self,
         population: &Population,
-        (groups, mappings): (&Groups, &[Arc<Vec<Mapping>>]),
+        groups: &Groups,
         writer: &mut ImageWriter,
     ) -> Result<(u64, Nests), CheckpointError> {
         let pod = &*self.pod;
@@ -350,7 +349,7 @@ impl Checkpoint<'_> {
         look.upper = pod.upper();
         look.mounts_file = pod.mounts_file();
         look.made = mounts::made(&pod.spec, pod.init, &pod.mounts_file()).map_err(|e| refused(pod, e))?;
-        capture::check_all(&mut look, population, groups, mappings).map_err(|e| refused(pod, e))?;
+        capture::check_all(&mut look, population, groups, &pod.layouts).map_err(|e| refused(pod, e))?;
         ipc::limits::check(&pod.spec, pod.init).map_err(|e| refused(pod, e))?;
         let network = std::mem::take(&mut self.network);
         self.network = network::look_ahead(pod, &look.namespaces, network).map_err(|e| refused(pod, e))?;

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{Experiment, Extent, Session, load, yardstick};
 use crate::client::Prober;
-use crate::lab::{PATIENCE, Pair, PodOptions, Way};
+use crate::lab::{PATIENCE, Pair, PodOptions, Way, options_of as options};
 use crate::samples::Circumstances;
 use crate::workload::{Apache, Desktop, Mpm, Workload};
 
@@ -63,14 +63,6 @@ fn run(session: &mut Session) -> Result<()> {
         Part::Apache => of_workload(session, &pair, &store, &Apache { mpm: Mpm::Event }),
         Part::Desktop => of_workload(session, &pair, &store, &Desktop::Classic),
     })
-}
-
-fn options<'a>(strategy: &'a str, store: &'a Path) -> Vec<&'a str> {
-    let mut options = vec!["--strategy", strategy, "--stats"];
-    if let ("flush", Some(store)) = (strategy, store.to_str()) {
-        options.extend(["--store", store]);
-    }
-    options
 }
 
 /// A program that does nothing but have memory and write to it.

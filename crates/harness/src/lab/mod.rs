@@ -25,7 +25,7 @@ use nix::mount::{MsFlags, mount};
 pub use cleanup::{clean_up_on_interrupt, stop_if_interrupted};
 pub use native::Native;
 pub use netns::Netns;
-pub use pair::{Pair, Way};
+pub use pair::{Pair, Way, options_of};
 pub use pod::{Pod, PodOptions, Resident, resident};
 pub use zap::{CheckpointStats, Listed, MigrateStats, Phase, Process, RestartStats, built_beside, zap_binary};
 

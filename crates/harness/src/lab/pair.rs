@@ -1,6 +1,7 @@
 //! Two hosts that share the network of their pods, and a client on it: what a pod can move between.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,6 +97,15 @@ impl Pair {
         );
         Ok(begun.elapsed())
     }
+}
+
+/// The options of a migration by a strategy that says how it was; one that needs a store has it in a directory of both hosts.
+pub fn options_of<'a>(strategy: &'a str, store: &'a Path) -> Vec<&'a str> {
+    let mut options = vec!["--strategy", strategy, "--stats"];
+    if let ("flush", Some(store)) = (strategy, store.to_str()) {
+        options.extend(["--store", store]);
+    }
+    options
 }
 
 /// How the bytes of a migration go.

@@ -3,16 +3,12 @@
 //! whether anything has changed.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::OnceLock;
-
-use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::Kernel;
 use crate::ids::HostPid;
-use crate::memory;
-pub(crate) use crate::sys::mappings::Record;
 use crate::sys::mappings::{Own, Places, Teller};
+pub(crate) use crate::sys::mappings::{Record, Told};
 use crate::sys::userfault;
 
 /// What the kernel calls with every mapping of a process.
@@ -56,28 +52,13 @@ impl Mappings {
     }
 }
 
-/// The mappings of a process, without what following its memory changes; `None` where nobody tells, and of a process whose first
-/// thread has ended.
-pub(crate) fn of(process: HostPid) -> Option<Vec<Record>> {
+/// The mappings of a process, without the bits of their flags that following its memory changes; `None` where nobody tells,
+/// and of a process whose first thread has ended.
+pub(crate) fn of(process: HostPid) -> Option<Told> {
     let mappings = TELLS.get()?.as_ref().ok()?;
-    let mut records = mappings.teller.read(process.0).ok().filter(|records| !records.is_empty())?;
-    for record in &mut records {
-        record.flags &= !mappings.follows;
-        record.changes = 0;
-    }
-    Some(records)
-}
-
-/// The same, and what `read` makes of them meanwhile; the mappings only if they were the same all the time. It is not enough that
-/// they are the same before and after: programs map file after file at one address.
-pub(crate) fn beside<R>(process: HostPid, read: impl FnOnce() -> R) -> (Option<Vec<Record>>, R) {
-    let changes = || {
-        let mappings = TELLS.get()?.as_ref().ok()?;
-        mappings.teller.read(process.0).ok()?.first().map(|record| record.changes)
-    };
-    let before = changes();
-    let (records, read) = (of(process), read());
-    (records.filter(|_| before.is_some() && before == changes()), read)
+    let mut told = mappings.teller.read(process.0).ok().filter(|told| !told.records.is_empty())?;
+    told.records.iter_mut().for_each(|record| record.flags &= !mappings.follows);
+    Some(told)
 }
 
 /// Opens what tells of mappings, if it may be: it takes some milliseconds, once.
@@ -93,20 +74,14 @@ pub(crate) fn are_told() -> bool {
     TELLS.get().is_some()
 }
 
-fn own() -> io::Result<Own> {
-    let file = memfd_create("page", MFdFlags::MFD_CLOEXEC)?;
-    nix::unistd::ftruncate(&file, memory::PAGE as i64)?;
-    Own::map(file.as_fd())
-}
-
 fn record_of(own: &Own, teller: &Teller) -> io::Result<Record> {
     let all = teller.read(std::process::id() as i32)?;
-    all.into_iter().find(|record| record.range() == own.range()).ok_or_else(|| io::ErrorKind::NotFound.into())
+    all.records.into_iter().find(|record| record.range() == own.range()).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// The bits that are other once memory is followed.
 fn followed_bits(teller: &Teller) -> io::Result<u64> {
-    let own = own()?;
+    let own = Own::map()?;
     let before = record_of(&own, teller)?.flags;
     let userfault = userfault::own()?;
     userfault::begin(&userfault)?;
@@ -117,6 +92,7 @@ fn followed_bits(teller: &Teller) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory;
 
     #[test]
     fn mappings_are_those_of_the_text() {
@@ -130,11 +106,11 @@ mod tests {
             std::thread::yield_now();
         }
         let text = memory::layout_of(host).unwrap();
-        let told = of(host).unwrap();
+        let told = of(host).unwrap().records;
         let ranges: Vec<_> = told.iter().map(Record::range).collect();
         let known: Vec<_> = text.iter().filter(|m| m.start < 1 << 56).map(|m| m.start..m.end).collect();
         assert_eq!(ranges, known);
-        assert_eq!(of(host).unwrap(), told);
+        assert_eq!(of(host).unwrap().records, told);
         let modified = text.iter().zip(&told).filter(|(m, _)| m.modified != 0 && !m.shared);
         assert!(modified.clone().count() > 2);
         modified.for_each(|(m, record)| assert!(record.modified, "{m:?}"));
@@ -145,11 +121,9 @@ mod tests {
     #[test]
     fn as_many_as_there_are_are_told() {
         open();
-        let file = memfd_create("pages", MFdFlags::MFD_CLOEXEC).unwrap();
-        nix::unistd::ftruncate(&file, memory::PAGE as i64).unwrap();
-        let _all: Vec<Own> = (0..3000).map(|_| Own::map(file.as_fd()).unwrap()).collect();
+        let _all: Vec<Own> = (0..3000).map(|_| Own::map().unwrap()).collect();
         let host = HostPid(std::process::id() as i32);
-        let mut told = of(host).unwrap();
+        let mut told = of(host).unwrap().records;
         let text = memory::mappings(host).unwrap();
         told.retain(|record| text.iter().any(|m| (m.start..m.end) == record.range()));
         assert!(told.len() > 3000 && told.is_sorted_by_key(|record| record.start));
@@ -158,9 +132,9 @@ mod tests {
     #[test]
     fn advice_is_a_change_and_following_is_none() {
         open();
-        let own = own().unwrap();
+        let own = Own::map().unwrap();
         let record = || {
-            let all = of(HostPid(std::process::id() as i32)).unwrap();
+            let all = of(HostPid(std::process::id() as i32)).unwrap().records;
             all.into_iter().find(|record| record.range() == own.range()).unwrap()
         };
         let before = record();

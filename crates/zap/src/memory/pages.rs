@@ -67,9 +67,15 @@ pub fn has_guards(process: HostPid) -> bool {
     if guard_bit(&pagemap) == 0 {
         return false;
     }
-    let scan = Scan { start: 0, end: 1 << 47, any: page::GUARD, tell: page::GUARD, ..Scan::default() };
+    guards_in(&pagemap, &(0..1 << 47)).is_ok_and(|has| has)
+}
+
+/// Whether there are guards at these addresses. The kernel has some, and tells.
+fn guards_in(pagemap: &File, range: &Range<u64>) -> io::Result<bool> {
+    let scan = Scan { start: range.start, end: range.end, any: page::GUARD, tell: page::GUARD, ..Scan::default() };
     let mut found = Vec::new();
-    pagemap::scan(&pagemap, scan, &mut found).is_ok() && !found.is_empty()
+    pagemap::scan(pagemap, scan, &mut found)?;
+    Ok(!found.is_empty())
 }
 
 /// Addresses in a row in which nothing was modified that a scan leaves out: looking at their page tables takes longer than a
@@ -83,13 +89,7 @@ pub fn untouched(process: HostPid, mappings: impl Iterator<Item = Range<u64>>) -
     all.retain(|range| range.end - range.start >= WORTH_LEAVING_OUT);
     let pagemap = File::open(process.proc("pagemap"))?;
     if guard_bit(&pagemap) != 0 {
-        let mut guards = Vec::new();
-        for range in &all {
-            let scan =
-                Scan { start: range.start, end: range.end, any: page::GUARD, tell: page::GUARD, ..Scan::default() };
-            pagemap::scan(&pagemap, scan, &mut guards)?;
-        }
-        all.retain(|range| !guards.iter().any(|guard| guard.start < range.end && range.start < guard.end));
+        all.retain(|range| guards_in(&pagemap, range).is_ok_and(|has| !has));
     }
     Ok(all)
 }

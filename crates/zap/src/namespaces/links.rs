@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 
 use super::network::{LOOPBACK, index_of, inside, word};
-use crate::pod::network::netlink::{Batch, Channel, attributes};
+use crate::pod::network::netlink::{Batch, Channel, attribute};
 
 /// The loopback interface of a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ fn look(route: &Channel) -> io::Result<LinksState> {
 
 /// A `struct ifaddrmsg` and its attributes.
 fn address(body: &[u8]) -> Option<(IpAddr, u8)> {
-    let local = |kind: u16| attributes(body.get(8..)?).find(|(k, _)| *k == kind).map(|(_, value)| value);
+    let local = |kind: u16| attribute(body.get(8..)?, kind);
     let value = local(libc::IFA_LOCAL).or_else(|| local(libc::IFA_ADDRESS))?;
     let address = match value.len() {
         4 => IpAddr::from(Ipv4Addr::from(*value.first_chunk::<4>()?)),

@@ -14,7 +14,7 @@ use nix::time::{clock_getcpuclockid, clock_gettime};
 use crate::error::CaptureError;
 use crate::ids::HostPid;
 use crate::image::DataSink;
-use crate::kernel::mappings::{self, Record};
+use crate::kernel::mappings::{self, Record, Told};
 use crate::memory::{self, Ahead, Mapping, Nature};
 use crate::migrate::strategies::Strategy;
 use crate::parallel;
@@ -61,38 +61,32 @@ impl Layout {
     /// Reads it, or takes the one of an earlier checkpoint if that is true still. A process that has gone has none.
     pub fn read(process: HostPid, earlier: Option<&Layout>) -> Layout {
         let ran = processor_time(process);
-        let (records, resident) = (mappings::of(process), Resident::of(process));
-        if let (Some(earlier), Some(records)) = (earlier, &records)
-            && earlier.records.as_deref() == Some(records)
+        let (told, resident) = (mappings::of(process), Resident::of(process));
+        if let (Some(earlier), Some(told)) = (earlier, &told)
+            && earlier.records.as_deref() == Some(&told.records)
             && earlier.resident.is_near(resident)
         {
             let untouched = match ran.is_some() && earlier.ran == ran {
                 true => earlier.untouched.clone(),
-                false => Arc::new(untouched(process, &earlier.mappings, records)),
+                false => Arc::new(untouched(process, &earlier.mappings, &told.records)),
             };
             return Layout { ran, untouched, ..earlier.clone() };
         }
-        let (records, mappings) = mappings::beside(process, || memory::layout_of(process).unwrap_or_default());
+        let mappings = memory::layout_of(process).unwrap_or_default();
+        // That they are the same before and after is not enough: programs map file after file at one address.
+        let is_same = |told: &Told| mappings::of(process).is_some_and(|now| now.changes == told.changes);
+        let records = told.filter(is_same).map(|told| Arc::new(told.records));
         let touched = Arc::new(memory::touched(process, &mappings));
-        let modified = mappings.iter().map(|mapping| mapping.modified).sum();
-        let records = records.map(Arc::new);
         let untouched = records.as_ref().map_or(Vec::new(), |records| untouched(process, &mappings, records));
-        Layout {
-            mappings: Arc::new(mappings),
-            records,
-            resident,
-            touched,
-            untouched: Arc::new(untouched),
-            modified,
-            ran,
-        }
+        let (untouched, modified) = (Arc::new(untouched), mappings.iter().map(|mapping| mapping.modified).sum());
+        Layout { mappings: Arc::new(mappings), records, resident, touched, untouched, modified, ran }
     }
 
     /// Whether the mappings of a process that is held are what they were. Flags may be others for all that if the kernel
     /// tells of no records: then it is to be asked before whether the layout [is stale](Self::is_stale).
     pub fn is_still(&self, process: HostPid) -> bool {
         match &self.records {
-            Some(records) => mappings::of(process).as_ref() == Some(&**records),
+            Some(records) => mappings::of(process).is_some_and(|told| told.records == **records),
             None => memory::are_still(process, &self.mappings),
         }
     }
@@ -288,13 +282,12 @@ impl MemoryAhead {
             }
         }
         let mut written = Vec::new();
-        while !ahead.followed.is_empty() && !permission.is_refused() {
-            if !strategy.another_round(&written) {
-                // What is written while all else is looked at is copied as well.
-                if permission.is_known() || !permission.is_given() {
-                    break;
-                }
-            }
+        // What is written while all else is looked at is copied as well.
+        let news = |permission: &Permission| !permission.is_known() && permission.is_given();
+        while !ahead.followed.is_empty()
+            && !permission.is_refused()
+            && (strategy.another_round(&written) || news(&permission))
+        {
             written.push(ahead.round(&big, population, data));
         }
         ahead.rounds = written.len() as u64;
@@ -406,9 +399,7 @@ mod tests {
     use crate::sys::testing;
 
     fn guards_in_files() -> bool {
-        let file = nix::sys::memfd::memfd_create("page", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();
-        nix::unistd::ftruncate(&file, 4096).unwrap();
-        let own = crate::sys::mappings::Own::map(std::os::fd::AsFd::as_fd(&file)).unwrap();
+        let own = crate::sys::mappings::Own::map().unwrap();
         own.advise(crate::sys::memory::MADV_GUARD_INSTALL).is_ok()
     }
 

@@ -13,6 +13,7 @@ use crate::look::{Look, Subject};
 use crate::memory::policy::{self, PolicyState};
 use crate::memory::{self, MemoryState};
 use crate::namespaces::{Births, Kind, Membership, NamespaceId};
+use crate::process::ahead::Layouts;
 use crate::process::controls::{self, ProcessControls};
 use crate::process::credentials;
 use crate::process::discover::{Found, PodProc, Population, Zombie};
@@ -513,12 +514,12 @@ pub fn pidfd(subject: &Subject) -> Result<PidFd, CaptureError> {
     PidFd::open(subject.host).map_err(|_| CaptureError::Vanished(subject.pod))
 }
 
-/// Looks at every process while they run. `layouts` are how their memory looks. Who shares what with whom.
+/// Looks at every process while they run. `groups` are those that share something, `layouts` how their memory looks.
 pub fn check_all(
     look: &mut Look<'_>,
     population: &Population,
     groups: &Groups,
-    mappings: &[Arc<Vec<memory::Mapping>>],
+    layouts: &Layouts,
 ) -> Result<(), CaptureError> {
     let living = population.live.iter().filter(|found| found.stat.state != b'Z');
     for found in living {
@@ -528,7 +529,10 @@ pub fn check_all(
     look.look_into_mount_namespaces()?;
     check_births(look, population.live.iter()).or_else(unless_gone)?;
     Kinship::of(look.init, population.live.iter(), groups)?;
-    population.live.iter().zip(mappings).try_for_each(|(found, mappings)| check(look, found, mappings))
+    population.live.iter().try_for_each(|found| match layouts.get(&found.subject.host) {
+        Some(layout) => check(look, found, &layout.mappings),
+        None => Ok(()),
+    })
 }
 
 /// Looks in which namespaces held processes are, before anything else of them.

@@ -3,7 +3,9 @@
 
 use std::io::{self, Read};
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::bpf::{self, Instruction};
 use super::check;
@@ -56,8 +58,15 @@ pub struct Record {
     pub file: (u64, u64),
     /// The name that a program gave it.
     pub name: [u8; NAME],
-    /// A count of changes of the address space that it is in: while that is the same, so are all mappings. Following memory
-    /// counts, too.
+}
+
+/// The mappings of a process.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// All of them, by their addresses.
+    pub records: Vec<Record>,
+    /// How often the address space had changed when the first was told of: while that is the same, so are all mappings.
+    /// Following memory counts, too.
     pub changes: u64,
 }
 
@@ -87,20 +96,23 @@ impl Teller {
     }
 
     /// The mappings of the process that has this thread; none of one without memory.
-    pub fn read(&self, thread: i32) -> io::Result<Vec<Record>> {
+    pub fn read(&self, thread: i32) -> io::Result<Told> {
         let mut stream = bpf::iterate(&self.0, thread)?;
-        let (mut records, mut bytes) = (Vec::<Record>::new(), vec![0; AT_ONCE]);
+        let (mut told, mut bytes) = (Told::default(), vec![0; AT_ONCE]);
         loop {
             let length = stream.read(&mut bytes)?;
-            for record in bytes[..length].as_chunks().0.iter().map(record) {
+            for (record, changes) in bytes[..length].as_chunks().0.iter().map(record) {
                 // One without addresses is behind the last, if there was room for it.
-                if record.start < records.last().map_or(1, |last| last.end) {
-                    return Ok(records);
+                if record.start < told.records.last().map_or(1, |last| last.end) {
+                    return Ok(told);
                 }
-                records.push(record);
+                if told.records.is_empty() {
+                    told.changes = changes;
+                }
+                told.records.push(record);
             }
             if length == 0 {
-                return Ok(records);
+                return Ok(told);
             }
         }
     }
@@ -112,7 +124,9 @@ pub struct Own(Range<u64>);
 
 impl Own {
     /// One page of it.
-    pub fn map(file: BorrowedFd<'_>) -> io::Result<Own> {
+    pub fn map() -> io::Result<Own> {
+        let file = memfd_create("page", MFdFlags::MFD_CLOEXEC)?;
+        nix::unistd::ftruncate(&file, PAGE as i64)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice; nothing refers to it.
         let start = unsafe {
@@ -143,14 +157,15 @@ impl Drop for Own {
     }
 }
 
-fn record(bytes: &[u8; RECORD]) -> Record {
+/// A mapping, and how often its address space had changed.
+fn record(bytes: &[u8; RECORD]) -> (Record, u64) {
     let mut words = [0; WORDS];
     let (head, name) = bytes.split_at(WORDS * 8);
     words.iter_mut().zip(head.as_chunks().0).for_each(|(word, bytes)| *word = u64::from_ne_bytes(*bytes));
     let [start, end, flags, offset, modified, inode, device, changes] = words;
     let mut known = [0; NAME];
     known.copy_from_slice(name);
-    Record { start, end, flags, offset, modified: modified != 0, file: (inode, device), name: known, changes }
+    (Record { start, end, flags, offset, modified: modified != 0, file: (inode, device), name: known }, changes)
 }
 
 /// r6 is the mapping, r7 the stream that is written to. A record is put together on the stack.

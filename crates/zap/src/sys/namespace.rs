@@ -134,33 +134,34 @@ fn start_apart(socket: &OwnedFd) -> io::Result<()> {
 
 /// Switches the loopback interface of the caller's network namespace on.
 pub fn loopback_up() -> io::Result<()> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    // SAFETY: an all-zero ifreq is a valid one.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[0] = b'l' as libc::c_char;
-    request.ifr_name[1] = b'o' as libc::c_char;
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
-    // SAFETY: the kernel reads one ifreq, which outlives the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into()).map(drop)
+    tell_interface("lo", libc::SIOCSIFFLAGS, |told| told.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16)
 }
 
 /// Has an interface of the caller's network namespace listen to a group, by its hardware address, until it is told otherwise.
 pub fn listen_to(interface: &str, group: &[u8]) -> io::Result<()> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    // SAFETY: an all-zero ifreq is a valid one.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(interface.bytes()) {
-        *to = from as libc::c_char;
-    }
     let mut address = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
     for (to, from) in address.sa_data.iter_mut().zip(group) {
         *to = *from as libc::c_char;
     }
-    request.ifr_ifru.ifru_hwaddr = address;
+    tell_interface(interface, libc::SIOCADDMULTI, |told| told.ifru_hwaddr = address)
+}
+
+/// A request to an interface of the caller's network namespace (netdevice(7)) with which nothing comes back.
+fn tell_interface(
+    interface: &str,
+    request: libc::c_ulong,
+    fill: impl FnOnce(&mut libc::__c_anonymous_ifr_ifru),
+) -> io::Result<()> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: an all-zero ifreq is a valid one.
+    let mut told: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in told.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    fill(&mut told.ifr_ifru);
     // SAFETY: the kernel reads one ifreq, which outlives the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDMULTI, &raw const request) }.into()).map(drop)
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw const told) }.into()).map(drop)
 }
 
 /// Names the domain of the caller's host name namespace.

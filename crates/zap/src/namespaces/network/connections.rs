@@ -6,7 +6,7 @@ use std::io;
 use serde_bytes::ByteBuf;
 
 use super::requests::{Requests, pieces};
-use crate::pod::network::netlink::{Attributes, Channel, attributes};
+use crate::pod::network::netlink::{Attributes, Channel, attribute, attributes};
 
 const NEW: u16 = (libc::NFNL_SUBSYS_CTNETLINK as u16) << 8;
 const GET: u16 = NEW | 1;
@@ -109,7 +109,7 @@ struct Numbers {
 /// It shows what comes back as it will look, and takes what would come back without translation, and the translation.
 fn taken(body: &[u8]) -> Option<ByteBuf> {
     let (family, shown) = (*body.first()?, body.get(4..)?);
-    let get = |wanted: u16| attributes(shown).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    let get = |wanted: u16| attribute(shown, wanted);
     let (original, mut reply) = (Direction::of(get(ORIGINAL)?)?, Direction::of(get(REPLY)?)?);
     let status = u32::from_be_bytes(*get(STATUS)?.first_chunk()?);
     let numbers = match i32::from(family) {
@@ -145,9 +145,9 @@ fn taken(body: &[u8]) -> Option<ByteBuf> {
     original.put(ORIGINAL, &mut given);
     reply.put(REPLY, &mut given);
     given.put_be32(STATUS, status & !OF_TRANSLATION | CONFIRMED);
-    if let Some(tcp) = get(PROTOCOL).and_then(|protocol| attributes(protocol).find(|(kind, _)| *kind == TCP)) {
+    if let Some(tcp) = get(PROTOCOL).and_then(|protocol| attribute(protocol, TCP)) {
         given.nest(PROTOCOL, |protocol| {
-            protocol.nest(TCP, |state| put_tcp(state, tcp.1));
+            protocol.nest(TCP, |state| put_tcp(state, tcp));
         });
     }
     let others = pieces(shown).filter(|(kind, ..)| AS_THEY_ARE.contains(kind));

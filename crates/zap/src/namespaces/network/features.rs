@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::generic::{family, header};
 use super::requests::{Requests, text, word};
-use crate::pod::network::netlink::{Attributes, Channel, attributes};
+use crate::pod::network::netlink::{Attributes, Channel, attribute, attributes_of};
 
 /// Interfaces that are to do the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,14 +67,6 @@ fn now() -> io::Result<BTreeMap<u32, Switched>> {
     Ok(bodies.iter().filter_map(|body| parse(body, names)).collect())
 }
 
-fn find(all: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(all).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
-}
-
-fn all_of(all: &[u8], wanted: u16) -> impl Iterator<Item = &[u8]> {
-    attributes(all).filter(move |(kind, _)| *kind == wanted).map(|(_, value)| value)
-}
-
 /// What the kernel calls features, by their numbers: the same as long as it runs.
 fn names(channel: &Channel, family: u16) -> io::Result<&'static [String]> {
     static NAMES: OnceLock<Vec<String>> = OnceLock::new();
@@ -89,18 +81,18 @@ fn names(channel: &Channel, family: u16) -> io::Result<&'static [String]> {
     });
     let bodies = channel.ask(family, 0, &[&header(GET_NAMES), asked.bytes()].concat())?;
     let body = bodies.first().and_then(|body| body.get(HEADER..)).unwrap_or_default();
-    let sets = all_of(body, SETS).flat_map(|sets| all_of(sets, BIT));
-    let names = sets.flat_map(|set| all_of(set, BITS)).flat_map(|names| all_of(names, BIT));
-    Ok(NAMES.get_or_init(|| names.filter_map(|name| find(name, NAME)).map(text).collect()))
+    let sets = attributes_of(body, SETS).flat_map(|sets| attributes_of(sets, BIT));
+    let names = sets.flat_map(|set| attributes_of(set, BITS)).flat_map(|names| attributes_of(names, BIT));
+    Ok(NAMES.get_or_init(|| names.filter_map(|name| attribute(name, NAME)).map(text).collect()))
 }
 
 fn parse(body: &[u8], names: &[String]) -> Option<(u32, Switched)> {
     let all = body.get(HEADER..)?;
-    let those = |which| Some(named(find(find(all, which)?, WORDS)?, names));
+    let those = |which| Some(named(attribute(attribute(all, which)?, WORDS)?, names));
     let (possible, wanted): (BTreeSet<String>, _) = (those(POSSIBLE)?, those(WANTED)?);
     let on: BTreeSet<String> = wanted.intersection(&possible).cloned().collect();
     let off = possible.difference(&on).cloned().collect();
-    Some((word(find(find(all, OF)?, INDEX)?)?, (on, off)))
+    Some((word(attribute(attribute(all, OF)?, INDEX)?)?, (on, off)))
 }
 
 /// The names of the bits that are set.

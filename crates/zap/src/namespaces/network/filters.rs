@@ -9,7 +9,7 @@ use serde_bytes::ByteBuf;
 use super::connections;
 use super::requests::{pieces, text};
 use crate::pod::network::filter::{self, Message};
-use crate::pod::network::netlink::{Attributes, Channel, attributes};
+use crate::pod::network::netlink::{Attributes, Channel, attribute, attributes, attributes_of};
 
 /// Packet filters, and the connections that they know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,8 +135,8 @@ fn elements_of(set: &Part, shown: &[Vec<u8>]) -> Vec<Part> {
     let name = set.name();
     let mut all = Vec::new();
     for body in shown {
-        let lists = attributes(body.get(4..).unwrap_or_default()).filter(|(kind, _)| *kind == ELEMENT_LIST);
-        all.extend(lists.flat_map(|(_, list)| attributes(list).map(|(_, one)| one.to_vec()).collect::<Vec<_>>()));
+        let lists = attributes_of(body.get(4..).unwrap_or_default(), ELEMENT_LIST);
+        all.extend(lists.flat_map(|list| attributes(list).map(|(_, one)| one.to_vec()).collect::<Vec<_>>()));
     }
     let (mut parts, mut some) = (Vec::new(), Attributes::default());
     for (at, one) in all.iter().rev().enumerate() {
@@ -163,7 +163,7 @@ fn number_sets(parts: &mut [Part]) {
 
 impl Part {
     fn get(&self, wanted: u16) -> Option<&[u8]> {
-        attributes(&self.attributes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+        attribute(&self.attributes, wanted)
     }
 
     /// What a set is named by.
@@ -190,7 +190,7 @@ impl Part {
         }
         let expressions = self.get(RULE_EXPRESSIONS).filter(|_| self.message == RULE).unwrap_or_default();
         let mut names = attributes(expressions).filter_map(|(_, expression)| {
-            let (_, name) = attributes(expression).find(|(kind, _)| *kind == EXPRESSION_NAME)?;
+            let name = attribute(expression, EXPRESSION_NAME)?;
             Some(text(name))
         });
         let name = names.find(|name| NOT_KEPT.contains(&name.as_str()))?;

@@ -9,7 +9,7 @@ use serde_bytes::ByteBuf;
 
 use super::requests::{Requests, pieces};
 use super::tables::Entries;
-use crate::pod::network::netlink::{Channel, attributes};
+use crate::pod::network::netlink::{Attributes, Channel, attribute};
 
 /// A kind of them, in the order in which they are given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -125,16 +125,14 @@ pub(super) fn header(command: u8) -> [u8; HEADER] {
 
 /// What a part of the kernel goes by today, if it is there.
 pub(super) fn family(channel: &Channel, name: &str) -> io::Result<Option<u16>> {
-    let mut asked = crate::pod::network::netlink::Attributes::default();
+    let mut asked = Attributes::default();
     asked.put_str(FAMILY_NAME, name);
     let answers = match channel.ask(CONTROL, 0, &[&header(GET_FAMILY), asked.bytes()].concat()) {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
         other => other?,
     };
-    let id = |body: &Vec<u8>| {
-        let (_, id) = attributes(body.get(HEADER..)?).find(|(kind, _)| *kind == FAMILY_ID)?;
-        Some(u16::from_ne_bytes(*id.first_chunk()?))
-    };
+    let id =
+        |body: &Vec<u8>| attribute(body.get(HEADER..)?, FAMILY_ID)?.first_chunk().map(|id| u16::from_ne_bytes(*id));
     Ok(answers.first().and_then(id))
 }
 
@@ -151,7 +149,7 @@ mod tests {
 
     #[test]
     fn what_only_says_how_things_are_is_left_out() {
-        let mut told = crate::pod::network::netlink::Attributes::default();
+        let mut told = Attributes::default();
         told.put_u32(2, 7).put_u32(9, 8).put_u32(3, 9);
         let body = [&header(6)[..], told.bytes()].concat();
         let limits = kept(&body, &Part::MptcpLimits.words()).unwrap();

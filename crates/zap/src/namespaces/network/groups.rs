@@ -3,7 +3,7 @@
 
 use serde_bytes::ByteBuf;
 
-use crate::pod::network::netlink::{Attributes, attributes};
+use crate::pod::network::netlink::{Attributes, attribute, attributes_of};
 
 /// The message that makes one; those that remove and list come next.
 pub(super) const NEW: u16 = 84;
@@ -26,8 +26,8 @@ const TOLD: [(u16, u16); 2] = [(4, 1), (5, 4)];
 /// The members in a list that are so for good, as the kernel takes them.
 pub(super) fn kept(body: &[u8]) -> Vec<Result<ByteBuf, String>> {
     let Some((header, rest)) = body.split_at_checked(HEADER) else { return Vec::new() };
-    let inside = |all, wanted| attributes(all).filter(move |(kind, _)| *kind == wanted).map(|(_, value)| value);
-    let entries = inside(rest, LIST).flat_map(|list| inside(list, LIST)).flat_map(|one| inside(one, LIST));
+    let inside = |all| attributes_of(all, LIST);
+    let entries = inside(rest).flat_map(inside).flat_map(inside);
     entries.filter_map(|one| member(header, one).transpose()).collect()
 }
 
@@ -36,7 +36,7 @@ fn member(header: &[u8], one: &[u8]) -> Result<Option<ByteBuf>, String> {
     if entry[STATE] != PERMANENT || entry[FLAGS] & OF_ANOTHER != 0 {
         return Ok(None);
     }
-    if attributes(rest).any(|(kind, value)| kind == SOURCES && !value.is_empty()) {
+    if attributes_of(rest, SOURCES).any(|sources| !sources.is_empty()) {
         return Err("has a group of a bridge with a list of sources".to_owned());
     }
     let mut entry = entry.to_vec();
@@ -44,7 +44,7 @@ fn member(header: &[u8], one: &[u8]) -> Result<Option<ByteBuf>, String> {
     let mut told = Attributes::default();
     told.put(ENTRY, &entry).nest(ATTRIBUTES, |inside| {
         for (shown, taken) in TOLD {
-            if let Some((_, value)) = attributes(rest).find(|(kind, _)| *kind == shown) {
+            if let Some(value) = attribute(rest, shown) {
                 inside.put(taken, value);
             }
         }

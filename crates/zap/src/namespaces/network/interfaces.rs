@@ -8,7 +8,7 @@ use serde_bytes::ByteBuf;
 
 use super::Place;
 use super::requests::{index_of, text, word};
-use crate::pod::network::netlink::{Attributes, Channel, attributes};
+use crate::pod::network::netlink::{Attributes, Channel, attribute, attributes};
 
 const HEADER: usize = 16;
 pub(super) const UP: u32 = libc::IFF_UP as u32;
@@ -206,15 +206,13 @@ fn some(value: &[u8], wanted: &[u16]) -> Vec<(u16, ByteBuf)> {
 
 pub(super) fn parse(body: &[u8], place: Place) -> Option<(InterfaceState, Option<Abroad>, Option<String>)> {
     let rest = body.get(HEADER..)?;
-    let find = |wanted: u16| attributes(rest).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
-    let info = |wanted: u16| attributes(find(libc::IFLA_LINKINFO)?).find(|(kind, _)| *kind == wanted).map(|i| i.1);
+    let find = |wanted: u16| attribute(rest, wanted);
+    let info = |wanted: u16| attribute(find(libc::IFLA_LINKINFO)?, wanted);
     let index = index_of(body)?;
     let kind = info(libc::IFLA_INFO_KIND).map(text);
     let known = kind.as_deref().and_then(data_of);
-    let v6 = find(libc::IFLA_AF_SPEC).and_then(|all| {
-        attributes(all).find(|(family, _)| i32::from(*family) == libc::AF_INET6).map(|(_, values)| values)
-    });
-    let v6 = |wanted: u16| attributes(v6?).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    let v6 = find(libc::IFLA_AF_SPEC).and_then(|all| attribute(all, libc::AF_INET6 as u16));
+    let v6 = |wanted: u16| attribute(v6?, wanted);
     let names = attributes(find(OTHER_NAMES).unwrap_or_default()).filter(|(kind, _)| *kind == OTHER_NAME);
     let abroad = find(libc::IFLA_LINK_NETNSID).and_then(word);
     // Elsewhere another interface may have the same number.
@@ -337,7 +335,7 @@ impl InterfaceState {
 /// Whether an interface has a carrier and is off still in the kernel's eyes.
 pub(super) fn has_unnoticed_carrier(body: &[u8]) -> bool {
     const OPERSTATES: [u8; 2] = [2, 3];
-    let get = |wanted: u16| attributes(body.get(HEADER..)?).find(|(kind, _)| *kind == wanted)?.1.first().copied();
+    let get = |wanted: u16| attribute(body.get(HEADER..)?, wanted)?.first().copied();
     let up = body.get(8..).and_then(word).is_some_and(|flags| flags & UP != 0);
     up && get(libc::IFLA_CARRIER) == Some(1)
         && get(libc::IFLA_OPERSTATE).is_some_and(|state| OPERSTATES.contains(&state))

@@ -30,7 +30,7 @@ use super::{Kind, NamespaceId, Sightings};
 use crate::error::{CaptureError, Context};
 use crate::ids::{HostPid, PodPid};
 use crate::pod::live::LivePod;
-use crate::pod::network::netlink::{Attributes, Channel, attributes};
+use crate::pod::network::netlink::{Attributes, Channel, attribute};
 use crate::pod::network::pod_interface;
 use crate::pod::{AddressPlan, NetworkMode, PodSpec, capabilities};
 use crate::sys::{clone, descriptor, file, namespace, nsfs};
@@ -564,7 +564,7 @@ fn id_of(route: &Channel, other: BorrowedFd<'_>) -> io::Result<i32> {
     asked.put_u32(NETNSA_FD, other.as_raw_fd() as u32);
     let answers = route.ask(RTM_GETNSID, 0, &[&[0; 4], asked.bytes()].concat())?;
     let id = answers.first().and_then(|body| {
-        let (_, id) = attributes(body.get(4..)?).find(|(kind, _)| *kind == NETNSA_NSID)?;
+        let id = attribute(body.get(4..)?, NETNSA_NSID)?;
         Some(i32::from_ne_bytes(*id.first_chunk()?))
     });
     id.ok_or_else(|| io::ErrorKind::NotFound.into())

@@ -4,7 +4,7 @@ use std::io;
 
 use super::interfaces::{InterfaceState, header};
 use super::requests::index_of;
-use crate::pod::network::netlink::{Attributes, Channel, attributes};
+use crate::pod::network::netlink::{Attributes, Channel, attributes_of};
 
 const HEADER: usize = 16;
 const WITH_VLANS: u32 = 1 << 1;
@@ -31,9 +31,8 @@ type Vlan = (u16, u16);
 
 fn vlans(body: &[u8]) -> Vec<Vlan> {
     let half = |bytes: &[u8]| bytes.first_chunk().map(|number| u16::from_ne_bytes(*number));
-    let inside = |all, wanted| attributes(all).filter(move |(kind, _)| *kind == wanted).map(|(_, value)| value);
-    let all = inside(body.get(HEADER..).unwrap_or_default(), libc::IFLA_AF_SPEC);
-    all.flat_map(|all| inside(all, VLAN)).filter_map(|vlan| Some((half(vlan)?, half(vlan.get(2..)?)?))).collect()
+    let all = attributes_of(body.get(HEADER..).unwrap_or_default(), libc::IFLA_AF_SPEC);
+    all.flat_map(|all| attributes_of(all, VLAN)).filter_map(|vlan| Some((half(vlan)?, half(vlan.get(2..)?)?))).collect()
 }
 
 /// The first interface whose VLANs are not those that it had as it came to its bridge.

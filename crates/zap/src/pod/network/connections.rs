@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 use super::filter::{Base, Family, Rule, Ruleset, add_keys};
-use super::netlink::{Channel, attributes};
+use super::netlink::{Channel, attribute, attributes};
 use super::{NetworkError, kernel};
 
 /// Where the ports are, in the header of either protocol.
@@ -108,33 +108,30 @@ mod kind {
     pub(super) const STATE: u16 = 1;
 }
 
-fn get(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
-}
-
 /// A connection that is translated, as each of its ends looks from the other.
 fn both_ends(shown: &[u8]) -> Option<[Connection; 2]> {
     const TRANSLATED: u32 = 0x10 | 0x20;
     const LAST_ACK: u8 = 6;
-    let status = u32::from_be_bytes(get(shown, kind::STATUS)?.try_into().ok()?);
-    let tcp = get(shown, kind::PROTOCOL).and_then(|protocol| get(get(protocol, kind::TCP)?, kind::STATE));
+    let status = u32::from_be_bytes(attribute(shown, kind::STATUS)?.try_into().ok()?);
+    let tcp =
+        attribute(shown, kind::PROTOCOL).and_then(|protocol| attribute(attribute(protocol, kind::TCP)?, kind::STATE));
     let is_over = tcp.and_then(|state| state.first()).is_some_and(|state| *state >= LAST_ACK);
     if status & TRANSLATED == 0 || is_over {
         return None;
     }
-    Some([sent(get(shown, kind::REPLY)?)?, sent(get(shown, kind::ORIGINAL)?)?])
+    Some([sent(attribute(shown, kind::REPLY)?)?, sent(attribute(shown, kind::ORIGINAL)?)?])
 }
 
 /// The connection of whoever gets what is sent in one direction.
 fn sent(direction: &[u8]) -> Option<Connection> {
-    let ports = get(direction, kind::PORTS)?;
-    let port = |wanted| Some(u16::from_be_bytes(get(ports, wanted)?.try_into().ok()?));
-    let (_, from) = attributes(get(direction, kind::ADDRESSES)?).next()?;
+    let ports = attribute(direction, kind::PORTS)?;
+    let port = |wanted| Some(u16::from_be_bytes(attribute(ports, wanted)?.try_into().ok()?));
+    let (_, from) = attributes(attribute(direction, kind::ADDRESSES)?).next()?;
     let address = match from.len() {
         4 => IpAddr::from(<[u8; 4]>::try_from(from).ok()?),
         _ => IpAddr::from(<[u8; 16]>::try_from(from).ok()?),
     };
-    let protocol = i32::from(*get(ports, kind::NUMBER)?.first()?);
+    let protocol = i32::from(*attribute(ports, kind::NUMBER)?.first()?);
     let (own_port, port) = (port(kind::DESTINATION_PORT)?, port(kind::SOURCE_PORT)?);
     PORTS.contains(&protocol).then_some(Connection { tcp: protocol == libc::IPPROTO_TCP, own_port, address, port })
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use super::netlink::{Attributes, Batch, Channel, Failed, attributes};
+use super::netlink::{Attributes, Batch, Channel, Failed, attribute};
 use super::{NetworkError, kernel};
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
@@ -281,7 +281,7 @@ pub(super) fn tables(family: Family) -> Result<Vec<(String, String)>, NetworkErr
 }
 
 fn name_and_comment(shown: &[u8]) -> Option<(String, String)> {
-    let get = |wanted: u16| attributes(shown).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    let get = |wanted: u16| attribute(shown, wanted);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned();
     // Kind, length, text.
     let comment = get(kind::TABLE_USERDATA).and_then(|data| data.strip_prefix(&COMMENT)?.get(1..));

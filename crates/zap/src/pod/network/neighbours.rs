@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::netlink::{Batch, Channel, attributes};
+use super::netlink::{Batch, Channel, attribute};
 
 const NDA_DST: u16 = 1;
 const NUD_INCOMPLETE: u16 = 0x01;
@@ -29,7 +29,7 @@ pub(super) fn forget_unanswered(channel: &Channel, index: u32) -> io::Result<()>
 fn unanswered(entry: &[u8], index: u32) -> Option<(&[u8], &[u8])> {
     let (header, rest) = entry.split_at_checked(LENGTH)?;
     let state = u16::from_ne_bytes([header[8], header[9]]);
-    let (_, address) = attributes(rest).find(|(kind, _)| *kind == NDA_DST)?;
+    let address = attribute(rest, NDA_DST)?;
     let is_meant = header[4..8] == index.to_ne_bytes() && state & (NUD_INCOMPLETE | NUD_FAILED) != 0;
     is_meant.then_some((header, address))
 }

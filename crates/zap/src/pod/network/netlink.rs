@@ -92,6 +92,16 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
     })
 }
 
+/// The first attribute of that kind.
+pub(crate) fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes_of(bytes, wanted).next()
+}
+
+/// All of that kind.
+pub(crate) fn attributes_of(bytes: &[u8], wanted: u16) -> impl Iterator<Item = &[u8]> {
+    attributes(bytes).filter(move |(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
 /// One request of a batch and what it is for.
 struct Step {
     step: &'static str,
