@@ -62,11 +62,9 @@ public final class Program {
         }
     }
 
-    static void echo() throws Exception {
+    static void echo(ServerSocketChannel server) throws Exception {
         Selector selector = Selector.open();
-        ServerSocketChannel server = ServerSocketChannel.open();
-        server.bind(new InetSocketAddress("127.0.0.1", 9000)).configureBlocking(false);
-        server.register(selector, SelectionKey.OP_ACCEPT);
+        server.configureBlocking(false).register(selector, SelectionKey.OP_ACCEPT);
         ByteBuffer buffer = ByteBuffer.allocateDirect(65536);
         while (true) {
             selector.select();
@@ -162,8 +160,9 @@ public final class Program {
             int own = number;
             thread("rubbish" + number, () -> rubbish(own));
         }
-        thread("server", Program::echo);
-        Thread.sleep(200);
+        // It listens before anybody connects.
+        ServerSocketChannel server = ServerSocketChannel.open().bind(new InetSocketAddress("127.0.0.1", 9000));
+        thread("server", () -> echo(server));
         for (int number = 0; number < 4; number++) {
             int own = number;
             thread("client" + number, () -> client(own));
