@@ -57,6 +57,10 @@ times() {
 trap times EXIT
 
 # --- packages ----------------------------------------------------------------------------------------------------------
+# Whatever fails because of a network is tried again, and whoever else installs something is waited for.
+APT=(apt-get -qq -o Acquire::Retries=5 -o DPkg::Lock::Timeout=600)
+export CARGO_NET_RETRY=${CARGO_NET_RETRY:-10}
+
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
 # Debian starts a package's service as it is installed unless policy-rc.d says no: say no, and put back what was there.
@@ -66,15 +70,22 @@ restore_policy() {
   if [ -e "$POLICY.before-zap" ] || [ -L "$POLICY.before-zap" ]; then mv "$POLICY.before-zap" "$POLICY"; fi
 }
 apt_install() {
-  local status=0 fresh_apache=no
+  local status=0 fresh_apache=no pause
   installed apache2 || fresh_apache=yes
   if [ ! -e "$POLICY.before-zap" ] && [ -e "$POLICY" ]; then mv "$POLICY" "$POLICY.before-zap"; fi
   printf '#!/bin/sh\nexit 101\n' >"$POLICY"
   chmod 755 "$POLICY"
   trap restore_policy EXIT INT TERM
   export DEBIAN_FRONTEND=noninteractive
-  apt-get -qq update || say "apt-get update failed; trying with the lists that are there"
-  apt-get -qq -y --no-install-recommends install "$@" >/dev/null || status=$?
+  # What an installation that was cut off has left half done.
+  dpkg --configure -a >/dev/null || say "dpkg could not finish what was begun earlier"
+  for pause in 10 30 0; do
+    status=0
+    "${APT[@]}" update || say "apt-get update failed; trying with the lists that are there"
+    "${APT[@]}" -y --no-install-recommends install "$@" >/dev/null || status=$?
+    ((status)) || break
+    sleep $pause
+  done
   restore_policy
   trap - EXIT INT TERM
   ((status == 0)) || fail "apt-get could not install: $*"
@@ -108,10 +119,10 @@ sources() {
   chmod 755 "$lists"
   # From wherever this machine has its packages.
   apt-get indextargets --format 'deb-src $(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' |
-    grep ' main$' | sort -u >"$lists/sources.list"
-  options=(-qq -o "Dir::Etc::sourcelist=$lists/sources.list" -o Dir::Etc::sourceparts=/dev/null -o "Dir::State::lists=$lists/lists")
+    { grep ' main$' || true; } | sort -u >"$lists/sources.list"
+  options=(-o "Dir::Etc::sourcelist=$lists/sources.list" -o Dir::Etc::sourceparts=/dev/null -o "Dir::State::lists=$lists/lists")
   mkdir -p "$lists/lists/partial"
-  (apt-get "${options[@]}" update && cd "$SOURCES" && apt-get "${options[@]}" source --download-only "$SOURCE") ||
+  ("${APT[@]}" "${options[@]}" update && cd "$SOURCES" && "${APT[@]}" "${options[@]}" source --download-only "$SOURCE") ||
     say "the source of $SOURCE could not be fetched: building it is not measured"
   rm -rf "$lists"
 }
@@ -146,7 +157,7 @@ just_tool() {
     just --version
   else
     # A convenience: nothing here needs it. The debug profile builds in half the time.
-    cargo install --quiet --locked --debug just || say "just could not be installed; the recipes in justfile are plain commands"
+    timeout 600 cargo install --quiet --locked --debug just || say "just could not be installed; the recipes in justfile are plain commands"
   fi
 }
 

@@ -76,7 +76,8 @@ fn moves(kind: &str, strategy: &str, rate: Option<u64>) -> Result<()> {
 /// A guest that has left, most of whose memory is still where it was. `zap migrate` runs on; the way is slow.
 fn leave(a: &Lab, b: &Lab, fault: &str) -> Result<Child> {
     start(a, "moving-threads")?;
-    let via = way(b, SLOW);
+    // Long enough for all that a test does before the rest has come.
+    let via = way(b, Some(8 << 20));
     let words = ["migrate", "guest", "--via", &via, "--strategy", "copy-on-reference"];
     let mut command = Command::new(zap_binary()?);
     command.arg("--state").arg(a.state()).args(words).env("ZAP_FAULT", fault).stderr(Stdio::piped());
@@ -117,13 +118,21 @@ fn interrupt(child: &Child) {
 fn interrupted(strategy: &str) -> Result<()> {
     let (a, b) = (Lab::new()?, Lab::new()?);
     start(&a, "moving-threads")?;
-    let via = way(&b, SLOW);
+    let [flows, gate] = ["flows", "gate"].map(|name| a.directory().join(name).display().to_string());
+    // Nothing passes any more once some has.
+    let valve = format!("(stdbuf -o0 head -c 4000000; touch {flows}; until [ -e {gate} ]; do sleep 0.02; done; cat)");
+    let via = format!("{valve} | {}", b.way_in());
     let mut command = Command::new(zap_binary()?);
     command.arg("--state").arg(a.state()).args(["migrate", "guest", "--via", &via, "--strategy", strategy]);
     let child = a.host().spawn(command.stderr(Stdio::piped()))?;
-    std::thread::sleep(Duration::from_millis(700));
+    wait_until("memory to be on its way", || {
+        ensure!(Path::new(&flows).exists(), "nothing is");
+        Ok(())
+    })?;
     interrupt(&child);
-    let (code, said) = ended(child)?;
+    let ended = ended(child);
+    std::fs::write(gate, "")?;
+    let (code, said) = ended?;
     ensure!(code == Some(1) && said.contains("goes on here"), "{code:?} {said}");
     ensure!(state(&a)?.as_deref() == Some("running"), "it is {:?}", state(&a)?);
     wait_until("nothing to be there", || {
@@ -279,6 +288,7 @@ fn a_server_hops_ten_times_back_and_forth() {
 const RECEIVER: &str = "
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('0.0.0.0', 80))
+s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
 came = set()
 print('ready', flush=True)
 while True:
@@ -307,7 +317,8 @@ fn datagrams_go_after_a_pod() -> Result<()> {
             if word == "last" {
                 break;
             }
-            std::thread::sleep(Duration::from_millis(2));
+            // So few that the receiver's queue has room for those of some seconds.
+            std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
     };

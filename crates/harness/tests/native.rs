@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harness::client::load::Driver;
 use harness::client::{Crowd, Prober};
-use harness::lab::Lab;
+use harness::lab::{Lab, PATIENCE};
 use harness::workload::{Apache, Mpm, Workload};
 
 /// A lab with the bridge that a pod would have made.
@@ -24,7 +24,7 @@ fn apache_serves_natively_with_each_mpm() {
         let apache = Apache { mpm };
         let native = lab.start_native(&apache).unwrap();
         apache.health(&lab, native.served_at()).unwrap();
-        let mut crowd = Crowd::open(lab.client(), native.served_at(), 46, 4, Duration::from_secs(20)).unwrap();
+        let mut crowd = Crowd::open(lab.client(), native.served_at(), 46, 4, PATIENCE).unwrap();
         crowd.use_once().unwrap();
         crowd.finish().unwrap();
     }
@@ -34,9 +34,9 @@ fn apache_serves_natively_with_each_mpm() {
 fn a_server_is_driven_and_probed() {
     let lab = lab();
     let native = lab.start_native(&Apache { mpm: Mpm::Event }).unwrap();
-    let prober = Prober::start(lab.client(), native.served_at(), Duration::from_secs(10)).unwrap();
+    let prober = Prober::start(lab.client(), native.served_at(), PATIENCE).unwrap();
     let mut driver = Driver::open(lab.client(), native.served_at(), "1k.bin", 10).unwrap();
-    let burst = driver.burst(Duration::from_millis(200)).unwrap();
+    let burst = driver.burst(Duration::from_secs(2)).unwrap();
     assert!(burst.answered > 1 && burst.latencies_us().unwrap().is_sorted(), "{burst:?}");
     let gaps = prober.finish().unwrap();
     assert!(gaps.answers > 1 && gaps.typical <= gaps.longest, "{gaps:?}");

@@ -352,7 +352,7 @@ mod tests {
     }
 
     fn fetch(answer: Vec<u8>) -> Result<(), HttpError> {
-        Connection::open(serve(answer), Duration::from_secs(5))?.get_file("1k.bin")
+        Connection::open(serve(answer), Duration::from_secs(60))?.get_file("1k.bin")
     }
 
     #[test]
@@ -370,7 +370,7 @@ mod tests {
     fn a_download_goes_at_the_pace_of_its_reader() {
         let mut body = vec![0; 1 << 20];
         content::fill(1 << 20, 0, &mut body);
-        let connection = Connection::open(serve(answer(&body, 1 << 20)), Duration::from_secs(5)).unwrap();
+        let connection = Connection::open(serve(answer(&body, 1 << 20)), Duration::from_secs(60)).unwrap();
         let mut download = connection.download("1m.bin").unwrap();
         download.advance(1000).unwrap();
         assert!(download.got() >= 1000 && download.missing() > 0);

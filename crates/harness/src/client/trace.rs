@@ -108,17 +108,20 @@ impl Trace {
 fn trace(wire: &OwnedFd, end: &AtomicBool) -> Result<Seen> {
     let mut seen = Seen::default();
     let mut frame = vec![0; 1 << 16];
-    while !end.load(Ordering::SeqCst) {
-        match recv(wire.as_raw_fd(), &mut frame, MsgFlags::empty()) {
+    loop {
+        // What waits when it is to end has been seen, too; what comes later is not waited for.
+        let is_over = end.load(Ordering::SeqCst);
+        let wait = if is_over { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
+        match recv(wire.as_raw_fd(), &mut frame, wait) {
             Ok(length) => {
                 let frame = frame.get(..length).filter(|frame| frame.len() >= ETHERNET).unwrap_or_default();
                 seen.note(frame);
             }
+            Err(Errno::EAGAIN) if is_over => return Ok(seen),
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(error) => return Err(error).context("receiving what is on the wire"),
         }
     }
-    Ok(seen)
 }
 
 impl Seen {

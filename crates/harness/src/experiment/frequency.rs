@@ -29,7 +29,7 @@ const RATES: [f64; 7] = [0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0];
 
 fn run(session: &mut Session) -> Result<()> {
     let (rates, time) = match session.extent {
-        Extent::Fast => (vec![0.0, 5.0], Duration::from_millis(600)),
+        Extent::Fast => (vec![0.0, 5.0], Duration::from_millis(1500)),
         Extent::Ordinary => (RATES.to_vec(), Duration::from_secs(4)),
         Extent::Full => ([&[0.1][..], &RATES].concat(), Duration::from_secs(20)),
     };

@@ -17,8 +17,8 @@ use super::{Kernel, command, initramfs};
 use crate::lab::{Netns, built_beside, wait_for};
 
 /// What a guest may take to boot, and a command in it, on a machine that has other things to do.
-const BOOT: Duration = Duration::from_secs(90);
-const COMMAND: Duration = Duration::from_secs(180);
+const BOOT: Duration = Duration::from_secs(300);
+const COMMAND: Duration = Duration::from_secs(600);
 
 /// Where Debian has the other half of virtiofs: with QEMU itself (12), or in a package of its own.
 const VIRTIOFSD: [&str; 2] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
@@ -90,7 +90,7 @@ impl Guest {
             if let Some(status) = emulator.try_wait()? {
                 bail!("the emulator ended with {status}");
             }
-            let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(200));
+            let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(5));
             Ok(netns.enter(connect)??)
         });
         answers.map(drop).with_context(|| format!("its console:\n{}", self.console()))

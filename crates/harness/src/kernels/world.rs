@@ -18,7 +18,7 @@ const BRIDGE: &str = "sw";
 const UPLINK: &str = "eth1";
 const STATE: &str = "/run/zap-host";
 /// How long something may take in a guest that an idle machine does at once.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// One network, this machine as a host of pods on it, and a client. Guests come as [visitors](Visitor).
 #[derive(Debug)]

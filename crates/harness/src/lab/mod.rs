@@ -39,7 +39,7 @@ pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 255, 10);
 /// The bridge that zap makes.
 const BRIDGE: &str = "zap0";
 /// How long anything that should happen at once may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// See the [module](self).
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use super::{Lab, served_at, wait_for};
 use crate::workload::Workload;
 
 /// How long a workload may take to begin: some set up a database or compile something first.
-const START: Duration = Duration::from_secs(150);
+const START: Duration = Duration::from_secs(300);
 
 /// How to run a pod beyond what its workload says.
 #[derive(Clone, Debug, Default)]

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Offer, Recipe, Workload, folder};
 use crate::client::{Connection, content};
-use crate::lab::{Lab, Netns, wait_until};
+use crate::lab::{Lab, Netns, PATIENCE, wait_until};
 
 /// Where the folder is in a pod.
 const FOLDER_IN_POD: &str = "/srv/apache";
@@ -97,7 +97,7 @@ impl Workload for Apache {
 
     fn health(&self, lab: &Lab, address: SocketAddr) -> Result<()> {
         lab.client().enter(|| {
-            let mut connection = Connection::open(address, Duration::from_secs(10))?;
+            let mut connection = Connection::open(address, PATIENCE)?;
             for (file, _) in content::FILES.iter().filter(|(_, size)| *size <= 10 << 20) {
                 connection.get_file(file)?;
             }
