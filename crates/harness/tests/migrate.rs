@@ -124,15 +124,16 @@ fn interrupted(strategy: &str) -> Result<()> {
     let via = format!("{valve} | {}", b.way_in());
     let mut command = Command::new(zap_binary()?);
     command.arg("--state").arg(a.state()).args(["migrate", "guest", "--via", &via, "--strategy", strategy]);
-    let child = a.host().spawn(command.stderr(Stdio::piped()))?;
+    let mut child = a.host().spawn(command.stderr(Stdio::piped()))?;
     wait_until("memory to be on its way", || {
         ensure!(Path::new(&flows).exists(), "nothing is");
         Ok(())
     })?;
     interrupt(&child);
-    let ended = ended(child);
+    // What leads there does not hear of it, and has its stderr, too.
+    child.wait()?;
     std::fs::write(gate, "")?;
-    let (code, said) = ended?;
+    let (code, said) = ended(child)?;
     ensure!(code == Some(1) && said.contains("goes on here"), "{code:?} {said}");
     ensure!(state(&a)?.as_deref() == Some("running"), "it is {:?}", state(&a)?);
     wait_until("nothing to be there", || {
