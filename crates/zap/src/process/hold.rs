@@ -417,7 +417,7 @@ pub fn gap(layout: &[Mapping], size: u64) -> Option<Range<u64>> {
 fn marker(found: &Found) -> Option<i32> {
     let pending = found.status.mask("ShdPnd") | found.status.mask("SigPnd");
     let ignored = signals::ignored_marker(pending | found.status.mask("SigCgt"));
-    ignored.or_else(|| signals::marker(pending))
+    ignored.or_else(|| signals::handled_marker(pending))
 }
 
 impl HeldPod {

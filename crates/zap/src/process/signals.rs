@@ -64,6 +64,12 @@ pub fn marker(pending: u64) -> Option<i32> {
     ignored_marker(pending).or_else(real_time)
 }
 
+/// The same in a program that handles all of those: what its own threads send one another at any time would end a batch too
+/// soon, as SIGURG would in Go, whose threads preempt each other with it.
+pub fn handled_marker(pending: u64) -> Option<i32> {
+    Some(libc::SIGWINCH).filter(|signal| pending & (1 << (signal - 1)) == 0).or_else(|| marker(pending))
+}
+
 /// A signal that can end batches in a restart, where these are to be pending afterwards.
 pub fn marker_beside<'q>(queued: impl Iterator<Item = &'q QueuedSignal>) -> i32 {
     let bit = |signal: &QueuedSignal| 1u64.checked_shl((signal.number() - 1) as u32).unwrap_or(0);
