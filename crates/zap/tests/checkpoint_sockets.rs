@@ -266,20 +266,36 @@ fn a_server_that_does_not_accept_is_refused_by_name_and_unharmed() {
     clients.iter_mut().for_each(echo);
 }
 
+/// Tries something that depends on others' being in time for a checkpoint, which gives them 200 ms: on a machine so busy that
+/// they are not it is refused, which is as it should be, and tried again from the beginning.
+fn when_all_are_in_time(attempt: impl Fn() -> common::Done) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let done = attempt();
+        if done.code == 0 {
+            return;
+        }
+        assert!(done.code == 3 && std::time::Instant::now() < deadline, "{done:?}");
+    }
+}
+
 #[test]
 fn a_server_that_accepts_late_is_waited_for() {
     for gone in [false, true] {
-        let host = Host::new();
-        let mut clients = late(&host);
-        // The checkpoint begins while most of them wait: the server is told to begin by a process of its own.
-        host.ok(["exec", "late", "sh", "-c", "(sleep 0.03; touch /tmp/go) >/dev/null 2>&1 &"]);
-        let leave: &[&str] = if gone { &[] } else { &["--leave-running"] };
-        host.ok([&["checkpoint", "late", "-o", &image(&host)], leave].concat());
-        if gone {
-            host.ok(["restart", "-d", &image(&host)]);
-        }
-        clients.iter_mut().for_each(echo);
-        host.wait_for("late", "[ $(grep -c knock /tmp/heard) = 2 ]");
+        when_all_are_in_time(|| {
+            let host = Host::new();
+            let mut clients = late(&host);
+            // The checkpoint begins while most of them wait: the server is told to begin by a process of its own.
+            host.ok(["exec", "late", "sh", "-c", "(sleep 0.03; touch /tmp/go) >/dev/null 2>&1 &"]);
+            let leave: &[&str] = if gone { &[] } else { &["--leave-running"] };
+            let done = host.run([&["checkpoint", "late", "-o", &image(&host)], leave].concat());
+            if gone && done.code == 0 {
+                host.ok(["restart", "-d", &image(&host)]);
+            }
+            clients.iter_mut().for_each(echo);
+            host.wait_for("late", "[ $(grep -c knock /tmp/heard) = 2 ]");
+            done
+        });
     }
 }
 
@@ -346,21 +362,24 @@ fn what_a_closed_connection_has_left_is_refused_by_name() {
 #[test]
 fn what_a_closed_connection_has_left_is_waited_for() {
     for (suspended, leave) in [(false, &[][..]), (true, &[]), (false, &["--leave-running"])] {
-        let host = Host::new();
-        let address = closer(&host);
-        let mut client = closed_early(&host, &address, LARGE);
-        if suspended {
-            host.ok(["suspend", "closer"]);
-        }
-        let reader = std::thread::spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(100));
-            expect_all(&mut client, LARGE);
+        when_all_are_in_time(|| {
+            let host = Host::new();
+            let address = closer(&host);
+            let mut client = closed_early(&host, &address, LARGE);
+            if suspended {
+                host.ok(["suspend", "closer"]);
+            }
+            let reader = std::thread::spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                expect_all(&mut client, LARGE);
+            });
+            let done = host.run([&["checkpoint", "closer", "-o", &image(&host)], leave].concat());
+            if leave.is_empty() && done.code == 0 {
+                host.ok(["restart", "-d", &image(&host)]);
+            }
+            reader.join().unwrap();
+            done
         });
-        host.ok([&["checkpoint", "closer", "-o", &image(&host)], leave].concat());
-        if leave.is_empty() {
-            host.ok(["restart", "-d", &image(&host)]);
-        }
-        reader.join().unwrap();
     }
 }
 
@@ -485,6 +504,7 @@ fn who_never_answers_keeps_nobody_waiting_for_long() {
     // The answers to this address of the bridge's network go nowhere.
     let (network, _) = address.rsplit_once('.').unwrap();
     let ghost = format!("{network}.200");
+    let image_of = |number: u16| host.path(&format!("image{number}")).to_str().unwrap().to_owned();
     for arguments in [
         &["neigh", "replace", &ghost, "lladdr", "02:00:00:00:00:99", "dev", "zap0"][..],
         &["route", "replace", "local", &ghost, "dev", "lo", "table", "200"],
@@ -492,23 +512,33 @@ fn who_never_answers_keeps_nobody_waiting_for_long() {
         let done = common::finish(host.command("ip").args(arguments));
         assert_eq!(done.code, 0, "{done:?}");
     }
-    let ask = format!(
-        "import socket, struct\n\
-         s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)\n\
-         def total(b): return sum(struct.unpack('!%dH' % (len(b) // 2), b))\n\
-         def fold(n):\n    while n >> 16: n = (n & 0xffff) + (n >> 16)\n    return ~n & 0xffff\n\
-         ends = socket.inet_aton('{ghost}') + socket.inet_aton('{}')\n\
-         tcp = struct.pack('!HHIIBBHHH', 4444, 80, 77, 0, 80, 2, 1000, 0, 0)\n\
-         tcp = tcp[:16] + struct.pack('!H', fold(total(ends + struct.pack('!BBH', 0, 6, 20) + tcp))) + tcp[18:]\n\
-         s.sendto(struct.pack('!BBHHHBBH', 69, 0, 40, 0, 0, 64, 6, 0) + ends + tcp, ('{0}', 0))\n",
-        address.trim_end_matches(":80"),
-    );
-    let asked = common::finish(host.command("python3").args(["-c", &ask]));
-    assert_eq!(asked.code, 0, "{asked:?}");
-    host.wait_for("defer", "grep -q ' 03 ' /proc/net/tcp");
-    let done = host.run(["checkpoint", "--leave-running", "defer", "-o", &image(&host)]);
-    let named = done.stderr.contains(&format!("{address} to {ghost}:4444"));
-    assert!(done.code == 3 && named && done.stderr.contains("may take itself for connected"), "{done:?}");
+    let ask = |port: u16| {
+        let script = format!(
+            "import socket, struct\n\
+             s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)\n\
+             def total(b): return sum(struct.unpack('!%dH' % (len(b) // 2), b))\n\
+             def fold(n):\n    while n >> 16: n = (n & 0xffff) + (n >> 16)\n    return ~n & 0xffff\n\
+             ends = socket.inet_aton('{ghost}') + socket.inet_aton('{}')\n\
+             tcp = struct.pack('!HHIIBBHHH', {port}, 80, 77, 0, 80, 2, 1000, 0, 0)\n\
+             tcp = tcp[:16] + struct.pack('!H', fold(total(ends + struct.pack('!BBH', 0, 6, 20) + tcp))) + tcp[18:]\n\
+             s.sendto(struct.pack('!BBHHHBBH', 69, 0, 40, 0, 0, 64, 6, 0) + ends + tcp, ('{0}', 0))\n",
+            address.trim_end_matches(":80"),
+        );
+        let asked = common::finish(host.command("python3").args(["-c", &script]));
+        assert_eq!(asked.code, 0, "{asked:?}");
+    };
+    // It has a second from its question on, in which the checkpoint has to come: on a busy machine there may be some of which
+    // that is not so.
+    let mut ports = 4444..;
+    common::eventually("a refusal that names who has just asked", || {
+        let port = ports.next().unwrap();
+        ask(port);
+        let done = host.run(["checkpoint", "--leave-running", "defer", "-o", &image_of(port)]);
+        let named = done.stderr.contains(&format!("{address} to {ghost}:{port}"));
+        let refused = done.code == 3 && named && done.stderr.contains("may take itself for connected");
+        assert!(done.code == 0 || refused, "{done:?}");
+        refused
+    });
     // When it has not answered for a second it is not connected, and will ask again if it is there at all.
     common::eventually("the answer to be repeated", || {
         host.ok(["exec", "defer", "cat", "/proc/net/tcp"]).lines().any(|line| line.contains(" 03 ")) && {
@@ -544,8 +574,7 @@ fn settings_of_the_network_are_kept_whenever_they_are_set() {
     take("second", &images[2]);
     host.ok(["restart", &images[2], "-d", "-n", "third"]);
     assert_eq!(get("third", "core/somaxconn"), "777");
-    let monitor = nix::unistd::Pid::from_raw(host.monitor("before"));
-    nix::sys::signal::kill(monitor, nix::sys::signal::SIGKILL).unwrap();
+    common::kill(host.monitor("before"));
     set("before", "ipv4/ping_group_range", "0 7");
     take("before", &images[3]);
     host.ok(["restart", &images[3], "-d", "-n", "fourth"]);

@@ -265,26 +265,26 @@ fn the_destination_is_killed_before_every_frame() {
 #[test]
 fn the_stream_is_cut_in_the_middle_of_pages() {
     let (a, b) = (Host::new(), Host::new());
-    // Most of what is sent is its memory.
+    // Most of what is sent is its memory, of which this much is certain: how often pages are sent anew depends on the machine.
+    const CERTAIN: u64 = 2_700_000;
     let script = format!("x=$(head -c 2000000 /dev/urandom | base64); {}", counter::COUNT);
     Counter::start_command(&a, "counter", &[], &["sh", "-c", &script]);
     let done = migrate(&a, &b, "counter", &[], &["--stats"]);
     assert_eq!(done.code, 0, "{done:?}");
     let stats: serde_json::Value = serde_json::from_str(done.stdout.trim_end()).unwrap();
-    let bytes = stats["bytes"].as_u64().unwrap();
-    assert!(bytes > 2_500_000, "{stats}");
+    assert!(stats["bytes"].as_u64().unwrap() > CERTAIN, "{stats}");
     bring_back(&a, &b);
     let mut outcomes = Outcomes::of("cut-in-pages");
     for tenths in 1..10 {
-        let limit = bytes * tenths / 10;
+        let limit = CERTAIN * tenths / 10;
         // Nobody but `head` has the end that is read from, so that the source sees it go.
         let head = format!("stdbuf -o0 head -c {limit} <&3 3<&-");
         let way = format!("exec 3<&0 </dev/null; {head} | {} 3<&- & exec 3<&-; wait", via(&b));
         let done = finish(a.zap(["migrate", "counter", "--via", &way]).stdin(Stdio::null()));
         assert_eq!(done.code, 1, "{limit}: {done:?}");
-        assert!(runs(&a) && pods(&b).is_empty(), "{limit} of {bytes}");
+        assert!(runs(&a) && pods(&b).is_empty(), "{limit} of {CERTAIN}");
         Counter::of(&a, "counter").goes_on();
-        outcomes.note(format!("wire cut after {tenths}0 % of the bytes"), where_it_lives(&a));
+        outcomes.note(format!("wire cut after {tenths}0 % of its memory"), where_it_lives(&a));
     }
     outcomes.write();
 }
@@ -376,8 +376,11 @@ fn an_interrupted_command_leaves_the_pod_where_it_is() {
     let (a, b) = (Host::new(), Host::new());
     let counter = Counter::start(&a, "counter", &[]);
     // A way that stalls: the greeting comes, and nothing after it.
-    let mut command = a.zap(["migrate", "counter", "--via", "printf zap/mig1; exec sleep 60"]);
+    let greeted = a.path("greeted");
+    let way = format!("printf zap/mig1; touch '{}'; exec sleep 60", greeted.display());
+    let mut command = a.zap(["migrate", "counter", "--via", &way]);
     let mut child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the greeting", || greeted.exists());
     std::thread::sleep(std::time::Duration::from_millis(300));
     child.kill().unwrap();
     child.wait().unwrap();

@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use namespace::Namespace;
+use namespace::{Namespace, PATIENCE};
 use zap::pod::host_config::HostConfig;
 use zap::pod::network::{Network, NetworkError, Request};
 use zap::pod::{AddressPlan, Publish};
@@ -89,7 +89,7 @@ fn serve(namespace: &Namespace, address: &str, who: &'static str) {
 fn ask(namespace: &Namespace, address: impl Into<IpAddr>, port: u16) -> std::io::Result<String> {
     let address = SocketAddr::new(address.into(), port);
     namespace.run(move || {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(3))?;
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
         let mut said = String::new();
         stream.read_to_string(&mut said)?;
         Ok(said)
@@ -146,19 +146,30 @@ fn a_blocked_pod_neither_hears_nor_is_heard() {
     let listen = |namespace: &Namespace| {
         namespace.run(|| {
             let socket = UdpSocket::bind("0.0.0.0:9").unwrap();
-            socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket
         })
     };
     let (in_host, in_a, in_b) = (listen(&host.namespace), listen(&a.namespace), listen(&b.namespace));
-    let passes = |from: &UdpSocket, to: &UdpSocket, address: Ipv4Addr| {
-        from.send_to(b"x", (address, 9)).unwrap();
-        to.recv(&mut [0; 8]).is_ok()
+    let number = std::cell::Cell::new(0u8);
+    let passes = |from: &UdpSocket, to: &UdpSocket, address: Ipv4Addr, open: bool| {
+        number.set(number.get() + 1);
+        // Only what does not come is waited for by the clock.
+        to.set_read_timeout(Some(if open { PATIENCE } else { Duration::from_millis(200) })).unwrap();
+        from.send_to(&[number.get()], (address, 9)).unwrap();
+        // What was sent to a pod that was blocked may come once it is not.
+        let mut heard = [0];
+        while to.recv(&mut heard).is_ok() {
+            if heard[0] == number.get() {
+                return true;
+            }
+        }
+        false
     };
     let check = |open: bool| {
-        assert_eq!(passes(&in_host, &in_a, address), open, "host to pod");
-        assert_eq!(passes(&in_b, &in_a, address), open, "pod to pod");
-        assert_eq!(passes(&in_a, &in_host, gateway), open, "pod to host");
+        assert_eq!(passes(&in_host, &in_a, address, open), open, "host to pod");
+        assert_eq!(passes(&in_b, &in_a, address, open), open, "pod to pod");
+        assert_eq!(passes(&in_a, &in_host, gateway, open), open, "pod to host");
     };
     check(true);
     a.on_host(|network| network.block().unwrap());
@@ -268,6 +279,11 @@ fn what_a_blocked_pod_asked_for_is_not_waited_for() {
             String::from_utf8(listed.stdout).unwrap().lines().count()
         })
     };
+    // As long as this test lasts: three seconds, if nobody changes that.
+    for version in ["ipv4", "ipv6"] {
+        let pause = format!("/proc/sys/net/{version}/neigh/eth0/retrans_time_ms");
+        pod.namespace.run(|| std::fs::write(pause, "600000").unwrap());
+    }
     pod.namespace.run(ask_for);
     assert_eq!(unanswered(), 2);
     pod.on_host(|network| {
@@ -324,7 +340,8 @@ fn a_published_port_leads_into_the_pod() {
     serve(&pod.namespace, "[::]:80", "pod");
     for here in ["127.0.0.1", "198.18.0.1", "fd5a:4150::c612:1"] {
         let address: IpAddr = here.parse().unwrap();
-        assert!(ask(&host.namespace, address, 8080).is_ok_and(|said| said.starts_with("pod")), "from the host, {here}");
+        let said = ask(&host.namespace, address, 8080);
+        assert!(said.as_ref().is_ok_and(|said| said.starts_with("pod")), "from the host, {here}: {said:?}");
     }
     // The kernel routes nothing from ::1: refused at once, so that clients go on to the next address of `localhost`.
     let refused = ask(&host.namespace, std::net::Ipv6Addr::LOCALHOST, 8080).unwrap_err();
@@ -341,7 +358,7 @@ fn a_published_port_leads_into_the_pod() {
     });
     let answer = host.namespace.run(|| {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.send_to(b"?", "127.0.0.1:5353").unwrap();
         socket.recv(&mut [0; 8])
     });
@@ -435,27 +452,26 @@ fn two_hosts_share_a_network_by_their_uplinks() {
 #[test]
 fn connecting_and_blocking_take_no_time_to_speak_of() {
     let host = Host::new();
-    let namespace = Namespace::new();
-    let started = Instant::now();
-    let network = host.attach(&namespace, Request::default()).unwrap();
-    let first = started.elapsed();
-    let kept = host.pod(Request::default());
-    let more = Namespace::new();
-    let started = Instant::now();
-    let another = host.attach(&more, Request::default()).unwrap();
-    let attach = started.elapsed();
-    fn time(act: impl Fn()) -> Duration {
+    fn time(act: impl FnOnce()) -> Duration {
         let started = Instant::now();
         act();
         started.elapsed()
     }
-    let (block, unblock, detach) = host.namespace.run(move || {
-        another.detach().unwrap();
-        (time(|| network.block().unwrap()), time(|| network.unblock().unwrap()), time(|| network.detach().unwrap()))
-    });
+    let kept = host.pod(Request::default());
+    // The least of many: whatever else the machine does disturbs some.
+    let (mut attach, mut block, mut unblock, mut detach) = (Duration::MAX, Duration::MAX, Duration::MAX, Duration::MAX);
+    for _ in 0..10 {
+        let namespace = Namespace::new();
+        let started = Instant::now();
+        let network = host.attach(&namespace, Request::default()).unwrap();
+        attach = attach.min(started.elapsed());
+        let took = host.namespace.run(move || {
+            let (block, unblock) = (time(|| network.block().unwrap()), time(|| network.unblock().unwrap()));
+            [block, unblock, time(|| network.detach().unwrap())]
+        });
+        (block, unblock, detach) = (block.min(took[0]), unblock.min(took[1]), detach.min(took[2]));
+    }
     let last = time(|| kept.on_host(|network| network.detach().unwrap()));
-    println!(
-        "first {first:?}, attach {attach:?}, block {block:?}, unblock {unblock:?}, detach {detach:?}, last {last:?}"
-    );
+    println!("attach {attach:?}, block {block:?}, unblock {unblock:?}, detach {detach:?}, last {last:?}");
     assert!(attach < Duration::from_secs(1) && block < Duration::from_millis(100));
 }

@@ -492,7 +492,7 @@ mod tests {
         let begun = Instant::now();
         session.drain();
         session.end(End::Exited(0));
-        assert!(begun.elapsed() < 4 * LAST_WORDS, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < 30 * LAST_WORDS, "{:?}", begun.elapsed());
         drop((ours, session));
         writer.join().unwrap();
     }

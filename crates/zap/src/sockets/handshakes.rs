@@ -184,14 +184,18 @@ mod tests {
             let mut clients = [to.clone(), to, format!("127.0.0.1:{port}")];
             let clients = if address.contains("[::]") { &mut clients[..] } else { &mut clients[..2] };
             let mut clients: Vec<TcpStream> = clients.iter().map(|to| TcpStream::connect(to).unwrap()).collect();
-            std::thread::sleep(Duration::from_millis(20));
-            let found = strays.look().unwrap();
-            assert_eq!(found.len(), clients.len(), "{found:?}");
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let mut found = strays.look().unwrap();
+            while found.len() != clients.len() {
+                assert!(Instant::now() < deadline, "{found:?}");
+                thread::yield_now();
+                found = strays.look().unwrap();
+            }
             assert!(found.iter().all(|stray| stray.opening()));
             defer(0).unwrap();
             strays.hasten(&found).unwrap();
             listener.set_nonblocking(true).unwrap();
-            let deadline = Instant::now() + Duration::from_secs(20);
+            let deadline = Instant::now() + Duration::from_secs(60);
             while !strays.look().unwrap().is_empty() {
                 assert!(Instant::now() < deadline, "{:?}", strays.look());
                 thread::yield_now();

@@ -168,6 +168,13 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Kills a process of the test's, and waits until it is gone: a monitor that is about to die may still take a request.
+pub fn kill(pid: i32) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    eventually("it is dead", || state().is_empty() || state().contains(") Z "));
+}
+
 /// Every point of that name, to die at, and those at which something can fail.
 pub fn fault_points(prefix: &str) -> impl Iterator<Item = String> {
     let deaths = zap::fault::POINTS.iter().map(|point| (*point).to_owned());

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a probe waits in its pod for all that is done with it, so that it does not for ever.
+const LIFE: Duration = Duration::from_secs(900);
+
 /// A host: a state directory. Its pods go with it.
 pub(crate) struct Host {
     directory: tempfile::TempDir,
@@ -98,7 +101,7 @@ pub(crate) fn probe(prepare: impl FnOnce() -> Box<dyn FnOnce()>) {
     std::fs::write("/tmp/ready", "").unwrap();
     let begun = Instant::now();
     while !std::path::Path::new("/tmp/go").exists() {
-        assert!(begun.elapsed() < PATIENCE);
+        assert!(begun.elapsed() < LIFE);
         std::thread::sleep(Duration::from_millis(2));
     }
     check();

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, unshare};
 use zap::ids::HostPid;
 
+/// How long anything may take on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 type Job = Box<dyn FnOnce() + Send>;
 
 pub(crate) struct Namespace {
@@ -50,10 +53,10 @@ impl Namespace {
     }
 
     pub(crate) fn await_links(&self, there: impl Fn(&[String]) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while !there(&self.links()) {
             assert!(Instant::now() < deadline, "still there: {:?}", self.links());
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
@@ -80,10 +83,10 @@ impl Namespace {
 
 impl Namespace {
     pub(crate) fn await_running(&self, link: &'static str) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while !self.is_running(link) {
             assert!(Instant::now() < deadline, "{link} has no carrier");
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 

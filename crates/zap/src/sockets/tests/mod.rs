@@ -42,7 +42,7 @@ fn this_thread() -> HostPid {
 }
 
 fn wait_until(condition: impl Fn() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(std::time::Instant::now() < deadline, "it never came true");
         std::thread::yield_now();

@@ -18,7 +18,7 @@ fn connected(address: &str) -> (TcpListener, TcpStream, TcpStream) {
 
 fn patient(fd: OwnedFd) -> TcpStream {
     let stream = TcpStream::from(fd);
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream
 }
 
@@ -351,7 +351,7 @@ fn what_was_lost_under_way_is_sent_again_soon() {
         let peer = Peer::new();
         let listener = TcpListener::bind("10.9.0.1:80").unwrap();
         let mut client = peer.inside(|| TcpStream::connect("10.9.0.1:80").unwrap());
-        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let (mut server, _) = listener.accept().unwrap();
         // So much that more than a few segments are under way at a time.
         let reader = std::thread::spawn(move || {

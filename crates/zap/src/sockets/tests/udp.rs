@@ -8,7 +8,7 @@ use crate::sys::socket;
 
 fn patient(fd: OwnedFd) -> UdpSocket {
     let socket = UdpSocket::from(fd);
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     socket
 }
 

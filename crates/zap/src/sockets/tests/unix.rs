@@ -11,7 +11,7 @@ use crate::sys::{message, socket};
 
 fn stream(fd: OwnedFd) -> UnixStream {
     let stream = UnixStream::from(fd);
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream
 }
 
