@@ -53,7 +53,7 @@ soak CASES='1000000' MINUTES='100000': build
     try() { # CASES CRATE PROGRAM TEST
       ((cases < {{CASES}} && SECONDS - begun < {{MINUTES}} * 60)) || return 0
       rm -rf "$ZAP_VERIFICATION"
-      if ! PROPTEST_CASES=$1 cargo test -q -p "$2" --test "$3" "$4" -- --nocapture >target/soak/now 2>&1; then
+      if ! ZAP_SEED=random PROPTEST_CASES=$1 cargo test -q -p "$2" --test "$3" "$4" -- --nocapture >target/soak/now 2>&1; then
         cat target/soak/now
         echo "soak: $4 failed after $cases cases and $((SECONDS - begun)) s; how to try it again is said above" >&2
         exit 1

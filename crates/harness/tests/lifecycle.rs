@@ -101,7 +101,8 @@ impl World<'_> {
             }
             Verb::Terminate => words.extend(["kill", "-s", "TERM", &pod]),
             Verb::Kill => words.extend(["kill", "-s", "KILL", &pod]),
-            Verb::Stop => words.extend(["stop", "-t", "1", &pod]),
+            // On a busy machine a second passes before a process has heard of its signal.
+            Verb::Stop => words.extend(["stop", "-t", "10", &pod]),
             Verb::Remove { force: true } => words.extend(["rm", "-f", &pod]),
             Verb::Remove { force: false } => words.extend(["rm", &pod]),
         }
@@ -157,7 +158,7 @@ impl World<'_> {
 
     /// Waits until what there is agrees with some of these, and goes on from those.
     fn settle(&mut self, worlds: &[Pods], done: &str) -> Checked {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let listed = self.listed();
             let agree = |world: &&Pods| {
@@ -167,7 +168,13 @@ impl World<'_> {
                 world.len() == listed.len() && world.iter().all(same)
             };
             let agreeing: BTreeSet<&Pods> = worlds.iter().filter(agree).collect();
-            if !agreeing.is_empty() {
+            // Whoever was told to end is listed as running until it has: one that may have been is looked at.
+            let may_end =
+                |place: &(usize, usize)| worlds.iter().any(|w| matches!(w.get(place), Some(State::Stopped(_))));
+            let runs = |(place, (state, _)): (&(usize, usize), &(String, Option<i64>))| {
+                state != "running" || !may_end(place) || self.is_at_rest(*place)
+            };
+            if !agreeing.is_empty() && listed.iter().all(runs) {
                 self.may_be = agreeing.into_iter().cloned().collect();
                 return Ok(());
             }
@@ -176,6 +183,20 @@ impl World<'_> {
             }
             std::thread::sleep(Duration::from_millis(3));
         }
+    }
+
+    /// Whether the first command of a pod lives, and no signal is on its way to it.
+    fn is_at_rest(&self, (host, pod): (usize, usize)) -> bool {
+        const MAIN: u64 = 2;
+        let (output, _) = self.labs[host].try_zap(&["ps", "--json", &name(pod)]).unwrap();
+        let rows: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let Some(main) = rows.iter().find(|row| row["pid"] == MAIN).and_then(|row| row["host_pid"].as_i64()) else {
+            return false;
+        };
+        let status = std::fs::read_to_string(format!("/proc/{main}/status")).unwrap_or_default();
+        let has_none = |set: &str| status.contains(&format!("\n{set}:\t0000000000000000\n"));
+        let is_ending = status.contains("\nState:\tZ") || status.contains("\nState:\tX");
+        has_none("SigPnd") && has_none("ShdPnd") && !is_ending
     }
 
     /// An image that is there is whole.

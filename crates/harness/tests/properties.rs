@@ -1,6 +1,6 @@
 //! Properties over generated pods: a checkpoint cannot be told from none, names stay the pod's own, nothing is left.
 //!
-//! `PROPTEST_CASES` says how many cases of each property are tried, `ZAP_SEED` which ones, `ZAP_SHRINK` in how
+//! `PROPTEST_CASES` says how many cases of each property are tried, `ZAP_SEED` which ones (`random`: others), `ZAP_SHRINK` in how
 //! many steps at most a failing one is made smaller. What failed is written down as it is made smaller: `ZAP_CASE` tries the
 //! program of such a file again, and those of `properties/kept` are tried always.
 

@@ -135,7 +135,7 @@ fn a_pod_outlives_a_peer_that_stalls() {
     for bytes in [0, 8, 30, 60, 90] {
         let state = other.state();
         let way =
-            format!("ZAP_STATE={} {} | (stdbuf -o0 head -c {bytes}; exec sleep 5)", state.display(), words.join(" "));
+            format!("ZAP_STATE={} {} | (stdbuf -o0 head -c {bytes}; exec sleep 20)", state.display(), words.join(" "));
         let mut migrate = host.zap(["migrate", "counter", "--via", &way]);
         let mut child = migrate.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(700));
