@@ -85,11 +85,23 @@ fn serve(namespace: &Namespace, address: &str, who: &'static str) {
     });
 }
 
+/// A connection. A kernel that has much to do takes its time to know a new address of its own (IPv6) as such, and looks for it
+/// among its neighbours meanwhile, for three seconds: that is no answer.
+fn connect(address: &SocketAddr) -> std::io::Result<TcpStream> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match TcpStream::connect_timeout(address, PATIENCE) {
+            Err(e) if e.kind() == std::io::ErrorKind::HostUnreachable && Instant::now() < deadline => {}
+            other => return other,
+        }
+    }
+}
+
 /// What the server at `address` says to a client in `namespace`.
 fn ask(namespace: &Namespace, address: impl Into<IpAddr>, port: u16) -> std::io::Result<String> {
     let address = SocketAddr::new(address.into(), port);
     namespace.run(move || {
-        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        let mut stream = connect(&address)?;
         let mut said = String::new();
         stream.read_to_string(&mut said)?;
         Ok(said)
