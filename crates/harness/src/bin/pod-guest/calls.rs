@@ -80,7 +80,7 @@ fn waiting_again() -> Checked {
         waiters.push(waiter("poll", wait, move |_| pipe.open())?);
     }
     const PRIVATE: u64 = (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG) as u64;
-    let short = Box::leak(Box::new(libc::timespec { tv_sec: 2, tv_nsec: 0 })) as *mut libc::timespec as u64;
+    let short = Box::leak(Box::new(libc::timespec { tv_sec: 4, tv_nsec: 0 })) as *mut libc::timespec as u64;
     let times = move |name, number: libc::c_long, args: [u64; 4], ends: i64| {
         let wait = move || {
             let result = unsafe { libc::syscall(number, args[0], args[1], args[2], args[3]) };
@@ -92,7 +92,7 @@ fn waiting_again() -> Checked {
     waiters.push(times("nanosleep", libc::SYS_nanosleep, [short, short, 0, 0], 0)?);
     waiters.push(times("nanosleep that tells no rest", libc::SYS_nanosleep, [short, 0, 0, 0], 0)?);
     waiters.push(times("clock_nanosleep", libc::SYS_clock_nanosleep, [1, 0, short, 0], 0)?);
-    waiters.push(times("poll of nothing", libc::SYS_poll, [0, 0, 2000, 0], 0)?);
+    waiters.push(times("poll of nothing", libc::SYS_poll, [0, 0, 4000, 0], 0)?);
     let timeout = i64::from(libc::ETIMEDOUT);
     waiters.push(times("a private futex", libc::SYS_futex, [word as u64, PRIVATE, 0, short], timeout)?);
     for waiter in &waiters {

@@ -40,8 +40,8 @@ fn clocks() -> Checked {
     for (clock, before) in CLOCKS.into_iter().zip(before) {
         let now = (now(clock), kernel_now(clock));
         check(now.0 >= before.0 && now.1 >= before.1, format!("clock {clock} went from {before:?} to {now:?}"))?;
-        check(now.1 - before.1 < 100_000_000_000, format!("clock {clock} jumped from {before:?} to {now:?}"))?;
-        check((now.1 - now.0).abs() < 1_000_000_000, format!("clock {clock}: {now:?} by vDSO and kernel"))?;
+        check(now.1 - before.1 < 1_000_000_000_000, format!("clock {clock} jumped from {before:?} to {now:?}"))?;
+        check((now.1 - now.0).abs() < 5_000_000_000, format!("clock {clock}: {now:?} by vDSO and kernel"))?;
     }
     Ok(())
 }

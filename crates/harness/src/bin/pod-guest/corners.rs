@@ -86,7 +86,7 @@ fn told() -> Result<i32, String> {
     let mut wanted: libc::sigset_t = unsafe { std::mem::zeroed() };
     unsafe { libc::sigaddset(&raw mut wanted, SIGNAL) };
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let while_ = libc::timespec { tv_sec: 20, tv_nsec: 0 };
+    let while_ = libc::timespec { tv_sec: 120, tv_nsec: 0 };
     done("waiting for a signal", unsafe { libc::sigtimedwait(&raw const wanted, &raw mut info, &raw const while_) })?;
     // What SI_SIGIO has behind its code: si_band, si_fd.
     Ok(unsafe { (&raw const info).cast::<i32>().add(6).read() })

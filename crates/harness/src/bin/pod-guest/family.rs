@@ -320,7 +320,7 @@ fn vfork_brief() -> Checked {
 }
 
 extern "C" fn for_a_moment(_: *mut libc::c_void) -> i32 {
-    unsafe { libc::usleep(400_000) };
+    unsafe { libc::usleep(150_000) };
     0
 }
 

@@ -498,7 +498,7 @@ fn network_filter_translates() -> Checked {
     connected.open()?;
     set_up.pass(1)?;
     let mut client = TcpStream::connect("10.1.1.1:9").map_err(text)?;
-    client.set_read_timeout(Some(std::time::Duration::from_secs(20))).map_err(text)?;
+    client.set_read_timeout(Some(std::time::Duration::from_secs(120))).map_err(text)?;
     set_up.pass(1)?;
     hold()?;
     let mut bytes = [0; 4];
@@ -608,7 +608,7 @@ fn way_out() -> Result<(String, String), String> {
 /// Whoever answers that nobody listens is there.
 fn answers(address: &str) -> Checked {
     let address = format!("{address}:9").parse().map_err(|e| format!("{address}: {e}"))?;
-    let refused = TcpStream::connect_timeout(&address, std::time::Duration::from_secs(5));
+    let refused = TcpStream::connect_timeout(&address, std::time::Duration::from_secs(120));
     let refused = refused.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused);
     check(refused, format!("{address} does not answer"))
 }

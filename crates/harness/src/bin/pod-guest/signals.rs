@@ -13,6 +13,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("pending-all", pending_all),
     ("many-signals", many_signals),
     ("all-handled", all_handled),
+    ("all-preempted", all_preempted),
     ("signal-files", signal_files),
     ("alternate-stack", alternate_stack),
     ("in-handler", in_handler),
@@ -284,21 +285,59 @@ fn pending_kinds() -> Checked {
     reap(child)
 }
 
-/// A program that handles every signal, as those in Go do.
-fn all_handled() -> Checked {
-    static SEEN: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+/// The signals that came since [`handle_all`].
+static SEEN: AtomicU64 = AtomicU64::new(0);
+
+fn handle_all() -> Checked {
     extern "C" fn seen(signal: i32) {
-        SEEN.fetch_or(1 << (signal - 1), std::sync::atomic::Ordering::Relaxed);
+        SEEN.fetch_or(1 << (signal - 1), Ordering::Relaxed);
     }
     for signal in (1..=64).filter(|s| ![libc::SIGKILL, libc::SIGSTOP, 32, 33].contains(s)) {
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = seen as extern "C" fn(i32) as usize;
+        action.sa_flags = libc::SA_RESTART;
         done("sigaction", unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) })?;
     }
+    Ok(())
+}
+
+/// A program that handles every signal, as those in Go do.
+fn all_handled() -> Checked {
+    handle_all()?;
     hold()?;
-    equal("signals that came", SEEN.load(std::sync::atomic::Ordering::Relaxed), 0)?;
+    equal("signals that came", SEEN.load(Ordering::Relaxed), 0)?;
     done("kill", unsafe { libc::kill(libc::getpid(), libc::SIGURG) })?;
-    equal("signals that came", SEEN.load(std::sync::atomic::Ordering::Relaxed), bits(&[libc::SIGURG]))
+    equal("signals that came", SEEN.load(Ordering::Relaxed), bits(&[libc::SIGURG]))
+}
+
+/// Threads of such a program preempt each other all the time, by the signal that Go has for that.
+fn all_preempted() -> Checked {
+    handle_all()?;
+    // So much that it is copied while the program runs.
+    let memory: Vec<u8> = (0..16 << 20).map(|at: u32| at as u8).collect();
+    let (pid, count) = (std::process::id() as i32, 9);
+    let threads = std::sync::Mutex::new(vec![pid]);
+    std::thread::scope(|scope| {
+        let preempt = || -> Checked {
+            threads.lock().map_err(|e| e.to_string())?.push(unsafe { libc::gettid() });
+            while !std::path::Path::new(ON).exists() {
+                let all = threads.lock().map_err(|e| e.to_string())?.clone();
+                // Who has gone on may have ended.
+                for thread in all {
+                    unsafe { libc::syscall(libc::SYS_tgkill, pid, thread, libc::SIGURG) };
+                }
+                // They are more than there are processors: signals wait for those that have none.
+                (0..20_000).for_each(|_| std::hint::spin_loop());
+            }
+            Ok(())
+        };
+        let all: Vec<_> = (1..count).map(|_| scope.spawn(preempt)).collect();
+        until("the threads", || threads.lock().is_ok_and(|threads| threads.len() == count))?;
+        hold_loosely()?;
+        all.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?)
+    })?;
+    check(memory.iter().zip(0u32..).all(|(byte, at)| *byte == at as u8), "memory has changed")?;
+    equal("signals that came", SEEN.load(Ordering::Relaxed), bits(&[libc::SIGURG]))
 }
 
 /// Threads of two processes wait at an epoll for a file that reads signals: each is told of those of its own process.

@@ -108,9 +108,9 @@ pub(crate) fn doze() {
     std::thread::sleep(std::time::Duration::from_millis(5));
 }
 
-/// Waits for `condition`, at most half a minute.
+/// Waits for `condition`, at most some minutes.
 pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) -> Checked {
-    for _ in 0..6000 {
+    for _ in 0..24_000 {
         if condition() {
             return Ok(());
         }

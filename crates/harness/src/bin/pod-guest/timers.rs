@@ -98,7 +98,7 @@ fn posix_timers() -> Checked {
     for (id, before) in ids.iter().zip(before) {
         let now = timer_now(*id)?;
         equal("an interval", now[..2].to_vec(), before[..2].to_vec())?;
-        check(now[2..] <= before[2..] && now[2] >= before[2] - 120, format!("timer {id}: {now:?} after {before:?}"))?;
+        check(now[2..] <= before[2..] && now[2] >= before[2] - 600, format!("timer {id}: {now:?} after {before:?}"))?;
     }
     set_timer(ids[0], 0, [0, 0, 0, 1_000_000])?;
     equal("a timer's signal", wait_for(&[signal]), signal)?;
@@ -175,7 +175,7 @@ fn thread_timer() -> Checked {
     equal("/proc/self/timers", read("/proc/self/timers")?, list)?;
     let _ = told.try_iter().count();
     for _ in 0..TICKS {
-        told.recv_timeout(std::time::Duration::from_secs(30)).map_err(|e| format!("a tick for a thread: {e}"))?;
+        told.recv_timeout(std::time::Duration::from_secs(120)).map_err(|e| format!("a tick for a thread: {e}"))?;
     }
     drop(told);
     thread.join().map_err(|_| "the thread panicked".to_string())
