@@ -42,7 +42,7 @@ pub const POINTS: &[&str] = &[
     "receive-told",
     "receive-running",
     "receive-fetching",
-    "receive-half-filled",
+    "half-filled",
 ];
 
 /// Those at which something can fail and the pod is whole yet: not those at which it has ended, or gone to the other side.

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod demands;
 pub mod error;
 pub mod fault;
+pub mod fetch;
 pub mod files;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -17,6 +17,8 @@ use crate::look::Subject;
 pub const LITTLE: u64 = 256 << 10;
 /// … of one whose pages only have to be put in place, which takes less than what it takes to do that later …
 pub const LITTLE_IN_PLACE: u64 = 4 << 20;
+/// … of one that is restarted from an image, which touches much of what is less at once, and would wait for it page by page …
+pub const LITTLE_AT_RESTART: u64 = 32 << 20;
 /// … and of a mapping.
 const FEW: u64 = 64 << 10;
 

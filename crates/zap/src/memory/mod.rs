@@ -32,7 +32,7 @@ pub use asynchronous::Contexts;
 pub use capture::{Captured, Piece, ReadPiece, Request, append_all, capture, check, read_all, stream_all, unread};
 pub use foreign::{FaceState, Patch, adapt, is_at_home, is_in_a_jump, write_patches};
 pub use layout::{Mapping, Nature, flag};
-pub use left::{LITTLE, LITTLE_IN_PLACE, LeftBehind, pages_of};
+pub use left::{LITTLE, LITTLE_AT_RESTART, LITTLE_IN_PLACE, LeftBehind, pages_of};
 pub use mapped::MappedFiles;
 pub use pages::{has_guards, is_empty_at, read_traced, untouched};
 pub use plan::{MemoryBatch, Target, free_gap, late_batch, over_range, rebuild_batches};

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use serde::{Deserialize, Serialize};
 
-use super::fetch::{Fetching, Filling, FromImage, FromSource, FromStore, Supply, Whose};
+use super::from_source::FromSource;
 use super::protocol::{Hello, Message, VERSION};
 use super::strategies::{self, Strategy};
 use super::wire::Wire;
@@ -16,6 +16,7 @@ use crate::checkpoint::Phase;
 use crate::demands::Offer;
 use crate::error::RebuildError;
 use crate::fault::{self, Cut};
+use crate::fetch::{Fetching, Filling, FromImage, FromStore, Supply, Whose};
 use crate::files::{self, HashCache, UsedFile};
 use crate::image::{FORMAT, ImageError, ImageReader, ReceivedImage};
 use crate::monitor::protocol::Failure;

@@ -2,7 +2,7 @@
 //!
 //! What travels is an image, sent as it is written ([`crate::image::PartSink`]): a migration is a checkpoint whose image is
 //! put together on the other side, and a restart that waits, with everything rebuilt and held, for the word *go*. What
-//! becomes of memory is a [`strategies::Strategy`]; pages that come later are filled in by [`fetch`].
+//! becomes of memory is a [`strategies::Strategy`]; pages that come later are filled in by [`crate::fetch`].
 
 use std::path::PathBuf;
 
@@ -13,8 +13,8 @@ use crate::fault::Cut;
 
 mod ahead;
 pub mod destination;
-pub mod fetch;
 pub mod followers;
+mod from_source;
 pub mod keys;
 pub mod progress;
 pub mod protocol;

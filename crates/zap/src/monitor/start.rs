@@ -19,6 +19,7 @@ use crate::migrate::wire::Wire;
 use crate::pod::registry::ProcessId;
 use crate::pod::takeover::{Found, take_over};
 use crate::pod::{Birth, LivePod, PodSpec, Store};
+use crate::restart::Restarted;
 use crate::sys::{descriptor, exec, heap};
 
 /// Descriptors for which there is room from the start: copies of a pod's files, and its threads' `status`.
@@ -65,9 +66,9 @@ fn begin(start: Start, socket: &UnixStream) -> Result<Option<Monitor>, Failure> 
             Ok(Some(welcome(pod, socket, &born, watch)))
         }
         Start::Restart { store, options, watch } => {
-            let (pod, stats) = restart(store, &options)?;
+            let Restarted { pod, stats, fetching } = crate::restart::restart(store, &options)?;
             let born = born(&pod, Some(stats));
-            Ok(Some(welcome(pod, socket, &born, watch)))
+            Ok(Some(welcome(pod, socket, &born, watch).fetching(fetching)))
         }
         Start::Receive { store, options } => {
             let broken = |e: std::io::Error| Failure { message: format!("the stream from the source: {e}"), code: 1 };
@@ -109,10 +110,6 @@ fn run(store: Store, spec: PodSpec, birth: Birth<'_>, watch: Watch) -> Result<Li
             Err(e.into())
         }
     }
-}
-
-fn restart(store: Store, options: &crate::restart::Options) -> Result<(LivePod, crate::restart::Stats), Failure> {
-    Ok(crate::restart::restart(store, options)?)
 }
 
 /// Answers whoever asked for the pod, shows it the console if it stays, and is the pod's monitor from then on.

@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::fetch::{Fetching, Filling, Whose};
 use crate::ids::PodPid;
-use crate::migrate::fetch::{Fetching, Filling, Whose};
 use crate::monitor::log::Log;
 use crate::monitor::session::End;
 use crate::pod::console::Ends;

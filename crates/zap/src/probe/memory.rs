@@ -38,6 +38,11 @@ pub(super) fn features() -> Vec<Feature> {
     ]
 }
 
+/// Whether memory can be filled while a pod runs.
+pub(crate) fn can_fill() -> bool {
+    probe::userfaultfd().is_ok_and(|features| features & (EVENTS | SHARED_MISSING) == EVENTS | SHARED_MISSING)
+}
+
 /// Whether writes can be followed through a userfaultfd and found by a scan.
 pub(crate) fn follows_asynchronously() -> bool {
     probe::userfaultfd().is_ok_and(|features| features & WRITE_PROTECT_ASYNC != 0) && pagemap_scan().is_ok()

@@ -7,7 +7,7 @@ mod process;
 use std::io;
 use std::path::Path;
 
-pub(crate) use memory::{follows_asynchronously, soft_dirty};
+pub(crate) use memory::{can_fill, follows_asynchronously, soft_dirty};
 
 use serde::Serialize;
 

@@ -6,11 +6,8 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
 use crate::image::{FileEntry, StoredData};
-use crate::migrate::protocol::Message;
-use crate::migrate::wire::Wire;
 
 /// Whoever has the pages. They come in the order in which they were asked for.
 pub trait Supply: Send {
@@ -77,28 +74,6 @@ impl Supply for FromImage {
 
     fn outlives_us(&self) -> Option<(BorrowedFd<'_>, Option<FileEntry>)> {
         Some((self.data.as_fd(), None))
-    }
-}
-
-/// The host that the pod has left.
-pub struct FromSource(pub Arc<Wire>);
-
-impl Supply for FromSource {
-    fn ask(&mut self, wanted: Range<u64>) -> io::Result<Range<u64>> {
-        self.0.send(&Message::Fetch { offset: wanted.start, length: wanted.end - wanted.start })?;
-        Ok(wanted)
-    }
-
-    fn arrivals(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.0.arrivals())
-    }
-
-    fn take(&mut self) -> io::Result<(u64, Vec<u8>)> {
-        self.0.hear_pages()
-    }
-
-    fn finish(&mut self) -> io::Result<()> {
-        self.0.send(&Message::Complete)
     }
 }
 

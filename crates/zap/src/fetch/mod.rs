@@ -23,7 +23,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 pub use self::filling::{Filling, Space};
 use self::ledger::Ledger;
 use self::remaining::{Remaining, Run};
-pub use self::supply::{FromImage, FromSource, FromStore, Supply};
+pub use self::supply::{FromImage, FromStore, Supply};
 use crate::fault;
 use crate::memory::PAGE;
 use crate::pod::control::Control;
@@ -373,7 +373,7 @@ impl Fetcher {
         }
         self.on_its_way -= bytes.len() as u64;
         if self.received > self.end / 2 {
-            fault::point("receive-half-filled");
+            fault::point("half-filled");
         }
         self.pace(since.elapsed(), bytes.len() as u64);
         let mut space = 0;
