@@ -156,7 +156,7 @@ fn tell_stages(
     if let Err(error) = descriptor::allow(0, MOST_FILES) {
         tracing::info!(%error, "the limit of open files stays as it is");
     }
-    fault::point("checkpoint-begin");
+    fault::fallible("checkpoint-begin").map_err(|e| refused(checkpoint.pod, unexpected(fault::OBJECT, &e)))?;
     let trees = checkpoint.look_ahead(&mut writer, taker.as_mut().map(|taker| &mut **taker as &mut dyn Taker))?;
     fault::fallible("checkpoint-looked-ahead").map_err(|e| refused(checkpoint.pod, unexpected(fault::OBJECT, &e)))?;
     let held = checkpoint.hold()?;

@@ -47,21 +47,28 @@ pub const POINTS: &[&str] = &[
 
 /// Those at which something can fail and the pod is whole yet: not those at which it has ended, or gone to the other side.
 pub const FALLIBLE: &[&str] = &[
+    "checkpoint-begin",
     "checkpoint-looked-ahead",
     "checkpoint-frozen",
     "checkpoint-held",
     "checkpoint-captured",
     "checkpoint-before-rename",
     "restart-verified",
+    "restart-namespaces",
     "restart-files",
     "restart-memory",
     "restart-tree",
     "restart-before-let-go",
+    "migrate-welcomed",
+    "migrate-compared",
     "migrate-sent",
     "migrate-ready",
     "migrate-followed",
+    "receive-welcomed",
+    "receive-compared",
     "receive-complete",
     "receive-ready",
+    "receive-told",
 ];
 
 /// What fails at such a point, in an error.

@@ -173,7 +173,6 @@ fn restart_image(
         let bulk = Bulk(scope.spawn(verify));
         let made = image.namespaces(store, options, &shim);
         clock.lap("namespaces");
-        fault::point("restart-namespaces");
         let mut pod = match made {
             Ok(pod) => pod,
             Err(error) => return bulk.before(Err(error)),
@@ -362,7 +361,8 @@ impl Image {
         bulk: Bulk<'_>,
         gate: &mut Gate<'_>,
     ) -> Result<(), RestartError> {
-        let opened = self.open_files(pod);
+        let namespaces = fault::fallible("restart-namespaces").rebuilding("making", fault::OBJECT);
+        let opened = namespaces.map_err(|e| self.failed(e)).and_then(|()| self.open_files(pod));
         // No process is made of anything that was not verified.
         let (common, builder) = bulk.before(opened)?;
         clock.lap("files");

@@ -65,8 +65,7 @@ pub fn receive(store: Store, options: &Options, wire: Wire) -> Result<Received, 
     }
     let offer = Some(Box::new(Offer::here()));
     wire.send(&Message::Welcome { name: hello.spec.name.clone(), offer }).map_err(cut)?;
-    fault::point("receive-welcomed");
-    let received = take_image(&store, &hello, &wire);
+    let received = fault::fallible("receive-welcomed").map_err(cut).and_then(|()| take_image(&store, &hello, &wire));
     let received = received.and_then(|reader| fault::fallible("receive-complete").map(|()| reader).map_err(cut));
     let rebuilt = received.and_then(|reader| rebuild(store, &hello, reader, &wire));
     let received = rebuilt.inspect_err(|failure| {
@@ -278,7 +277,7 @@ fn hear_all(
             (Some(Message::Uses(files)), _) => {
                 compare_root(&hello.spec.root, files).map_err(Arrival::Said)?;
                 wire.send(&Message::Alike)?;
-                fault::point("receive-compared");
+                fault::fallible("receive-compared")?;
                 continue;
             }
             (Some(Message::Stored { name }), _) => {
@@ -333,7 +332,7 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
         fault::fallible("receive-ready").map_err(failed)?;
         match wire.hear().map_err(failed)? {
             Message::Go => {
-                fault::point("receive-told");
+                fault::fallible("receive-told").map_err(failed)?;
                 fetching = filling.map(|filling| filling.begin(Whose::of(pod))).transpose().map_err(failed)?;
                 Ok(())
             }

@@ -155,7 +155,7 @@ pub fn migrate(
             return Err(MigrateError::Protocol { pod: name.clone(), to: options.to.clone(), said: other.name() });
         }
     }
-    fault::point("migrate-welcomed");
+    fault::fallible("migrate-welcomed").map_err(broken)?;
     let how = checkpoint::Options {
         output: Default::default(),
         afterwards: Afterwards::Gone,
@@ -340,7 +340,7 @@ impl Taker for Destination<'_> {
         let broken = |error: std::io::Error| failed(1, format!("the stream to {to} failed: {error}"));
         self.wire.send(&Message::Uses(files)).map_err(broken)?;
         let answer = self.wire.hear().map_err(broken)?;
-        fault::point("migrate-compared");
+        fault::fallible("migrate-compared").map_err(broken)?;
         match answer {
             Message::Alike => Ok(()),
             Message::Failed(failure) => Err(failed(failure.code, format!("{to} refuses it: {failure}"))),
