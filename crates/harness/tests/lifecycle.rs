@@ -282,17 +282,19 @@ impl World<'_> {
         self.may_be.iter().flat_map(|pods| may_be(pods, command, monitor_died)).collect()
     }
 
-    /// A monitor that is killed while it does something.
+    /// A monitor that is killed while it does something. (In a migration it can leave a pod in doubt; `migrate.rs` has those.)
     fn crash(&mut self, command: Command, delay: u32) -> Checked {
-        if matches!(command.verb, Verb::Migrate { .. } | Verb::Run | Verb::Restart(_)) {
+        if matches!(command.verb, Verb::Migrate { .. }) {
             return Ok(());
         }
+        let begins = matches!(command.verb, Verb::Run | Verb::Restart(_));
         let Some((words, image)) = self.words(command) else { return Ok(()) };
         let shown = format!("{words:?} on host {}, its monitor killed after {delay} µs", command.host);
         let monitor = self.monitor(command.host, command.pod);
-        let worlds = self.after_some_of(command, monitor.is_some());
+        let worlds = self.after_some_of(command, begins || monitor.is_some());
         let started = self.start(command.host, words);
         std::thread::sleep(Duration::from_micros(delay.into()));
+        let monitor = if begins { self.registered(command.host, command.pod) } else { monitor };
         if let Some(monitor) = monitor {
             end(monitor);
         }
@@ -304,10 +306,13 @@ impl World<'_> {
     /// The monitor of a pod, if it has one that lives.
     fn monitor(&self, host: usize, pod: usize) -> Option<i32> {
         let (output, _) = self.labs[host].try_zap(&["inspect", "--json", &name(pod)]).unwrap();
-        let seen: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-        let pid = seen["monitor"]["pid"].as_i64()? as i32;
-        let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-        (program == zap_binary().unwrap()).then_some(pid)
+        living_monitor(&output.stdout)
+    }
+
+    /// The monitor that is written down for a pod, which may be at its beginning: nobody is asked, who would wait for it.
+    fn registered(&self, host: usize, pod: usize) -> Option<i32> {
+        let record = self.labs[host].state().join("pods").join(name(pod)).join("pod.json");
+        living_monitor(&std::fs::read(record).ok()?)
     }
 
     fn kill_monitor(&self, host: usize, pod: usize) -> Vec<Pods> {
@@ -375,6 +380,14 @@ impl World<'_> {
             Ok(())
         })
     }
+}
+
+/// The monitor that a record names, if it lives.
+fn living_monitor(record: &[u8]) -> Option<i32> {
+    let record: serde_json::Value = serde_json::from_slice(record).ok()?;
+    let pid = record["monitor"]["pid"].as_i64()? as i32;
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    (program == zap_binary().unwrap()).then_some(pid)
 }
 
 /// What there may be after two commands at once that ended with these codes; nothing if they cannot have.
