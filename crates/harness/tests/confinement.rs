@@ -223,3 +223,39 @@ fn a_device_that_is_bound_works() {
     let refused = outside.zap(&["exec", "bound", "sh", "-c", "mknod /dev/log c 1 11 && : </dev/log"]).unwrap_err();
     assert!(refused.to_string().contains("not permitted"), "{refused}");
 }
+
+/// What root in a pod does to the pod's own groups of version 1, from namespaces of its own, goes with the pod: groups that it
+/// made are in nobody's way, and who froze all of the pod, PID 1 too, has it end all the same. Neither is lost unnoticed.
+#[test]
+fn groups_of_version_1_go_with_the_pod() {
+    if !fs::read_to_string("/proc/self/cgroup").unwrap().contains(":freezer:") {
+        return;
+    }
+    let outside = Outside::new().unwrap();
+    let image = outside.lab.directory().join("image");
+    let inner = "mkdir /mnt/inner; echo $$ >/mnt/inner/tasks; echo FROZEN >/mnt/inner/freezer.state";
+    for (pod, freezes) in [("part", inner), ("whole", "echo FROZEN >/mnt/freezer.state")] {
+        let script = format!("mount -t cgroup -o freezer none /mnt; {freezes}; sleep 1000");
+        let run = ["run", "-d", "-n", pod, "--net", "private", "--", "unshare", "-UrCm", "sh", "-c", &script];
+        outside.zap(&run).unwrap();
+        let refused = wait_until("it to be refused", || {
+            match outside.zap(&["checkpoint", pod, "-o", image.to_str().unwrap(), "--leave-running"]) {
+                Err(error) => Ok(error.to_string()),
+                Ok(_) => {
+                    fs::remove_dir_all(&image)?;
+                    anyhow::bail!("{pod} has not begun")
+                }
+            }
+        });
+        let refused = refused.unwrap();
+        assert!(refused.contains("freezer"), "{refused}");
+        if pod == "whole" {
+            let refused = outside.zap(&["exec", pod, "true"]).unwrap_err().to_string();
+            assert!(refused.contains("frozen by one of its own processes"), "{refused}");
+        }
+        outside.zap(&["rm", "-f", pod]).unwrap();
+        let groups = fs::read_dir("/sys/fs/cgroup/freezer").into_iter().flatten().flatten();
+        let left = groups.filter(|group| group.file_name().to_string_lossy().ends_with(&format!("-{pod}")));
+        assert_eq!(left.count(), 0, "{pod} has left its group");
+    }
+}

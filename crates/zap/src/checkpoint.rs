@@ -351,6 +351,7 @@ impl Checkpoint<'_> {
         look.made = mounts::made(&pod.spec, pod.init, &pod.mounts_file()).map_err(|e| refused(pod, e))?;
         capture::check_all(&mut look, population, groups, &pod.layouts).map_err(|e| refused(pod, e))?;
         ipc::limits::check(&pod.spec, pod.init).map_err(|e| refused(pod, e))?;
+        pod.cgroup.check().map_err(|e| refused(pod, e))?;
         let network = std::mem::take(&mut self.network);
         self.network = network::look_ahead(pod, &look.namespaces, network).map_err(|e| refused(pod, e))?;
         if let (Some(network), true, true) = (&pod.network, look.sockets.hear, self.goes_on()) {

@@ -101,7 +101,7 @@ fn tables(text: &str) {
     crate::sockets::try_table(text);
     crate::ipc::try_table(text);
     crate::pod::network::try_text(text);
-    crate::pod::limits::try_groups(text);
+    crate::pod::old_groups::try_groups(text);
     image::try_room(text);
     let _ = crate::record::offsets(text);
 }

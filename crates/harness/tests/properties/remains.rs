@@ -80,16 +80,11 @@ fn mentions(text: &str, place: &str) -> bool {
     text.match_indices(place).any(|(at, _)| !text[at + place.len()..].starts_with(|c: char| c.is_ascii_digit()))
 }
 
-/// Control groups that zap made for this state directory.
+/// Control groups that zap made for this state directory, in hierarchies of both versions.
 fn control_groups(state: &Path) -> Vec<String> {
-    let hash = blake3_name(state);
-    let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(|root| Path::new(root).join(&hash));
-    roots
-        .iter()
-        .filter(|root| root.exists())
-        .flat_map(|root| files(root))
-        .map(|path| path.display().to_string())
-        .collect()
+    let name = blake3_name(state);
+    let groups = files(Path::new("/sys/fs/cgroup")).into_iter().map(|path| path.display().to_string());
+    groups.filter(|path| path.contains(&name)).collect()
 }
 
 fn blake3_name(state: &Path) -> String {

@@ -308,6 +308,7 @@ impl Shared {
                 return Ok(());
             }
         }
+        self.end_frozen();
         if lock(&self.pod).is_some() {
             self.cgroup.kill()?;
         }
@@ -315,8 +316,16 @@ impl Shared {
         Ok(())
     }
 
+    /// Kills everybody if the pod's own processes have frozen it: whoever has the pod may be waiting for its PID 1.
+    fn end_frozen(&self) {
+        if self.cgroup.is_frozen_inside() {
+            let _ = self.cgroup.begin_kill();
+        }
+    }
+
     fn remove(&self) -> Result<(), Failure> {
         lock(&self.progress).remove = true;
+        self.end_frozen();
         self.finish(End::Exited(128 + libc::SIGKILL));
         self.wait_for_end(None);
         lock(&self.progress).finished.clone().unwrap_or(Ok(()))
@@ -446,6 +455,10 @@ impl Shared {
         let pod = guard.as_ref().ok_or_else(|| self.ended())?;
         if pod.state() == PodState::Suspended {
             return Err(self.in_state("suspended", "; `zap resume` lets it go on").into());
+        }
+        if pod.cgroup.is_frozen_inside() {
+            // Nor could PID 1 answer.
+            return Err(self.in_state("frozen by one of its own processes", "; `zap rm -f` ends it").into());
         }
         let failed = |source| PodError::Kernel { pod: self.name.clone(), step: "making a console".to_owned(), source };
         let made = if exec.tty { Ends::pty(pod.init) } else { Ends::pipes(exec.interactive) };

@@ -36,12 +36,13 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         standing: false,
     };
     let listener = Some(store.listen(&spec.name)?);
-    let cgroup = Cgroup::create(&store, &spec.name)?;
+    let mut cgroup = Cgroup::of(&store, &spec)?;
     scaffold.cgroup = Some(cgroup.clone());
-    devices::confine(&cgroup, &spec.binds)?;
-    let sysctls = Sysctls::watch(&cgroup);
     let created = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     store.save(&unborn(&spec, &cgroup, &created))?;
+    cgroup.make()?;
+    devices::confine(&cgroup, &spec.binds)?;
+    let sysctls = Sysctls::watch(&cgroup);
     let fresh = birth.unpack.is_none();
     let mut plan = rootfs::plan(&store, &spec, fresh)?;
     plan.last_pid = birth.last_pid;
@@ -64,7 +65,7 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
     let (control, monitor_end) = channel::message_pair().map_err(failed("making a socket"))?;
     let setup = Setup { control: &control, monitor_end: &monitor_end, plan: &plan, hostname: &spec.hostname };
     let own_network = spec.network != NetworkMode::Host;
-    let directory = cgroup.open()?;
+    let (directory, doors) = (cgroup.open()?, cgroup.doors()?);
     let fresh;
     let shim = match birth.shim {
         Some(shim) => shim,
@@ -74,13 +75,11 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         }
     };
     let init = shim
-        .start_init(&setup, birth.clocks.unwrap_or_default(), own_network, &directory)
+        .start_init(&setup, birth.clocks.unwrap_or_default(), own_network, &directory, &doors)
         .map_err(|(step, source)| failed(step)(source))?;
     drop(control);
-    let limits =
-        LimitGroups::create(&spec.name, cgroup.path(), &spec.limits).map_err(|e| limit_error(&spec.name, e))?;
+    let limits = LimitGroups::create(&cgroup, &spec.limits).map_err(|e| limit_error(&spec.name, e))?;
     scaffold.limits = Some(limits.clone());
-    limits.add(init).map_err(|e| limit_error(&spec.name, e))?;
     scaffold.network = connect(&store, &spec, &wishes, init)?;
     let process = PidFd::open(init).map_err(failed("opening PID 1"))?;
     Control::await_ready(&spec.name, &monitor_end, &process)?;
@@ -218,7 +217,7 @@ impl Drop for Scaffold<'_> {
             let _ = network.detach();
         }
         if let Some(limits) = &self.limits {
-            let _ = limits.remove();
+            limits.remove();
         }
         if let Some(cgroup) = &self.cgroup {
             let _ = cgroup.remove();

@@ -1,4 +1,4 @@
-//! A pod's cgroup (v2): what its processes are, freezing them, and ending them all.
+//! A pod's cgroup (v2): what its processes are, freezing them, and ending them all; and its groups of version 1 with it.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -11,8 +11,10 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::HostPid;
-use crate::pod::{PodError, Store};
+use crate::error::CaptureError;
+use crate::ids::{HostPid, PodPid};
+use crate::pod::old_groups::OldGroups;
+use crate::pod::{PodError, PodSpec, Store};
 
 /// How long processes may take to stand still, or to die: longer only in uninterruptible sleep.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -22,16 +24,32 @@ const LOOK_AGAIN: Duration = Duration::from_micros(100);
 
 /// The cgroup of a pod. Written down by its place in the hierarchy, which a process elsewhere may find mounted elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "PathBuf", into = "PathBuf")]
+#[serde(try_from = "Written", into = "Written")]
 pub struct Cgroup {
     path: PathBuf,
+    old: OldGroups,
+}
+
+/// How it is written down.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Place(PathBuf),
+    Places { place: PathBuf, old: OldGroups },
 }
 
 impl Cgroup {
-    /// Makes the group of a pod, empty.
-    pub fn create(store: &Store, pod: &str) -> Result<Cgroup, PodError> {
-        let path = hierarchy()?.join(group_of(store)).join(pod);
-        fs::create_dir_all(&path).map_err(failed("making", &path))?;
+    /// The group that a pod is to have.
+    pub fn of(store: &Store, spec: &PodSpec) -> Result<Cgroup, PodError> {
+        let host = group_of(store);
+        let old = OldGroups::of(&format!("{host}-{}", spec.name), spec);
+        Ok(Cgroup { path: hierarchy()?.join(host).join(&spec.name), old })
+    }
+
+    /// Makes it, empty.
+    pub fn make(&mut self) -> Result<(), PodError> {
+        let path = &self.path;
+        fs::create_dir_all(path).map_err(failed("making", path))?;
         // The kernel notes at every switch of threads, for every group from the thread's own upwards, who waits for what;
         // nobody asks for it of a pod. Kernels from 6.1 can leave it out (`Documentation/admin-guide/cgroup-v2.rst`).
         for group in path.ancestors().take(2) {
@@ -39,9 +57,9 @@ impl Cgroup {
         }
         // A process that makes a user namespace and a cgroup namespace in it may mount the hierarchy from the pod's group
         // down, and would make groups there in which nobody would look for it.
-        let above = group_above(&path).join("cgroup.max.depth");
+        let above = group_above(path).join("cgroup.max.depth");
         fs::write(&above, "1").map_err(failed("writing", &above))?;
-        Ok(Cgroup { path })
+        self.old.make().map_err(|(path, source)| failed("making", &path)(source))
     }
 
     /// Its directory.
@@ -52,6 +70,40 @@ impl Cgroup {
     /// Its directory, opened.
     pub fn open(&self) -> Result<OwnedFd, PodError> {
         File::open(&self.path).map(OwnedFd::from).map_err(failed("opening", &self.path))
+    }
+
+    /// The files through which a thread that writes `0` joins its groups of version 1.
+    pub(super) fn doors(&self) -> Result<Vec<File>, PodError> {
+        self.old.doors().map_err(|(path, source)| failed("opening", &path)(source))
+    }
+
+    /// Its group in the hierarchy of version 1 that has a controller.
+    pub(super) fn old_group(&self, controller: &str) -> Option<PathBuf> {
+        self.old.with(controller)
+    }
+
+    /// Lets those go on that somebody in the pod has frozen: PID 1 can be among them.
+    pub(crate) fn thaw_inside(&self) {
+        self.old.thaw();
+    }
+
+    /// Whether somebody in the pod has frozen all of it.
+    pub(crate) fn is_frozen_inside(&self) -> bool {
+        self.old.is_frozen()
+    }
+
+    /// Refuses a pod in which somebody has made control groups, or frozen some of it.
+    pub(crate) fn check(&self) -> Result<(), CaptureError> {
+        self.old.disturbed().map_or(Ok(()), |group| {
+            Err(CaptureError::Refused {
+                process: PodPid(1),
+                command: "init".into(),
+                object: format!("the control group {group}"),
+                why:
+                    "has groups or was frozen by somebody in the pod, which cannot be checkpointed yet; undo that first"
+                        .into(),
+            })
+        })
     }
 
     /// Whether it is there.
@@ -87,7 +139,9 @@ impl Cgroup {
 
     /// Kills every process, PID 1 too: none does anything more.
     pub fn begin_kill(&self) -> Result<(), PodError> {
-        self.write("cgroup.kill", "1")
+        self.write("cgroup.kill", "1")?;
+        self.old.thaw();
+        Ok(())
     }
 
     /// Returns when all processes are gone.
@@ -112,7 +166,7 @@ impl Cgroup {
             // Other pods of this host may still be in it.
             let _ = fs::remove_dir(parent);
         }
-        Ok(())
+        self.old.remove().map_err(|(path, source)| failed("removing", &path)(source))
     }
 
     fn write(&self, file: &str, text: &str) -> Result<(), PodError> {
@@ -168,7 +222,7 @@ fn group_of(store: &Store) -> String {
 static FOUND: OnceLock<PathBuf> = OnceLock::new();
 
 /// Where tables of mounts are, and the root from which what they name is found.
-const TABLES: [(&str, &str); 2] = [("/proc/self/mountinfo", "/"), ("/proc/1/mountinfo", "/proc/1/root")];
+pub(super) const TABLES: [(&str, &str); 2] = [("/proc/self/mountinfo", "/"), ("/proc/1/mountinfo", "/proc/1/root")];
 /// Where a mount of our own is.
 const OWN: &str = "/proc/self/fd";
 
@@ -203,17 +257,21 @@ pub(crate) fn is_unknown_or_mounted() -> bool {
     FOUND.get().is_none_or(|path| !path.starts_with(OWN))
 }
 
-impl TryFrom<PathBuf> for Cgroup {
+impl TryFrom<Written> for Cgroup {
     type Error = PodError;
 
-    fn try_from(place: PathBuf) -> Result<Cgroup, PodError> {
-        Ok(Cgroup { path: hierarchy()?.join(place) })
+    fn try_from(written: Written) -> Result<Cgroup, PodError> {
+        let (place, old) = match written {
+            Written::Place(place) => (place, OldGroups::default()),
+            Written::Places { place, old } => (place, old),
+        };
+        Ok(Cgroup { path: hierarchy()?.join(place), old })
     }
 }
 
-impl From<Cgroup> for PathBuf {
-    fn from(group: Cgroup) -> PathBuf {
+impl From<Cgroup> for Written {
+    fn from(group: Cgroup) -> Written {
         let place = hierarchy().ok().and_then(|above| group.path.strip_prefix(above).ok());
-        place.unwrap_or(&group.path).to_owned()
+        Written::Places { place: place.unwrap_or(&group.path).to_owned(), old: group.old }
     }
 }

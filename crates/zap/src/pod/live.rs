@@ -382,7 +382,7 @@ impl LivePod {
         if let Some(network) = self.network.take() {
             network.detach().map_err(|source| PodError::Network { pod: pod.clone(), source })?;
         }
-        let _ = self.limits.remove();
+        self.limits.remove();
         let removed = self.cgroup.remove().and_then(|()| rootfs::remove_layers(&self.store.storage_dir(&pod)));
         if let Some(departing) = self.departing.take() {
             let panicked = || NetworkError::Kernel {

@@ -15,6 +15,7 @@ pub mod live;
 pub mod mounts;
 mod namespaces;
 pub mod network;
+pub(crate) mod old_groups;
 pub mod processes;
 pub mod registry;
 pub mod rootfs;

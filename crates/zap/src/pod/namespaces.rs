@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -64,13 +64,15 @@ impl Shim {
         }
     }
 
-    /// Starts PID 1 of a pod as a child of the caller, in new namespaces and in that cgroup. Can be done once.
+    /// Starts PID 1 of a pod as a child of the caller, in new namespaces and in that cgroup and
+    /// those that the doors lead to. Can be done once.
     pub(super) fn start_init(
         &self,
         setup: &Setup<'_>,
         clocks: ClockOffsets,
         own_network: bool,
         cgroup: &OwnedFd,
+        doors: &[File],
     ) -> Result<HostPid, (&'static str, io::Error)> {
         let order = Order {
             plan: setup.plan.clone(),
@@ -78,7 +80,7 @@ impl Shim {
             clocks: (clocks.monotonic, clocks.boottime),
             own_network,
         };
-        let answer = self.ask(&order, setup, cgroup).map_err(|e| ("making its namespaces", e));
+        let answer = self.ask(&order, setup, cgroup, doors).map_err(|e| ("making its namespaces", e));
         self.wait();
         match answer? {
             [0, pid] => Ok(HostPid(pid)),
@@ -88,11 +90,12 @@ impl Shim {
         }
     }
 
-    fn ask(&self, order: &Order, setup: &Setup<'_>, cgroup: &OwnedFd) -> io::Result<[i32; 2]> {
+    fn ask(&self, order: &Order, setup: &Setup<'_>, cgroup: &OwnedFd, doors: &[File]) -> io::Result<[i32; 2]> {
         let mut memory = File::from(memfd_create(c"pod", MFdFlags::MFD_CLOEXEC)?);
         // A path of the host's that is not text is the one thing that could go wrong.
         ciborium::into_writer(order, &mut memory).map_err(io::Error::other)?;
-        let files = [memory.as_fd(), setup.control.as_fd(), setup.monitor_end.as_fd(), cgroup.as_fd()];
+        let mut files = vec![memory.as_fd(), setup.control.as_fd(), setup.monitor_end.as_fd(), cgroup.as_fd()];
+        files.extend(doors.iter().map(AsFd::as_fd));
         channel::send(&self.socket, b"pod", &files, true)?;
         let mut bytes = [0; 8];
         match channel::receive(&self.socket, &mut bytes)?.0 {
@@ -135,20 +138,33 @@ struct Order {
     own_network: bool,
 }
 
-fn hear(socket: &OwnedFd) -> io::Result<(Order, [OwnedFd; 3])> {
+/// What comes with an order.
+struct Files {
+    control: OwnedFd,
+    monitor_end: OwnedFd,
+    cgroup: OwnedFd,
+    /// To groups of version 1.
+    doors: Vec<File>,
+}
+
+fn hear(socket: &OwnedFd) -> io::Result<(Order, Files)> {
     let (_, files) = channel::receive(socket, &mut [0; 8])?;
-    let files: Result<[OwnedFd; 4], _> = files.try_into();
-    let [memory, control, monitor_end, cgroup] = files.map_err(|_| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+    let mut files = files.into_iter();
+    let mut next = || files.next().ok_or(io::ErrorKind::UnexpectedEof);
+    let (memory, control, monitor_end, cgroup) = (next()?, next()?, next()?, next()?);
     let mut bytes = Vec::new();
     let mut memory = File::from(memory);
     memory.rewind()?;
     memory.read_to_end(&mut bytes)?;
-    Ok((crate::image::decode(&bytes).map_err(io::Error::other)?, [control, monitor_end, cgroup]))
+    let files = Files { control, monitor_end, cgroup, doors: files.map(File::from).collect() };
+    Ok((crate::image::decode(&bytes).map_err(io::Error::other)?, files))
 }
 
-const STEPS: [&str; 3] = ["making a time namespace", "setting its clocks", "making its namespaces"];
+const STEPS: [&str; 4] =
+    ["making a time namespace", "setting its clocks", "making its namespaces", "joining its control groups"];
 
-fn shim(order: &Order, [control, monitor_end, cgroup]: &[OwnedFd; 3], ahead: Ahead) -> Result<i32, (usize, io::Error)> {
+fn shim(order: &Order, files: &Files, ahead: Ahead) -> Result<i32, (usize, io::Error)> {
+    let Files { control, monitor_end, cgroup, doors } = files;
     let clocks = ClockOffsets { monotonic: order.clocks.0, boottime: order.clocks.1 };
     namespace::unshare(libc::CLONE_NEWTIME).map_err(|e| (0, e))?;
     fs::write("/proc/self/timens_offsets", clock_lines(clocks)).map_err(|e| (1, e))?;
@@ -156,6 +172,8 @@ fn shim(order: &Order, [control, monitor_end, cgroup]: &[OwnedFd; 3], ahead: Ahe
         nix::sched::setns(&ahead.network, nix::sched::CloneFlags::CLONE_NEWNET).map_err(|e| (2, e.into()))?;
     }
     drop(ahead);
+    // What it clones is where it is itself.
+    doors.iter().try_for_each(|mut door| door.write_all(b"0")).map_err(|e| (3, e))?;
     match namespace::clone_sibling(ALWAYS, cgroup.as_fd()).map_err(|e| (2, e))? {
         Side::Parent(pid) => Ok(pid),
         Side::Child => init::run(&Setup { control, monitor_end, plan: &order.plan, hostname: &order.hostname }),

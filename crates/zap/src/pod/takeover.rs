@@ -94,7 +94,7 @@ fn tidy(store: &Store, mut record: Record) -> Result<(), PodError> {
         }
         None => {}
     }
-    let _ = record.limits.remove();
+    record.limits.remove();
     record.cgroup.remove()?;
     rootfs::remove_layers(&store.storage_dir(&name))?;
     if record.spec.remove {
@@ -133,6 +133,7 @@ fn adopt(store: Store, record: Record, claim: Claim) -> Result<Found, PodError> 
         record.cgroup.thaw()?;
         journal.done(&Undo::Thaw)?;
     }
+    record.cgroup.thaw_inside();
     for undo in &pending {
         if let Undo::Image(path) = undo {
             crate::image::remove_partials(path);

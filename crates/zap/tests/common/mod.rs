@@ -113,8 +113,22 @@ impl Host {
     pub fn cgroups(&self) -> Vec<PathBuf> {
         let hash = blake3::hash(self.state().as_os_str().as_encoded_bytes()).to_hex();
         let name = format!("zap-{}", &hash[..12]);
-        let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(|r| Path::new(r).join(&name));
-        roots.into_iter().filter(|p| p.exists()).collect()
+        let mut found = Vec::new();
+        find_groups(Path::new("/sys/fs/cgroup"), &name, &mut found);
+        found
+    }
+}
+
+/// Control groups whose names begin like that, in hierarchies of both versions.
+fn find_groups(directory: &Path, name: &str, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        match entry.file_name().to_string_lossy().starts_with(name) {
+            true => found.push(entry.path()),
+            false => find_groups(&entry.path(), name, found),
+        }
     }
 }
 

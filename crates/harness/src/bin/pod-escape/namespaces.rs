@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::fd::AsRawFd;
 
+use nix::errno::Errno;
+
 use super::attempt::{Attempt, Failed, Tried, c, call, check, delegate, io, prepare, write};
 
 pub(crate) const ATTEMPTS: &[Attempt] = &[
@@ -64,6 +66,14 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
             fs::create_dir("/mnt/inner").map_err(io)
         })
     }),
+    // Only the root of a hierarchy has it.
+    ("inner-old-root-group", |_, _| old(|| fs::metadata("/mnt/release_agent").map(drop).map_err(io))),
+    ("inner-old-other-group", |_, _| {
+        old(|| {
+            let mut groups = fs::read_dir("/mnt").map_err(io)?.flatten().filter(|entry| entry.path().is_dir());
+            groups.next().map(drop).ok_or(Failed::With(Errno::ENOENT))
+        })
+    }),
     ("inner-host-name", |_, _| inner(0, host_name)),
     ("inner-outer-namespace", |_, _| {
         let network = network()?;
@@ -99,6 +109,26 @@ fn inner(more: i32, attempt: impl FnOnce() -> Tried) -> Tried {
     map("gid_map", format!("0 {group} 1"))?;
     prepare(unsafe { libc::unshare(libc::CLONE_NEWNS | more) }.into())?;
     attempt()
+}
+
+/// From a user and a cgroup namespace, in each hierarchy of version 1 that the host has, mounted anew.
+fn old(attempt: impl Fn() -> Tried) -> Tried {
+    inner(libc::CLONE_NEWCGROUP, || {
+        let groups = fs::read_to_string("/proc/self/cgroup").map_err(|error| before(io(error)))?;
+        let names = groups.lines().filter_map(|line| line.split(':').nth(1)).filter(|names| !names.is_empty());
+        for names in names {
+            let options = c(&if names.contains('=') { format!("none,{names}") } else { names.to_owned() });
+            let (source, target, kind) = (c("cgroup"), c("/mnt"), c("cgroup"));
+            let options = options.as_ptr().cast();
+            let mounted = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, options) };
+            prepare(mounted.into())?;
+            match attempt() {
+                Err(Failed::With(Errno::ENOENT)) => unmount("/mnt").map_err(before)?,
+                other => return other,
+            }
+        }
+        Err(Failed::With(Errno::ENOENT))
+    })
 }
 
 fn mount(kind: &str, target: &str, flags: u64) -> Tried {
