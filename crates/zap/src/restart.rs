@@ -1,6 +1,7 @@
 //! The story of a restart: read → verify → rebuild → let go.
 
 mod error;
+mod later;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -20,7 +21,7 @@ use crate::checkpoint::{Clock, Phase};
 use crate::demands;
 use crate::error::{Context, RebuildError};
 use crate::fault;
-use crate::fetch::{Fetching, Filling, FromImage, Whose};
+use crate::fetch::Fetching;
 use crate::files::{self, FileState, HashCache, LateFiles, Unsettled};
 use crate::ids::{FileId, HostPid, PodPid};
 use crate::image::ImageReader;
@@ -38,11 +39,10 @@ use crate::pod::network::trail::Trail;
 use crate::pod::network::{self, NetworkError};
 use crate::pod::trees;
 use crate::pod::{Bind, Birth, ClockOffsets, LivePod, PodError, PodSpec, Publish, Shim, Store};
-use crate::probe;
 use crate::process::grow::{Common, Grove, GrowError, Incomplete, Numberer, PART, Pool, Surroundings};
 use crate::process::state::{self, EndedState, Place, ProcessState};
 use crate::process::tree::{self, Plan};
-use crate::process::{discover, sharing, threads};
+use crate::process::{discover, sharing};
 use crate::record::{self, PodRecord};
 use crate::sockets;
 use crate::sys::descriptor;
@@ -89,6 +89,7 @@ pub struct Stats {
 }
 
 pub use self::error::RestartError;
+use self::later::Later;
 /// What PID 1 runs in the child that builds.
 pub use crate::builder::run as builder;
 
@@ -113,26 +114,11 @@ pub fn restart(store: Store, options: &Options) -> Result<Restarted, RestartErro
     // Before anything is read: PID 1 of the pod has the memory that this process has now.
     let shim = shim(options)?;
     let mut image = Image::of(ImageReader::open(&options.image)?, options, false)?;
-    let mut data = image.put_off()?;
-    let mut fetching = None;
-    let mut gate = |pod: &mut LivePod, incomplete: Vec<Incomplete>, _: &[Phase]| {
-        if let Some(data) = data.take().filter(|_| !incomplete.is_empty()) {
-            let filling = Filling::entrust(pod, incomplete, Box::new(FromImage::new(data)))?;
-            fetching = Some(filling.begin(Whose::of(pod)).map_err(|error| error.to_string())?);
-        }
-        Ok(())
-    };
-    match restart_image(store, image, options, (shim, clock), &mut gate) {
-        Ok((pod, stats)) => {
-            // Whoever waits for a page came first; now all the others.
-            fetching.iter().for_each(Fetching::settle);
-            Ok(Restarted { pod, stats, fetching })
-        }
-        Err(error) => {
-            fetching.iter().for_each(Fetching::abandon);
-            Err(error)
-        }
-    }
+    let mut later = Later::of(&mut image)?;
+    let mut gate = |pod: &mut LivePod, incomplete: Vec<Incomplete>, _: &[Phase]| later.begin(pod, incomplete);
+    let restarted = restart_image(store, image, options, (shim, clock), &mut gate);
+    let fetching = later.settle(restarted.is_ok());
+    restarted.map(|(pod, stats)| Restarted { pod, stats, fetching })
 }
 
 /// Starts an image again that was received, and checked, as soon as `gate` opens. Otherwise as [`restart`].
@@ -266,25 +252,6 @@ impl Image {
             pod.spec.publish = publish.clone();
         }
         Ok(Image { reader, checked, pod, processes, zombies, files, ipc, namespaces, plan })
-    }
-
-    /// Has memory come later that is much, can wait, and lies in the image as it is; returns the file that it then comes from.
-    /// What a child has of its parent's, and what a restart touches itself, is put in place at once. In a user namespace of
-    /// its own nobody may have the kernel wait.
-    fn put_off(&mut self) -> Result<Option<OwnedFd>, RestartError> {
-        if !self.reader.is_plain() || !probe::can_fill() {
-            return Ok(None);
-        }
-        let inherited = self.processes.iter().flat_map(|process| process.memory.inherited());
-        let needed = self.processes.iter().flat_map(|process| threads::needed_at_once(&process.threads));
-        let at_once = memory::pages_of(inherited.chain(needed));
-        let patient = self.processes.iter_mut().filter(|process| process.namespaces.of(Kind::User).is_none());
-        patient.for_each(|process| process.memory.put_off(&at_once, memory::LITTLE_AT_RESTART));
-        if self.processes.iter().all(|process| process.memory.left.is_empty()) {
-            return Ok(None);
-        }
-        let shared = self.reader.data_file()?.try_clone_to_owned();
-        shared.map(Some).rebuilding("sharing", "the image").map_err(|e| self.failed(e))
     }
 
     /// What takes long to verify: the contents of memory and queues, and the files of the root that the pod goes on using.
