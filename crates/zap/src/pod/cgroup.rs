@@ -146,7 +146,11 @@ impl Cgroup {
 
     /// Returns when all processes are gone.
     pub fn await_end(&self) -> Result<(), PodError> {
-        self.wait_until("populated 0", "ending")
+        match self.wait_until("populated 0", "ending") {
+            // Somebody else has seen that before, and has removed it.
+            Err(PodError::Store { source, .. }) if is_gone(&source) => Ok(()),
+            other => other,
+        }
     }
 
     /// The processes in it (not threads), PID 1 too.
@@ -202,6 +206,11 @@ impl Cgroup {
             }
         }
     }
+}
+
+/// Whether that says that a group is not there any more: a file that was open in it has no device.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
 fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PodError + use<> {

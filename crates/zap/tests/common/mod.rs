@@ -186,7 +186,9 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 pub fn kill(pid: i32) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    eventually("it is dead", || state().is_empty() || state().contains(") Z "));
+    // Whatever it had open is closed when the last of its threads is gone.
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    eventually("it is dead", || state().is_empty() || (state().contains(") Z ") && threads() <= 1));
 }
 
 /// Every point of that name, to die at, and those at which something can fail.
