@@ -446,12 +446,14 @@ impl Held {
             match ptrace::wait_until(name.host, deadline).map_err(self.failed("waiting for"))? {
                 Stop::Event(stop) => break stop,
                 Stop::Ended(_) => return Err(TraceeError::Died(name.pod)),
-                // It is about to make a call, and does so when it is let go. The stop that was asked for comes first.
+                // It is about to make a call, and does so when it is let go. The stop that was asked for comes first: once
+                // more, since a thread that comes to a call forgets a stop that it had not come to yet.
                 Stop::Signal(ptrace::CALL_STOP) => {
                     let mut registers =
                         ptrace::registers(name.host).map_err(self.failed("reading the registers of"))?;
                     interrupted::rewind(&mut registers);
                     ptrace::set_registers(name.host, &registers).map_err(self.failed("setting the registers of"))?;
+                    ptrace::interrupt(name.host).map_err(self.failed("interrupting"))?;
                     ptrace::cont(name.host, 0)
                 }
                 Stop::Signal(signal) => ptrace::cont_to_call(name.host, signal),
