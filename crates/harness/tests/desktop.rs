@@ -16,7 +16,7 @@ use harness::viewer::{Picture, Viewer};
 use harness::workload::Desktop;
 
 /// Long enough for anything drawn late to be seen.
-const CALM: Duration = Duration::from_millis(400);
+const CALM: Duration = Duration::from_millis(600);
 
 struct Office {
     lab: Lab,

@@ -38,6 +38,8 @@ impl<'a> Person<'a> {
     pub(crate) fn sit_down(viewer: &'a Viewer, pod: &Pod<'a>, desktop: Desktop) -> Self {
         let notes = "Notes, saved.\nHalf a line".into();
         let person = Self { viewer, pod: pod.clone(), desktop, notes, counted: 0 };
+        // Whatever window appeared last is given the keyboard, perhaps only now: not after a click into another.
+        viewer.settled(desktop.moving(), crate::CALM).unwrap();
         person.turn_to("editor", person.editor().middle());
         person.viewer.type_text("A").unwrap();
         person
@@ -235,7 +237,7 @@ impl<'a> Person<'a> {
 
     /// Pastes into a terminal, and waits until it is to be seen there.
     pub(crate) fn pastes_at(&self, terminal: Region) {
-        let before = self.viewer.settled(self.desktop.moving(), Duration::from_millis(100)).unwrap().part(terminal);
+        let before = self.viewer.settled(self.desktop.moving(), crate::CALM).unwrap().part(terminal);
         self.viewer.click(terminal.middle(), 2).unwrap();
         let pasted = |picture: &Picture| (picture.part(terminal) != before).then_some(());
         self.viewer.await_picture("what was copied to be pasted", pasted).unwrap();
