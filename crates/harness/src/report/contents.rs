@@ -3,7 +3,7 @@
 use super::document::{Block, Cell, Tone};
 use super::findings::{Finding, Findings, Verdict};
 use super::plots::Plot;
-use super::{beside, costs, slopes};
+use super::{beside, costs, others, slopes};
 use crate::host::HostFacts;
 use crate::progress::Note;
 use crate::samples::Sample;
@@ -37,6 +37,7 @@ pub(super) fn blocks(of: &Material<'_>) -> Vec<Block> {
     section(&mut blocks, "Beside others", &beside::HEAD, beside::rows(of.samples, of.notes));
     section(&mut blocks, "What a pod costs", &costs::HEAD, costs::rows(of.samples));
     section(&mut blocks, "What one more costs", &slopes::HEAD, slopes::rows(of.samples));
+    section(&mut blocks, "Other experiments", &others::HEAD, others::rows(of.samples, of.findings));
     blocks.push(Block::Heading("Pictures".into()));
     blocks.extend((0..of.plots.len()).map(Block::Picture));
     let failed = of.notes.iter().filter(|(_, note)| note.who == "failed");

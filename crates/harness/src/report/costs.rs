@@ -25,10 +25,15 @@ pub(super) struct Cost {
     pub(super) slower: Vec<(&'static str, Estimate)>,
 }
 
+/// Whether an experiment is one of these.
+pub(super) fn speaks_of(experiment: &str) -> bool {
+    experiment.starts_with("overhead")
+}
+
 /// Every figure that there are pairs of.
 pub(super) fn all(samples: &[Sample]) -> Vec<Cost> {
     let mut keys: Vec<[&str; 4]> = Vec::new();
-    for sample in samples.iter().filter(|s| s.experiment.starts_with("overhead") && s.arm == "native") {
+    for sample in samples.iter().filter(|s| speaks_of(&s.experiment) && s.arm == "native") {
         let key: [&str; 4] = [&sample.experiment, &sample.workload, &sample.parameters, &sample.metric];
         let is_no_speed = ["connections_closed", "latency", "latency_max", "latency_p90"].contains(&key[3]);
         if !is_no_speed && !key[3].starts_with("x11perf:") && !keys.contains(&key) {
@@ -90,7 +95,8 @@ fn row(cost: Cost) -> Vec<Cell> {
     ]
 }
 
-fn readable(value: f64, unit: &str) -> String {
+/// A value with its unit, as people say it.
+pub(super) fn readable(value: f64, unit: &str) -> String {
     match unit {
         "bytes/s" => format!("{:.0} MB/s", value / 1e6),
         "us" if value >= 1e6 => format!("{:.2} s", value / 1e6),

@@ -8,6 +8,7 @@ mod costs;
 mod document;
 mod findings;
 mod markdown;
+mod others;
 mod page;
 mod plots;
 mod slopes;

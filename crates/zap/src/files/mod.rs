@@ -175,7 +175,8 @@ impl AsFd for Descriptor {
 
 /// A kind of open file: how it is recognised, written down and made again.
 ///
-/// States are encoded by [`crate::image::encode`] / [`crate::image::decode`]; a kind's encoding changes only together with its version.
+/// States are encoded by [`crate::image::encode`] / [`crate::image::decode`]: fields can be added with `#[serde(default)]`, any other
+/// change of an encoding takes another [`crate::image::FORMAT`].
 pub trait FileKind: Sync {
     /// Its tag in the image and in messages: `pipe`, `tcp`, `eventfd`.
     fn name(&self) -> &'static str;
