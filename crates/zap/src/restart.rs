@@ -97,7 +97,7 @@ pub use crate::builder::run as builder;
 /// must be served when it returns. It is told what the restart took so far.
 pub type Gate<'a> = dyn FnMut(&mut LivePod, Vec<Incomplete>, &[Phase]) -> Result<(), String> + Send + 'a;
 
-/// A pod that was started again.
+/// A pod that was started again, here or where it moved to.
 pub struct Restarted {
     /// It runs.
     pub pod: LivePod,

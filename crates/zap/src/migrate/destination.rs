@@ -26,7 +26,7 @@ use crate::pod::network::{self, Network, NetworkError};
 use crate::pod::{LivePod, NetworkMode, PodSpec, Store};
 use crate::process::grow::Incomplete;
 use crate::record;
-use crate::restart;
+use crate::restart::{self, Restarted};
 
 /// What a destination insists on.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -39,19 +39,9 @@ pub struct Options {
     pub cut_before: Option<Cut>,
 }
 
-/// A pod that has come.
-pub struct Received {
-    /// It runs.
-    pub pod: LivePod,
-    /// What that took.
-    pub stats: restart::Stats,
-    /// How the rest of its memory comes, where it comes later.
-    pub fetching: Option<Fetching>,
-}
-
 /// Takes a pod that comes over `wire`. On an error nothing is left of it, and the source has been told if it could be. The
 /// caller must be its process's only thread.
-pub fn receive(store: Store, options: &Options, wire: Wire) -> Result<Received, Failure> {
+pub fn receive(store: Store, options: &Options, wire: Wire) -> Result<Restarted, Failure> {
     let wire = Arc::new(wire);
     fault::arm(options.fault.as_deref());
     wire.greet().map_err(cut)?;
@@ -301,7 +291,7 @@ fn hear_all(
 }
 
 /// Rebuilds the pod, tells the source, and lets it go once the source has given it up.
-fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -> Result<Received, Failure> {
+fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -> Result<Restarted, Failure> {
     let options = restart::Options {
         image: reader.path().to_owned(),
         name: Some(hello.spec.name.clone()),
@@ -342,7 +332,7 @@ fn rebuild(store: Store, hello: &Hello, reader: ImageReader, wire: &Arc<Wire>) -
     };
     let restarted = restart::restart_received(store, reader, &options, &mut gate);
     match restarted {
-        Ok((pod, stats)) => Ok(Received { pod, stats, fetching }),
+        Ok((pod, stats)) => Ok(Restarted { pod, stats, fetching }),
         Err(error) => {
             // Before the source is told: it may not hear both that all has come and that it failed.
             fetching.iter().for_each(Fetching::abandon);

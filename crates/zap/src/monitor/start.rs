@@ -14,7 +14,7 @@ use super::serve::Monitor;
 use super::session::End;
 use crate::files::HashCache;
 use crate::ids::HostPid;
-use crate::migrate::destination::{self, Received};
+use crate::migrate::destination;
 use crate::migrate::wire::Wire;
 use crate::pod::registry::ProcessId;
 use crate::pod::takeover::{Found, take_over};
@@ -66,17 +66,13 @@ fn begin(start: Start, socket: &UnixStream) -> Result<Option<Monitor>, Failure> 
             Ok(Some(welcome(pod, socket, &born, watch)))
         }
         Start::Restart { store, options, watch } => {
-            let Restarted { pod, stats, fetching } = crate::restart::restart(store, &options)?;
-            let born = born(&pod, Some(stats));
-            Ok(Some(welcome(pod, socket, &born, watch).fetching(fetching)))
+            Ok(Some(welcome_back(crate::restart::restart(store, &options)?, socket, watch)))
         }
         Start::Receive { store, options } => {
             let broken = |e: std::io::Error| Failure { message: format!("the stream from the source: {e}"), code: 1 };
             let ([from, to], _) = super::client::files_behind(socket).map_err(broken)?;
             let wire = Wire::new(from, to).map_err(broken)?.cut_before(options.cut_before);
-            let Received { pod, stats, fetching } = destination::receive(store, &options, wire)?;
-            let born = born(&pod, Some(stats));
-            Ok(Some(welcome(pod, socket, &born, Watch::default()).fetching(fetching)))
+            Ok(Some(welcome_back(destination::receive(store, &options, wire)?, socket, Watch::default())))
         }
         Start::TakeOver { store, name } => {
             let claim = store.claim(&name)?;
@@ -129,6 +125,13 @@ fn welcome(mut pod: LivePod, socket: &UnixStream, born: &Born, watch: Watch) -> 
     pod.open_console();
     keep_hashes(&pod);
     Monitor::new(pod, None)
+}
+
+/// The same for a pod of an image, some of whose memory may come later.
+fn welcome_back(restarted: Restarted, socket: &UnixStream, watch: Watch) -> Monitor {
+    let Restarted { pod, stats, fetching } = restarted;
+    let born = born(&pod, Some(stats));
+    welcome(pod, socket, &born, watch).fetching(fetching)
 }
 
 /// What was learned of the root's files is for the next monitors, too.

@@ -59,7 +59,7 @@ impl Cgroup {
         // down, and would make groups there in which nobody would look for it.
         let above = group_above(path).join("cgroup.max.depth");
         fs::write(&above, "1").map_err(failed("writing", &above))?;
-        self.old.make().map_err(|(path, source)| failed("making", &path)(source))
+        self.old.make().map_err(failed_at("making"))
     }
 
     /// Its directory.
@@ -74,7 +74,7 @@ impl Cgroup {
 
     /// The files through which a thread that writes `0` joins its groups of version 1.
     pub(super) fn doors(&self) -> Result<Vec<File>, PodError> {
-        self.old.doors().map_err(|(path, source)| failed("opening", &path)(source))
+        self.old.doors().map_err(failed_at("opening"))
     }
 
     /// Its group in the hierarchy of version 1 that has a controller.
@@ -170,7 +170,7 @@ impl Cgroup {
             // Other pods of this host may still be in it.
             let _ = fs::remove_dir(parent);
         }
-        self.old.remove().map_err(|(path, source)| failed("removing", &path)(source))
+        self.old.remove().map_err(failed_at("removing"))
     }
 
     fn write(&self, file: &str, text: &str) -> Result<(), PodError> {
@@ -218,6 +218,11 @@ fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PodError
     move |source| PodError::Store { step, path, source }
 }
 
+/// The same of what failed at a path that comes with the error.
+fn failed_at(step: &'static str) -> impl FnOnce((PathBuf, io::Error)) -> PodError {
+    move |(path, source)| PodError::Store { step, path, source }
+}
+
 fn group_above(path: &Path) -> &Path {
     path.parent().unwrap_or(path)
 }
@@ -257,8 +262,13 @@ pub(crate) fn hierarchy() -> Result<&'static Path, PodError> {
 fn mounted(table: &str, root: &str) -> Option<PathBuf> {
     let table = fs::read(table).ok()?;
     let target = crate::pod::mounts::parse(&table).into_iter().find(|m| m.kind == "cgroup2")?.target;
-    let path = Path::new(root).join(target.strip_prefix("/").unwrap_or(&target));
+    let path = from(root, &target);
     path.join("cgroup.procs").exists().then_some(path)
+}
+
+/// What one of the [tables](TABLES) names, as it is found from here.
+pub(super) fn from(root: &str, point: &Path) -> PathBuf {
+    Path::new(root).join(point.strip_prefix("/").unwrap_or(point))
 }
 
 /// Whether what this process knows of the hierarchy holds in a copy of it that has none of its descriptors.

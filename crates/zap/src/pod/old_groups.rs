@@ -217,7 +217,7 @@ fn hierarchies() -> &'static [Hierarchy] {
             let table = crate::mounts::parse(&fs::read(table).unwrap_or_default());
             wanted.retain(|(names, place)| {
                 let mut mounted = table.iter().filter(|entry| shows(entry, names));
-                let hierarchy = mounted.find_map(|entry| reach(entry, Path::new(root), names, place));
+                let hierarchy = mounted.find_map(|entry| reach(entry, root, names, place));
                 let missing = hierarchy.is_none();
                 found.extend(hierarchy);
                 missing
@@ -241,9 +241,8 @@ fn shows(entry: &Entry, names: &str) -> bool {
     entry.kind == "cgroup" && names.split(',').all(|name| entry.super_options.iter().any(|option| option == name))
 }
 
-fn reach(entry: &Entry, root: &Path, names: &str, place: &str) -> Option<Hierarchy> {
-    let point = Path::new(OsStr::from_bytes(&entry.point));
-    let mount = root.join(point.strip_prefix("/").unwrap_or(point));
+fn reach(entry: &Entry, root: &str, names: &str, place: &str) -> Option<Hierarchy> {
+    let mount = super::cgroup::from(root, Path::new(OsStr::from_bytes(&entry.point)));
     let below = Path::new(place).strip_prefix(OsStr::from_bytes(&entry.root)).ok();
     // In a container the place may be one that is not mounted here; then the mount itself is its group.
     let below = below.filter(|below| !below.components().any(|part| part == Component::ParentDir));
