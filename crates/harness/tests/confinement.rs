@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use harness::escape::Facts;
@@ -252,6 +253,11 @@ fn groups_of_version_1_go_with_the_pod() {
         if pod == "whole" {
             let refused = outside.zap(&["exec", pod, "true"]).unwrap_err().to_string();
             assert!(refused.contains("frozen by one of its own processes"), "{refused}");
+            // Nobody waits for ten seconds until those stand still who cannot be told to.
+            let asked = Instant::now();
+            let refused = outside.zap(&["suspend", pod]).unwrap_err().to_string();
+            assert!(refused.contains("does not come to a stand"), "{refused}");
+            assert!(asked.elapsed() < Duration::from_secs(5), "refused after {:?}", asked.elapsed());
         }
         outside.zap(&["rm", "-f", pod]).unwrap();
         let groups = fs::read_dir("/sys/fs/cgroup/freezer").into_iter().flatten().flatten();

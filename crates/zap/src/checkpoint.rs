@@ -458,6 +458,7 @@ impl Checkpoint<'_> {
         let namespaces = mounts::fill(look.namespaces.states()?, &look, &trees.fresh())?;
         let networks = network::capture(pod, &look.namespaces, &self.network)?;
         let mounts = mounts::capture(&pod.spec, pod.init, &pod.mounts_file(), &trees.fresh())?;
+        pod.cgroup.check_frozen()?;
         let pod = PodRecord::of(pod)?;
         let captured = Captured { pod, processes, zombies, files, ipc, namespaces, networks, mounts, trees };
         self.clock.lap("files");

@@ -246,7 +246,9 @@ impl Checkpoint<'_> {
             if let Some(memory) = Arc::get_mut(&mut self.memory) {
                 memory.forget_stale();
             }
-            self.pod.cgroup.freeze()?;
+            let cgroup = &self.pod.cgroup;
+            // Somebody in it may have been at its groups since they were checked.
+            cgroup.freeze().map_err(|e| cgroup.check().map_or_else(|why| refused(self.pod, why), |()| e.into()))?;
             let Some(waiting) = vfork::waiting(&self.pod.cgroup.pids()?) else { return Ok(()) };
             self.pod.cgroup.thaw()?;
             waiting.finish(self.pod.init, begun).map_err(|e| refused(self.pod, e))?;

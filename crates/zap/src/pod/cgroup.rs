@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// For how long a change may not be reported, and how often to look for it meanwhile.
 const UNREPORTED: Duration = Duration::from_millis(20);
 const LOOK_AGAIN: Duration = Duration::from_micros(100);
+/// How often to ask whether it can still come, after that.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The cgroup of a pod. Written down by its place in the hierarchy, which a process elsewhere may find mounted elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,16 +96,12 @@ impl Cgroup {
 
     /// Refuses a pod in which somebody has made control groups, or frozen some of it.
     pub(crate) fn check(&self) -> Result<(), CaptureError> {
-        self.old.disturbed().map_or(Ok(()), |group| {
-            Err(CaptureError::Refused {
-                process: PodPid(1),
-                command: "init".into(),
-                object: format!("the control group {group}"),
-                why:
-                    "has groups or was frozen by somebody in the pod, which cannot be checkpointed yet; undo that first"
-                        .into(),
-            })
-        })
+        self.old.disturbed().map_or(Ok(()), |group| Err(refused(group)))
+    }
+
+    /// The same of a pod that is frozen, so that nobody in it was before.
+    pub(crate) fn check_frozen(&self) -> Result<(), CaptureError> {
+        self.old.divided().map_or(Ok(()), |group| Err(refused(group)))
     }
 
     /// Whether it is there.
@@ -114,7 +112,10 @@ impl Cgroup {
     /// Freezes every process, and returns when all stand still. If one does not, all go on and it is an error.
     pub fn freeze(&self) -> Result<(), PodError> {
         self.write("cgroup.freeze", "1")?;
-        let frozen = self.wait_until("frozen 1", "freezing");
+        // Those whom somebody in the pod has frozen in a hierarchy of version 1 never count as frozen here.
+        let frozen = self.wait_until("frozen 1", "freezing", || {
+            self.old.disturbed().map_or(Ok(()), |group| Err(PodError::Groups { group }))
+        });
         if frozen.is_err() {
             self.thaw()?;
         }
@@ -146,7 +147,7 @@ impl Cgroup {
 
     /// Returns when all processes are gone.
     pub fn await_end(&self) -> Result<(), PodError> {
-        match self.wait_until("populated 0", "ending") {
+        match self.wait_until("populated 0", "ending", || Ok(())) {
             // Somebody else has seen that before, and has removed it.
             Err(PodError::Store { source, .. }) if is_gone(&source) => Ok(()),
             other => other,
@@ -179,8 +180,14 @@ impl Cgroup {
     }
 
     /// Waits until `cgroup.events` has this line. The kernel reports changes of that file as POLLPRI, but not more often than
-    /// every 10 ms (`CGROUP_FILE_NOTIFY_MIN_INTV`): whoever freezes, thaws and kills in a row would wait for that.
-    fn wait_until(&self, line: &str, step: &'static str) -> Result<(), PodError> {
+    /// every 10 ms (`CGROUP_FILE_NOTIFY_MIN_INTV`): whoever freezes, thaws and kills in a row would wait for that. If it takes
+    /// long, `hopeful` is asked now and then.
+    fn wait_until(
+        &self,
+        line: &str,
+        step: &'static str,
+        hopeful: impl Fn() -> Result<(), PodError>,
+    ) -> Result<(), PodError> {
         let path = self.path.join("cgroup.events");
         let mut events = File::open(&path).map_err(failed("opening", &path))?;
         let begun = Instant::now();
@@ -195,7 +202,12 @@ impl Cgroup {
             if left.is_zero() {
                 return Err(failed(step, &self.path)(io::ErrorKind::TimedOut.into()));
             }
-            let pause = if begun.elapsed() < UNREPORTED { LOOK_AGAIN } else { left };
+            let pause = if begun.elapsed() < UNREPORTED {
+                LOOK_AGAIN
+            } else {
+                hopeful()?;
+                left.min(ASK_AGAIN)
+            };
             match ppoll(
                 &mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)],
                 Some(TimeSpec::from_duration(pause)),
@@ -205,6 +217,16 @@ impl Cgroup {
                 Err(e) => return Err(failed(step, &self.path)(e.into())),
             }
         }
+    }
+}
+
+fn refused(group: String) -> CaptureError {
+    CaptureError::Refused {
+        process: PodPid(1),
+        command: "init".into(),
+        object: format!("the control group {group}"),
+        why: "has groups or was frozen by somebody in the pod, which cannot be checkpointed yet; undo that first"
+            .into(),
     }
 }
 

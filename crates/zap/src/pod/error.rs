@@ -56,6 +56,15 @@ pub enum PodError {
         /// What to do, beginning with `; `, or nothing.
         hint: &'static str,
     },
+    /// Somebody in the pod has frozen some of it, or has made groups in which he may have (exit code 3).
+    #[error(
+        "the control group {group} has groups or was frozen by somebody in the pod, which does not come to a stand then; \
+         undo that first"
+    )]
+    Groups {
+        /// Of a hierarchy of version 1.
+        group: String,
+    },
     /// The command cannot be executed (exit code 126) or is not there (127).
     #[error("pod {pod}: {command}: {source}")]
     Exec {
@@ -98,6 +107,7 @@ impl PodError {
     pub fn exit_code(&self) -> u8 {
         match self {
             PodError::Unknown(_) | PodError::Taken(_) | PodError::Busy(_) => 6,
+            PodError::Groups { .. } => 3,
             PodError::Lacks(_) | PodError::Unpack(RebuildError::Lacks(_) | RebuildError::Changed { .. }) => 4,
             PodError::Unpack(RebuildError::Damaged(_)) => 5,
             PodError::Network { source, .. } => source.exit_code(),

@@ -82,11 +82,16 @@ impl OldGroups {
 
     /// What somebody in the pod has done to them that could not be made again, if that shows.
     pub(super) fn disturbed(&self) -> Option<String> {
-        self.paths().map(|upper| upper.join(LOWER)).find_map(|lower| {
-            // A directory has a link from each directory in it.
-            let inner = fs::metadata(&lower).is_ok_and(|found| found.nlink() > 2);
-            (inner || is_frozen(&lower)).then(|| lower.display().to_string())
-        })
+        self.lower(|lower| is_divided(lower) || is_frozen(lower))
+    }
+
+    /// The one in which somebody in the pod has made groups.
+    pub(super) fn divided(&self) -> Option<String> {
+        self.lower(is_divided)
+    }
+
+    fn lower(&self, is: impl Fn(&Path) -> bool) -> Option<String> {
+        self.paths().map(|upper| upper.join(LOWER)).find(|lower| is(lower)).map(|lower| lower.display().to_string())
     }
 
     /// Whether somebody in the pod has frozen all of it.
@@ -158,6 +163,11 @@ fn give_processors(above: &Path, group: &Path) -> io::Result<()> {
     }
     // What is made below begins like this one.
     fs::write(group.join("cgroup.clone_children"), "1")
+}
+
+/// A directory has a link from each directory in it.
+fn is_divided(group: &Path) -> bool {
+    fs::metadata(group).is_ok_and(|found| found.nlink() > 2)
 }
 
 fn is_frozen(group: &Path) -> bool {

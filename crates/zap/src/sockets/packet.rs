@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
 use super::address::{on_the_wire, to_kernel};
+use crate::pod::network::links;
 use crate::sys::socket;
 
 /// Delivers `payload` (a transport header and what follows; its checksum, at `checksum_at`, is filled in) `from` an
@@ -51,6 +52,7 @@ pub(super) fn deliver(
     let to = match to {
         SocketAddr::V4(v4) => to_kernel(SocketAddr::new((*v4.ip()).into(), 0), family),
         SocketAddr::V6(mut v6) => {
+            links::await_local(*v6.ip())?;
             v6.set_port(0);
             to_kernel(v6.into(), family)
         }

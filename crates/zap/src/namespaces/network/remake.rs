@@ -191,7 +191,7 @@ pub(super) fn switch(route: &Channel, all: &[InterfaceState]) -> io::Result<()> 
 /// Has interfaces come by addresses as they did, once they know whether they have a carrier: it is then that they do.
 pub(super) fn let_generate(route: &Channel, all: &[InterfaceState]) -> io::Result<()> {
     // Subscribed before asking, so that no change can fall between the two.
-    let news = Channel::news()?;
+    let news = Channel::news(libc::RTMGRP_LINK)?;
     let mut requests = Requests::new(route);
     for state in all {
         let found = await_notice(route, &news, state.index)?;
@@ -213,7 +213,7 @@ pub(super) fn say_again(route: &Channel, all: &[InterfaceState], what: &[u16]) -
     if those.is_empty() {
         return Ok(());
     }
-    let (news, mut requests) = (Channel::news()?, Requests::new(route));
+    let (news, mut requests) = (Channel::news(libc::RTMGRP_LINK)?, Requests::new(route));
     for (state, said) in those {
         await_notice(route, &news, state.index)?;
         change(&mut requests, state, (0, 0), |link| put_some(link, &said, what))?;

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+use nix::poll::PollTimeout;
 
 use super::netlink::{Attributes, Batch, Channel, attributes};
 
@@ -313,21 +315,54 @@ pub(super) struct Way {
 
 /// How packets for this address leave, if they do.
 pub(super) fn way_to(channel: &Channel, address: IpAddr) -> io::Result<Option<Way>> {
+    Ok(ask_for_way(channel, address)?.and_then(|body| way(&body)))
+}
+
+/// The route that packets for this address take, as the kernel tells it, if there is one.
+fn ask_for_way(channel: &Channel, address: IpAddr) -> io::Result<Option<Vec<u8>>> {
     let mut question = Attributes::default();
     question.put(libc::RTA_DST, &octets(address));
     let header = route_header(address, host_prefix(address), [0; 3]);
-    let shown = match channel.ask(libc::RTM_GETROUTE, 0, &[&header, question.bytes()].concat()) {
+    match channel.ask(libc::RTM_GETROUTE, 0, &[&header, question.bytes()].concat()) {
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EAFNOSUPPORT)) => {
-            return Ok(None);
+            Ok(None)
         }
-        shown => shown?,
+        shown => Ok(shown?.into_iter().next()),
+    }
+}
+
+/// Waits until packets for an address of this network namespace stay in it, if they soon do. An IPv6 address that was just
+/// added is there at once, but the kernel adds its route from a work queue (`addrconf_dad_work`), which takes a while on a busy
+/// machine.
+pub(crate) fn await_local(address: Ipv6Addr) -> io::Result<()> {
+    const SOON: Duration = Duration::from_secs(2);
+    let channel = Channel::route()?;
+    let is_local = || {
+        let shown = ask_for_way(&channel, address.into())?;
+        Ok::<_, io::Error>(shown.is_some_and(|body| kind_of(&body) == Some(libc::RTN_LOCAL)))
     };
-    Ok(shown.first().and_then(|body| way(body)))
+    if is_local()? {
+        return Ok(());
+    }
+    let deadline = Instant::now() + SOON;
+    // Subscribed before asking, so that the change cannot fall between the two.
+    let news = Channel::news(libc::RTMGRP_IPV6_ROUTE)?;
+    while !is_local()? {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || !news.wait(left.try_into().unwrap_or(PollTimeout::ZERO))? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn kind_of(route: &[u8]) -> Option<u8> {
+    const KIND: usize = 7;
+    route.get(KIND).copied()
 }
 
 fn way(body: &[u8]) -> Option<Way> {
-    const KIND: usize = 7;
-    if *body.get(KIND)? != libc::RTN_UNICAST {
+    if kind_of(body)? != libc::RTN_UNICAST {
         return None;
     }
     let shown = || attributes(body.get(ROUTE_HEADER..).unwrap_or(&[]));
@@ -450,4 +485,33 @@ pub(super) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
 /// Reads some bytes as a link.
 pub(super) fn try_answer(bytes: &[u8]) {
     drop((parse(bytes), way(bytes)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a network namespace of its own, whose loopback is up.
+    #[test]
+    fn packets_for_a_new_address_stay_here() {
+        std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let channel = Channel::route().unwrap();
+            let run = |fill: &dyn Fn(&mut Batch)| {
+                let mut batch = Batch::default();
+                fill(&mut batch);
+                channel.run(&batch).unwrap();
+            };
+            run(&|batch| set_up(batch, "lo"));
+            for last in 1..=100 {
+                let address = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last);
+                run(&|batch| add_address(batch, ("lo", 1), address.into(), 64));
+                await_local(address).unwrap();
+                let route = ask_for_way(&channel, address.into()).unwrap().unwrap();
+                assert_eq!(kind_of(&route), Some(libc::RTN_LOCAL), "{address}");
+            }
+        })
+        .join()
+        .unwrap();
+    }
 }

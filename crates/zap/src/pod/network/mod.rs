@@ -13,7 +13,7 @@ pub mod former;
 pub mod forwarder;
 mod lease;
 mod line;
-mod links;
+pub(crate) mod links;
 mod namespace;
 mod neighbours;
 pub(crate) mod netlink;

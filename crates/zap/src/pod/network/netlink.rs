@@ -265,7 +265,7 @@ impl Channel {
     /// the old lists, tens of milliseconds that nobody else has to wait for.
     pub(crate) fn remove(self, batch: Batch, index: u32) -> Result<(), Failed> {
         let failed = |source| Failed { step: "removing", object: "links".to_owned(), source };
-        let news = Channel::news().map_err(failed)?;
+        let news = Channel::news(libc::RTMGRP_LINK).map_err(failed)?;
         let (done, at_end) = io::pipe().map_err(failed)?;
         let running = std::thread::spawn(move || {
             let _at_end = at_end;
@@ -301,10 +301,10 @@ impl Channel {
         Ok(came)
     }
 
-    /// What happens to links.
-    pub(crate) fn news() -> io::Result<Channel> {
+    /// What happens to objects of one of the kernel's `RTMGRP_` groups.
+    pub(crate) fn news(group: i32) -> io::Result<Channel> {
         let mut channel = Channel::route()?;
-        channel.0.bind(&SocketAddr::new(0, libc::RTMGRP_LINK as u32))?;
+        channel.0.bind(&SocketAddr::new(0, group as u32))?;
         Ok(channel)
     }
 
