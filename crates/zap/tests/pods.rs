@@ -306,6 +306,21 @@ fn a_monitor_that_dies_while_suspended_is_replaced() {
     assert_eq!(host.ok(["exec", &pod, "echo", "awake"]), "awake");
 }
 
+/// Whoever dies may let go of its socket last: that somebody can connect to it does not make it a monitor.
+#[test]
+fn a_monitor_of_which_the_socket_alone_is_left_is_replaced() {
+    let host = Host::new();
+    let pod = host.start(["--", "sleep", "1000"]);
+    let before = host.monitor(&pod);
+    kill(before);
+    let socket = host.state().join("pods").join(&pod).join("monitor.sock");
+    std::fs::remove_file(&socket).unwrap();
+    let _left = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    assert_eq!(host.row(&pod)["state"], "running");
+    assert_ne!(host.monitor(&pod), before);
+    assert_eq!(host.ok(["exec", &pod, "echo", "alive"]), "alive");
+}
+
 #[test]
 fn signals_of_the_caller_are_passed_on() {
     let host = Host::new();

@@ -177,9 +177,15 @@ impl Viewer {
         self.mouse(at, None)
     }
 
+    /// Clicks twice with the left button, in one message: a desktop that has to wait between two takes them for two clicks.
+    pub fn click_twice(&self, at: (u16, u16)) -> Result<()> {
+        let steps = [None, Some(1), None, Some(1), None];
+        self.send(&steps.map(|button| pointer(at, button)).concat())
+    }
+
     /// Moves the mouse, with a button down or none.
     pub fn mouse(&self, at: (u16, u16), button: Option<u8>) -> Result<()> {
-        self.send(&wire::pointer(at, button.map_or(0, |button| 1 << (button - 1))))
+        self.send(&pointer(at, button))
     }
 
     /// Puts a text of ours into the desktop's clipboard.
@@ -286,6 +292,11 @@ impl Shared {
         self.changed.notify_all();
         self.send(&wire::request(size, false))
     }
+}
+
+/// The mouse is there, with a button down or none.
+fn pointer(at: (u16, u16), button: Option<u8>) -> [u8; 6] {
+    wire::pointer(at, button.map_or(0, |button| 1 << (button - 1)))
 }
 
 /// Draws a rectangle; gives the number of pixels.

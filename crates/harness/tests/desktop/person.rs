@@ -214,8 +214,7 @@ impl<'a> Person<'a> {
     pub(crate) fn selects(&self, word: (u16, u16)) {
         // Longer than a double click, so that the click before is not one of these.
         std::thread::sleep(Duration::from_millis(300));
-        self.viewer.click(word, 1).unwrap();
-        self.viewer.click(word, 1).unwrap();
+        self.viewer.click_twice(word).unwrap();
         self.viewer.await_text("a word to be selected", |text| text == "Notes").unwrap();
     }
 

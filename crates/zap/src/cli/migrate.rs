@@ -89,9 +89,9 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         return resolve(store, words);
     }
     let Some(pod) = args.pod else { return Err(usage("which pod?")) };
-    let monitor = store.load(&pod)?.monitor;
     // Reached before there is a second thread: a monitor that has died is replaced by a fork.
     let socket = client::connect(store, &pod)?;
+    let monitor = store.load(&pod)?.monitor;
     let failed = |e: std::io::Error| Failure { message: format!("Ctrl-C: {e}"), code: 1 };
     let interrupts = Interrupts::hold_back().map_err(failed)?;
     let following = Following::start(&pod, &socket, interrupts).map_err(failed)?;
@@ -118,7 +118,8 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
     };
     let request = Request::Migrate(options);
     let files = stream.into_iter().chain(streams.into_iter().flatten()).collect();
-    let moved = client::converse_with::<_, Stats>(&socket, &request, files, &mut |bytes| following.told(bytes));
+    let mut told_of = |bytes: &[u8]| following.told(bytes);
+    let moved = client::ask_with::<_, Stats>((&socket, monitor), &request, files, &mut told_of);
     following.end();
     // The monitor has let go of their streams.
     for mut command in told {

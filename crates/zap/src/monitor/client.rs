@@ -143,23 +143,33 @@ fn hear_on<T: DeserializeOwned>(mut socket: &UnixStream, told: &mut dyn FnMut(&[
 pub fn launch_with<T: DeserializeOwned>(start: &Start, stream: [OwnedFd; 2]) -> Result<(T, UnixStream), Failure> {
     let (ours, theirs) = UnixStream::pair().map_err(|e| broken("making a socket", e))?;
     spawn_monitor(theirs.into()).map_err(|e| broken("starting the pod's monitor", e))?;
-    let answer = converse_with(&ours, start, stream.into(), &mut |_| {})?;
+    let answer = hear_behind(&ours, start, stream.into(), &mut |_| {})?;
     Ok((answer, ours))
 }
 
-/// As [`converse`], with files behind the question, which are closed here once they are on their way. What is said before
-/// the answer goes to `told`.
-pub fn converse_with<Q: Serialize, T: DeserializeOwned>(
-    socket: &UnixStream,
+/// Asks the monitor of a pod on a connection that there is, with files behind the question, which are closed here once they
+/// are on their way. What is said before the answer goes to `told`.
+pub fn ask_with<Q: Serialize, T: DeserializeOwned>(
+    (socket, monitor): (&UnixStream, Option<ProcessId>),
     question: &Q,
     files: Vec<OwnedFd>,
     told: &mut dyn FnMut(&[u8]),
 ) -> Result<T, Failure> {
-    say(socket, question).map_err(|e| broken("asking the pod's monitor", e))?;
+    found_gone(hear_behind(socket, question, files, told), monitor)
+}
+
+fn hear_behind<Q: Serialize, T: DeserializeOwned>(
+    socket: &UnixStream,
+    question: &Q,
+    files: Vec<OwnedFd>,
+    told: &mut dyn FnMut(&[u8]),
+) -> Result<T, NoAnswer> {
+    let unheard = |e| NoAnswer::Failed(broken("asking the pod's monitor", e));
+    say(socket, question).map_err(unheard)?;
     let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-    channel::send(socket, &[0], &borrowed, true).map_err(|e| broken("asking the pod's monitor", e))?;
+    channel::send(socket, &[0], &borrowed, true).map_err(unheard)?;
     drop(files);
-    hear_on(socket, told).map_err(Failure::from)
+    hear_on(socket, told)
 }
 
 /// The files behind a question: the two ends of a stream, and others.
@@ -176,11 +186,16 @@ pub fn ask<T: DeserializeOwned>(store: &Store, name: &str, request: &Request) ->
     let monitor = store.load(name).ok().and_then(|record| record.monitor);
     // Who does not listen has ended.
     let answer = say(&socket, request).map_err(|_| NoAnswer::Ended).and_then(|()| hear_answer(&socket));
+    Ok((found_gone(answer, monitor)?, socket))
+}
+
+/// Until the last of its threads is gone a monitor that was killed holds what it held of the pod: the command after one that
+/// had no answer is to find it gone.
+fn found_gone<T>(answer: Result<T, NoAnswer>, monitor: Option<ProcessId>) -> Result<T, Failure> {
     if let (Err(NoAnswer::Ended), Some(process)) = (&answer, monitor.and_then(|monitor| monitor.handle())) {
-        // Until the last of its threads is gone it holds what it held of the pod: the next command is to find it gone.
         ended_within(&process, DYING);
     }
-    Ok((answer?, socket))
+    Ok(answer?)
 }
 
 /// Connects to the monitor of a pod that has not stopped; starts a new one if the pod has lost its own.
@@ -242,7 +257,8 @@ pub fn revive(store: &Store, name: &str) -> Result<(), Failure> {
 fn answers_or_ends(store: &Store, name: &str, monitor: Option<ProcessId>) -> Result<bool, Failure> {
     let begun = Instant::now();
     loop {
-        if try_connect(store, name)?.is_some() {
+        // The socket of one that ends may be the last that it lets go of: who connects to it has no answer.
+        if monitor.is_none_or(|monitor| monitor.lives()) && try_connect(store, name)?.is_some() {
             return Ok(true);
         }
         let Some(process) = monitor.and_then(|monitor| monitor.handle()) else { return Ok(false) };

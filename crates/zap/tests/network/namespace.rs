@@ -1,6 +1,6 @@
 //! A network namespace: a thread that lives in it and does what it is told. It goes with the thread.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -86,6 +86,26 @@ impl Namespace {
         let deadline = Instant::now() + PATIENCE;
         while !self.is_running(link) {
             assert!(Instant::now() < deadline, "{link} has no carrier");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Whether a link has its carrier now: whether it is running is told later, from a work queue.
+    pub(crate) fn has_carrier(&self, link: &'static str) -> bool {
+        let shown = self.run(move || std::process::Command::new("ethtool").arg(link).output().unwrap());
+        String::from_utf8(shown.stdout).unwrap().contains("Link detected: yes")
+    }
+
+    /// Waits until the kernel knows an address of this namespace's as its own: it adds the route of a new one from a work
+    /// queue, and looks for it among the neighbours before that.
+    pub(crate) fn await_own(&self, address: Ipv6Addr) {
+        let route = move || {
+            let shown = std::process::Command::new("ip").args(["-6", "route", "get", &address.to_string()]).output();
+            String::from_utf8(shown.unwrap().stdout).unwrap()
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !self.run(route).starts_with("local ") {
+            assert!(Instant::now() < deadline, "{address} is not known");
             std::thread::sleep(Duration::from_millis(2));
         }
     }

@@ -70,26 +70,28 @@ fn fork_storm() -> Checked {
 
 /// Threads that do nothing but have other threads, and wait for them.
 fn thread_storm() -> Checked {
+    const STORMS: usize = 3;
+    let begun = Gate::new()?;
     let storm = |_| {
-        std::thread::spawn(|| {
+        std::thread::spawn(move || {
             for round in 0u64.. {
                 let thread = std::thread::spawn(move || round * 7);
                 equal("what a thread gave", thread.join().map_err(|_| "a thread panicked")?, round * 7)?;
-                if !goes_on() {
-                    return Ok(round);
+                if round == 10 {
+                    begun.open()?;
+                }
+                if round > 10 && !goes_on() {
+                    return Ok(());
                 }
             }
-            Ok(0)
+            Ok(())
         })
     };
-    let storms: Vec<JoinHandle<Result<u64, String>>> = (0..3).map(storm).collect();
+    let storms: Vec<JoinHandle<Checked>> = (0..STORMS).map(storm).collect();
+    begun.pass(STORMS)?;
     hold_loosely()?;
     STOP.store(true, Ordering::SeqCst);
-    for storm in storms {
-        let rounds = storm.join().map_err(|_| "a thread panicked")??;
-        check(rounds > 0, "a storm did not begin")?;
-    }
-    Ok(())
+    storms.into_iter().try_for_each(|storm| storm.join().map_err(|_| "a thread panicked")?)
 }
 
 fn survivor() -> Checked {
