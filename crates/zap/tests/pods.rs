@@ -295,6 +295,26 @@ fn an_end_without_a_monitor_is_noticed_later() {
     assert!(host.cgroups().iter().all(|g| !g.join(&pod).exists()));
 }
 
+/// Whoever lists pods hears of its end, and of nothing else.
+#[test]
+fn a_pod_that_ends_while_it_is_taken_over_has_ended() {
+    let host = Host::new();
+    for moment in 0..20 {
+        let pod = host.start(["--", "sleep", "1000"]);
+        kill(host.monitor(&pod));
+        let mut list = host.zap(["ls", "--json"]);
+        let list = list.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(moment));
+        for group in host.cgroups() {
+            let _ = std::fs::write(group.join(&pod).join("cgroup.kill"), "1");
+        }
+        let listed = common::done(list.wait_with_output().unwrap());
+        assert_eq!(listed.code, 0, "after {moment} ms: {listed:?}");
+        assert_eq!(host.run(["wait", &pod]).code, 137);
+        host.ok(["rm", &pod]);
+    }
+}
+
 #[test]
 fn a_monitor_that_dies_while_suspended_is_replaced() {
     let host = Host::new();

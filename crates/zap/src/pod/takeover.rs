@@ -42,7 +42,15 @@ pub fn take_over(store: Store, name: &str, claim: Claim) -> Result<Found, PodErr
             tidy(&store, record)?;
             Ok(Found::Ended)
         }
-        Some(init) if init.lives() => adopt(store, record, claim),
+        Some(init) if init.lives() => match adopt(store.clone(), record, claim) {
+            // It has ended meanwhile.
+            Err(_) if !init.lives() => {
+                let Some(_claim) = store.claim(name)? else { return Ok(Found::Ended) };
+                tidy(&store, store.load(name)?)?;
+                Ok(Found::Ended)
+            }
+            adopted => adopted,
+        },
         _ => {
             tidy(&store, record)?;
             Ok(Found::Ended)
