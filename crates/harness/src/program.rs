@@ -1,17 +1,27 @@
-//! Programs for a tree of processes, as the property tests generate them and `pod-program` runs them in a pod.
+//! Programs for a tree of processes and their threads, as the property tests generate them and `pod-program` runs them in a pod.
 //!
 //! Every step is meaningful in every state: what it names (a process, a region, a channel) is taken modulo what there
 //! is. So any shortened program is a program, too.
 
 use serde::{Deserialize, Serialize};
 
-/// One thing that one process does, while all others wait for their turn.
+/// One thing that one thread of one process does, while all others wait for their turn.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Step {
     /// Which of the living processes, modulo their number. A pause is always the first one's.
     pub who: u8,
+    /// Which of its threads, modulo their number. A pause is always the first one's.
+    #[serde(default)]
+    pub thread: u8,
     /// What it does.
     pub op: Op,
+}
+
+impl Step {
+    /// A step of the first thread of a process.
+    pub fn of_first(who: u8, op: Op) -> Step {
+        Step { who, thread: 0, op }
+    }
 }
 
 /// Something that is written to and read from.
@@ -267,8 +277,23 @@ pub enum Op {
     Stop(u8),
     /// Lets a process that was stopped go on.
     Continue(u8),
-    /// Starts a thread that waits for ever.
+    /// Sends a signal with a value to one thread.
+    Direct {
+        /// Of which of the living processes.
+        to: u8,
+        /// To which of its threads.
+        thread: u8,
+        /// Which signal.
+        signal: u8,
+    },
+    /// Starts a thread, which takes steps from then on.
     Thread(u8),
+    /// Ends the thread; nothing for the first one.
+    Leave,
+    /// Waits in a call of the kernel's, over other steps; nothing for the first thread.
+    Await(u8),
+    /// Ends the wait of one of its threads.
+    Ring(u8),
     /// Arms a timer that signals, far in the future or at once.
     Alarm(u8),
     /// Becomes another user; nothing for the first process.
@@ -292,11 +317,11 @@ pub enum Op {
     Join(u8),
     /// Sets a soft limit.
     Limit(u8),
-    /// Sets its name.
+    /// Sets the name of the thread.
     Name(u8),
     /// Sleeps that many milliseconds.
     Sleep(u8),
-    /// Notes everything that it can see of itself.
+    /// Notes everything that it can see of itself; a thread that is not the first one what is its own alone.
     Look,
     /// The first process says that it is here, and waits until it is told to go on.
     Pause,
@@ -321,8 +346,11 @@ impl Op {
     }
 }
 
+/// What is behind a kind of step in counts, where it was not a process's first thread that took it.
+pub const BY_ANOTHER: &str = ", not the first thread";
+
 /// Everything that processes do but for opening channels.
-const OTHERS: [&str; 57] = [
+const OTHERS: [&str; 61] = [
     "Fork",
     "Exit",
     "Wait",
@@ -366,7 +394,11 @@ const OTHERS: [&str; 57] = [
     "Send",
     "Stop",
     "Continue",
+    "Direct",
     "Thread",
+    "Leave",
+    "Await",
+    "Ring",
     "Alarm",
     "User",
     "Tune",

@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 
 use harness::lab::{Lab, wait_until, zap_binary};
 use harness::verification::Tally;
-use lifecycle::model::{After, BRIDGED, Command, Life, Pods, State, Step, Verb, life, may_be, predict, prelude};
+use lifecycle::model::{
+    After, BRIDGED, Command, Life, Pods, Side, State, Step, Verb, after_strike, life, may_be, predict, prelude,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proptest::prelude::*;
@@ -219,6 +221,7 @@ impl World<'_> {
                 self.settle(&orphaned, "the death of a monitor")
             }
             Step::Crash(command, delay) => self.crash(command, delay),
+            Step::Strike(command, side, delay) => self.strike(command, side, delay),
         }
     }
 
@@ -282,7 +285,7 @@ impl World<'_> {
         self.may_be.iter().flat_map(|pods| may_be(pods, command, monitor_died)).collect()
     }
 
-    /// A monitor that is killed while it does something. (In a migration it can leave a pod in doubt; `migrate.rs` has those.)
+    /// A monitor that is killed while it does something. (In a migration it can leave a pod in doubt: [`World::strike`].)
     fn crash(&mut self, command: Command, delay: u32) -> Checked {
         if matches!(command.verb, Verb::Migrate { .. }) {
             return Ok(());
@@ -301,6 +304,53 @@ impl World<'_> {
         self.ended(started)?;
         self.quiet(&worlds, &shown)?;
         self.note(image, command.pod)
+    }
+
+    /// A migration, and somebody who does it is killed: the pod lives at one of both, or is in doubt, which can be decided then.
+    fn strike(&mut self, command: Command, side: Side, delay: u32) -> Checked {
+        let Some((words, _)) = self.words(command) else { return Ok(()) };
+        let shown = format!("{words:?} on host {}, {side:?} killed after {delay} µs", command.host);
+        let there = 1 - command.host;
+        let monitor = self.monitor(command.host, command.pod);
+        let idle = self.workers(there);
+        let started = self.start(command.host, words);
+        std::thread::sleep(Duration::from_micros(delay.into()));
+        let victim = match side {
+            Side::Source => monitor,
+            Side::Destination => {
+                let at_work: Vec<i32> = self.workers(there).into_iter().filter(|pid| !idle.contains(pid)).collect();
+                at_work.get(delay as usize % at_work.len().max(1)).copied()
+            }
+        };
+        if let Some(victim) = victim {
+            end(victim);
+            self.tally.count(format!("{side:?} of a migration killed"));
+        }
+        self.ended(started)?;
+        self.await_workers().map_err(|error| TestCaseError::fail(format!("after {shown}: {error:#}")))?;
+        let kept = self.decide(command)?;
+        let worlds: Vec<Pods> = self.may_be.iter().flat_map(|pods| after_strike(pods, command, kept)).collect();
+        self.quiet(&worlds, &shown)
+    }
+
+    /// Decides where a pod lives, if it is in doubt; whether it is the source.
+    fn decide(&self, migration: Command) -> Checked<bool> {
+        let lives =
+            self.listed().get(&(1 - migration.host, migration.pod)).is_some_and(|(state, _)| state == "running");
+        let word = if lives { "drop" } else { "keep" };
+        let words = ["migrate", "--resolve", &name(migration.pod), word].map(str::to_owned);
+        let code = self.ended(self.start(migration.host, words.into()))?;
+        if code == 0 {
+            self.tally.count(format!("doubt that was decided: {word}"));
+        }
+        Ok(code == 0 && !lives)
+    }
+
+    /// Whoever runs `zap` on a host.
+    fn workers(&self, host: usize) -> Vec<i32> {
+        let program = zap_binary().unwrap();
+        let runs = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
+        self.labs[host].host().processes().unwrap().into_iter().filter(runs).collect()
     }
 
     /// The monitor of a pod, if it has one that lives.
@@ -366,11 +416,9 @@ impl World<'_> {
 
     /// Whoever runs `zap` on the hosts is the monitor of a pod that is listed.
     fn await_workers(&self) -> anyhow::Result<()> {
-        let program = zap_binary()?;
         wait_until("the last worker to end", || {
-            for (host, lab) in self.labs.iter().enumerate() {
-                let runs = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
-                let working: Vec<i32> = lab.host().processes()?.into_iter().filter(runs).collect();
+            for host in 0..2 {
+                let working = self.workers(host);
                 let pods: Vec<usize> =
                     self.listed().keys().filter(|place| place.0 == host).map(|place| place.1).collect();
                 let monitors: Vec<i32> = pods.iter().filter_map(|pod| self.monitor(host, *pod)).collect();

@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 
 use harness::lab::Lab;
-use harness::program::{Kind, Op, Step};
+use harness::program::{BY_ANOTHER, Kind, Op, Step};
 use harness::verification::{self, ALIVE, Tally};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -47,7 +47,10 @@ fn text(line: Option<&str>) -> &str {
 #[test]
 fn a_checkpoint_cannot_be_told_from_none() {
     let tally = Tally::default();
-    Op::kinds().into_iter().for_each(|kind| tally.add(format!("{ALIVE}{kind}"), 0));
+    for kind in Op::kinds() {
+        tally.add(format!("{ALIVE}{kind}"), 0);
+        tally.add(format!("{ALIVE}{kind}{BY_ANOTHER}"), 0);
+    }
     let worker = || {
         let (lab, other) = (Lab::new().unwrap(), Lab::new().unwrap());
         let tally = &tally;
@@ -140,7 +143,7 @@ fn compare(lab: &Lab, other: &Lab, case: &Case, tally: &Tally) -> Result<(), Tes
 /// A pod's own names, and things with names: processes, IPC objects, a listening port, a file, an address. What is in them
 /// is told apart by the pod's number.
 fn named_things(rounds: usize, number: u8) -> Vec<Step> {
-    let step = |who, op| Step { who, op };
+    let step = Step::of_first;
     let begin = [
         step(0, Op::Fork),
         step(1, Op::Fork),

@@ -93,22 +93,56 @@ pub fn wanted() -> Option<String> {
     std::env::var("ZAP_FAULT").ok().filter(|name| is_known(name))
 }
 
-/// Where the stream of a migration is to break: for tests.
+/// What is to happen to the stream of a migration: for tests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stream {
+    /// Where it breaks.
+    pub cut: Option<Cut>,
+    /// How long the other side may be silent, in milliseconds.
+    pub patience_ms: Option<u64>,
+}
+
+/// Where the stream of a migration breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cut {
     /// Before this frame is sent, counted from 0.
     pub frame: u64,
-    /// Because the monitor dies.
-    pub dies: bool,
+    /// How.
+    pub how: Break,
 }
 
-/// What the environment asks for that side of a migration, `source` or `destination`: `ZAP_CUT=SIDE:FRAME`, or
-/// `SIDE:FRAME:dies`.
-pub fn cut_wanted(side: &str) -> Option<Cut> {
-    let wish = std::env::var("ZAP_CUT").ok()?;
-    let wish = wish.strip_prefix(side)?.strip_prefix(':')?;
-    let alive = wish.strip_suffix(":dies");
-    Some(Cut { frame: alive.unwrap_or(wish).parse().ok()?, dies: alive.is_some() })
+/// How a stream breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Break {
+    /// This side notices.
+    Ends,
+    /// The monitor dies.
+    Dies,
+    /// This side says nothing more, and reads nothing, until the other one is gone.
+    Stalls,
+}
+
+/// What the environment asks for that side of a migration, `source` or `destination`: `ZAP_CUT=SIDE:FRAME`,
+/// `SIDE:FRAME:dies` or `SIDE:FRAME:stalls`, and `ZAP_PATIENCE` in milliseconds.
+pub fn stream_wanted(side: &str) -> Stream {
+    let number = |wish: String| wish.parse().ok();
+    let cut = std::env::var("ZAP_CUT").ok();
+    Stream {
+        cut: cut.as_deref().and_then(|wish| Cut::parse(wish.strip_prefix(side)?.strip_prefix(':')?)),
+        patience_ms: std::env::var("ZAP_PATIENCE").ok().and_then(number),
+    }
+}
+
+impl Cut {
+    fn parse(wish: &str) -> Option<Cut> {
+        let (frame, how) = match wish.split_once(':') {
+            None => (wish, Break::Ends),
+            Some((frame, "dies")) => (frame, Break::Dies),
+            Some((frame, "stalls")) => (frame, Break::Stalls),
+            Some(_) => return None,
+        };
+        Some(Cut { frame: frame.parse().ok()?, how })
+    }
 }
 
 /// Arms a point in this process, or disarms all.

@@ -12,12 +12,14 @@ mod follow;
 mod forward;
 #[path = "migrate/root.rs"]
 mod root;
+#[path = "migrate/stall.rs"]
+mod stall;
 #[path = "migrate/welcome.rs"]
 mod welcome;
 
 use std::process::Stdio;
 
-use common::{Done, Host, Outcomes, eventually, fault_points, finish};
+use common::{Done, Host, Outcomes, done, eventually, fault_points, finish};
 use counter::Counter;
 
 /// The command that leads to `zap receive` on a host.

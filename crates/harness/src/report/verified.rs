@@ -1,7 +1,10 @@
 //! What tests have tried, from the tables that they wrote ([`crate::verification`]): cases and seeds, operations by the
 //! checkpoints that they were alive at, faults and what became of them, and what is known not to hold.
 
+use std::collections::BTreeMap;
+
 use super::document::{Block, Cell, Tone};
+use crate::program::BY_ANOTHER;
 use crate::verification::{self, ALIVE};
 
 /// What the names of tables of faults begin with.
@@ -42,16 +45,28 @@ fn tried(counts: &[(String, Vec<Vec<String>>)]) -> Vec<Block> {
         vec![Cell::words(test), Cell::words(others.join(", ")), Cell::words(seeds.join(", "))]
     });
     let of_equivalence = counts.iter().filter(|(test, _)| test == "equivalence").flat_map(|(_, rows)| rows);
-    let alive: Vec<[Cell; 2]> = of_equivalence
+    let alive: BTreeMap<&str, &str> = of_equivalence
         .filter(|row| is_alive(row))
-        .map(|row| [Cell::words(row[0].trim_start_matches(ALIVE)), Cell::number(&*row[1])])
+        .map(|row| (row[0].trim_start_matches(ALIVE), row[1].as_str()))
         .collect();
-    let beside = alive.chunks(3).map(|some| some.concat()).collect();
+    let kinds: Vec<[Cell; 3]> = alive
+        .iter()
+        .filter(|(kind, _)| !kind.ends_with(BY_ANOTHER))
+        .map(|(kind, count)| {
+            let by_another = alive.get(&*format!("{kind}{BY_ANOTHER}")).copied().unwrap_or("0");
+            [Cell::words(*kind), Cell::number(*count), Cell::number(by_another)]
+        })
+        .collect();
+    let beside = kinds.chunks(2).map(|some| some.concat()).collect();
     vec![
         Block::Text("What generated cases tried; a seed tries the same cases again.".into()),
         Block::Table(vec!["test", "what was tried", "seeds"], summary.collect()),
-        Block::Text("At how many checkpoints a process lived that had taken a step of a kind.".into()),
-        Block::Table(vec!["step", "checkpoints", "step", "checkpoints", "step", "checkpoints"], beside),
+        Block::Text(
+            "At how many checkpoints a process lived that had taken a step of a kind, and one of which a thread other than \
+             its first had taken it."
+                .into(),
+        ),
+        Block::Table(vec!["step", "checkpoints", "by a thread", "step", "checkpoints", "by a thread"], beside),
     ]
 }
 

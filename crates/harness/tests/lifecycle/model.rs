@@ -83,6 +83,17 @@ pub(crate) enum Step {
     Orphan(Command),
     /// Likewise, so many microseconds after the beginning of a command.
     Crash(Command, u32),
+    /// A migration, during which somebody who does it is killed: at the source or at the destination.
+    Strike(Command, Side, u32),
+}
+
+/// Where somebody is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The monitor of the pod that is to move.
+    Source,
+    /// Whoever takes it.
+    Destination,
 }
 
 /// A sequence of steps.
@@ -125,6 +136,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Verb::Stop),
         2 => any::<bool>().prop_map(|force| Verb::Remove { force }),
     ];
+    let migration = || {
+        let pods = proptest::sample::select(vec![0, 2]);
+        let verb = any::<bool>().prop_map(|pre_copy| Verb::Migrate { pre_copy });
+        (0..2usize, pods, verb).prop_map(|(host, pod, verb)| Command { host, pod, verb })
+    };
+    let side = || proptest::sample::select(vec![Side::Source, Side::Destination]);
     let command = move || {
         (0..2usize, 0..3usize, verb.clone()).prop_map(|(host, pod, verb)| {
             let pod = if matches!(verb, Verb::Migrate { .. }) && pod == BRIDGED { 0 } else { pod };
@@ -137,6 +154,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (command(), 0..120_000u32).prop_map(|(command, delay)| Step::Cut(command, delay)),
         1 => command().prop_map(Step::Orphan),
         1 => (command(), 0..80_000u32).prop_map(|(command, delay)| Step::Crash(command, delay)),
+        2 => (migration(), side(), 0..400_000u32).prop_map(|(command, side, delay)| Step::Strike(command, side, delay)),
     ]
 }
 
@@ -213,6 +231,35 @@ pub(crate) fn may_be(pods: &Pods, command: Command, monitor_died: bool) -> Vec<P
                 *state = State::Stopped(None);
                 all.push(world);
             }
+        }
+    }
+    all
+}
+
+/// What there may be after a migration during which somebody was killed, and after it was decided where the pod lives, if
+/// nobody knew: `kept` if it was here. It is never at both.
+pub(crate) fn after_strike(pods: &Pods, command: Command, kept: bool) -> Vec<Pods> {
+    let (here, there) = ((command.host, command.pod), (1 - command.host, command.pod));
+    let moved = predict(pods, command).1;
+    let mut stays = pods.clone();
+    if kept {
+        stays.insert(here, State::Running);
+    }
+    let mut all = vec![stays.clone(), moved.clone()];
+    let mut with = |world: &Pods, place, state| {
+        let mut world = world.clone();
+        world.insert(place, state);
+        all.push(world);
+    };
+    if moved.contains_key(&there) && !pods.contains_key(&there) {
+        // What is left of the copy at the side whose monitor died, when the other one lives.
+        with(&moved, here, State::Stopped(None));
+        with(&stays, there, State::Stopped(None));
+    }
+    // It had ended, and nobody was there to take note.
+    for place in [here, there] {
+        if let Some(State::Suspended { ended: true }) = pods.get(&place) {
+            with(&stays, place, State::Stopped(None));
         }
     }
     all

@@ -33,7 +33,10 @@ impl std::fmt::Debug for Case {
     /// A line for each step.
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(out, "{:?}", self.actions)?;
-        self.steps.iter().enumerate().try_for_each(|(at, step)| writeln!(out, "{at}: {} {:?}", step.who, step.op))
+        self.steps
+            .iter()
+            .enumerate()
+            .try_for_each(|(at, step)| writeln!(out, "{at}: {}/{} {:?}", step.who, step.thread, step.op))
     }
 }
 
@@ -87,21 +90,22 @@ pub(crate) fn case() -> impl Strategy<Value = Case> {
     ];
     let part = || proptest::collection::vec(step(), 6..22);
     (proptest::collection::vec(part(), 4), proptest::collection::vec(act, 3)).prop_map(|(parts, actions)| {
-        let pause = || Step { who: 0, op: Op::Pause };
-        let mut steps: Vec<Step> = vec![Step { who: 0, op: Op::Fork }, Step { who: 1, op: Op::Fork }];
+        let pause = || Step::of_first(0, Op::Pause);
+        let begin = [(0, Op::Fork), (1, Op::Fork), (0, Op::Thread(0)), (1, Op::Thread(0)), (1, Op::Thread(1))];
+        let mut steps: Vec<Step> = begin.map(|(who, op)| Step::of_first(who, op)).into();
         for part in parts {
             steps.extend(part);
             steps.push(pause());
         }
         // In the end everybody looks at everything.
-        steps.extend((0..8).flat_map(|who| [Op::Look, Op::Wait].map(|op| Step { who, op })));
+        steps.extend((0..8).flat_map(|who| [Op::Look, Op::Wait].map(|op| Step::of_first(who, op))));
         steps.push(pause());
         Case { steps, actions }
     })
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    (any::<u8>(), op()).prop_map(|(who, op)| Step { who, op })
+    (any::<u8>(), any::<u8>(), op()).prop_map(|(who, thread, op)| Step { who, thread, op })
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -143,7 +147,11 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..2u8).prop_map(Op::Receive),
         1 => any().prop_map(Op::Stop),
         1 => any().prop_map(Op::Continue),
-        1 => any().prop_map(Op::Thread),
+        2 => any().prop_map(Op::Thread),
+        1 => Just(Op::Leave),
+        3 => any().prop_map(Op::Await),
+        2 => any().prop_map(Op::Ring),
+        3 => (any(), any(), any()).prop_map(|(to, thread, signal)| Op::Direct { to, thread, signal }),
         1 => any().prop_map(Op::Alarm),
         1 => any().prop_map(Op::User),
         3 => (any(), any()).prop_map(|(what, value)| Op::Tune { what, value }),

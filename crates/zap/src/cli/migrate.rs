@@ -113,7 +113,7 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
         carry_files: args.carry_files,
         // Also where nobody looks: what Ctrl-C may do depends on it.
         progress: true,
-        cut_before: crate::fault::cut_wanted("source"),
+        stream: crate::fault::stream_wanted("source"),
         fault: crate::fault::wanted(),
     };
     let request = Request::Migrate(options);

@@ -38,7 +38,7 @@ fn receive(store: &Store) -> Result<u8, Failure> {
     let failed = |e: std::io::Error| Failure { message: format!("the stream: {e}"), code: 1 };
     let from = std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
     let to = std::io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
-    let options = Options { fault: crate::fault::wanted(), cut_before: crate::fault::cut_wanted("destination") };
+    let options = Options { fault: crate::fault::wanted(), stream: crate::fault::stream_wanted("destination") };
     let start = Start::Receive { store: store.clone(), options };
     let (born, _) = client::launch_with::<Born>(&start, [from, to])?;
     // stdout belongs to the stream

@@ -15,7 +15,7 @@ use super::wire::Wire;
 use crate::checkpoint::Phase;
 use crate::demands::Offer;
 use crate::error::RebuildError;
-use crate::fault::{self, Cut};
+use crate::fault::{self, Stream};
 use crate::fetch::{Fetching, Filling, FromImage, FromStore, Supply, Whose};
 use crate::files::{self, HashCache, UsedFile};
 use crate::image::{FORMAT, ImageError, ImageReader, ReceivedImage};
@@ -34,9 +34,9 @@ pub struct Options {
     /// The fault point at which the monitor is to die ([`crate::fault`]).
     #[serde(default)]
     pub fault: Option<String>,
-    /// For tests: where the stream breaks.
+    /// For tests: what happens to the stream.
     #[serde(default)]
-    pub cut_before: Option<Cut>,
+    pub stream: Stream,
 }
 
 /// Takes a pod that comes over `wire`. On an error nothing is left of it, and the source has been told if it could be. The

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Phase;
-use crate::fault::Cut;
+use crate::fault::Stream;
 
 mod ahead;
 pub mod destination;
@@ -51,9 +51,9 @@ pub struct Options {
     /// Whether whoever asks wants to hear how far it is.
     #[serde(default)]
     pub progress: bool,
-    /// For tests: where the stream breaks.
+    /// For tests: what happens to the stream.
     #[serde(default)]
-    pub cut_before: Option<Cut>,
+    pub stream: Stream,
     /// The fault point at which the monitor is to die ([`crate::fault`]).
     #[serde(default)]
     pub fault: Option<String>,

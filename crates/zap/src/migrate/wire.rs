@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::protocol::{self, Frame, GREETING, Message};
-use crate::fault::{self, Cut};
+use crate::fault::{self, Break, Cut, Stream};
 use crate::image::PartSink;
 use crate::sys::file::set_nonblocking;
 
@@ -49,12 +49,17 @@ struct Output {
 /// A file that is waited for with a limit, or until the stream is cancelled.
 struct Patient {
     file: File,
+    limit: Duration,
     cancelled: Arc<EventFd>,
 }
 
 impl Patient {
     fn wait(&self, what: PollFlags) -> io::Result<()> {
-        let limit = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+        let limit = PollTimeout::try_from(self.limit).unwrap_or(PollTimeout::MAX);
+        self.wait_at_most(what, limit)
+    }
+
+    fn wait_at_most(&self, what: PollFlags, limit: PollTimeout) -> io::Result<()> {
         loop {
             let mut fds =
                 [PollFd::new(self.file.as_fd(), what), PollFd::new(self.cancelled.as_fd(), PollFlags::POLLIN)];
@@ -124,7 +129,7 @@ impl Wire {
             let _ = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE));
         }
         let cancelled = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
-        let patient = |file: OwnedFd| Patient { file: file.into(), cancelled: cancelled.clone() };
+        let patient = |file: OwnedFd| Patient { file: file.into(), limit: PATIENCE, cancelled: cancelled.clone() };
         Ok(Wire {
             arrivals: from.try_clone()?,
             from: Mutex::new(Input { file: patient(from), buffer: Vec::new() }),
@@ -153,9 +158,13 @@ impl Wire {
         poll(&mut [PollFd::new(self.cancelled.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) != Ok(0)
     }
 
-    /// For tests: where the stream breaks.
-    pub fn cut_before(self, cut: Option<Cut>) -> Wire {
-        lock(&self.to).cut_before = cut;
+    /// For tests: where the stream breaks, and how long it is waited for.
+    pub fn tried(self, how: &Stream) -> Wire {
+        let limit = how.patience_ms.map_or(PATIENCE, Duration::from_millis);
+        lock(&self.from).file.limit = limit;
+        let mut to = lock(&self.to);
+        (to.file.limit, to.cut_before) = (limit, how.cut);
+        drop(to);
         self
     }
 
@@ -242,8 +251,11 @@ impl Output {
     /// A frame is about to be sent.
     fn frame(&mut self) -> io::Result<()> {
         if let Some(cut) = self.cut_before.filter(|cut| self.frames >= cut.frame) {
-            if cut.dies {
-                fault::die();
+            match cut.how {
+                Break::Ends => {}
+                Break::Dies => fault::die(),
+                // Nothing is waited for but that nobody is there.
+                Break::Stalls => self.file.wait_at_most(PollFlags::empty(), PollTimeout::NONE)?,
             }
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the stream was cut by a test"));
         }

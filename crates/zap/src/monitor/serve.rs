@@ -379,7 +379,7 @@ impl Shared {
         let broken = |e: std::io::Error| Failure { message: format!("pod {}: the stream: {e}", self.name), code: 1 };
         let ([from, to], others) = super::client::files_behind(socket).map_err(broken)?;
         let followers = Followers::new(&options.tell, others);
-        let wire = Arc::new(Wire::new(from, to).map_err(broken)?.cut_before(options.cut_before));
+        let wire = Arc::new(Wire::new(from, to).map_err(broken)?.tried(&options.stream));
         let mut guard = self.whole();
         let pod = guard.as_mut().ok_or_else(|| self.ended())?;
         if pod.is_in_doubt() {

@@ -71,7 +71,7 @@ fn begin(start: Start, socket: &UnixStream) -> Result<Option<Monitor>, Failure> 
         Start::Receive { store, options } => {
             let broken = |e: std::io::Error| Failure { message: format!("the stream from the source: {e}"), code: 1 };
             let ([from, to], _) = super::client::files_behind(socket).map_err(broken)?;
-            let wire = Wire::new(from, to).map_err(broken)?.cut_before(options.cut_before);
+            let wire = Wire::new(from, to).map_err(broken)?.tried(&options.stream);
             Ok(Some(welcome_back(destination::receive(store, &options, wire)?, socket, Watch::default())))
         }
         Start::TakeOver { store, name } => {

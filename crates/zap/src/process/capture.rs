@@ -376,6 +376,11 @@ pub fn assemble(
     let Found { subject, stat, .. } = &process.found;
     let pid_namespace = namespaces.of(Kind::Pid);
     let inner = inner_of(&process.found, pid_namespace);
+    let personality = answers.numbers.personality;
+    let mut threads = answers.threads;
+    for thread in &mut threads {
+        thread.personality = thread.personality.filter(|own| *own != personality);
+    }
     ProcessState {
         place: Place { cloner: kinship.cloner_of(subject.pod), ..place(subject.pod, stat, None, inner) },
         terminal: terminal(stat, subject.pod),
@@ -396,7 +401,7 @@ pub fn assemble(
         autogroup: answers.numbers.autogroup,
         coredump_filter: answers.numbers.coredump_filter,
         login: answers.numbers.login,
-        personality: answers.numbers.personality,
+        personality,
         dumpable: answers.dumpable,
         subreaper: answers.subreaper,
         thp_disable: answers.thp_disable,
@@ -406,7 +411,7 @@ pub fn assemble(
         sharing: kinship.state_of(subject.pod),
         undo: Vec::new(),
         filters: answers.filters,
-        threads: answers.threads,
+        threads,
         namespaces,
         births,
     }

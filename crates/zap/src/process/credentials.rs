@@ -23,6 +23,11 @@ pub struct CredentialsState {
 }
 
 impl CredentialsState {
+    /// The bounding set: capabilities that it could ever have.
+    pub fn bounding(&self) -> u64 {
+        self.capabilities[3]
+    }
+
     /// Whether it is the same user with the same groups.
     pub fn is_same_user(&self, other: &CredentialsState) -> bool {
         (self.uids, self.gids, &self.groups) == (other.uids, other.gids, &other.groups)
@@ -96,10 +101,10 @@ pub fn empower(state: &CredentialsState, batch: &mut Batch) {
     }
 }
 
-/// Takes capabilities out of the bounding set: in the leader, after it has forked its children and before it clones its
-/// threads, which inherit the result.
-pub fn restrict(state: &CredentialsState, batch: &mut Batch) {
-    for capability in (0..64).filter(|c| state.capabilities[3] & (1 << c) == 0) {
+/// Takes all but these capabilities out of the bounding set: in the leader, after it has forked its children and before it
+/// clones its threads, which inherit the result.
+pub fn restrict(bounding: u64, batch: &mut Batch) {
+    for capability in (0..64).filter(|c| bounding & (1 << c) == 0) {
         // Fails for numbers that this kernel does not know; those are not in its bounding set either.
         batch.attempt(libc::SYS_prctl, [libc::PR_CAPBSET_DROP.into(), u64::into(capability)]);
     }

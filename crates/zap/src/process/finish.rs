@@ -25,15 +25,15 @@ pub fn attributes(state: &ProcessState, batch: &mut Batch) {
     batch.call(libc::SYS_prctl, thp, "setting the huge page policy");
     undo::restart(&state.undo, batch);
     controls::restart_process(&state.controls, !state.sharing.memory, batch);
-    if let Some(leader) = state.threads.first() {
-        credentials::restrict(&leader.credentials, batch);
+    if !state.threads.is_empty() {
+        credentials::restrict(state.bounding(), batch);
     }
 }
 
 /// What is seen of a process after its end; `identify` makes it who it was.
 pub fn remains(state: &EndedState, batch: &mut Batch, identify: impl FnOnce(&mut Batch)) {
     threads::set_name(&state.command, batch);
-    credentials::restrict(&state.credentials, batch);
+    credentials::restrict(state.credentials.bounding(), batch);
     identify(batch);
     credentials::empower(&state.credentials, batch);
 }
@@ -72,8 +72,12 @@ pub fn threads(
     let Grown { threads: all, ground } = grown;
     let mut waiting: Vec<(&ThreadState, &mut Held, usize, Batch)> = Vec::new();
     let mut next = 0;
+    let inherited = state.bounding();
     for (place, (thread, held)) in state.threads.iter().zip(all).enumerate() {
         let mut batch = Batch::new();
+        if thread.credentials.bounding() != inherited {
+            credentials::restrict(thread.credentials.bounding(), &mut batch);
+        }
         threads::restart(thread, &identity(state, thread, names)?, state.filters_of(thread), &mut batch);
         // What the first has pending comes last.
         if place > 0 {

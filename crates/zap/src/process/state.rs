@@ -191,6 +191,11 @@ impl ProcessState {
         &self.threads[usize::from(self.ended_leader.is_none())..]
     }
 
+    /// Capabilities that one of its threads or another could ever have.
+    pub fn bounding(&self) -> u64 {
+        self.threads.iter().fold(0, |all, thread| all | thread.credentials.bounding())
+    }
+
     /// How many seccomp filters, from the oldest on, all of its threads have in common.
     pub fn shared_filters(&self) -> usize {
         let own = self.threads.iter().filter_map(|thread| thread.own_filters.as_ref());

@@ -56,6 +56,9 @@ pub struct ThreadState {
     pub timer_slack: u64,
     /// Credentials.
     pub credentials: CredentialsState,
+    /// `personality`, where it is not that of the process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personality: Option<u32>,
     /// Scheduling policy, nice value, priority.
     pub scheduling: SchedulingAttributes,
     /// Switches that it has set.
@@ -102,12 +105,15 @@ pub struct Asked {
     clear_tid: Output,
     death_signal: Output,
     timer_slack: Call,
+    personality: Call,
     securebits: Call,
     name: Output,
     controls: controls::AskedThread,
 }
 
 const PR_GET_TID_ADDRESS: i32 = 40;
+/// What personality(2) is called with to change nothing.
+const ASK: u32 = u32::MAX;
 const SECCOMP_MODE_STRICT: i32 = 1;
 
 /// Adds the questions that only the thread can answer.
@@ -118,10 +124,12 @@ pub fn ask(batch: &mut Batch) -> Asked {
     let death_signal = batch.output(8);
     batch.attempt(libc::SYS_prctl, [libc::PR_GET_PDEATHSIG.into(), death_signal.into()]);
     let timer_slack = batch.attempt(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK.into()]);
+    let personality = batch.attempt(libc::SYS_personality, [ASK.into()]);
     let name = batch.output(16);
     batch.attempt(libc::SYS_prctl, [libc::PR_GET_NAME.into(), name.into()]);
     let controls = controls::ask_thread(batch);
-    Asked { stack, clear_tid, death_signal, timer_slack, securebits: credentials::ask(batch), name, controls }
+    let securebits = credentials::ask(batch);
+    Asked { stack, clear_tid, death_signal, timer_slack, personality, securebits, name, controls }
 }
 
 /// The signals that wait for a thread, or for its process (`shared`): as they are now, not when its status was read, since
@@ -177,6 +185,7 @@ pub fn capture(
         death_signal: word(asked.death_signal) as i32,
         timer_slack: results.get(asked.timer_slack).max(0) as u64,
         credentials: credentials::capture(status, results, asked.securebits),
+        personality: u32::try_from(results.get(asked.personality)).ok(),
         scheduling: sched::scheduling(tid).capturing("reading the scheduling policy", object())?,
         controls: asked.controls.answers(results),
         affinity: sched::affinity(tid).capturing("reading the affinity", object())?,
@@ -222,6 +231,9 @@ pub fn restart(state: &ThreadState, identity: &Identity, filters: &[FilterState]
     set_name(&state.command, batch);
     batch.call(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK.into(), state.timer_slack.into()], "setting timer slack");
     controls::restart_thread(&state.controls, batch);
+    if let Some(personality) = state.personality {
+        batch.call(libc::SYS_personality, [personality.into()], "setting the personality");
+    }
     match identity {
         Identity::Own => credentials::identify(&state.credentials, batch),
         Identity::OfProcess => {}

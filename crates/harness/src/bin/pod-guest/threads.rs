@@ -210,20 +210,38 @@ fn joining() -> Checked {
     check(joiner.join().is_ok_and(|joined| joined), "a thread was not joined")
 }
 
-/// Credentials belong to threads, as far as the kernel is concerned.
+/// Whether this thread could ever have a capability.
+fn could_have(capability: u64) -> Result<bool, String> {
+    Ok(call("PR_CAPBSET_READ", libc::SYS_prctl, [libc::PR_CAPBSET_READ as u64, capability, 0])? == 1)
+}
+
+fn drop_capability(capability: u64) -> Checked {
+    call("PR_CAPBSET_DROP", libc::SYS_prctl, [libc::PR_CAPBSET_DROP as u64, capability, 0]).map(drop)
+}
+
+/// Credentials, bounding sets and personalities belong to threads, as far as the kernel is concerned.
 fn thread_credentials() -> Checked {
+    const CHOWN: u64 = 0;
+    const KILL: u64 = 5;
     let ready = Arc::new(AtomicBool::new(false));
     let other = {
         let ready = Arc::clone(&ready);
         std::thread::spawn(move || {
+            drop_capability(CHOWN)?;
+            call("personality", libc::SYS_personality, [libc::ADDR_NO_RANDOMIZE as u64, 0, 0])?;
             call("setresuid", libc::SYS_setresuid, [u64::MAX, 1234, u64::MAX])?;
             ready.store(true, Ordering::SeqCst);
             await_go();
-            equal("the user of a thread", unsafe { libc::syscall(libc::SYS_geteuid) }, 1234)
+            equal("the user of a thread", unsafe { libc::syscall(libc::SYS_geteuid) }, 1234)?;
+            equal("what a thread could have", (could_have(CHOWN)?, could_have(KILL)?), (false, true))?;
+            equal("a thread's personality", unsafe { libc::personality(u32::MAX.into()) }, libc::ADDR_NO_RANDOMIZE)
         })
     };
     until("the thread", || ready.load(Ordering::SeqCst))?;
+    drop_capability(KILL)?;
     hold()?;
+    equal("what the first thread could have", (could_have(CHOWN)?, could_have(KILL)?), (true, false))?;
+    equal("the personality of the process", unsafe { libc::personality(u32::MAX.into()) }, 0)?;
     equal("the user of the process", unsafe { libc::geteuid() }, 0)?;
     other.join().map_err(|_| "a thread panicked")?
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use harness::program::{Op, Step};
+use harness::program::{BY_ANOTHER, Op, Step};
 
 use super::raw;
 
@@ -13,9 +13,16 @@ pub(crate) struct Slot {
     pid: AtomicI32,
     lives: AtomicU32,
     stopped: AtomicU32,
-    /// Which kinds of steps it has taken, by their places in [`Op::kinds`].
+    /// Whether it knows itself.
+    begun: AtomicU32,
+    /// Which kinds of steps it has taken, by their places in [`Op::kinds`]: bits, by its first thread, by another.
     taken: [AtomicU8; 128],
+    /// Its threads by number, 0 for one that does not live.
+    threads: [AtomicI32; THREADS],
 }
+
+/// How many threads a process has in its life, at most.
+pub(crate) const THREADS: usize = 6;
 
 /// In memory that all processes share. Only the process whose turn it is writes.
 pub(crate) struct Board {
@@ -87,27 +94,55 @@ impl Board {
 
     pub(crate) fn begin(&self, slot: usize, pid: i32) {
         self.slots[slot].pid.store(pid, SeqCst);
+        self.set_thread(slot, 0, pid);
         self.slots[slot].lives.store(1, SeqCst);
+    }
+
+    /// Waits until a child that was just born has begun.
+    pub(crate) fn await_beginning(&self, slot: usize) {
+        while self.slots[slot].begun.load(SeqCst) == 0 {
+            std::thread::sleep(std::time::Duration::from_micros(50));
+        }
+    }
+
+    /// A child has begun.
+    pub(crate) fn set_begun(&self, slot: usize) {
+        self.slots[slot].begun.store(1, SeqCst);
+    }
+
+    /// A thread lives from now on, or, with 0, no longer.
+    pub(crate) fn set_thread(&self, slot: usize, number: usize, id: i32) {
+        self.slots[slot].threads[number].store(id, SeqCst);
+    }
+
+    /// Numbers and IDs of a process's living threads.
+    pub(crate) fn threads(&self, slot: usize) -> Vec<(usize, i32)> {
+        let threads = self.slots[slot].threads.iter().map(|id| id.load(SeqCst)).enumerate();
+        threads.filter(|(_, id)| *id != 0).collect()
     }
 
     pub(crate) fn pid(&self, slot: usize) -> i32 {
         self.slots[slot].pid.load(SeqCst)
     }
 
-    /// Notes that a process takes a step.
-    pub(crate) fn take(&self, slot: usize, op: &Op) {
+    /// Notes that a process takes a step, by its first thread or another.
+    pub(crate) fn take(&self, slot: usize, op: &Op, by_another: bool) {
         let kind = op.kind();
         if let Some(at) = Op::kinds().iter().position(|known| *known == kind) {
-            self.slots[slot].taken[at].store(1, SeqCst);
+            self.slots[slot].taken[at].fetch_or(1 << u8::from(by_another), SeqCst);
         }
     }
 
-    /// The kinds of steps that those who live have taken, a line each.
+    /// The kinds of steps that those who live have taken, a line each, and once more if it was not a first thread.
     pub(crate) fn taken(&self) -> String {
         let living = self.living();
-        let kinds = Op::kinds().into_iter().enumerate();
-        let alive = |at: usize| living.iter().any(|slot| self.slots[*slot].taken[at].load(SeqCst) == 1);
-        kinds.filter(|(at, _)| alive(*at)).map(|(_, kind)| kind + "\n").collect()
+        let kinds = Op::kinds();
+        let alive = |at: usize, bit: u8| living.iter().any(|slot| self.slots[*slot].taken[at].load(SeqCst) & bit != 0);
+        let of = |bit: u8, suffix: &'static str| {
+            let taken = kinds.iter().enumerate().filter(move |(at, _)| alive(*at, bit));
+            taken.map(move |(_, kind)| format!("{kind}{suffix}\n")).collect::<String>()
+        };
+        of(1 | 2, "") + &of(2, BY_ANOTHER)
     }
 
     /// Living processes, in the order of their birth.
@@ -136,15 +171,16 @@ impl Board {
     /// Waits until a signal that was sent is on its way into a handler, or is bound to wait: the next one shall find things
     /// as in any other run.
     pub(crate) fn see_delivered(&self, pid: i32, signal: i32) {
-        let waits = || {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let waits = |task: &std::path::Path| {
+            let status = std::fs::read_to_string(task.join("status")).unwrap_or_default();
             let has = |name: &str| {
                 let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
                 u64::from_str_radix(line.trim(), 16).unwrap_or(0) >> (signal - 1) & 1 == 1
             };
-            (has("ShdPnd:") || has("SigPnd:")) && !has("SigBlk:") && !status.contains("State:\tT")
+            let stands = ['T', 'Z', 'X'].into_iter().any(|state| status.contains(&format!("State:\t{state}")));
+            (has("ShdPnd:") || has("SigPnd:")) && !has("SigBlk:") && !stands
         };
-        while waits() {
+        while tasks(pid).iter().any(|task| waits(task)) {
             std::thread::sleep(std::time::Duration::from_micros(200));
         }
     }
@@ -221,13 +257,19 @@ fn state_of(pid: i32) -> Option<char> {
     state_of_task(format!("/proc/{pid}/stat").as_ref())
 }
 
-fn state_of_task(stat: &std::path::Path) -> Option<char> {
+/// The state of a thread as its `stat` shows it.
+pub(crate) fn state_of_task(stat: &std::path::Path) -> Option<char> {
     let stat = std::fs::read_to_string(stat).ok()?;
     stat.rsplit(')').next()?.trim().chars().next()
 }
 
+/// Where its threads are shown.
+fn tasks(pid: i32) -> Vec<std::path::PathBuf> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.map(|task| task.path()).collect()
+}
+
 /// The states of its threads.
 fn threads_of(pid: i32) -> Vec<char> {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    tasks.filter_map(|task| state_of_task(&task.path().join("stat"))).collect()
+    tasks(pid).iter().filter_map(|task| state_of_task(&task.join("stat"))).collect()
 }

@@ -8,8 +8,31 @@ use nix::unistd::{Pid, getpgrp, getpid, getppid, getsid};
 use super::{Process, raw};
 
 impl Process {
-    /// Everything that it can see of itself and that is the same in every run.
-    pub(super) fn look(&self) -> String {
+    /// Everything that it can see of itself and that is the same in every run; the first thread asks the others what they see.
+    pub(super) fn look(&mut self, now: usize) -> String {
+        if self.acting > 0 {
+            return self.look_as_thread();
+        }
+        let others = self.ask_others(now);
+        self.look_as_process() + &others
+    }
+
+    /// What is a thread's own.
+    fn look_as_thread(&self) -> String {
+        let is_itself = raw::thread_id() == self.thread().id;
+        let in_handler = if self.thread().in_handler { " in a handler" } else { "" };
+        format!(
+            "{} comm {:?} signals {:?} {} mutexes {:?} time {}{in_handler}",
+            if is_itself { "itself" } else { "another" },
+            std::fs::read_to_string("/proc/thread-self/comm").unwrap_or_default(),
+            raw::blocked_and_pending(),
+            super::traits::describe_thread(),
+            self.thread().mutexes,
+            self.board.time_goes_on(),
+        )
+    }
+
+    fn look_as_process(&self) -> String {
         let name = |pid: Pid| self.board.name(pid.as_raw());
         let own = getpid().as_raw() == self.board.pid(self.slot);
         let session = getsid(None).map(name);
@@ -36,8 +59,15 @@ impl Process {
         }
         text += &format!(" {} {}", super::traits::describe(), super::ipc::describe());
         self.listeners.iter().for_each(|listener| text += &format!(" {}", listener.describe()));
-        let in_handler = if self.in_handler { " in a handler" } else { "" };
-        text + in_handler + &format!(" mutexes {:?} terminal {} files {}", self.mutexes, self.terminal(), files())
+        let in_handler = if self.thread().in_handler { " in a handler" } else { "" };
+        text + in_handler
+            + &format!(
+                " mutexes {:?} waiting {} terminal {} files {}",
+                self.thread().mutexes,
+                self.waiting(),
+                self.terminal(),
+                files()
+            )
     }
 
     /// Its terminal, and the group in front there.
@@ -49,14 +79,21 @@ impl Process {
         format!("{} {}", words.get(4).unwrap_or(&""), self.board.name(front))
     }
 
-    /// Signals that came: number, value, and whether they are from who sent them.
-    fn signals_seen(&self) -> Vec<(i32, i32, bool)> {
+    /// Signals that came: number, value, and whether they are from who sent them; of those for one thread, whether it was that.
+    fn signals_seen(&self) -> Vec<(i32, i32, bool, bool)> {
         let count = raw::SEEN_COUNT.load(SeqCst) as usize;
-        let entries = raw::SEEN.iter().take(count).map(|entry| [0, 1, 2].map(|i| entry[i].load(SeqCst)));
-        let true_sender = |pid: i32, value: i32| {
-            self.board.senders.get(value as usize).is_some_and(|sender| sender.load(SeqCst) == pid)
+        let entries = raw::SEEN.iter().take(count).map(|entry| [0, 1, 2, 3].map(|i| entry[i].load(SeqCst)));
+        let seen = |[signal, pid, value, by]: [i32; 4]| {
+            let (value, wanted) = (value % raw::DIRECTED, value / raw::DIRECTED);
+            let true_sender = self.board.senders.get(value as usize).is_some_and(|sender| sender.load(SeqCst) == pid);
+            (signal, value, true_sender, wanted == 0 || wanted - 1 == by)
         };
-        entries.map(|[signal, pid, value]| (signal, value, true_sender(pid, value))).collect()
+        let mut all: Vec<_> = entries.map(seen).collect();
+        // Whichever thread is the first to get to it takes a signal that is for all.
+        if self.had_threads {
+            all.sort_unstable();
+        }
+        all
     }
 }
 

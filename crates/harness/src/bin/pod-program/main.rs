@@ -1,11 +1,13 @@
-//! Runs a program of [`harness::program`] with a tree of processes, and writes down what they see.
+//! Runs a program of [`harness::program`] with a tree of processes and their threads, and writes down what they see.
 //!
-//! `pod-program STEPS` (JSON). One process at a time does one step; the transcript is in memory that they share, and the
+//! `pod-program STEPS` (JSON). One thread of one process at a time does one step; the transcript is in memory that they share, and the
 //! first process writes it out in the end.
 
+mod bell;
 mod board;
 mod channel;
 mod channels;
+mod crew;
 mod handler;
 mod ipc;
 mod listeners;
@@ -22,6 +24,7 @@ use std::time::Duration;
 
 use board::Board;
 use channel::Channel;
+use crew::Thread;
 use harness::program::{MEETING_POINT, Op, Step};
 use listeners::{Caller, Listener};
 use memory::Region;
@@ -31,15 +34,19 @@ use nix::unistd::{Pid, getpgid, getpid, setpgid, setsid};
 /// What one process has.
 struct Process {
     board: &'static Board,
+    steps: &'static [Step],
     slot: usize,
     regions: Vec<Region>,
     channels: Vec<Channel>,
     listeners: Vec<Listener>,
     callers: Vec<Caller>,
-    /// Mutexes that it has taken.
-    mutexes: Vec<usize>,
-    /// Whether it is in a signal handler.
-    in_handler: bool,
+    /// Its threads, the first one first.
+    threads: Vec<Thread>,
+    /// Which of them takes a step now.
+    acting: usize,
+    threads_born: usize,
+    /// Whether there ever were more than one, here or where it was forked.
+    had_threads: bool,
 }
 
 fn main() {
@@ -60,47 +67,59 @@ fn main() {
     board.begin(slot, getpid().as_raw());
     let mut process = Process {
         board,
+        steps: Box::leak(steps.into_boxed_slice()),
         slot,
         regions: Vec::new(),
         channels: Vec::new(),
         listeners: Vec::new(),
         callers: Vec::new(),
-        mutexes: Vec::new(),
-        in_handler: false,
+        threads: vec![Thread::first()],
+        acting: 0,
+        threads_born: 1,
+        had_threads: false,
     };
-    process.run(&steps);
+    process.run();
 }
 
 impl Process {
     /// Takes its steps; in a signal handler until it comes back from that.
-    fn run(&mut self, steps: &[Step]) {
+    fn run(&mut self) {
         loop {
             let generation = self.board.generation();
             if self.slot == 0 {
-                self.board.see_off(steps);
+                self.board.see_off(self.steps);
             }
             if !self.board.is_turn_of(self.slot) {
                 self.board.wait(generation);
                 continue;
             }
             let now = self.board.step();
-            let Some(step) = steps.get(now) else { return self.write_transcript() };
-            self.board.take(self.slot, &step.op);
+            let Some(step) = self.steps.get(now) else { return self.write_transcript() };
+            if matches!(step.op, Op::Fork) {
+                self.call_roll();
+            }
+            self.acting = self.chosen(step);
+            self.board.take(self.slot, &step.op, self.acting > 0);
             match step.op {
-                Op::Handler if self.in_handler => {
-                    self.say(steps, now, "comes back");
-                    self.in_handler = false;
+                _ if self.acting > 0 => {
+                    let said = self.hand_over(now);
+                    self.say(now, &said);
+                    self.strike_off();
+                }
+                Op::Handler if self.thread().in_handler => {
+                    self.say(now, "comes back");
+                    self.thread_mut().in_handler = false;
                     return;
                 }
                 Op::Handler => handler::run_within(&mut || {
-                    self.in_handler = true;
-                    self.say(steps, now, "goes on within");
-                    self.run(steps);
+                    self.thread_mut().in_handler = true;
+                    self.say(now, "goes on within");
+                    self.run();
                 }),
                 // A child that was just born has no turn to end.
                 _ => {
                     if let Some(said) = self.perform(now, &step.op) {
-                        self.say(steps, now, &said);
+                        self.say(now, &said);
                     }
                 }
             }
@@ -108,9 +127,9 @@ impl Process {
     }
 
     /// Notes what came of a step, and ends the turn.
-    fn say(&self, steps: &[Step], now: usize, said: &str) {
-        self.board.note(&format!("{now} p{} {:?}: {said}", self.slot, steps[now].op));
-        self.board.advance(steps);
+    fn say(&self, now: usize, said: &str) {
+        self.board.note(&format!("{now} {} {:?}: {said}", self.acting_name(), self.steps[now].op));
+        self.board.advance(self.steps);
     }
 
     fn write_transcript(&self) {
@@ -131,7 +150,7 @@ impl Process {
         match op {
             Op::Exit(_) if self.slot == 0 => "never".into(),
             Op::Exit(code) => {
-                self.board.note(&format!("{now} p{} exit", self.slot));
+                self.board.note(&format!("{now} {} exit", self.acting_name()));
                 self.board.leave(self.slot);
                 raw::exit(i32::from(*code))
             }
@@ -140,7 +159,7 @@ impl Process {
                 if pid > 0 { format!("{} {status:x}", self.board.name(pid)) } else { pid.to_string() }
             }
             Op::Sleep(milliseconds) => sleep(Duration::from_millis(u64::from(*milliseconds))),
-            Op::Look => self.look(),
+            Op::Look => self.look(now),
             Op::Pause => self.pause(now),
             Op::Map { .. }
             | Op::MapFile { .. }
@@ -154,7 +173,10 @@ impl Process {
             Op::RemoveObject(_) | Op::Semaphore { .. } | Op::Message { .. } | Op::Receive(_) => ipc::perform(op),
             Op::Stop(to) => self.stop(*to),
             Op::Continue(to) => self.go_on(*to),
-            Op::Thread(number) => raw::park_thread(&format!("thread {number}")),
+            Op::Thread(number) => self.start_thread(&format!("thread {number}")),
+            Op::Leave | Op::Await(_) => "never".into(),
+            Op::Ring(which) => self.ring(*which),
+            Op::Direct { to, thread, signal } => self.direct(now, *to, *thread, *signal),
             Op::Alarm(_) | Op::User(_) | Op::Tune { .. } => traits::perform(op, self.slot),
             Op::Block(signal) => self.mask(libc::SIG_BLOCK, *signal),
             Op::Unblock(signal) => self.mask(libc::SIG_UNBLOCK, *signal),
@@ -198,12 +220,15 @@ impl Process {
         match raw::fork() {
             0 => {
                 self.slot = slot;
-                // A child has nothing of what its parent took.
-                self.mutexes.clear();
+                self.be_alone();
+                self.board.set_begun(slot);
                 None
             }
             pid if pid > 0 => {
+                self.thread_mut().has_forked = true;
                 self.board.begin(slot, pid);
+                // A signal that is sent to it next finds it as it will be.
+                self.board.await_beginning(slot);
                 Some(format!("p{slot}"))
             }
             _ => Some("failed".into()),
@@ -249,7 +274,7 @@ impl Process {
     }
 
     fn mask(&self, how: i32, signal: u8) -> String {
-        raw::mask(how, raw::SIGNALS[usize::from(signal) % raw::SIGNALS.len()]);
+        raw::mask(how, raw::BLOCKABLE[usize::from(signal) % raw::BLOCKABLE.len()]);
         String::new()
     }
 }

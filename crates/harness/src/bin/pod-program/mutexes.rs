@@ -36,8 +36,8 @@ impl Process {
     /// Takes a mutex, or gives it back.
     pub(super) fn mutex(&mut self, which: usize) -> String {
         let number = which % COUNT;
-        if let Some(at) = self.mutexes.iter().position(|taken| *taken == number) {
-            self.mutexes.remove(at);
+        if let Some(at) = self.thread().mutexes.iter().position(|taken| *taken == number) {
+            self.thread_mut().mutexes.remove(at);
             // SAFETY: it was initialised, and this thread has it.
             return format!("{number} given back {}", unsafe { libc::pthread_mutex_unlock(mutex(number)) });
         }
@@ -48,7 +48,7 @@ impl Process {
             unsafe { libc::pthread_mutex_consistent(mutex(number)) };
         }
         if matches!(taken, 0 | libc::EOWNERDEAD) {
-            self.mutexes.push(number);
+            self.thread_mut().mutexes.push(number);
         }
         format!("{number} taken {taken}")
     }

@@ -33,7 +33,7 @@ pub(crate) fn futex_wake(word: &AtomicU32) {
 
 /// fork(2).
 pub(crate) fn fork() -> i32 {
-    // SAFETY: other threads of this process only wait and hold no lock.
+    // SAFETY: other threads of this process wait, with no lock.
     unsafe { libc::fork() }
 }
 
@@ -87,22 +87,31 @@ pub(crate) fn peek(address: usize, bytes: usize) -> Vec<u8> {
 /// Signals that are played with.
 pub(crate) const SIGNALS: [i32; 4] = [libc::SIGUSR1, libc::SIGUSR2, 40, 41];
 
-/// What the handler has seen: number, sender, value; and how many of them.
-pub(crate) static SEEN: [[AtomicI32; 3]; 256] = [const { [const { AtomicI32::new(0) }; 3] }; 256];
+/// And those that go to single threads. No signalfd has them, which shows something else to each thread then.
+pub(crate) const OF_THREADS: [i32; 2] = [43, 44];
+
+/// All that can be blocked.
+pub(crate) const BLOCKABLE: [i32; 6] = [SIGNALS[0], SIGNALS[1], SIGNALS[2], SIGNALS[3], OF_THREADS[0], OF_THREADS[1]];
+
+/// A signal to one thread has a value of this times one more than its number, and the step.
+pub(crate) const DIRECTED: i32 = 1 << 16;
+
+/// What the handler has seen: number, sender, value, and the thread that it ran in; and how many of them.
+pub(crate) static SEEN: [[AtomicI32; 4]; 256] = [const { [const { AtomicI32::new(0) }; 4] }; 256];
 pub(crate) static SEEN_COUNT: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn note(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let entry = &SEEN[SEEN_COUNT.fetch_add(1, Ordering::SeqCst) as usize % SEEN.len()];
     // SAFETY: the kernel hands a valid siginfo of a queued signal, which has a sender and a value.
     let (pid, value) = unsafe { ((*info).si_pid(), (*info).si_value().sival_ptr as usize as i32) };
-    for (cell, number) in entry.iter().zip([signal, pid, value]) {
+    for (cell, number) in entry.iter().zip([signal, pid, value, super::crew::number()]) {
         cell.store(number, Ordering::SeqCst);
     }
 }
 
-/// Catches all of [`SIGNALS`].
+/// Catches all of [`BLOCKABLE`].
 pub(crate) fn catch_signals() {
-    for signal in SIGNALS {
+    for signal in BLOCKABLE {
         // SAFETY: the handler touches atomics only.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
@@ -125,6 +134,21 @@ pub(crate) fn send(pid: i32, signal: i32, value: i32) -> i32 {
     unsafe { libc::sigqueue(pid, signal, libc::sigval { sival_ptr: value as usize as *mut _ }) }
 }
 
+/// Queues a signal with a value to one thread.
+pub(crate) fn send_to_thread(pid: i32, thread: i32, signal: i32, value: i32) -> i64 {
+    // SAFETY: zeros are a valid siginfo, and what is written into it lies within; the kernel reads it.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        (info.si_signo, info.si_code) = (signal, libc::SI_QUEUE);
+        // After number, error and code, and padding: sender, user, value.
+        let fields = (&raw mut info).cast::<i32>().add(4);
+        fields.write(libc::getpid());
+        fields.add(1).write(libc::getuid() as i32);
+        fields.add(2).write(value);
+        libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, thread, signal, &info)
+    }
+}
+
 /// Blocks or unblocks a signal.
 pub(crate) fn mask(how: i32, signal: i32) {
     // SAFETY: the set is initialised before it is used.
@@ -135,7 +159,7 @@ pub(crate) fn mask(how: i32, signal: i32) {
     }
 }
 
-/// Those of [`SIGNALS`] that are blocked, and those that are pending.
+/// Signals that are blocked, and those that are pending.
 pub(crate) fn blocked_and_pending() -> (Vec<i32>, Vec<i32>) {
     // SAFETY: the calls fill in the sets.
     unsafe {
@@ -161,25 +185,10 @@ pub(crate) fn kill(pid: i32, signal: i32) -> i32 {
     unsafe { libc::kill(pid, signal) }
 }
 
-/// Starts a thread of that name, to which no signal goes, and that does nothing.
-pub(crate) fn park_thread(name: &str) -> String {
-    // SAFETY: the sets are initialised before they are used.
-    unsafe {
-        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
-        libc::sigfillset(&mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
-        let (named, is_named) = std::sync::mpsc::channel::<()>();
-        let park = move || {
-            drop(named);
-            loop {
-                std::thread::park();
-            }
-        };
-        let started = std::thread::Builder::new().name(name.to_owned()).stack_size(128 << 10).spawn(park).is_ok();
-        let _ = is_named.recv();
-        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
-        started.to_string()
-    }
+/// gettid(2).
+pub(crate) fn thread_id() -> i32 {
+    // SAFETY: takes nothing.
+    unsafe { libc::gettid() }
 }
 
 /// Takes a descriptor that was received.
@@ -469,13 +478,28 @@ pub(crate) fn messages(key: i32) -> i64 {
     }
 }
 
-/// Gives all privileges up, for good.
-pub(crate) fn become_user(user: u32) -> i32 {
+/// Gives all privileges of this thread up, for good.
+pub(crate) fn become_user(user: u32) -> i64 {
     let groups = [user, user + 10];
     // SAFETY: plain numbers, and a list as long as it says.
     unsafe {
-        libc::setgroups(2, groups.as_ptr()) + libc::setresgid(user, user, user) + libc::setresuid(user, user, user)
+        libc::syscall(libc::SYS_setgroups, 2, groups.as_ptr())
+            + libc::syscall(libc::SYS_setresgid, user, user, user)
+            + libc::syscall(libc::SYS_setresuid, user, user, user)
     }
+}
+
+/// Which signal it is to get when its parent ends, or 0.
+pub(crate) fn set_death_signal(signal: i32) -> i32 {
+    // SAFETY: plain numbers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) }
+}
+
+pub(crate) fn death_signal() -> i32 {
+    let mut signal = -1i32;
+    // SAFETY: the kernel writes a number.
+    unsafe { libc::prctl(libc::PR_GET_PDEATHSIG, &mut signal) };
+    signal
 }
 
 /// Arms one of four timers, far in the future; or one at once, whose signal has come or waits when this returns.

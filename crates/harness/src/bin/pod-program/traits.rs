@@ -10,6 +10,7 @@ use super::raw;
 pub(super) fn perform(op: &Op, slot: usize) -> String {
     match op {
         Op::User(_) if slot == 0 => "never".into(),
+        // Of the thread alone: the C library's would do it for all.
         Op::User(number) => raw::become_user(1000 + u32::from(*number % 3)).to_string(),
         Op::Alarm(number) => raw::alarm(*number),
         Op::Tune { what, value } => tune(what % 16, *value),
@@ -24,7 +25,7 @@ fn tune(what: u8, value: u8) -> String {
         0 => format!("nice {}", raw::set_nice(i32::from(value % 20))),
         1 => format!("affinity {}", raw::set_affinity(u64::from(value % 3 + 1))),
         2 => format!("slack {:?}", prctl::set_timerslack(1_000 * (u64::from(value) + 1))),
-        3 => format!("death {:?}", prctl::set_pdeathsig(odd.then_some(nix::sys::signal::SIGUSR1))),
+        3 => format!("death {}", raw::set_death_signal(if odd { raw::SIGNALS[3] } else { 0 })),
         4 => format!("privileges {:?}", prctl::set_no_new_privs()),
         5 => format!("subreaper {:?}", prctl::set_child_subreaper(odd)),
         6 => format!("io {}", raw::set_io_priority(i32::from(value % 8))),
@@ -43,37 +44,31 @@ fn tune(what: u8, value: u8) -> String {
     }
 }
 
+/// What each thread has of its own.
+pub(super) fn describe_thread() -> String {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let wanted = ["Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs"];
+    let lines = status.lines().filter(|line| wanted.iter().any(|name| line.starts_with(name)));
+    let text: String = lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") + " ").collect();
+    let (slack, keep) = (prctl::get_timerslack(), prctl::get_keepcaps());
+    format!("{text} slack {slack:?} death {} keep {keep:?} {}", raw::death_signal(), raw::scheduling())
+}
+
 /// All of them.
 pub(super) fn describe() -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let wanted = [
-        "Uid",
-        "Gid",
-        "Groups",
-        "CapInh",
-        "CapPrm",
-        "CapEff",
-        "CapBnd",
-        "CapAmb",
-        "NoNewPrivs",
-        "Threads",
-        "SigIgn",
-        "SigCgt",
-    ];
+    let wanted = ["Threads", "SigIgn", "SigCgt"];
     let lines = status.lines().filter(|line| wanted.iter().any(|name| line.starts_with(name)));
     let mut text: String = lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") + " ").collect();
+    text += &describe_thread();
     let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default().trim().to_owned();
     text += &format!(
-        "slack {:?} death {:?} subreaper {:?} oom {} core {} {} threads {:?} dumpable {:?} keep {:?} huge {:?} limits {:x} {}",
-        prctl::get_timerslack(),
-        prctl::get_pdeathsig(),
+        " subreaper {:?} oom {} core {} threads {:?} dumpable {:?} huge {:?} limits {:x} {}",
         prctl::get_child_subreaper(),
         read("oom_score_adj"),
         read("coredump_filter"),
-        raw::scheduling(),
         threads(),
         prctl::get_dumpable(),
-        prctl::get_keepcaps(),
         prctl::get_thp_disable(),
         super::channel::hash(read("limits").as_bytes()),
         ["exe", "root"].map(link).join(" "),
