@@ -296,6 +296,7 @@ impl Checkpoint<'_> {
         let hosts: Vec<HostPid> = population.live.iter().map(|found| found.subject.host).collect();
         ahead::prepare(population);
         let earlier = std::mem::take(&mut self.pod.layouts);
+        let again = !earlier.is_empty();
         let layouts = parallel::map(hosts.clone(), |process| Layout::read(process, earlier.get(&process)));
         let layouts: Layouts = hosts.into_iter().zip(layouts).collect();
         self.pod.layouts = layouts.clone();
@@ -308,7 +309,9 @@ impl Checkpoint<'_> {
             let (groups, data, handles) = (&groups, &mut data, &mut handles);
             let at_once = taker.is_none();
             let memory = scope.spawn(move || match follows && (at_once || permission.is_given()) {
-                true => MemoryAhead::look_ahead((layouts, groups), population, handles, data, (strategy, permission)),
+                true => {
+                    MemoryAhead::look_ahead((layouts, groups), population, handles, data, (strategy, permission), again)
+                }
                 false => MemoryAhead::layouts(layouts, groups),
             });
             let checked = self.check(population, groups, writer).and_then(|found| {

@@ -71,6 +71,8 @@ pub struct Look<'a> {
     pub files: FileTable,
     /// The files behind mappings met so far.
     pub mapped: MappedFiles,
+    /// Directories in which files were looked up in the hold.
+    pub(crate) directories: crate::files::Directories,
     /// The files of the root that were open or mapped ahead of the hold, by their paths in the root.
     pub used: BTreeMap<Vec<u8>, FileIdentity>,
     /// Where bulk bytes go (queue contents, pages, deleted files). Buffers are kept in memory until the pod runs again.
@@ -113,6 +115,7 @@ impl<'a> Look<'a> {
             depth: crate::process::discover::depth_of(init).unwrap_or(0),
             files: FileTable::default(),
             mapped: MappedFiles::default(),
+            directories: Default::default(),
             used: BTreeMap::new(),
             data,
             sockets: Default::default(),

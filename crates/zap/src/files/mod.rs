@@ -71,8 +71,8 @@ pub use pool::{
     Source, Unsettled, any_late, awaken_all, connect_all, connect_late, open_all, restart_descriptors, settle_all,
     unsettled,
 };
-pub(crate) use regular::RootFile;
 pub use regular::verify_root;
+pub(crate) use regular::{Directories, RootFile};
 pub(crate) use reopen::from_host;
 pub(crate) use table::intern_root_file;
 pub use table::{FileTable, describe, finish, intern, intern_file};

@@ -1,8 +1,11 @@
 //! Regular files: by path where the path leads to the same file after a restart, by contents where it does not.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 
@@ -195,9 +198,28 @@ impl RootFile {
     }
 
     /// Whether it is what it was.
-    pub(crate) fn is_current(&self, look: &Look<'_>) -> bool {
-        unlinked::is_named(look, &self.descriptor, &self.descriptor.link)
-            && self.written.as_ref().is_none_or(|path| path.symlink_metadata().is_err())
+    pub(crate) fn is_current(&self, look: &mut Look<'_>) -> bool {
+        let path = look.path_from_host(&self.descriptor, &self.descriptor.link);
+        let (directories, stat) = (&mut look.directories, &self.descriptor.stat);
+        let is_it = |found: libc::stat| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino);
+        directories.look_up(&path).is_some_and(is_it)
+            && self.written.as_ref().is_none_or(|path| directories.look_up(path).is_none())
+    }
+}
+
+/// Directories of the host, each opened once, however many files in it are looked up while everything stands still.
+#[derive(Default)]
+pub struct Directories(HashMap<PathBuf, Option<OwnedFd>>);
+
+impl Directories {
+    /// What is at a path, not what it leads to.
+    fn look_up(&mut self, path: &Path) -> Option<libc::stat> {
+        let (above, name) = (path.parent()?, path.file_name()?);
+        if !self.0.contains_key(above) {
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            self.0.insert(above.to_owned(), nix::fcntl::open(above, flags, Mode::empty()).ok());
+        }
+        fstatat(self.0.get(above)?.as_ref()?, name, AtFlags::AT_SYMLINK_NOFOLLOW).ok()
     }
 }
 

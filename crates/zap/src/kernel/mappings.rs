@@ -9,6 +9,7 @@ use super::Kernel;
 use crate::ids::HostPid;
 use crate::sys::mappings::{Own, Places, Teller};
 pub(crate) use crate::sys::mappings::{Record, Told};
+use crate::sys::memory::MADV_GUARD_INSTALL;
 use crate::sys::userfault;
 
 /// What the kernel calls with every mapping of a process.
@@ -21,6 +22,8 @@ struct Mappings {
     teller: Teller,
     /// The bits of the flags that following memory changes.
     follows: u64,
+    /// The bits of the flags that a guard in a mapping of a file leaves there, if it shows at all.
+    guards: Option<u64>,
 }
 
 impl Mappings {
@@ -47,8 +50,8 @@ impl Mappings {
             name: named.iter().all(|member| kernel.has(member)).then(|| named.map(at).into()),
         };
         let teller = Teller::open(function, &places)?;
-        let follows = followed_bits(&teller)?;
-        Ok(Mappings { teller, follows })
+        let (follows, guards) = (followed_bits(&teller)?, guard_bits(&teller)?);
+        Ok(Mappings { teller, follows, guards })
     }
 }
 
@@ -59,6 +62,20 @@ pub(crate) fn of(process: HostPid) -> Option<Told> {
     let mut told = mappings.teller.read(process.0).ok().filter(|told| !told.records.is_empty())?;
     told.records.iter_mut().for_each(|record| record.flags &= !mappings.follows);
     Some(told)
+}
+
+/// Whether it shows that guards are made in a mapping of a file, as everything else that changes it does.
+pub(crate) fn tell_of_guards() -> bool {
+    guards().is_some()
+}
+
+/// Whether there may be guards in such a mapping, in which nothing was modified.
+pub(crate) fn may_have_guards(record: &Record) -> bool {
+    guards().is_none_or(|bits| record.flags & bits != 0)
+}
+
+fn guards() -> Option<u64> {
+    TELLS.get()?.as_ref().ok()?.guards
 }
 
 /// Opens what tells of mappings, if it may be: it takes some milliseconds, once.
@@ -87,6 +104,19 @@ fn followed_bits(teller: &Teller) -> io::Result<u64> {
     userfault::begin(&userfault)?;
     userfault::register(&userfault, &own.range())?;
     Ok(before ^ record_of(&own, teller)?.flags)
+}
+
+/// What a guard leaves in the flags of a mapping of a file: nothing where it makes it a modified one, or where there can be none
+/// (before Linux 6.15).
+fn guard_bits(teller: &Teller) -> io::Result<Option<u64>> {
+    let own = Own::map()?;
+    let before = record_of(&own, teller)?;
+    if own.advise(MADV_GUARD_INSTALL).is_err() {
+        return Ok(Some(0));
+    }
+    let after = record_of(&own, teller)?;
+    let bits = before.flags ^ after.flags;
+    Ok((bits != 0 || after.modified).then_some(bits))
 }
 
 #[cfg(test)]
@@ -145,5 +175,17 @@ mod tests {
         assert_eq!(record(), before);
         own.advise(libc::MADV_DONTFORK).unwrap();
         assert_ne!(record(), before);
+    }
+    #[test]
+    fn guards_are_a_change_that_shows() {
+        open();
+        let own = Own::map().unwrap();
+        let record = || record_of(&own, &TELLS.get().unwrap().as_ref().unwrap().teller).unwrap();
+        let before = record();
+        assert_eq!(may_have_guards(&before), !tell_of_guards());
+        let made = own.advise(MADV_GUARD_INSTALL).is_ok();
+        let after = record();
+        assert_eq!(made && tell_of_guards(), after.modified || (tell_of_guards() && may_have_guards(&after)));
+        assert!(!made || !tell_of_guards() || after != before);
     }
 }

@@ -11,7 +11,7 @@ use super::state::{Backing, MemoryState, MmFields, PageRun, PageSource, VmaState
 use super::survey::Survey;
 use super::{PAGE, asynchronous, foreign, mapped, ranges, vdso};
 use crate::error::{CaptureError, Context};
-use crate::ids::HostPid;
+use crate::ids::{FileId, HostPid};
 use crate::image::DataSink;
 use crate::look::{Look, Subject};
 use crate::parallel;
@@ -61,8 +61,9 @@ pub(super) const CARRIED: u32 = flag::GROWSDOWN
 pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: Survey) -> Result<Captured, CaptureError> {
     let subject = request.subject;
     let mut vmas = Vec::with_capacity(survey.mappings.len());
+    let mut last = None;
     for mapping in survey.mappings.iter().filter(|m| m.nature() != Nature::Kernel) {
-        vmas.push(vma(look, subject, mapping)?);
+        vmas.push(vma(look, subject, mapping, &mut last)?);
     }
     let exe = mapped::executable(look, subject)?;
     let mut state = MemoryState {
@@ -231,7 +232,13 @@ fn guards(survey: &Survey) -> Vec<Range<u64>> {
     ranges::joined(survey.regions.iter().filter(|r| r.is & page::GUARD != 0).map(|r| r.start..r.end).collect())
 }
 
-fn vma(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<VmaState, CaptureError> {
+/// One mapping; `last` is the one before it that shows a file, and that file: most files are mapped in several parts.
+fn vma<'m>(
+    look: &mut Look<'_>,
+    subject: &Subject,
+    mapping: &'m Mapping,
+    last: &mut Option<(&'m Mapping, FileId)>,
+) -> Result<VmaState, CaptureError> {
     if let Some(why) = why_not(mapping) {
         return Err(subject.refuse(mapped::object(mapping), format!("{why}, which cannot be checkpointed yet")));
     }
@@ -246,7 +253,11 @@ fn vma(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -> Result<VmaS
             Backing::SystemV { id: mapping.inode as i32, offset, read_only }
         }
         Nature::File => {
-            let file = mapped::file_of(look, subject, mapping)?;
+            let file = match *last {
+                Some((before, file)) if mapped::is_of_one_file(before, mapping) => file,
+                _ => mapped::file_of(look, subject, mapping)?,
+            };
+            *last = Some((mapping, file));
             match mapping.shared {
                 _ if mapped::is_io_uring(mapping) => Backing::Ring { file, offset },
                 true => Backing::Shared { file, offset },

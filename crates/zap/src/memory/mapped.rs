@@ -60,6 +60,12 @@ fn key(mapping: &Mapping) -> Key {
     (mapping.device, mapping.inode, mapping.path.clone(), is_writable(mapping))
 }
 
+/// Whether two mappings show the same open file.
+pub(super) fn is_of_one_file(one: &Mapping, other: &Mapping) -> bool {
+    let (ours, theirs) = (is_writable(one), is_writable(other));
+    (one.inode, one.device, ours, &one.path) == (other.inode, other.device, theirs, &other.path)
+}
+
 fn is_writable(mapping: &Mapping) -> bool {
     mapping.shared && mapping.flags.known & flag::MAY_WRITE != 0
 }
@@ -128,12 +134,12 @@ pub(super) fn executable(look: &mut Look<'_>, subject: &Subject) -> Result<Optio
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e).capturing("reading the link", object()),
     };
-    let file = File::open(subject.host.proc("exe")).capturing("opening", object())?;
-    let found = file.metadata().capturing("looking at", object())?;
+    let found = std::fs::metadata(subject.host.proc("exe")).capturing("looking at", object())?;
     let key = (found.dev(), found.ino(), link.as_os_str().as_bytes().to_vec(), false);
     if let Some(id) = look.mapped.met.get(&key) {
         return Ok(Some(*id));
     }
+    let file = File::open(subject.host.proc("exe")).capturing("opening", object())?;
     intern(look, subject, key, file).map(Some)
 }
 

@@ -34,7 +34,7 @@ pub use foreign::{FaceState, Patch, adapt, is_at_home, is_in_a_jump, write_patch
 pub use layout::{Mapping, Nature, flag};
 pub use left::{LITTLE, LITTLE_AT_RESTART, LITTLE_IN_PLACE, LeftBehind, pages_of};
 pub use mapped::MappedFiles;
-pub use pages::{has_guards, is_empty_at, read_traced, untouched};
+pub use pages::{has_guards, is_empty_at, read_traced, without_guards, worth_leaving_out};
 pub use plan::{MemoryBatch, Target, free_gap, late_batch, over_range, rebuild_batches};
 pub use state::{Backing, MemoryState, MmFields, PageRun, PageSource, VdsoState, VmaState};
 pub use survey::{Survey, are_still, layout_of, mappings, survey};

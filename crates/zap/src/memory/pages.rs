@@ -82,11 +82,15 @@ fn guards_in(pagemap: &File, range: &Range<u64>) -> io::Result<bool> {
 /// call.
 const WORTH_LEAVING_OUT: u64 = 256 << 10;
 
-/// Where a process that does not run has nothing but pages of files, if nothing was ever modified in these private mappings.
-/// Guards are no modification.
-pub fn untouched(process: HostPid, mappings: impl Iterator<Item = Range<u64>>) -> io::Result<Vec<Range<u64>>> {
+/// Of mappings in which nothing was ever modified, the stretches that are worth leaving out of a scan.
+pub fn worth_leaving_out(mappings: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
     let mut all = ranges::joined(mappings.collect());
     all.retain(|range| range.end - range.start >= WORTH_LEAVING_OUT);
+    all
+}
+
+/// Those at which a process that does not run has no guards, which are no modification.
+pub fn without_guards(process: HostPid, mut all: Vec<Range<u64>>) -> io::Result<Vec<Range<u64>>> {
     let pagemap = File::open(process.proc("pagemap"))?;
     if guard_bit(&pagemap) != 0 {
         all.retain(|range| guards_in(&pagemap, range).is_ok_and(|has| !has));

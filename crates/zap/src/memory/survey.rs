@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::layout::{self, Mapping};
 use super::state::{MmFields, PageRun};
@@ -19,7 +20,7 @@ pub struct Survey {
     /// The process.
     pub process: HostPid,
     /// Its mappings.
-    pub mappings: Vec<Mapping>,
+    pub mappings: Arc<Vec<Mapping>>,
     /// Private pages that are there, and guards.
     pub(super) regions: Vec<Region>,
     /// Private pages that were copied ahead and have not changed since; they may be missing from `regions`.
@@ -87,12 +88,16 @@ fn is_line(found: &Queried, known: &Mapping) -> bool {
 /// itself has put there: as if they were not there. What is `untouched` need not be looked at.
 pub fn survey(
     process: HostPid,
-    mappings: &[Mapping],
+    mappings: &Arc<Vec<Mapping>>,
     ours: &[Range<u64>],
     (ahead, untouched): (Option<&Ahead>, &[Range<u64>]),
 ) -> Result<Survey, CaptureError> {
     let ours = ranges::joined(ours.to_vec());
-    let mappings: Vec<Mapping> = mappings.iter().flat_map(|m| cut(m, &ours)).collect();
+    let is_ours = |mapping: &Mapping| ours.iter().any(|ours| mapping.start < ours.end && ours.start < mapping.end);
+    let mappings = match mappings.iter().any(is_ours) {
+        true => Arc::new(mappings.iter().flat_map(|mapping| cut(mapping, &ours)).collect()),
+        false => mappings.clone(),
+    };
     let pagemap = File::open(process.proc("pagemap")).capturing("opening", format!("/proc/{process}/pagemap"))?;
     let much = ahead.map_or(Ok(Vec::new()), |ahead| ahead.much_unchanged(&mappings))?;
     let known = ranges::joined(much.iter().chain(untouched).cloned().collect());

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 
 use super::layout::Nature;
 use super::pages::Frames;
@@ -182,7 +183,7 @@ fn take(
     known: &mut Known,
     ahead: Option<&Ahead>,
 ) -> Captured {
-    let seen = survey(host, &layout_of(host).unwrap(), &[], (ahead, &[])).unwrap();
+    let seen = survey(host, &Arc::new(layout_of(host).unwrap()), &[], (ahead, &[])).unwrap();
     know(look, host, &seen, known);
     let heap = seen.mappings.iter().find(|m| m.path == b"[heap]").unwrap();
     let request = Request { subject: &subject(host), brk: heap.end, parent };
@@ -266,9 +267,9 @@ impl Drop for Ended {
 type Line = (Range<u64>, i32, bool, u64, Vec<u8>, u32);
 
 fn lines(host: HostPid, ours: &[Range<u64>]) -> Vec<Line> {
-    let found = survey(host, &layout_of(host).unwrap(), ours, (None, &[])).unwrap().mappings;
+    let found = survey(host, &Arc::new(layout_of(host).unwrap()), ours, (None, &[])).unwrap().mappings;
     let mut lines: Vec<Line> = Vec::new();
-    for m in found {
+    for m in found.iter().cloned() {
         let offset = if m.inode == 0 { 0 } else { m.offset };
         let line = (m.start..m.end, m.protection, m.shared, offset, m.path, m.flags.known & capture::CARRIED);
         match lines.last_mut() {
@@ -308,8 +309,8 @@ fn compare(old: HostPid, new: HostPid, state: &MemoryState, keep: &Range<u64>) {
     assert!(contents(old, state) == contents(new, state), "contents differ");
     let ours = std::slice::from_ref(keep);
     let (before, after) = (
-        survey(old, &layout_of(old).unwrap(), &[], (None, &[])).unwrap(),
-        survey(new, &layout_of(new).unwrap(), ours, (None, &[])).unwrap(),
+        survey(old, &Arc::new(layout_of(old).unwrap()), &[], (None, &[])).unwrap(),
+        survey(new, &Arc::new(layout_of(new).unwrap()), ours, (None, &[])).unwrap(),
     );
     assert_eq!(before.fields, after.fields);
     assert_eq!(std::fs::read_link(old.proc("exe")).unwrap(), std::fs::read_link(new.proc("exe")).unwrap());

@@ -24,9 +24,11 @@ use crate::process::hold::HoldError;
 use crate::process::sharing::{self, Groups};
 use crate::procfs;
 
-/// Modified memory that copying in the hold takes less for than holding a process to make a handle: of the whole pod. And what
-/// of a process is not worth following.
+/// Modified memory that copying in the hold takes less for than holding a process to make a handle: of the whole pod, which is
+/// written down once perhaps. Of one that is written down again, all holds after it gain by one handle more.
 const LEFT: u64 = 10 << 20;
+const LEFT_AGAIN: u64 = 2 << 20;
+/// What of a process is not worth following.
 const WORTH_IT: u64 = 256 << 10;
 
 /// The layouts of processes with their flags, by PID on the host.
@@ -49,7 +51,7 @@ pub struct Layout {
     resident: Resident,
     /// Where pages of files were mapped in.
     touched: Arc<Vec<Range<u64>>>,
-    /// Where it had nothing but such pages, if it has not run since.
+    /// Where it had nothing but such pages.
     untouched: Arc<Vec<Range<u64>>>,
     /// Bytes of modified memory.
     modified: u64,
@@ -66,7 +68,7 @@ impl Layout {
             && earlier.records.as_deref() == Some(&told.records)
             && earlier.resident.is_near(resident)
         {
-            let untouched = match ran.is_some() && earlier.ran == ran {
+            let untouched = match mappings::tell_of_guards() || (ran.is_some() && earlier.ran == ran) {
                 true => earlier.untouched.clone(),
                 false => Arc::new(untouched(process, &earlier.mappings, &told.records)),
             };
@@ -104,11 +106,14 @@ impl Layout {
 
 /// Where a process has nothing but pages of files.
 fn untouched(process: HostPid, mappings: &[Mapping], records: &[Record]) -> Vec<Range<u64>> {
+    let told = mappings::tell_of_guards();
     let is_untouched = |mapping: &&Mapping| {
         let record = records.binary_search_by_key(&mapping.start, |record| record.start).map(|place| &records[place]);
-        !mapping.shared && mapping.nature() == Nature::File && record.is_ok_and(|record| !record.modified)
+        let is_changed = |record: &Record| record.modified || (told && mappings::may_have_guards(record));
+        mapping.nature() == Nature::File && record.is_ok_and(|record| !is_changed(record))
     };
-    memory::untouched(process, mappings.iter().filter(is_untouched).map(|m| m.start..m.end)).unwrap_or_default()
+    let untouched = memory::worth_leaving_out(mappings.iter().filter(is_untouched).map(|m| m.start..m.end));
+    if told { untouched } else { memory::without_guards(process, untouched).unwrap_or_default() }
 }
 
 /// Has the kernel tell of mappings if there is a process whose flags would not be read again in the hold.
@@ -229,12 +234,15 @@ impl MemoryAhead {
         self.touched.get(&process).map_or(&[], |touched| touched)
     }
 
-    /// Where a process that is held has nothing but pages of files, as far as that is known. `mappings` are those that it has.
-    pub fn untouched_by(&self, process: HostPid, mappings: &Arc<Vec<Mapping>>) -> &[Range<u64>] {
-        // What another process writes there is a change, and guards are made by whoever has them.
-        let is_true = |layout: &&Layout| Arc::ptr_eq(&layout.mappings, mappings) && !layout.has_run(process);
+    /// Where a process that is held has nothing but pages of files, as far as that is known. `now` are the mappings that it has.
+    pub fn untouched_by(&self, process: HostPid, now: &Arc<Vec<Mapping>>) -> &[Range<u64>] {
+        let Some(layout) = self.layouts.get(&process).filter(|layout| Arc::ptr_eq(&layout.mappings, now)) else {
+            return &[];
+        };
+        // What anybody writes there is a change. Guards may be none: those are made by whoever has them.
         let is_alone = || !self.sharers.iter().any(|group| group.contains(&process));
-        self.layouts.get(&process).filter(is_true).filter(|_| is_alone()).map_or(&[], |layout| &layout.untouched)
+        let is_true = mappings::tell_of_guards() || (!layout.has_run(process) && is_alone());
+        if is_true { &layout.untouched } else { &[] }
     }
 
     /// Forgets the layouts of small processes that have run since: `madvise(2)` and `mlock(2)` change flags that show
@@ -260,17 +268,20 @@ impl MemoryAhead {
     }
 
     /// Follows the big processes of a running pod, and copies their memory for as many rounds as `strategy` says. What
-    /// cannot be followed, for whatever reason, is left to the hold. `handles` are those of earlier checkpoints.
+    /// cannot be followed, for whatever reason, is left to the hold. `handles` are those of earlier checkpoints; `again`: there
+    /// were some.
     pub fn look_ahead(
         (layouts, groups): (Layouts, &Groups),
         population: &Population,
         handles: &mut Handles,
         data: &mut DataSink,
         (strategy, permission): (&dyn Strategy, Permission),
+        again: bool,
     ) -> MemoryAhead {
         let mut ahead = MemoryAhead::layouts(layouts, groups);
         handles.retain(|process| ahead.layouts.contains_key(&process));
-        let big = ahead.worth_following(population, handles);
+        let left = if again { LEFT_AGAIN } else { LEFT };
+        let big = ahead.worth_following(population, handles, left);
         for found in &big {
             // Whoever has made a handle already is not disturbed. They come first.
             if handles.of(found.subject.host).is_none() && !permission.is_given() {
@@ -331,8 +342,8 @@ impl MemoryAhead {
         Ok(Ahead::begin(host, handle, before)?)
     }
 
-    /// Those that there are handles of, and the biggest of the others, all but what is little together.
-    fn worth_following<'p>(&self, population: &'p Population, handles: &Handles) -> Vec<&'p Found> {
+    /// Those that there are handles of, and the biggest of the others, all but `little` together.
+    fn worth_following<'p>(&self, population: &'p Population, handles: &Handles, little: u64) -> Vec<&'p Found> {
         let modified = |found: &Found| -> u64 {
             let layout = self.layout_of(found.subject.host).map_or(&[][..], |layout| &layout.mappings);
             layout.iter().filter(|mapping| !mapping.shared).map(|mapping| mapping.modified).sum()
@@ -346,7 +357,7 @@ impl MemoryAhead {
         all.sort_by_key(|(has_handle, size, _)| std::cmp::Reverse((*has_handle, *size)));
         let mut big = Vec::new();
         for (has_handle, size, found) in all {
-            if has_handle || (left > LEFT && can_answer(found)) {
+            if has_handle || (left > little && can_answer(found)) {
                 left -= size;
                 big.push(found);
             }
@@ -481,7 +492,7 @@ mod tests {
         assert!(ahead.untouched_by(host, &Arc::new(Vec::new())).is_empty());
         if guards_in_files() {
             child.act();
-            assert!(ahead.untouched_by(host, &mappings).is_empty());
+            assert!(!before.is_still(host) || ahead.untouched_by(host, &mappings).is_empty());
             assert!(!is_left_out(&Layout::read(host, Some(&before))));
         } else {
             println!("skipped in part: this kernel has no guards in mappings of files");
