@@ -103,10 +103,12 @@ pub struct Stream {
 }
 
 /// Where the stream of a migration breaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cut {
-    /// Before this frame is sent, counted from 0.
+    /// Before this frame is sent, counted from 0 …
     pub frame: u64,
+    /// … among those of this kind, or among all: a message by its name, `bytes` of the image, or `pages` that were left behind.
+    pub kind: Option<String>,
     /// How.
     pub how: Break,
 }
@@ -123,7 +125,8 @@ pub enum Break {
 }
 
 /// What the environment asks for that side of a migration, `source` or `destination`: `ZAP_CUT=SIDE:FRAME`,
-/// `SIDE:FRAME:dies` or `SIDE:FRAME:stalls`, and `ZAP_PATIENCE` in milliseconds.
+/// `SIDE:FRAME:dies` or `SIDE:FRAME:stalls`, and `ZAP_PATIENCE` in milliseconds. FRAME is a number, a kind of frame (the first
+/// of them is meant), or `KIND+NUMBER`.
 pub fn stream_wanted(side: &str) -> Stream {
     let number = |wish: String| wish.parse().ok();
     let cut = std::env::var("ZAP_CUT").ok();
@@ -141,7 +144,12 @@ impl Cut {
             Some((frame, "stalls")) => (frame, Break::Stalls),
             Some(_) => return None,
         };
-        Some(Cut { frame: frame.parse().ok()?, how })
+        let (kind, frame) = match (frame.parse(), frame.split_once('+')) {
+            (Ok(number), _) => (None, number),
+            (_, Some((kind, number))) => (Some(kind.to_owned()), number.parse().ok()?),
+            (_, None) => (Some(frame.to_owned()), 0),
+        };
+        Some(Cut { frame, kind, how })
     }
 }
 

@@ -14,6 +14,8 @@ mod forward;
 mod root;
 #[path = "migrate/stall.rs"]
 mod stall;
+#[path = "migrate/strategies.rs"]
+mod strategies;
 #[path = "migrate/welcome.rs"]
 mod welcome;
 

@@ -141,6 +141,8 @@ struct Fetcher {
     /// What is on its way, and since when.
     coming: VecDeque<(Range<u64>, Instant)>,
     on_its_way: u64,
+    /// When something came last.
+    heard: Instant,
     window: u64,
     /// The least that an answer took, and what is behind the offset that was asked for when the window was last made smaller.
     fastest: Duration,
@@ -171,6 +173,7 @@ impl Fetcher {
             asked: vec![0; (end / PAGE / 64 + 1) as usize],
             coming: VecDeque::new(),
             on_its_way: 0,
+            heard: Instant::now(),
             window: FIRST_WINDOW,
             fastest: Duration::MAX,
             shrunk: 0,
@@ -218,13 +221,16 @@ impl Fetcher {
 
     fn fill(&mut self) -> Result<(), Failed> {
         loop {
-            (0..self.spaces.len()).try_for_each(|space| self.attend(space)).map_err(Failed::Memory)?;
+            (0..self.spaces.len()).try_for_each(|space| self.attend(space))?;
             let missing = self.spaces.iter().any(|space| !space.remaining.is_empty());
             let Progress { settled, abandoned, .. } = *self.fetching.progress();
             match (missing, settled) {
                 _ if abandoned => return Err(Failed::Abandoned),
                 (true, true) => self.ask_ahead().map_err(Failed::Supply)?,
-                (false, true) if self.coming.is_empty() => return self.supply.finish().map_err(Failed::Supply),
+                (false, true) if self.coming.is_empty() => {
+                    self.say_that_all_has_come();
+                    return Ok(());
+                }
                 _ => {}
             }
             if self.wait()? {
@@ -234,15 +240,32 @@ impl Fetcher {
         }
     }
 
+    /// Nothing of it is needed any more: who cannot be told decides for himself what to do with what he has.
+    fn say_that_all_has_come(&mut self) {
+        if let Err(error) = self.supply.finish() {
+            tracing::warn!(
+                "all memory of pod {} has come, and whence it came has not heard of that: {error}",
+                self.whose.pod
+            );
+        }
+    }
+
+    /// How long may still be waited for what is on its way, if that has an end.
+    fn patience_left(&self) -> Option<Duration> {
+        let (_, asked) = self.coming.front()?;
+        Some(self.supply.patience()?.saturating_sub(self.heard.max(*asked).elapsed()))
+    }
+
     /// Waits until there is something to do; whether pages have come.
     fn wait(&mut self) -> Result<bool, Failed> {
         let at_once = !self.coming.is_empty() && self.supply.arrivals().is_none();
+        let patience = self.patience_left();
         let stalled = self.spaces.iter().any(|space| !space.waiting.is_empty() && space.is_stalled());
         let limit = match (at_once, stalled) {
             (true, _) => PollTimeout::ZERO,
             // The kernel is about to tell what became of a page.
             (_, true) => PollTimeout::from(1u8),
-            _ => PollTimeout::NONE,
+            _ => patience.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)),
         };
         let wake = &self.fetching.0.wake;
         let mut fds = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
@@ -256,6 +279,9 @@ impl Fetcher {
             Err(error) => return Err(Failed::Memory(error.into())),
         }
         let arrived = has_supply && fds[1].any().unwrap_or(false);
+        if !arrived && patience.is_some_and(|left| left.is_zero()) {
+            return Err(Failed::Supply(io::Error::new(io::ErrorKind::TimedOut, "the other side is silent")));
+        }
         if fds[0].any().unwrap_or(false) {
             let _ = wake.read();
             if self.fetching.progress().abandoned {
@@ -266,14 +292,14 @@ impl Fetcher {
     }
 
     /// Hears what became of an address space, and sees to it that whoever waits gets a page.
-    fn attend(&mut self, space: usize) -> io::Result<()> {
-        self.hear(space)?;
+    fn attend(&mut self, space: usize) -> Result<(), Failed> {
+        self.hear(space).map_err(Failed::Memory)?;
         let waiting = std::mem::take(&mut self.spaces[space].waiting);
         for page in waiting {
             match self.spaces[space].remaining.offset_of(page) {
                 Some(offset) => {
                     self.spaces[space].waiting.push(page);
-                    self.ask_urgently(offset)?;
+                    self.ask_urgently(offset).map_err(Failed::Supply)?;
                 }
                 // It has come, or never was: then it is zeros.
                 None => match answer_to(userfault::zero(&self.spaces[space].userfault, page)) {
@@ -281,7 +307,7 @@ impl Fetcher {
                     Answer::There | Answer::Elsewhere => drop(userfault::wake(&self.spaces[space].userfault, page)),
                     Answer::Changing => self.spaces[space].waiting.push(page),
                     Answer::Gone => self.spaces[space].end(),
-                    Answer::Failed(error) => return Err(error),
+                    Answer::Failed(error) => return Err(Failed::Memory(error)),
                 },
             }
         }
@@ -371,6 +397,7 @@ impl Fetcher {
         if expected != (offset..offset + bytes.len() as u64) {
             return Err(strange());
         }
+        self.heard = Instant::now();
         self.on_its_way -= bytes.len() as u64;
         if self.received > self.end / 2 {
             fault::point("half-filled");

@@ -6,6 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use crate::image::{FileEntry, StoredData};
 
@@ -17,10 +18,15 @@ pub trait Supply: Send {
     /// What is readable when pages have come; `None` if they are there as soon as they were asked for.
     fn arrivals(&self) -> Option<BorrowedFd<'_>>;
 
+    /// How long nothing may come of what was asked for, where that can be.
+    fn patience(&self) -> Option<Duration> {
+        None
+    }
+
     /// The pages that were asked for first: their offset, and what is in them.
     fn take(&mut self) -> io::Result<(u64, Vec<u8>)>;
 
-    /// No more will be asked for.
+    /// All has come, and no more will be asked for.
     fn finish(&mut self) -> io::Result<()>;
 
     /// The file with the pages, and its checksums where they have to be checked: what another monitor can go on with. None

@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::protocol::Message;
 use super::wire::Wire;
@@ -20,6 +21,10 @@ impl Supply for FromSource {
 
     fn arrivals(&self) -> Option<BorrowedFd<'_>> {
         Some(self.0.arrivals())
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        Some(self.0.patience())
     }
 
     fn take(&mut self) -> io::Result<(u64, Vec<u8>)> {

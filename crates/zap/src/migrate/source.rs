@@ -426,7 +426,7 @@ fn let_go_there(pod: &mut LivePod, wire: &Wire, left: &LeftBehind, handed: &mut 
                     Ok(match served {
                         Ok(()) => Given::Away(since),
                         Err(error) => Given::InDoubt(format!(
-                            "it ran there, and the stream failed before all of its memory had come: {error}"
+                            "it ran there, and the stream failed before the destination said that all of its memory had come: {error}"
                         )),
                     })
                 }

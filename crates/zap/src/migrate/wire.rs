@@ -43,7 +43,9 @@ struct Output {
     parts: u16,
     /// Where a test has the stream cut.
     cut_before: Option<Cut>,
+    /// How many frames were sent, of those that count for that, and whether it has been cut.
     frames: u64,
+    is_cut: bool,
 }
 
 /// A file that is waited for with a limit, or until the stream is cancelled.
@@ -133,7 +135,7 @@ impl Wire {
         Ok(Wire {
             arrivals: from.try_clone()?,
             from: Mutex::new(Input { file: patient(from), buffer: Vec::new() }),
-            to: Mutex::new(Output { file: patient(to), parts: 0, cut_before: None, frames: 0 }),
+            to: Mutex::new(Output { file: patient(to), parts: 0, cut_before: None, frames: 0, is_cut: false }),
             sent: AtomicU64::new(0),
             committed: AtomicBool::new(false),
             cancelled,
@@ -163,7 +165,7 @@ impl Wire {
         let limit = how.patience_ms.map_or(PATIENCE, Duration::from_millis);
         lock(&self.from).file.limit = limit;
         let mut to = lock(&self.to);
-        (to.file.limit, to.cut_before) = (limit, how.cut);
+        (to.file.limit, to.cut_before) = (limit, how.cut.clone());
         drop(to);
         self
     }
@@ -187,7 +189,7 @@ impl Wire {
         let mut bytes = Vec::new();
         protocol::write_message(&mut bytes, message).map_err(NotSent::Nothing)?;
         let mut to = lock(&self.to);
-        to.frame().map_err(NotSent::Nothing)?;
+        to.frame(message.name()).map_err(NotSent::Nothing)?;
         let first = to.file.write(&bytes).map_err(NotSent::Nothing)?;
         self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         to.file.write_all(&bytes[first..]).map_err(NotSent::Some)
@@ -230,7 +232,7 @@ impl Wire {
     /// Sends pages that were asked for.
     pub fn send_pages(&self, offset: u64, pages: &[u8]) -> io::Result<()> {
         let mut to = lock(&self.to);
-        to.frame()?;
+        to.frame("pages")?;
         protocol::write_pages(&mut to.file, offset, pages)?;
         self.sent.fetch_add(pages.len() as u64, Ordering::Relaxed);
         Ok(())
@@ -241,6 +243,11 @@ impl Wire {
         self.arrivals.as_fd()
     }
 
+    /// How long the other side may say nothing.
+    pub fn patience(&self) -> Duration {
+        lock(&self.from).file.limit
+    }
+
     /// Bytes sent so far.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
@@ -248,19 +255,22 @@ impl Wire {
 }
 
 impl Output {
-    /// A frame is about to be sent.
-    fn frame(&mut self) -> io::Result<()> {
-        if let Some(cut) = self.cut_before.filter(|cut| self.frames >= cut.frame) {
-            match cut.how {
-                Break::Ends => {}
-                Break::Dies => fault::die(),
-                // Nothing is waited for but that nobody is there.
-                Break::Stalls => self.file.wait_at_most(PollFlags::empty(), PollTimeout::NONE)?,
-            }
-            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the stream was cut by a test"));
+    /// A frame of that kind is about to be sent.
+    fn frame(&mut self, kind: &str) -> io::Result<()> {
+        let Some(cut) = &self.cut_before else { return Ok(()) };
+        let counts = cut.kind.as_ref().is_none_or(|wanted| wanted == kind);
+        self.is_cut |= counts && self.frames >= cut.frame;
+        if !self.is_cut {
+            self.frames += u64::from(counts);
+            return Ok(());
         }
-        self.frames += 1;
-        Ok(())
+        match cut.how {
+            Break::Ends => {}
+            Break::Dies => fault::die(),
+            // Nothing is waited for but that nobody is there.
+            Break::Stalls => self.file.wait_at_most(PollFlags::empty(), PollTimeout::NONE)?,
+        }
+        Err(io::Error::new(io::ErrorKind::BrokenPipe, "the stream was cut by a test"))
     }
 }
 
@@ -275,7 +285,7 @@ impl PartSink for Wire {
     fn append(&self, part: u16, bytes: &[u8]) -> io::Result<()> {
         let mut to = lock(&self.to);
         for piece in bytes.chunks(protocol::PIECE) {
-            to.frame()?;
+            to.frame("bytes")?;
             protocol::write_bytes(&mut to.file, part, piece)?;
         }
         self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);

@@ -39,7 +39,11 @@ pub fn take_over(store: Store, name: &str, claim: Claim) -> Result<Found, PodErr
             // Its PID 1 ends with it.
             record.cgroup.kill()?;
             await_end(init);
+            let never_ran = record.main.is_none();
             tidy(&store, record)?;
+            if never_ran {
+                store.forget(name)?;
+            }
             Ok(Found::Ended)
         }
         Some(init) if init.lives() => match adopt(store.clone(), record, claim) {

@@ -12,7 +12,7 @@ use super::{
 const PATIENCE: (&str, &str) = ("ZAP_PATIENCE", "2000");
 
 /// Nearly all of the time is waited.
-const AT_ONCE: u32 = 11;
+pub(super) const AT_ONCE: u32 = 11;
 
 /// A migration of which one side stalls before a frame that it sends: where the pod lives then. Nothing if there is no such
 /// frame.
