@@ -334,6 +334,17 @@ impl Op {
         OTHERS.iter().map(|name| (*name).to_owned()).chain(opened).collect()
     }
 
+    /// The kinds of steps in what a program tells: their numbers, with `+` for those that not only a first thread has taken.
+    pub fn kinds_in(told: &str) -> Vec<String> {
+        let kinds = Op::kinds();
+        let kind = |number: &str| number.parse().ok().and_then(|number: usize| kinds.get(number));
+        let named = |word: &str| match word.strip_suffix('+') {
+            Some(number) => kind(number).map(|kind| format!("{kind}{BY_ANOTHER}")),
+            None => kind(word).cloned(),
+        };
+        told.split(' ').filter_map(named).collect()
+    }
+
     /// What it is called in counts: its name, and the kind of what it opens.
     pub fn kind(&self) -> String {
         match self {

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use anyhow::Context;
 use harness::lab::{Lab, wait_until};
-use harness::program::{MEETING_POINT, Step};
+use harness::program::{MEETING_POINT, Op, Step};
 
 /// The pod, removed with this.
 pub(crate) struct Guest<'a> {
@@ -77,14 +78,14 @@ impl<'a> Guest<'a> {
     pub(crate) fn await_pause(&self, step: usize) -> Vec<String> {
         let name = format!("at-{step}");
         self.await_file(&name);
-        let taken = std::fs::read_to_string(self.meeting.join(name)).unwrap();
-        taken.lines().map(str::to_owned).collect()
+        let taken = std::fs::read_link(self.meeting.join(name)).unwrap();
+        Op::kinds_in(taken.to_str().unwrap())
     }
 
     fn await_file(&self, name: &str) {
         let there = wait_until(name, || {
-            anyhow::ensure!(self.meeting.join(name).exists(), "{} is not there", name);
-            Ok(())
+            let found = self.meeting.join(name).symlink_metadata();
+            found.map(drop).with_context(|| format!("{name} is not there"))
         });
         if let Err(error) = there {
             let run = |words: &[&str]| format!("{:?}", self.try_zap(words));

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use harness::program::{BY_ANOTHER, Op, Step};
+use harness::program::{Op, Step};
 
 use super::raw;
 
@@ -133,16 +133,15 @@ impl Board {
         }
     }
 
-    /// The kinds of steps that those who live have taken, a line each, and once more if it was not a first thread.
+    /// The kinds of steps that those who live have taken, for [`Op::kinds_in`].
     pub(crate) fn taken(&self) -> String {
         let living = self.living();
-        let kinds = Op::kinds();
         let alive = |at: usize, bit: u8| living.iter().any(|slot| self.slots[*slot].taken[at].load(SeqCst) & bit != 0);
-        let of = |bit: u8, suffix: &'static str| {
-            let taken = kinds.iter().enumerate().filter(move |(at, _)| alive(*at, bit));
-            taken.map(move |(_, kind)| format!("{kind}{suffix}\n")).collect::<String>()
+        let of = |bits: u8, mark: &'static str| {
+            let taken = (0..Op::kinds().len()).filter(move |at| alive(*at, bits));
+            taken.map(move |at| format!(" {at}{mark}")).collect::<String>()
         };
-        of(1 | 2, "") + &of(2, BY_ANOTHER)
+        format!("taken{}{}", of(1 | 2, ""), of(2, "+"))
     }
 
     /// Living processes, in the order of their birth.
