@@ -167,7 +167,7 @@ guests! {
     user_namespace user_namespace_unmapped user_namespace_threads user_namespace_nested network_namespace
     network_namespace_off namespace_handles host_name_namespace ipc_namespace cgroup_namespace time_namespace namespace_shared
     sandbox thread_filters
-    pidfd pidfd_thread pidfd_ended proc_files proc_ended proc_ended_root
+    pidfd pidfd_thread pidfd_ended proc_files proc_half_read proc_ended proc_ended_root
     cpu_affinity io_priority timer_slack speculation memory_policy memory_policy_ranges memory_barriers write_or_execute machine_checks time_stamps
     sealed_memory moving_memory moving_threads
     mqueue mqueue_unlinked mqueue_waiting mqueue_notify named_semaphore

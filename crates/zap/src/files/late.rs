@@ -205,6 +205,21 @@ impl LateFiles {
         true
     }
 
+    /// The calls by which a process, which is who it was by now, has half-read texts of `/proc` made anew. The kernel makes one
+    /// when its offset is set: at the opening it would tell of zap.
+    pub fn seek_in(&self, descriptors: &[DescriptorState]) -> Option<Batch> {
+        let mut batch = Batch::new();
+        for descriptor in descriptors {
+            let Some(Late::Path { position: position @ 1.., .. }) = self.files.get(&descriptor.file) else { continue };
+            // To where it is already would be no change.
+            for offset in [0, *position] {
+                let to = [descriptor.number.into(), offset.into(), libc::SEEK_SET.into()];
+                batch.attempt(libc::SYS_lseek, to);
+            }
+        }
+        (!batch.is_empty()).then_some(batch)
+    }
+
     /// The calls by which a process asks to be told of messages and changes again.
     pub fn ask_in(&self, process: PodPid, descriptors: &[DescriptorState]) -> Option<Batch> {
         if self.notices.is_empty() && self.changes.is_empty() && self.telling.is_empty() {

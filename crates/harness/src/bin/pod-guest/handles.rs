@@ -1,8 +1,10 @@
 //! Handles on processes and threads, among them those that have ended: pidfds, files of `/proc`, root directories there.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd};
 
+use crate::namespaces::become_ordinary;
 use crate::stage::*;
 
 pub(crate) const KINDS: &[crate::stage::Kind] = &[
@@ -10,6 +12,7 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("pidfd-thread", pidfd_thread),
     ("pidfd-ended", pidfd_ended),
     ("proc-files", proc_files),
+    ("proc-half-read", proc_half_read),
     ("proc-ended", proc_ended),
     ("proc-ended-root", proc_ended_root),
 ];
@@ -121,6 +124,32 @@ fn proc_files() -> Checked {
     let stat = fs::read_to_string(format!("/proc/self/fd/{}/stat", tasks.as_raw_fd())).map_err(|e| e.to_string())?;
     check(stat.starts_with(&format!("{this} (")), stat)?;
     reap(child)
+}
+
+/// Texts of `/proc` of which a part has been read, by another user than root.
+fn proc_half_read() -> Checked {
+    become_ordinary()?;
+    let begin = |path: &'static str| {
+        let mut file = File::open(path)?;
+        file.read_exact(&mut [0; 60])?;
+        Ok((path, file))
+    };
+    let files: Vec<_> = ["/proc/self/status", "/proc/thread-self/status"]
+        .into_iter()
+        .map(|path| begin(path).map_err(|e: std::io::Error| format!("{path}: {e}")))
+        .collect::<Result<_, _>>()?;
+    hold()?;
+    let told = |text: &str| -> Vec<String> {
+        let lasting = |line: &&str| ["Groups:", "Cap", "NoNewPrivs:"].iter().any(|name| line.starts_with(name));
+        text.lines().filter(lasting).map(str::to_owned).collect()
+    };
+    for (path, file) in files {
+        let rest = std::io::read_to_string(file).map_err(|e| e.to_string())?;
+        let fresh = fs::read_to_string(path).map_err(|e| e.to_string())?;
+        check(told(&fresh).len() > 5, &fresh)?;
+        equal(path, told(&rest), told(&fresh))?;
+    }
+    Ok(())
 }
 
 /// Files and directories of a process that has ended.

@@ -24,7 +24,7 @@ impl Process {
         format!(
             "{} comm {:?} signals {:?} {} mutexes {:?} time {}{in_handler}",
             if is_itself { "itself" } else { "another" },
-            std::fs::read_to_string("/proc/thread-self/comm").unwrap_or_default(),
+            raw::shown("/proc/thread-self/comm"),
             raw::blocked_and_pending(),
             super::traits::describe_thread(),
             self.thread().mutexes,
@@ -48,7 +48,7 @@ impl Process {
             nix::unistd::gethostname(),
             self.board.time_goes_on(),
         );
-        text += &format!(" comm {:?}", std::fs::read_to_string("/proc/self/comm").unwrap_or_default());
+        text += &format!(" comm {:?}", raw::shown("/proc/self/comm"));
         text += &format!(" signals {:?} seen {:?}", raw::blocked_and_pending(), self.signals_seen());
         self.regions.iter().for_each(|region| text += &region.describe());
         for channel in &self.channels {
@@ -72,7 +72,7 @@ impl Process {
 
     /// Its terminal, and the group in front there.
     fn terminal(&self) -> String {
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        let stat = raw::shown("/proc/self/stat");
         // after the name: state, parent, group, session, terminal, group in front
         let words: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let front = words.get(5).and_then(|word| word.parse().ok()).unwrap_or(0);

@@ -48,7 +48,8 @@ impl<'a> Grove<'a> {
         self.beside(some, |grove, state| {
             let own = grove.grown.get(&state.place.pid).ok_or(TraceeError::Died(state.place.pid))?.threads[0].name.own;
             let children = grove.children.get(&state.place.pid).into_iter().flatten().copied();
-            let batches = finish::last_batches(state, children, own);
+            let sought = (!state.sharing.files).then(|| grove.around.late.seek_in(&state.descriptors)).flatten();
+            let batches = sought.into_iter().chain(finish::last_batches(state, children, own));
             Ok(grove.all_but_last(state.place.pid, batches)?)
         })?;
         self.clear(some)
