@@ -77,7 +77,7 @@ fn damaged_images_are_refused() {
         // A step that meets every position modulo a page sooner or later.
         for at in (0..length).step_by((length / 12).max(1) | 1) {
             let _flipped = change(&part, |bytes| bytes[at] ^= 1 << (at % 8));
-            refused(&host.run(["verify", path]), 5, &[path]);
+            verify_and_restart_refuse(&host, &image, &[path]);
         }
         fs::rename(&part, host.path("aside")).unwrap();
         verify_and_restart_refuse(&host, &image, &[path]);
