@@ -93,6 +93,10 @@ impl Process {
         if self.had_threads {
             all.sort_unstable();
         }
+        // A parent that ends with several threads is told of once for each that a child belongs to on the way: in whatever order
+        // the threads end.
+        let of_death = |seen: &(i32, i32, bool, bool)| (seen.0, seen.1) == (raw::DEATH, 0);
+        all.dedup_by(|one, other| of_death(one) && of_death(other));
         all
     }
 }

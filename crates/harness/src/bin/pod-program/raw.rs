@@ -93,6 +93,9 @@ pub(crate) const OF_THREADS: [i32; 2] = [43, 44];
 /// All that can be blocked.
 pub(crate) const BLOCKABLE: [i32; 6] = [SIGNALS[0], SIGNALS[1], SIGNALS[2], SIGNALS[3], OF_THREADS[0], OF_THREADS[1]];
 
+/// What a process may ask to be told of its parent's end by; of those that others send none has the value 0.
+pub(crate) const DEATH: i32 = SIGNALS[3];
+
 /// A signal to one thread has a value of this times one more than its number, and the step.
 pub(crate) const DIRECTED: i32 = 1 << 16;
 

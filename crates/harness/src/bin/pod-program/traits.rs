@@ -25,7 +25,7 @@ fn tune(what: u8, value: u8) -> String {
         0 => format!("nice {}", raw::set_nice(i32::from(value % 20))),
         1 => format!("affinity {}", raw::set_affinity(u64::from(value % 3 + 1))),
         2 => format!("slack {:?}", prctl::set_timerslack(1_000 * (u64::from(value) + 1))),
-        3 => format!("death {}", raw::set_death_signal(if odd { raw::SIGNALS[3] } else { 0 })),
+        3 => format!("death {}", raw::set_death_signal(if odd { raw::DEATH } else { 0 })),
         4 => format!("privileges {:?}", prctl::set_no_new_privs()),
         5 => format!("subreaper {:?}", prctl::set_child_subreaper(odd)),
         6 => format!("io {}", raw::set_io_priority(i32::from(value % 8))),
