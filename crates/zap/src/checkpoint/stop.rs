@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::error::{network_failed, refused, unexpected};
 use super::{Checkpoint, CheckpointError};
+use crate::pod::cgroup::refuse_groups;
 use crate::pod::journal::Undo;
 use crate::pod::network::Network;
-use crate::pod::{LivePod, NetworkMode};
+use crate::pod::{LivePod, NetworkMode, PodError};
 use crate::process::vfork;
 use crate::sockets::{Deferring, Listeners, PATIENCE, PAUSE, Stray, Strays};
 
@@ -246,9 +247,11 @@ impl Checkpoint<'_> {
             if let Some(memory) = Arc::get_mut(&mut self.memory) {
                 memory.forget_stale();
             }
-            let cgroup = &self.pod.cgroup;
-            // Somebody in it may have been at its groups since they were checked.
-            cgroup.freeze().map_err(|e| cgroup.check().map_or_else(|why| refused(self.pod, why), |()| e.into()))?;
+            self.pod.cgroup.freeze().map_err(|error| match error {
+                // Somebody in it has been at its groups since they were checked.
+                PodError::Groups { group } => refused(self.pod, refuse_groups(group)),
+                other => other.into(),
+            })?;
             let Some(waiting) = vfork::waiting(&self.pod.cgroup.pids()?) else { return Ok(()) };
             self.pod.cgroup.thaw()?;
             waiting.finish(self.pod.init, begun).map_err(|e| refused(self.pod, e))?;

@@ -185,11 +185,11 @@ impl LateFiles {
         Some(batch)
     }
 
-    /// A late file that can be opened once every process exists, though not every thread: path, flags, offset.
-    fn path_of_process(&self, id: FileId) -> Option<(&[u8], i32, u64)> {
+    /// A late file that can be opened once every process exists, though not every thread: path and flags.
+    fn path_of_process(&self, id: FileId) -> Option<(&[u8], i32)> {
         match self.files.get(&id)? {
-            Late::Path { path, flags, position, nested: false } if !path.windows(6).any(|part| part == b"/task/") => {
-                Some((path, *flags, *position))
+            Late::Path { path, flags, nested: false, .. } if !path.windows(6).any(|part| part == b"/task/") => {
+                Some((path, *flags))
             }
             _ => None,
         }
@@ -197,25 +197,21 @@ impl LateFiles {
 
     /// Opens such a file under that number; says whether it is one.
     pub fn open_early(&self, id: FileId, number: i32, batch: &mut Batch) -> bool {
-        let Some((path, flags, position)) = self.path_of_process(id) else { return false };
-        let opened = Arg::ResultOf(open_path(batch, path, flags, position));
+        let Some((path, flags)) = self.path_of_process(id) else { return false };
+        let opened = Arg::ResultOf(open_path(batch, path, flags));
         let what = format!("giving descriptor {number} ({id})");
         batch.call(libc::SYS_dup3, [opened, number.into(), libc::O_CLOEXEC.into()], what);
         batch.call(libc::SYS_close, [opened], "closing the descriptor that was moved");
         true
     }
 
-    /// The calls by which a process, which is who it was by now, has half-read texts of `/proc` made anew. The kernel makes one
-    /// when its offset is set: at the opening it would tell of zap.
+    /// The calls by which a process, which is who it was by now, sets the offsets of its late files. The kernel makes a text of
+    /// `/proc` when its offset is set: at the opening it would tell of zap.
     pub fn seek_in(&self, descriptors: &[DescriptorState]) -> Option<Batch> {
         let mut batch = Batch::new();
         for descriptor in descriptors {
             let Some(Late::Path { position: position @ 1.., .. }) = self.files.get(&descriptor.file) else { continue };
-            // To where it is already would be no change.
-            for offset in [0, *position] {
-                let to = [descriptor.number.into(), offset.into(), libc::SEEK_SET.into()];
-                batch.attempt(libc::SYS_lseek, to);
-            }
+            batch.attempt(libc::SYS_lseek, [descriptor.number.into(), (*position).into(), libc::SEEK_SET.into()]);
         }
         (!batch.is_empty()).then_some(batch)
     }
@@ -297,7 +293,7 @@ fn carried(state: &FileState) -> Result<Vec<FileId>, RebuildError> {
 
 fn open(batch: &mut Batch, descriptor: &DescriptorState, late: &Late, seen: &dyn Fn(PodPid) -> i32) {
     let opened = match late {
-        Late::Path { path, flags, position, .. } => open_path(batch, path, *flags, *position),
+        Late::Path { path, flags, .. } => open_path(batch, path, *flags),
         Late::Process { pid, flags } => {
             let what = format!("opening a handle on process {pid}");
             batch.call(libc::SYS_pidfd_open, [seen(*pid).into(), (*flags).into()], what)
@@ -314,15 +310,12 @@ fn open(batch: &mut Batch, descriptor: &DescriptorState, late: &Late, seen: &dyn
     batch.call(libc::SYS_close, [Arg::ResultOf(lifted)], "closing the descriptor that was moved");
 }
 
-fn open_path(batch: &mut Batch, path: &[u8], flags: i32, position: u64) -> Call {
+/// Opens it at its beginning; [`LateFiles::seek_in`] comes later.
+fn open_path(batch: &mut Batch, path: &[u8], flags: i32) -> Call {
     let name = batch.bytes(&[path, &b"\0"[..]].concat());
     let what = format!("opening {}", String::from_utf8_lossy(path));
     let flags = flags & !libc::O_ASYNC | libc::O_CLOEXEC;
-    let opened = batch.call(libc::SYS_openat, [libc::AT_FDCWD.into(), name, flags.into()], what);
-    if position != 0 {
-        batch.attempt(libc::SYS_lseek, [Arg::ResultOf(opened), position.into(), libc::SEEK_SET.into()]);
-    }
-    opened
+    batch.call(libc::SYS_openat, [libc::AT_FDCWD.into(), name, flags.into()], what)
 }
 
 fn add(batch: &mut Batch, epoll: i32, watch: &WatchState) {

@@ -22,7 +22,7 @@ struct Mappings {
     teller: Teller,
     /// The bits of the flags that following memory changes.
     follows: u64,
-    /// The bits of the flags that a guard in a mapping of a file leaves there, if it shows at all.
+    /// See [`guards`].
     guards: Option<u64>,
 }
 
@@ -64,17 +64,9 @@ pub(crate) fn of(process: HostPid) -> Option<Told> {
     Some(told)
 }
 
-/// Whether it shows that guards are made in a mapping of a file, as everything else that changes it does.
-pub(crate) fn tell_of_guards() -> bool {
-    guards().is_some()
-}
-
-/// Whether there may be guards in such a mapping, in which nothing was modified.
-pub(crate) fn may_have_guards(record: &Record) -> bool {
-    guards().is_none_or(|bits| record.flags & bits != 0)
-}
-
-fn guards() -> Option<u64> {
+/// The bits of the flags that guards leave in a mapping of a file, if it shows there that they were made, as everything else
+/// does that changes it.
+pub(crate) fn guards() -> Option<u64> {
     TELLS.get()?.as_ref().ok()?.guards
 }
 
@@ -176,16 +168,18 @@ mod tests {
         own.advise(libc::MADV_DONTFORK).unwrap();
         assert_ne!(record(), before);
     }
+
     #[test]
     fn guards_are_a_change_that_shows() {
         open();
         let own = Own::map().unwrap();
         let record = || record_of(&own, &TELLS.get().unwrap().as_ref().unwrap().teller).unwrap();
         let before = record();
-        assert_eq!(may_have_guards(&before), !tell_of_guards());
-        let made = own.advise(MADV_GUARD_INSTALL).is_ok();
+        let shows = |record: &Record| record.modified || guards().is_some_and(|bits| record.flags & bits != 0);
+        assert!(!shows(&before));
+        let told = own.advise(MADV_GUARD_INSTALL).is_ok() && guards().is_some();
         let after = record();
-        assert_eq!(made && tell_of_guards(), after.modified || (tell_of_guards() && may_have_guards(&after)));
-        assert!(!made || !tell_of_guards() || after != before);
+        assert_eq!(shows(&after), told);
+        assert!(!told || after != before);
     }
 }

@@ -57,13 +57,17 @@ pub(super) fn check(look: &mut Look<'_>, subject: &Subject, mapping: &Mapping) -
 }
 
 fn key(mapping: &Mapping) -> Key {
-    (mapping.device, mapping.inode, mapping.path.clone(), is_writable(mapping))
+    let (device, inode, path, writable) = parts_of_key(mapping);
+    (device, inode, path.to_vec(), writable)
+}
+
+fn parts_of_key(mapping: &Mapping) -> (u64, u64, &[u8], bool) {
+    (mapping.device, mapping.inode, &mapping.path, is_writable(mapping))
 }
 
 /// Whether two mappings show the same open file.
 pub(super) fn is_of_one_file(one: &Mapping, other: &Mapping) -> bool {
-    let (ours, theirs) = (is_writable(one), is_writable(other));
-    (one.inode, one.device, ours, &one.path) == (other.inode, other.device, theirs, &other.path)
+    parts_of_key(one) == parts_of_key(other)
 }
 
 fn is_writable(mapping: &Mapping) -> bool {

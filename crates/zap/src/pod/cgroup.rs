@@ -96,12 +96,12 @@ impl Cgroup {
 
     /// Refuses a pod in which somebody has made control groups, or frozen some of it.
     pub(crate) fn check(&self) -> Result<(), CaptureError> {
-        self.old.disturbed().map_or(Ok(()), |group| Err(refused(group)))
+        self.old.disturbed().map_or(Ok(()), |group| Err(refuse_groups(group)))
     }
 
     /// The same of a pod that is frozen, so that nobody in it was before.
     pub(crate) fn check_frozen(&self) -> Result<(), CaptureError> {
-        self.old.divided().map_or(Ok(()), |group| Err(refused(group)))
+        self.old.divided().map_or(Ok(()), |group| Err(refuse_groups(group)))
     }
 
     /// Whether it is there.
@@ -220,7 +220,8 @@ impl Cgroup {
     }
 }
 
-fn refused(group: String) -> CaptureError {
+/// Refuses a pod for what somebody in it has done to that control group.
+pub(crate) fn refuse_groups(group: String) -> CaptureError {
     CaptureError::Refused {
         process: PodPid(1),
         command: "init".into(),

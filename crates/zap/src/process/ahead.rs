@@ -68,7 +68,7 @@ impl Layout {
             && earlier.records.as_deref() == Some(&told.records)
             && earlier.resident.is_near(resident)
         {
-            let untouched = match mappings::tell_of_guards() || (ran.is_some() && earlier.ran == ran) {
+            let untouched = match mappings::guards().is_some() || (ran.is_some() && earlier.ran == ran) {
                 true => earlier.untouched.clone(),
                 false => Arc::new(untouched(process, &earlier.mappings, &told.records)),
             };
@@ -106,14 +106,14 @@ impl Layout {
 
 /// Where a process has nothing but pages of files.
 fn untouched(process: HostPid, mappings: &[Mapping], records: &[Record]) -> Vec<Range<u64>> {
-    let told = mappings::tell_of_guards();
+    let guards = mappings::guards();
     let is_untouched = |mapping: &&Mapping| {
         let record = records.binary_search_by_key(&mapping.start, |record| record.start).map(|place| &records[place]);
-        let is_changed = |record: &Record| record.modified || (told && mappings::may_have_guards(record));
+        let is_changed = |record: &Record| record.modified || record.flags & guards.unwrap_or(0) != 0;
         mapping.nature() == Nature::File && record.is_ok_and(|record| !is_changed(record))
     };
     let untouched = memory::worth_leaving_out(mappings.iter().filter(is_untouched).map(|m| m.start..m.end));
-    if told { untouched } else { memory::without_guards(process, untouched).unwrap_or_default() }
+    if guards.is_some() { untouched } else { memory::without_guards(process, untouched).unwrap_or_default() }
 }
 
 /// Has the kernel tell of mappings if there is a process whose flags would not be read again in the hold.
@@ -241,7 +241,7 @@ impl MemoryAhead {
         };
         // What anybody writes there is a change. Guards may be none: those are made by whoever has them.
         let is_alone = || !self.sharers.iter().any(|group| group.contains(&process));
-        let is_true = mappings::tell_of_guards() || (!layout.has_run(process) && is_alone());
+        let is_true = mappings::guards().is_some() || (!layout.has_run(process) && is_alone());
         if is_true { &layout.untouched } else { &[] }
     }
 

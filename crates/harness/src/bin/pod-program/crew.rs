@@ -95,6 +95,10 @@ impl Desk {
         self.step.store(step, SeqCst);
         self.state.store(AT_WORK, SeqCst);
         raw::futex_wake(&self.state);
+        self.await_answer()
+    }
+
+    fn await_answer(&self) -> Option<String> {
         self.await_idle(AT_WORK);
         self.said.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -265,8 +269,7 @@ impl Process {
         let (Some(bell), Some(desk)) = (thread.awaits.take(), &thread.desk) else { return "nobody waits".into() };
         desk.state.store(AT_WORK, SeqCst);
         bell.ring(thread.id);
-        desk.await_idle(AT_WORK);
-        let said = desk.said.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let said = desk.await_answer();
         format!("t{} {}", thread.number, said.unwrap_or_default())
     }
 

@@ -4,8 +4,6 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
 use nix::poll::PollTimeout;
 
 use super::netlink::{Attributes, Batch, Channel, attributes};
@@ -426,10 +424,9 @@ pub(super) fn list(channel: &Channel) -> io::Result<Vec<Link>> {
 /// open it again if it were closed before.
 pub(super) fn await_carrier(channel: &Channel, index: u32) -> io::Result<()> {
     // Subscribed before asking, so that the change cannot fall between the two.
-    let mut news = Socket::new(NETLINK_ROUTE)?;
-    news.bind(&SocketAddr::new(0, libc::RTMGRP_LINK as u32))?;
+    let news = Channel::news(libc::RTMGRP_LINK)?;
     while !get(channel, index)?.carries {
-        news.recv_from_full()?;
+        news.wait(PollTimeout::NONE)?;
     }
     Ok(())
 }
