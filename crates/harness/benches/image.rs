@@ -1,4 +1,5 @@
-//! Writing and verifying images: 32 MiB of pages that compress about as memory does, on a tmpfs where there is one.
+//! Writing and verifying images: 32 MiB of pages that compress about as memory does, on a tmpfs where there is one; frames
+//! of records, and checksums.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -53,5 +54,40 @@ fn bench(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, bench);
+/// Records of state, as small as most are: framed and written, and found again.
+fn framing(c: &mut Criterion) {
+    const RECORDS: usize = 10_000;
+    let directory = tempfile::tempdir().expect("a directory for images");
+    let at = directory.path().join("records");
+    let states: Vec<(u64, String)> = (0..RECORDS as u64).map(|n| (n, format!("a name, number {n}"))).collect();
+    let write = || {
+        let mut writer = ImageWriter::create(&at, Compression::None).expect("an image can be started");
+        states.iter().for_each(|state| writer.record("bench", 1, state));
+        writer.finish(&()).expect("an image can be completed");
+    };
+    let mut group = c.benchmark_group("framing");
+    group.throughput(Throughput::Elements(RECORDS as u64)).sample_size(20);
+    group.bench_function("write", |b| {
+        b.iter_batched(|| drop(std::fs::remove_dir_all(&at)), |()| write(), BatchSize::PerIteration);
+    });
+    group.bench_function("read", |b| {
+        b.iter(|| {
+            let reader = ImageReader::open(&at).expect("the image is sound");
+            black_box(reader.records("bench").count())
+        });
+    });
+    group.finish();
+}
+
+/// Of a chunk of an image, and of what is known by its contents.
+fn checksums(c: &mut Criterion) {
+    let chunk = &pages()[..1 << 20];
+    let mut group = c.benchmark_group("checksum");
+    group.throughput(Throughput::Bytes(chunk.len() as u64));
+    group.bench_function("crc32", |b| b.iter(|| crc32fast::hash(black_box(chunk))));
+    group.bench_function("blake3", |b| b.iter(|| blake3::hash(black_box(chunk))));
+    group.finish();
+}
+
+criterion_group!(benches, bench, framing, checksums);
 criterion_main!(benches);

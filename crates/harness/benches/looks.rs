@@ -1,4 +1,4 @@
-//! What a checkpoint does again and again while it looks at a pod: pages that are found, texts of `/proc` and frames that are
+//! What a checkpoint does again and again while it looks at a pod: pages that are found, texts of `/proc` that are
 //! read, batches of system calls that are put together.
 
 use std::fmt::Write as _;

@@ -38,7 +38,16 @@ const MULTIPLE: &str = "×";
 /// Arms that have nothing of zap in them.
 const REFERENCES: [&str; 5] = ["native", "write", "memcpy", "bytes-alone", YARDSTICK];
 
-/// Something that has become worse.
+/// What has moved.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Moved {
+    /// What has become worse, the worst first.
+    pub worse: Vec<Change>,
+    /// What has become better, the best first. Nobody looks twice: nothing hangs on it.
+    pub better: Vec<Change>,
+}
+
+/// Something that has moved.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
     /// The experiment that measured it.
@@ -49,7 +58,7 @@ pub struct Change {
     pub before: f64,
     /// The median now.
     pub now: f64,
-    /// By how much it is worse, as a part of what it was: 0.1 is ten percent worse.
+    /// By how much it is worse, as a part of what it was: 0.1 is ten percent worse, −0.1 ten percent better.
     pub worse_by: f64,
     /// How probable so much is by chance.
     pub p: f64,
@@ -70,14 +79,10 @@ impl Change {
 }
 
 /// Whether a build is slower than the one that `baseline` was measured on. `measure` measures the experiments of these names,
-/// all that the baseline has at first, then those with suspects. Returns what is worse.
-pub fn judge(
-    baseline: &[Sample],
-    mut measure: impl FnMut(&BTreeSet<String>) -> Result<Vec<Sample>>,
-) -> Result<Vec<Change>> {
+/// all that the baseline has at first, then those with suspects.
+pub fn judge(baseline: &[Sample], mut measure: impl FnMut(&BTreeSet<String>) -> Result<Vec<Sample>>) -> Result<Moved> {
     let all = baseline.iter().map(|sample| sample.experiment.clone()).collect();
-    let (mut suspects, tried) = worse(baseline, &measure(&all)?);
-    suspects.retain(|change| change.p < SUSPICIOUS);
+    let (mut suspects, better, tried) = changes(baseline, &measure(&all)?);
     let mut again = Vec::new();
     for _ in 0..SECOND_LOOKS {
         let experiments: BTreeSet<String> = suspects.iter().map(|suspect| suspect.experiment.clone()).collect();
@@ -86,22 +91,21 @@ pub fn judge(
         }
         again.extend(measure(&experiments)?);
         let keys: BTreeSet<_> = suspects.into_iter().map(|suspect| suspect.key).collect();
-        suspects = worse(baseline, &again).0;
-        suspects.retain(|change| keys.contains(&change.key) && change.p < SUSPICIOUS);
+        suspects = changes(baseline, &again).0;
+        suspects.retain(|change| keys.contains(&change.key));
     }
-    Ok(significant(suspects, tried))
+    Ok(Moved { worse: significant(suspects, tried), better: significant(better, tried) })
 }
 
-/// Everything in `now` that is worse than in `baseline`, where nothing can be measured again.
-pub fn regressions(baseline: &[Sample], now: &[Sample]) -> Vec<Change> {
-    let (mut found, tried) = worse(baseline, now);
-    found.retain(|change| change.p < SUSPICIOUS);
-    significant(found, tried)
+/// What of `now` has moved since `baseline`, where nothing can be measured again.
+pub fn compare(baseline: &[Sample], now: &[Sample]) -> Moved {
+    let (worse, better, tried) = changes(baseline, now);
+    Moved { worse: significant(worse, tried), better: significant(better, tried) }
 }
 
-/// Everything that looks worse, if only by chance: each arm, and the arms of a measurement together, which differ less from
-/// run to run. With how much was compared.
-fn worse(baseline: &[Sample], now: &[Sample]) -> (Vec<Change>, usize) {
+/// Everything that looks worse, and everything that looks better, if only by chance: each arm, and the arms of a measurement
+/// together, which differ less from run to run. With how much was compared.
+fn changes(baseline: &[Sample], now: &[Sample]) -> (Vec<Change>, Vec<Change>, usize) {
     let (before, now) = (Runs::of(baseline), Runs::of(now));
     let mut compared = 0;
     let mut found = Vec::new();
@@ -117,10 +121,14 @@ fn worse(baseline: &[Sample], now: &[Sample]) -> (Vec<Change>, usize) {
         compared += 1;
         found.extend(change(key, combined(arms)));
     }
-    (found, compared)
+    found.retain(|change| change.p < SUSPICIOUS);
+    let (worse, mut better): (Vec<Change>, Vec<Change>) = found.into_iter().partition(|change| change.worse_by > 0.0);
+    // Of what is no alarm only what is large enough is looked at more closely.
+    better.retain(|change| change.worse_by < -NOISE_FLOOR);
+    (worse, better, compared)
 }
 
-/// Those suspects, of so much that was compared, whose change is no chance and large enough, the worst first.
+/// Those suspects, of so much that was compared, whose change is no chance and large enough, the largest first.
 fn significant(mut suspects: Vec<Change>, compared: usize) -> Vec<Change> {
     for suspect in &mut suspects {
         suspect.p = suspect.sides.chance(MANY).unwrap_or(1.0);
@@ -129,8 +137,8 @@ fn significant(mut suspects: Vec<Change>, compared: usize) -> Vec<Change> {
     let share = SIGNIFICANT / compared.max(1) as f64;
     let rare = (1..=suspects.len()).rev().find(|rank| suspects[rank - 1].p <= share * *rank as f64);
     suspects.truncate(rare.unwrap_or(0));
-    suspects.retain(|change| change.worse_by > NOISE_FLOOR);
-    suspects.sort_by(|a, b| b.worse_by.total_cmp(&a.worse_by));
+    suspects.retain(|change| change.worse_by.abs() > NOISE_FLOOR);
+    suspects.sort_by(|a, b| b.worse_by.abs().total_cmp(&a.worse_by.abs()));
     suspects
 }
 
@@ -240,13 +248,13 @@ fn combined(arms: &[Sides]) -> Sides {
     Sides { before: of(|arm| &arm.before), now: of(|arm| &arm.now), against: arms[0].against, unit: MULTIPLE.into() }
 }
 
-/// How much worse it has become, if it has.
+/// How much worse or better it has become, if it has.
 fn change(key: &Key<'_>, sides: Sides) -> Option<Change> {
     let [experiment, workload, parameters, arm, metric] = *key;
     let (then, today) = (alone(&sides.before), alone(&sides.now));
     let (before, now) = (median(&then).filter(|before| *before > 0.0)?, median(&today)?);
     let worse_by = direction(metric)? * hodges_lehmann(&then, &today)? / before;
-    if worse_by <= NOISE_FLOOR / 2.0 {
+    if worse_by.abs() <= NOISE_FLOOR / 2.0 {
         return None;
     }
     let p = sides.chance(FEW)?;
@@ -286,11 +294,23 @@ mod tests {
             value,
             unit: if metric == "image_bytes" { "bytes" } else { "us" }.into(),
             seed: 0,
+            host: String::new(),
         }
     }
 
     fn samples(metric: &str, center: f64) -> Vec<Sample> {
         (0..20).map(|run| sample("pod", metric, run, center + f64::from(run % 5))).collect()
+    }
+
+    fn regressions(baseline: &[Sample], now: &[Sample]) -> Vec<Change> {
+        compare(baseline, now).worse
+    }
+
+    #[test]
+    fn faster_is_named_and_no_regression() {
+        let moved = compare(&samples("whole", 100.0), &samples("whole", 80.0));
+        assert_eq!((moved.worse.len(), moved.better.len()), (0, 1));
+        assert!((moved.better[0].worse_by + 0.2).abs() < 0.02, "{moved:?}");
     }
 
     #[test]
@@ -351,8 +371,11 @@ mod tests {
             asked.push(experiments.iter().cloned().collect::<Vec<_>>());
             Ok(two(slow.next().unwrap()))
         });
-        assert_eq!((found.unwrap(), asked), (vec![], vec![vec!["e".to_owned(), "other".into()], vec!["e".into()]]));
-        let found = judge(&two(1.0), |_| Ok(two(1.1))).unwrap();
+        assert_eq!(
+            (found.unwrap().worse, asked),
+            (vec![], vec![vec!["e".to_owned(), "other".into()], vec!["e".into()]])
+        );
+        let found = judge(&two(1.0), |_| Ok(two(1.1))).unwrap().worse;
         assert_eq!(found.iter().map(|c| &*c.experiment).collect::<Vec<_>>(), ["e"]);
     }
 
@@ -411,7 +434,7 @@ mod tests {
         for number in 0..20 {
             let baseline = machine.measure(BASELINE, None, |_| 1.0);
             let found = judge(&baseline, |experiments| Ok(machine.measure(LOOK, Some(experiments), |_| 1.0))).unwrap();
-            assert_eq!(found, [], "run {number}");
+            assert_eq!(found.worse, [], "run {number}");
         }
     }
 
@@ -425,6 +448,7 @@ mod tests {
             let baseline = machine.measure(BASELINE, None, |_| 1.0);
             let slower = |s: &Sample| if is_slower(s) { 1.1 } else { 1.0 };
             let found = judge(&baseline, |experiments| Ok(machine.measure(LOOK, Some(experiments), slower))).unwrap();
+            let found = found.worse;
             assert!(!found.is_empty(), "run {number}: it is not noticed");
             let blamed = |c: &Change| c.experiment == "checkpoint-restart" && c.what.starts_with("apache-event");
             assert!(found.iter().all(blamed), "run {number}: {found:?}");

@@ -10,27 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::stats::quantile;
 
-/// Packages whose version matters to what is measured.
-const PACKAGES: &[&str] = &[
-    "apache2-bin",
-    "bubblewrap",
-    "default-jre-headless",
-    "fio",
-    "gcc",
-    "libapr1",
-    "libc6",
-    "make",
-    "memcached",
-    "nginx-core",
-    "nodejs",
-    "postgresql",
-    "python3",
-    "redis-server",
-    "sqlite3",
-    "tigervnc-standalone-server",
-    "util-linux",
-    "x11-apps",
-];
+/// Where the names of the packages under test are.
+const SETUP: &str = include_str!("../../../setup.sh");
+/// What these bring along, and others that may be there.
+const MORE_PACKAGES: [&str; 6] = ["apache2-bin", "libapr1", "libc6", "linux-base", "util-linux", "criu"];
 /// How long the machine is listened to.
 const LISTENED: Duration = Duration::from_millis(300);
 
@@ -43,7 +26,8 @@ pub struct Noise {
     pub stolen: f64,
 }
 
-/// A machine, as far as it matters to a measurement. Written beside the samples as `host.json`.
+/// A machine and what was measured on it, as far as it matters. Written beside the samples, in `host.json`, by a name that each
+/// sample has.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HostFacts {
     /// Kernel release and version.
@@ -91,7 +75,7 @@ impl HostFacts {
             governor: present("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
             huge_pages: present("/sys/kernel/mm/transparent_hugepage/enabled"),
             mitigations: mitigations(Path::new("/sys/devices/system/cpu/vulnerabilities")),
-            packages: PACKAGES.iter().filter_map(|p| Some(((*p).into(), package_version(p)?))).collect(),
+            packages: versions(&packages()),
             commit: commit(),
             measured_at: std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs()),
             load: read("/proc/loadavg"),
@@ -99,21 +83,61 @@ impl HostFacts {
         }
     }
 
-    /// Writes the facts beside the samples below `out`.
-    pub fn write(&self, out: &Path) -> Result<()> {
-        let dir = crate::samples::raw_dir(out);
+    /// Writes the facts beside those that are below `out`, and gives their name.
+    pub fn write(&self, out: &Path) -> Result<String> {
+        let name = format!("{}@{}", self.commit.as_deref().unwrap_or("unknown"), self.measured_at);
+        let mut all = if path_of(out).exists() { Self::read_all(out)? } else { BTreeMap::new() };
+        all.insert(name.clone(), self.clone());
+        let (dir, path) = (crate::samples::raw_dir(out), path_of(out));
         std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let path = dir.join("host.json");
-        std::fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
-            .with_context(|| format!("writing {}", path.display()))
+        std::fs::write(&path, serde_json::to_string_pretty(&all)? + "\n")
+            .with_context(|| format!("writing {}", path.display()))?;
+        Ok(name)
     }
 
-    /// The facts that were written below `out`.
-    pub fn read(out: &Path) -> Result<Self> {
-        let path = crate::samples::raw_dir(out).join("host.json");
+    /// All facts that were written below `out`, by their names. Those of before there were names have an empty one.
+    pub fn read_all(out: &Path) -> Result<BTreeMap<String, Self>> {
+        let path = path_of(out);
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is not the facts of a host", path.display()))
+        match serde_json::from_str::<Self>(&text) {
+            Ok(of_all) => Ok(BTreeMap::from([(String::new(), of_all)])),
+            Err(_) => {
+                serde_json::from_str(&text).with_context(|| format!("{} is not the facts of hosts", path.display()))
+            }
+        }
     }
+
+    /// Each fact in words, and what it is.
+    pub fn described(&self) -> Vec<(String, String)> {
+        let gib = self.memory_bytes as f64 / f64::from(1 << 30);
+        let packages = self.packages.iter().map(|(name, version)| format!("{name} {version}"));
+        let mut facts: Vec<(&str, String)> = vec![
+            ("kernel", self.kernel.clone()),
+            ("distribution", self.distribution.clone()),
+            ("CPU", format!("{} × {}", self.cpus, self.cpu)),
+            ("memory", format!("{gib:.1} GiB")),
+            ("virtual machine", if self.virtual_machine { "yes" } else { "no" }.into()),
+            ("commit", self.commit.clone().unwrap_or_else(|| "unknown".into())),
+            ("seconds since 1970", self.measured_at.to_string()),
+            ("load at the start", self.load.clone()),
+        ];
+        facts.extend(self.governor.clone().map(|governor| ("frequency governor", governor)));
+        facts.extend(self.huge_pages.clone().map(|state| ("transparent huge pages", state)));
+        facts.extend(self.noise.map(|noise| {
+            let (spread, stolen) = (noise.spread * 100.0, noise.stolen * 100.0);
+            let words = format!(
+                "the same work of a millisecond: 95th percentile {spread:.0} % above the median; {stolen:.1} % of the time stolen"
+            );
+            ("noise", words)
+        }));
+        facts.extend(self.mitigations.iter().map(|(name, state)| (&**name, state.clone())));
+        facts.push(("packages", packages.collect::<Vec<_>>().join(", ")));
+        facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+fn path_of(out: &Path) -> std::path::PathBuf {
+    crate::samples::raw_dir(out).join("host.json")
 }
 
 /// Does the same work again and again, and sees how long it takes.
@@ -171,8 +195,20 @@ fn mitigations(dir: &Path) -> BTreeMap<String, String> {
     entries.filter_map(fact).collect()
 }
 
-fn package_version(package: &str) -> Option<String> {
-    first_line(Command::new("dpkg-query").args(["-W", "-f", "${Version}\n", package]))
+/// What `setup.sh` installs, and more.
+fn packages() -> Vec<&'static str> {
+    let list = SETUP.split_once("\nPACKAGES=(").and_then(|(_, rest)| rest.split_once(')')).map_or("", |(list, _)| list);
+    let words = list.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(str::split_whitespace);
+    words.chain(MORE_PACKAGES).collect()
+}
+
+/// The versions of those that are installed.
+fn versions(packages: &[&str]) -> BTreeMap<String, String> {
+    // It says what it knows of the others even if one has never been heard of.
+    let output = Command::new("dpkg-query").args(["-W", "-f", "${Package} ${Version}\n"]).args(packages).output();
+    let text = output.map_or(String::new(), |output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let installed = text.lines().filter_map(|line| line.split_once(' ')).filter(|(_, version)| !version.is_empty());
+    installed.map(|(name, version)| (name.to_owned(), version.to_owned())).collect()
 }
 
 fn commit() -> Option<String> {
@@ -194,9 +230,23 @@ mod tests {
     fn facts_survive_the_file() {
         let out = tempfile::tempdir().unwrap();
         let facts = HostFacts::gather();
-        facts.write(out.path()).unwrap();
-        assert_eq!(HostFacts::read(out.path()).unwrap(), facts);
+        let name = facts.write(out.path()).unwrap();
+        let later = HostFacts { measured_at: facts.measured_at + 1, ..facts.clone() };
+        let later_name = later.write(out.path()).unwrap();
+        let all = HostFacts::read_all(out.path()).unwrap();
+        assert_eq!((all.len(), &all[&name], &all[&later_name]), (2, &facts, &later));
         assert!(facts.cpus > 0 && facts.memory_bytes > 0 && !facts.kernel.trim().is_empty());
+        assert!(facts.packages.contains_key("libc6"), "{:?}", facts.packages);
+        // As before they had names.
+        std::fs::write(path_of(out.path()), serde_json::to_string(&facts).unwrap()).unwrap();
+        assert_eq!(HostFacts::read_all(out.path()).unwrap()[""], facts);
+    }
+
+    #[test]
+    fn packages_are_those_of_the_set_up() {
+        let packages = packages();
+        assert!(["apache2", "openjdk-17-jdk-headless", "xz-utils"].iter().all(|name| packages.contains(name)));
+        assert!(!packages.iter().any(|word| word.starts_with('#') || *word == "workloads/overhead"), "{packages:?}");
     }
 
     #[test]

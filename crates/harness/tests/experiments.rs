@@ -5,12 +5,20 @@
 use std::collections::BTreeSet;
 
 use harness::experiment::{self, Settings};
+use harness::host::HostFacts;
 use harness::report;
 use harness::samples::{self, Sample};
 
 /// What may be none at all.
-const MAY_BE_ZERO: [&str; 6] =
-    ["connections_closed", "residual", "residual_bytes", "checkpoints", "image_bytes", "phase:let-go"];
+const MAY_BE_ZERO: [&str; 7] = [
+    "connections_closed",
+    "residual",
+    "residual_bytes",
+    "checkpoints",
+    "image_bytes",
+    "phase:let-go",
+    "answers_meanwhile",
+];
 
 /// Runs an experiment, or some of its cases, and gives its samples. A report can be made of them.
 fn samples_of(name: &str, cases: &[&str]) -> Vec<Sample> {
@@ -20,8 +28,11 @@ fn samples_of(name: &str, cases: &[&str]) -> Vec<Sample> {
     experiment::find(name).unwrap().run(&settings).unwrap();
     report::make(out.path()).unwrap();
     let samples = samples::read_all(out.path()).unwrap();
+    let hosts = HostFacts::read_all(out.path()).unwrap();
     for sample in &samples {
         assert!(sample.experiment == name && !sample.unit.is_empty() && !sample.arm.is_empty(), "{sample:?}");
+        assert!(sample.seed == settings.seed && hosts.contains_key(&sample.host), "{sample:?}");
+        assert!(sample.parameters.split(';').all(|pair| pair.is_empty() || pair.contains('=')), "{sample:?}");
         let is_sane = sample.value.is_finite() && sample.value >= 0.0;
         assert!(is_sane && (sample.value > 0.0 || MAY_BE_ZERO.contains(&&*sample.metric)), "{sample:?}");
     }
@@ -69,6 +80,12 @@ fn overhead_programs() {
 }
 
 #[test]
+fn overhead_desktop() {
+    let samples = samples_of("overhead-desktop", &["desktop-classic"]);
+    assert_measured(&samples, &["native", "pod"], &["x11perf", "key_to_screen"]);
+}
+
+#[test]
 fn checkpoint_restart() {
     let samples = samples_of("checkpoint-restart", &["sleep", "apache-event"]);
     let checkpoints = ["leave-running", "repeat", "lz4", "zstd", "disk", "stop"];
@@ -81,7 +98,10 @@ fn checkpoint_restart() {
 #[test]
 fn downtime_client() {
     let samples = samples_of("downtime-client", &[]);
-    assert_measured(&samples, &["leave-running", "stop-restart"], &["client_gap", "pod_downtime"]);
+    for client in ["client=requests", "client=bytes", "client=frames"] {
+        let own: Vec<Sample> = samples.iter().filter(|sample| sample.parameters.contains(client)).cloned().collect();
+        assert_measured(&own, &["leave-running", "stop-restart"], &["client_gap", "pod_downtime", "gap"]);
+    }
 }
 
 #[test]
@@ -89,6 +109,7 @@ fn migration() {
     let samples = samples_of("migration", &["memory"]);
     let strategies = ["stop-and-copy", "pre-copy", "copy-on-reference", "flush"];
     assert_measured(&samples, &strategies, &["downtime", "total", "bytes", "rounds"]);
+    assert_measured(&samples, &strategies, &["client_gap", "answers_before", "answers_meanwhile"]);
     assert_measured(&samples, &["bytes-alone"], &["total"]);
 }
 
@@ -112,4 +133,12 @@ fn frequency() {
     let samples = samples_of("frequency", &[]);
     assert_measured(&samples, &["leave-running"], &["requests_per_second", "latency_p99", "checkpoints"]);
     assert!(samples.iter().any(|sample| sample.metric == "checkpoints" && sample.value > 0.0));
+}
+
+#[test]
+fn every_experiment_is_tried_here() {
+    let tests = include_str!("experiments.rs");
+    for experiment in experiment::ALL {
+        assert!(tests.contains(&format!("samples_of(\"{}\"", experiment.name)), "{}", experiment.name);
+    }
 }

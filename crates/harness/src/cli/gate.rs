@@ -33,17 +33,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     baseline.retain(|sample| arguments.workload.is_empty() || arguments.workload.contains(&sample.workload));
     ensure!(!baseline.is_empty(), "{} has no such samples", arguments.baseline.display());
     let found = match &arguments.samples {
-        Some(samples) => gate::regressions(&baseline, &read_all(samples)?),
+        Some(samples) => gate::compare(&baseline, &read_all(samples)?),
         None => {
             lab::clean_up_on_interrupt()?;
             gate::judge(&baseline, |experiments| measure(experiments, arguments))?
         }
     };
-    if found.is_empty() {
-        println!("nothing is slower than {}", arguments.baseline.display());
+    let baseline = arguments.baseline.display();
+    if !found.better.is_empty() {
+        println!("better than {baseline} (at the first look):\n{}", table("better by", &found.better));
+    }
+    if found.worse.is_empty() {
+        println!("nothing is slower than {baseline}");
         return Ok(ExitCode::SUCCESS);
     }
-    print!("{}", table(&found));
+    print!("worse than {baseline}:\n{}", table("worse by", &found.worse));
     Ok(ExitCode::FAILURE)
 }
 
@@ -63,12 +67,12 @@ fn measure_one(name: &str, arguments: &Arguments, out: &Path) -> Result<()> {
     experiment::find(name)?.run(&settings)
 }
 
-/// What has become worse, a line each.
-fn table(found: &[Change]) -> String {
-    let head = ["experiment", "what", "before", "now", "worse by", "p"].map(str::to_owned);
+/// What has moved, a line each.
+fn table(by: &str, found: &[Change]) -> String {
+    let head = ["experiment", "what", "before", "now", by, "p"].map(str::to_owned);
     let row = |change: &Change| {
         let what = change.against().map_or(change.what.clone(), |arm| format!("{} ÷ {arm}", change.what));
-        let worse_by = format!("{:.1} %", change.worse_by * 100.0);
+        let worse_by = format!("{:.1} %", change.worse_by.abs() * 100.0);
         [
             change.experiment.clone(),
             what,
@@ -120,11 +124,12 @@ mod tests {
             value,
             unit: "us".into(),
             seed: 1,
+            host: String::new(),
         };
         let measured =
             |value: f64| (0..10).flat_map(|run| [of("stop", run, value), of("yardstick", run, 10.0)]).collect();
         let (before, now): (Vec<_>, Vec<_>) = (measured(40.0), measured(50.0));
-        let text = table(&gate::regressions(&before, &now));
+        let text = table("worse by", &gate::compare(&before, &now).worse);
         let lines: Vec<Vec<&str>> =
             text.lines().map(|line| line.split("  ").filter(|w| !w.is_empty()).collect()).collect();
         assert_eq!(

@@ -45,7 +45,8 @@ fn run(session: &mut Session) -> Result<()> {
                 for rate in session.shuffled(&rates) {
                     session.step(&format!("{rate} a second"));
                     let (burst, images) = serve_and_checkpoint(&lab, &pod, rate, time)?;
-                    let parameters = format!("rate={rate};connections={CONNECTIONS};file={FILE}");
+                    let parameters =
+                        format!("rate={rate};connections={CONNECTIONS};file={FILE};seconds={}", time.as_secs_f64());
                     let of =
                         Circumstances { workload: apache.name(), parameters: &parameters, arm: "leave-running", run };
                     session.record(&of, "requests_per_second", burst.requests_per_second(), "1/s")?;

@@ -6,6 +6,7 @@ mod downtime_client;
 mod frequency;
 mod load;
 mod migration;
+mod onlooker;
 mod overhead_apache;
 mod overhead_desktop;
 mod overhead_micro;
@@ -123,13 +124,13 @@ impl Settings {
 impl Experiment {
     /// Runs it and writes its samples, and the facts of the host beside them.
     pub fn run(&self, settings: &Settings) -> Result<()> {
-        HostFacts::gather().write(&settings.out)?;
+        let host = HostFacts::gather().write(&settings.out)?;
         let own = match settings.extent {
             Extent::Fast => 1,
             Extent::Ordinary => self.runs.0,
             Extent::Full => self.runs.1,
         };
-        let mut session = Session::open(self.name, own, settings)?;
+        let mut session = Session::open(self.name, own, settings, &host)?;
         (self.run)(&mut session)?;
         session.close()
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Experiment, Session};
+use super::{Experiment, Extent, Session};
 use crate::lab::{Lab, Native, Pod, PodOptions};
 use crate::samples::Circumstances;
 use crate::viewer::{Picture, Viewer};
@@ -77,7 +77,8 @@ fn measure(session: &mut Session, desktop: Desktop) -> Result<()> {
 /// What each test of x11perf reaches in each place: one place right after the other, the first of them drawn each time.
 fn in_turns(session: &mut Session, places: &[Place<'_>; 2]) -> Result<[Vec<(String, f64)>; 2]> {
     let mut rates = [Vec::new(), Vec::new()];
-    for test in TESTS {
+    let tests = if session.extent == Extent::Fast { &TESTS[..2] } else { &TESTS[..] };
+    for test in tests {
         for index in session.shuffled(&[0, 1]) {
             rates[index].push(x11perf(&places[index], test)?);
         }

@@ -31,8 +31,7 @@ impl Peers {
             return Ok(Self::Nobody);
         }
         if workload.offers() == Offer::Screen {
-            let move_something = "DISPLAY=:1 ico -sleep 0.005 >/dev/null 2>&1 </dev/null &";
-            pod.exec(&["sh", "-c", move_something]).context("starting something that moves")?;
+            move_something(pod)?;
         }
         Self::connect_to(lab.client(), pod.served_at()?, workload)
     }
@@ -107,4 +106,10 @@ impl Peers {
             Self::Nobody | Self::Viewer(_) => Ok(()),
         }
     }
+}
+
+/// Something moves on the screen of a pod from now on.
+pub(super) fn move_something(pod: &Pod<'_>) -> Result<()> {
+    let words = "DISPLAY=:1 ico -sleep 0.005 >/dev/null 2>&1 </dev/null &";
+    pod.exec(&["sh", "-c", words]).context("starting something that moves").map(drop)
 }

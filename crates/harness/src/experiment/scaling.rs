@@ -39,7 +39,7 @@ pub const DIMENSIONS: [Dimension; 8] = [
     Dimension { name: "processes", unit: "process", sizes: &[1, 10, 100], large: &[300, 1000] },
     Dimension { name: "threads", unit: "thread", sizes: &[1, 30, 300], large: &[2000] },
     Dimension { name: "mappings", unit: "mapping", sizes: &[100, 1000, 10_000], large: &[60_000] },
-    Dimension { name: "files", unit: "open file", sizes: &[10, 100, 1000], large: &[5000, 15_000] },
+    Dimension { name: "files", unit: "open file", sizes: &[10, 100, 1000], large: &[5000, 20_000] },
     Dimension { name: "sockets", unit: "unix socket", sizes: &[10, 100, 1000], large: &[5000, 10_000] },
     Dimension { name: "connections", unit: "TCP socket", sizes: &[10, 100, 1000], large: &[5000, 10_000] },
 ];

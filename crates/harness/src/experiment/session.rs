@@ -60,10 +60,10 @@ struct On {
 }
 
 impl Session {
-    /// A session of `experiment`, as `settings` say; `runs` are its own.
-    pub(super) fn open(experiment: &'static str, runs: u32, settings: &Settings) -> Result<Self> {
+    /// A session of `experiment`, as `settings` say; `runs` are its own, and `host` is the name of the facts.
+    pub(super) fn open(experiment: &'static str, runs: u32, settings: &Settings, host: &str) -> Result<Self> {
         let progress = Progress::open(&settings.out, experiment, settings.resume)?;
-        let recorder = Recorder::open(&settings.out, experiment, settings.seed)?;
+        let recorder = Recorder::open(&settings.out, experiment, settings.seed, host)?;
         let bar = if settings.progress { ProgressBar::new(0) } else { ProgressBar::hidden() };
         bar.set_style(
             ProgressStyle::with_template("{prefix:20} {bar:24} {elapsed}, {msg}")
@@ -254,7 +254,7 @@ mod tests {
 
     /// Runs two parts whose rounds take that long each, and gives how many rounds of each there were.
     fn rounds(settings: &Settings, each: Duration, fails: &str) -> ([u32; 2], Result<()>) {
-        let mut session = Session::open("some", 5, settings).unwrap();
+        let mut session = Session::open("some", 5, settings, "abc@1").unwrap();
         let mut counts = [0; 2];
         session
             .each(

@@ -11,6 +11,8 @@ use crate::stats::{Estimate, median, paired_ratio};
 
 const EXPERIMENT: &str = "checkpoint-restart";
 
+const PEERS: [&str; 2] = ["criu", "native"];
+
 /// What is compared: in words, our arm and metric, the peer and its arm.
 const MEASURES: [(&str, &str, &str, &str, &str); 5] = [
     ("downtime, left running", "leave-running", "downtime", "criu", "criu-leave-running"),
@@ -23,7 +25,8 @@ const MEASURES: [(&str, &str, &str, &str, &str); 5] = [
 /// The head of the table.
 pub(super) const HEAD: [&str; 6] = ["workload", "measure", "peer", "zap", "peer's", "verdict"];
 
-/// The rows of the table: everything that was compared, and everything that was not, with the peer's own words.
+/// The rows of the table: everything that was compared, and everything that was not, with the peer's own words; one row for
+/// all of a peer of which there is neither.
 pub(super) fn rows(samples: &[Sample], notes: &[(&str, Note)]) -> Vec<Vec<Cell>> {
     let mut workloads: Vec<&str> = Vec::new();
     for sample in samples.iter().filter(|sample| sample.experiment == EXPERIMENT) {
@@ -31,19 +34,29 @@ pub(super) fn rows(samples: &[Sample], notes: &[(&str, Note)]) -> Vec<Vec<Cell>>
             workloads.push(&sample.workload);
         }
     }
-    let of = |workload: &str| {
-        let said = |peer: &str| {
-            let own = notes.iter().filter(|(experiment, note)| {
-                *experiment == EXPERIMENT
-                    && note.part == workload
-                    && note.who == peer
-                    && !note.words.starts_with(MEASURED)
-            });
-            own.map(|(_, note)| note.words.as_str()).collect::<Vec<_>>().join("; ")
-        };
-        MEASURES.map(|measure| row(samples, workload, measure, &said(measure.3)))
+    let noted = |peer: &str| notes.iter().any(|(experiment, note)| *experiment == EXPERIMENT && note.who == peer);
+    let is_there = |peer: &str| {
+        let ran =
+            |s: &Sample| s.experiment == EXPERIMENT && s.arm.strip_prefix(peer).is_some_and(|s| s.starts_with('-'));
+        noted(peer) || samples.iter().any(ran)
     };
-    workloads.into_iter().flat_map(of).collect()
+    let said = |workload: &str, peer: &str| {
+        let own = notes.iter().filter(|(experiment, note)| {
+            *experiment == EXPERIMENT && note.part == workload && note.who == peer && !note.words.starts_with(MEASURED)
+        });
+        own.map(|(_, note)| note.words.as_str()).collect::<Vec<_>>().join("; ")
+    };
+    let mut rows = Vec::new();
+    for workload in &workloads {
+        let measures = MEASURES.into_iter().filter(|measure| is_there(measure.3));
+        rows.extend(measures.map(|measure| row(samples, workload, measure, &said(workload, measure.3))));
+    }
+    for peer in PEERS.into_iter().filter(|peer| !workloads.is_empty() && !is_there(peer)) {
+        let none = || Cell::number("–");
+        let verdict = Cell::verdict("not compared", Tone::None);
+        rows.push(vec![Cell::words("every one"), Cell::words("all"), Cell::words(peer), none(), none(), verdict]);
+    }
+    rows
 }
 
 fn row(
@@ -57,11 +70,14 @@ fn row(
     let pairs: Vec<(f64, f64)> = theirs.iter().copied().zip(ours.iter().copied()).collect();
     let ms = |values: &[f64]| median(values).map_or("–".into(), |us| format!("{:.1} ms", us / 1e3));
     let verdict = match paired_ratio(&pairs, &mut StdRng::seed_from_u64(1)) {
-        Some(ratio) => judged(ratio),
+        Some(ratio) => judged(ratio).of(EXPERIMENT),
         None if said.is_empty() => Cell::verdict("not compared", Tone::None),
         None => Cell::verdict(format!("not compared; {peer} says: {said}"), Tone::None),
     };
-    let number = |values: &[f64]| Cell::number(ms(values)).of(EXPERIMENT);
+    let number = |values: &[f64]| {
+        let cell = Cell::number(ms(values));
+        if values.is_empty() { cell } else { cell.of(EXPERIMENT) }
+    };
     vec![Cell::words(workload), Cell::words(what), Cell::words(peer), number(&ours), number(&theirs), verdict]
 }
 
@@ -90,7 +106,7 @@ mod tests {
     #[test]
     fn what_was_not_run_is_not_compared() {
         let mut samples: Vec<Sample> = (0..5).map(|run| sample("leave-running", "downtime", run, 10.0)).collect();
-        assert!(verdicts(&samples, &[]).iter().all(|verdict| verdict == "not compared"));
+        assert_eq!(verdicts(&samples, &[]), ["not compared"; 2]);
         let note = Note { part: "sleep".into(), who: "criu".into(), words: "Error: no".into() };
         assert_eq!(verdicts(&samples, &[(EXPERIMENT, note)])[0], "not compared; criu says: Error: no");
         samples.extend((0..5).map(|run| sample("criu-leave-running", "downtime", run, 30.0)));

@@ -1,5 +1,8 @@
 //! What a report says, and in which order: claims first.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::claims::State;
 use super::document::{Block, Cell, Tone};
 use super::findings::{Finding, Findings, Verdict};
 use super::plots::Plot;
@@ -15,16 +18,16 @@ pub(super) struct Material<'a> {
     pub(super) samples: &'a [Sample],
     /// What was said of experiments, with their names.
     pub(super) notes: &'a [(&'a str, Note)],
-    pub(super) host: &'a HostFacts,
+    pub(super) hosts: &'a BTreeMap<String, HostFacts>,
 }
 
 /// The report.
 pub(super) fn blocks(of: &Material<'_>) -> Vec<Block> {
     let mut blocks = vec![
         Block::Text(
-            "Claims of The Design and Implementation of Zap (OSDI 2002) as they are worded there, and promises of this \
-             project. The paper's tables are not at hand, so no number of theirs is quoted. Every number leads to its raw \
-             samples."
+            "Claims of The Design and Implementation of Zap (OSDI 2002), C, and promises of this project, P: the rows of \
+             paper-repro/claims.csv. The paper's tables are not at hand: a value of theirs is quoted where somebody who has \
+             them has filled it in there. Every number leads to its raw samples."
                 .into(),
         ),
         Block::Table(vec!["claim", "source", "ours", "verdict"], of.findings.claims.iter().map(claim).collect()),
@@ -56,14 +59,18 @@ fn section(blocks: &mut Vec<Block>, heading: &str, head: &[&'static str], rows: 
 }
 
 fn claim(claim: &super::claims::Claim) -> Vec<Cell> {
-    let verdict = match claim.reproduced {
-        Some(true) => Cell::verdict("reproduced", Tone::Good),
-        Some(false) => Cell::verdict("not reproduced", Tone::Bad),
-        None => Cell::verdict("not measured", Tone::None),
+    let (tone, is_measured) = match claim.state {
+        State::Reproduced => (Tone::Good, true),
+        State::NotReproduced => (Tone::Bad, true),
+        State::NotMeasured | State::NotCompared | State::Tested => (Tone::None, false),
     };
     let ours = Cell::words(&*claim.found);
-    let ours = if claim.reproduced.is_some() { ours.of(claim.experiment) } else { ours };
-    vec![Cell::words(format!("“{}”", claim.claim)), Cell::words(claim.source), ours, verdict]
+    let ours = match claim.experiment.filter(|_| is_measured) {
+        Some(experiment) => ours.of(experiment),
+        None => ours,
+    };
+    let worded = Cell::words(format!("{}: {}", claim.id, claim.claim));
+    vec![worded, Cell::words(&*claim.source), ours, Cell::verdict(claim.state.words(), tone)]
 }
 
 fn target(finding: &Finding) -> Vec<Cell> {
@@ -77,45 +84,59 @@ fn target(finding: &Finding) -> Vec<Cell> {
         Verdict::Doubtful | Verdict::Missed => Tone::Bad,
         Verdict::NotMeasured => Tone::None,
     };
-    let value = Cell::number(value);
+    let number = |text: String| {
+        let cell = Cell::number(text);
+        if finding.estimate.is_some() { cell.of(of) } else { cell }
+    };
     vec![
         Cell::words(finding.target.what),
         Cell::number(format!("{} {unit}", finding.target.limit)),
-        if finding.estimate.is_some() { value.of(of) } else { value },
-        Cell::number(interval),
-        Cell::number(finding.samples.to_string()),
+        number(value),
+        number(interval),
+        number(finding.samples.to_string()),
         Cell::verdict(finding.verdict.words(), tone),
     ]
 }
 
+/// The values of a fact, each with the experiments that it was true of.
+type Values<'a> = Vec<(String, BTreeSet<&'a str>)>;
+
+/// Each fact once where it is the same for all samples, else with the experiments that it was true of.
 fn facts(blocks: &mut Vec<Block>, of: &Material<'_>) {
-    let host = of.host;
-    let gib = host.memory_bytes as f64 / f64::from(1 << 30);
-    let mut rows = vec![
-        ("kernel".to_string(), host.kernel.clone()),
-        ("distribution".into(), host.distribution.clone()),
-        ("CPU".into(), format!("{} × {}", host.cpus, host.cpu)),
-        ("memory".into(), format!("{gib:.1} GiB")),
-        ("virtual machine".into(), if host.virtual_machine { "yes" } else { "no" }.into()),
-        ("commit".into(), host.commit.clone().unwrap_or_else(|| "unknown".into())),
-        ("load at the start".into(), host.load.clone()),
-    ];
-    rows.extend(host.noise.map(|noise| {
-        let words = format!(
-            "the same work of about a millisecond again and again: 95th percentile {:.0} % above the median, {:.1} % of the \
-             time taken by the machine's owner",
-            noise.spread * 100.0,
-            noise.stolen * 100.0
-        );
-        ("noise".to_string(), words)
-    }));
-    rows.extend(host.packages.iter().map(|(name, version)| (name.clone(), version.clone())));
-    rows.extend(host.mitigations.iter().map(|(name, state)| (name.clone(), state.clone())));
-    let rows = rows.into_iter().map(|(name, value)| vec![Cell::words(name), Cell::words(value)]).collect();
+    let mut measured: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for sample in of.samples {
+        measured.entry(&sample.host).or_default().insert(&sample.experiment);
+    }
+    let mut all: Vec<(String, Values<'_>)> = Vec::new();
+    for (host, experiments) in &measured {
+        for (fact, value) in of.hosts.get(*host).map(HostFacts::described).unwrap_or_default() {
+            let place = all.iter().position(|(known, _)| *known == fact).unwrap_or_else(|| {
+                all.push((fact, Vec::new()));
+                all.len() - 1
+            });
+            match all[place].1.iter_mut().find(|(known, _)| *known == value) {
+                Some((_, known)) => known.extend(experiments),
+                None => all[place].1.push((value, experiments.clone())),
+            }
+        }
+    }
+    let said = |values: Values<'_>| {
+        let is_one = values.len() == 1;
+        let each = values.into_iter().map(|(value, experiments)| {
+            let of = experiments.into_iter().collect::<Vec<_>>().join(", ");
+            if is_one { value } else { format!("{value} ({of})") }
+        });
+        each.collect::<Vec<_>>().join("; ")
+    };
+    let rows = all.into_iter().map(|(fact, values)| vec![Cell::words(fact), Cell::words(said(values))]).collect();
     section(blocks, "Where it was measured", &["fact", "value"], rows);
     let mut seeds: Vec<u64> = of.samples.iter().map(|sample| sample.seed).collect();
     seeds.sort_unstable();
     seeds.dedup();
     let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
-    blocks.push(Block::Text(format!("{} raw samples, in raw/*.csv; seeds {}.", of.samples.len(), seeds.join(", "))));
+    blocks.push(Block::Text(format!(
+        "{} raw samples, in raw/*.csv; the facts, by the name that each sample has, in raw/host.json; seeds {}.",
+        of.samples.len(),
+        seeds.join(", ")
+    )));
 }

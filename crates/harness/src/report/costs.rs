@@ -3,7 +3,7 @@
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::document::{Cell, Tone};
+use super::document::Cell;
 use super::findings::SEED;
 use crate::samples::Sample;
 use crate::stats::{Estimate, median, paired_ratio};
@@ -80,18 +80,20 @@ pub(super) fn rows(samples: &[Sample]) -> Vec<Vec<Cell>> {
 }
 
 fn row(cost: Cost) -> Vec<Cell> {
-    let slower = |arm: &str| {
-        let found = cost.slower.iter().find(|(name, _)| *name == arm);
-        found.map_or("–".into(), |(_, e)| format!("{:+.1} % ({:+.1} to {:+.1})", e.value, e.low, e.high))
+    let percent = |arm: &str| match cost.slower.iter().find(|(name, _)| *name == arm) {
+        Some((_, e)) => {
+            Cell::number(format!("{:+.1} % ({:+.1} to {:+.1})", e.value, e.low, e.high)).of(&cost.experiment)
+        }
+        None => Cell::number("–"),
     };
     let figure = |value| Cell::number(readable(value, &cost.unit)).of(&cost.experiment);
     vec![
         Cell::words(&*cost.label),
         figure(cost.natively),
         figure(cost.in_pod),
-        Cell { tone: Tone::Number, ..Cell::words(slower("pod")) },
-        Cell::number(slower("namespaces")),
-        Cell::number(slower("bubblewrap")),
+        percent("pod"),
+        percent("namespaces"),
+        percent("bubblewrap"),
     ]
 }
 

@@ -65,7 +65,7 @@ pub struct Finding {
 /// Everything that the samples say.
 #[derive(Clone, Debug)]
 pub struct Findings {
-    /// The paper's claims.
+    /// The claims, the paper's first.
     pub claims: Vec<Claim>,
     /// The numbers to reach.
     pub targets: Vec<Finding>,
@@ -113,6 +113,7 @@ fn estimate(samples: &[Sample], target: &Target) -> Option<Estimate> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::report::claims::State;
 
     pub(crate) fn sample(arm: &str, metric: &str, run: u32, value: f64) -> Sample {
         let experiment = if metric == "getpid" { "overhead-micro" } else { "checkpoint-restart" };
@@ -127,6 +128,7 @@ pub(crate) mod tests {
             value,
             unit: "us".into(),
             seed: 1,
+            host: String::new(),
         }
     }
 
@@ -159,7 +161,7 @@ pub(crate) mod tests {
         assert_eq!(named(&findings, "getpid").verdict, Verdict::Missed);
         assert_eq!(named(&findings, "the default seccomp").estimate.unwrap().value, 20.0);
         assert_eq!(named(&findings, "Apache (event): downtime").verdict, Verdict::NotMeasured);
-        assert_eq!(findings.claims[0].reproduced, None);
-        assert_eq!(findings.claims[1].reproduced, Some(true));
+        let claimed = |id: &str| findings.claims.iter().find(|claim| claim.id == id).unwrap().state;
+        assert_eq!((claimed("C1"), claimed("C3")), (State::NotMeasured, State::Reproduced));
     }
 }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-pub use claims::Claim;
+pub use claims::{Claim, State};
 pub use findings::{Finding, Findings, Verdict};
 pub use plots::Plot;
 
@@ -43,14 +43,14 @@ pub struct Report {
 /// `out/report.html`, and the same as Markdown in `out/report.md`.
 pub fn make(out: &Path) -> Result<Report> {
     let samples = samples::read_all(out)?;
-    let host = HostFacts::read(out)?;
+    let hosts = HostFacts::read_all(out)?;
     let findings = Findings::of(&samples);
     let plots = plots::all(&samples)?;
     let directory = out.join("plots");
     std::fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     let paths = plots.iter().map(|plot| plot.write(&directory)).collect::<Result<_>>()?;
     let notes = crate::progress::notes(out, crate::experiment::ALL.iter().map(|experiment| experiment.name))?;
-    let material = Material { findings: &findings, plots: &plots, samples: &samples, notes: &notes, host: &host };
+    let material = Material { findings: &findings, plots: &plots, samples: &samples, notes: &notes, hosts: &hosts };
     let blocks = contents::blocks(&material);
     let page = out.join("report.html");
     for (path, text) in

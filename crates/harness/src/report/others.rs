@@ -16,7 +16,7 @@ pub(super) const HEAD: [&str; 6] = ["experiment", "what", "arm", "metric", "medi
 
 /// A row for each arm and metric; sizes, which are measured in an order that is drawn, from the smallest.
 pub(super) fn rows(samples: &[Sample], findings: &Findings) -> Vec<Vec<Cell>> {
-    let claims = findings.claims.iter().map(|claim| claim.experiment);
+    let claims = findings.claims.iter().filter_map(|claim| claim.experiment);
     let known: Vec<&str> = claims.chain(findings.targets.iter().map(|finding| finding.target.experiment)).collect();
     let is_other =
         |s: &&Sample| !known.contains(&&*s.experiment) && !costs::speaks_of(&s.experiment) && s.arm != YARDSTICK;
@@ -48,7 +48,7 @@ fn row(samples: &[Sample], wanted: [&str; 6]) -> Option<Vec<Cell>> {
         Cell::words(arm),
         Cell::words(metric),
         Cell::number(readable(found.value)).of(experiment),
-        Cell::number(format!("{} to {}", readable(found.low), readable(found.high))),
+        Cell::number(format!("{} to {}", readable(found.low), readable(found.high))).of(experiment),
     ])
 }
 

@@ -20,6 +20,8 @@ figure { margin: 2rem 0; overflow-x: auto } figcaption { color: #555 } svg { dis
   body { padding: 0 .6rem } figure svg { min-width: 34rem; max-width: none }
   .table thead { display: none } .table tr { display: block; border-bottom: 2px solid #ccc; padding: .4rem 0 }
   .table td { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .1rem 0; text-align: right; white-space: normal }
+  .table td.words, .table td.good, .table td.bad, .table td.none { justify-content: flex-start; text-align: left }
+  .table td.words::before, .table td.good::before, .table td.bad::before, .table td.none::before { width: 5.5rem }
   .table td::before { content: attr(data-of); color: #666; font-weight: 400; text-align: left; flex: none; max-width: 40% }
 }
 ";

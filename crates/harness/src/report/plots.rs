@@ -10,12 +10,10 @@ use anyhow::{Context, Result};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use plotters::prelude::SeriesLabelPosition;
-
 use self::draw::{Bar, Group, Interval, Line};
-use super::costs;
+use super::{claims, costs};
 use crate::experiment::scaling::{DIMENSIONS, Dimension};
-use crate::samples::{Sample, values, values_by};
+use crate::samples::{Sample, number, values, values_by};
 use crate::stats::{Estimate, bootstrap, median};
 
 /// A plot: its file name without an extension, what it shows, and the SVG.
@@ -52,18 +50,25 @@ impl Plot {
 pub(super) fn all(samples: &[Sample]) -> Result<Vec<Plot>> {
     let plots = [
         latencies(samples),
-        phases(samples),
+        phases(samples, "checkpoint", &[("leave-running", "left running"), ("stop", "stopped")]),
+        phases(samples, "restart", &[("restart", "restart")]),
         sizes(samples),
         overhead_micro(samples),
         overhead(samples),
         distribution(samples),
         downtime(samples),
-        timeline(samples),
-        migration(samples),
     ];
+    let timelines = CLIENTS.iter().map(|client| timeline(samples, client));
+    let moves = [migration(samples), meanwhile(samples)];
     let scaling = DIMENSIONS.iter().map(|dimension| scaling(samples, dimension));
-    let more = [density(samples), frequency(samples)];
-    plots.into_iter().chain(scaling).chain(more).filter_map(Result::transpose).collect()
+    let more = [
+        density(samples),
+        density_memory(samples),
+        frequency(samples),
+        frequency_latency(samples),
+        frequency_storage(samples),
+    ];
+    plots.into_iter().chain(timelines).chain(moves).chain(scaling).chain(more).filter_map(Result::transpose).collect()
 }
 
 /// The workloads whose checkpoints were measured, in the order in which that was.
@@ -86,14 +91,13 @@ fn median_ms(samples: &[Sample], workload: &str, arm: &str, metric: &str) -> Opt
 fn latencies(samples: &[Sample]) -> Result<Option<Plot>> {
     let measures =
         [("downtime", "leave-running", "downtime"), ("checkpoint", "stop", "whole"), ("restart", "restart", "whole")];
-    let mut rows = Vec::new();
-    for workload in workloads(samples) {
-        for (label, arm, metric) in measures {
-            let estimate = median_ms(samples, workload, arm, metric);
-            rows.extend(estimate.map(|estimate| Interval { label: format!("{workload}: {label}"), estimate }));
-        }
-    }
-    let svg = draw::intervals("Checkpoint and restart, whole command", "milliseconds", &rows, &[])?;
+    let group = |workload: &str| {
+        let point = |(label, arm, metric)| Some((label, median_ms(samples, workload, arm, metric)?));
+        Group { label: workload.into(), points: measures.into_iter().filter_map(point).collect() }
+    };
+    let groups: Vec<Group> = workloads(samples).into_iter().map(group).collect();
+    let series = measures.map(|(label, ..)| label);
+    let svg = draw::grouped("Checkpoint and restart, whole command", "milliseconds", &series, &groups)?;
     Ok(svg.map(|svg| Plot {
         name: "latencies".into(),
         caption: "Medians with 95 % intervals: downtime of a pod that is left running, and the whole commands that stop \
@@ -102,18 +106,22 @@ fn latencies(samples: &[Sample]) -> Result<Option<Plot>> {
     }))
 }
 
-fn phases(samples: &[Sample]) -> Result<Option<Plot>> {
+fn phases(samples: &[Sample], what: &str, arms: &[(&str, &str)]) -> Result<Option<Plot>> {
     let mut bars = Vec::new();
     for workload in workloads(samples) {
-        for (arm, label) in [("leave-running", "left running"), ("stop", "stopped"), ("restart", "restart")] {
+        for (arm, label) in arms {
             let parts = medians_of_phases(samples, workload, arm);
             if !parts.is_empty() {
                 bars.push(Bar { label: format!("{workload}: {label}"), parts });
             }
         }
     }
-    let svg = draw::stacked("Where the time goes", "milliseconds", &bars)?;
-    Ok(svg.map(|svg| Plot { name: "phases".into(), caption: "Median time of each stage, as zap reports it.", svg }))
+    let svg = draw::stacked(&format!("Where the time of a {what} goes"), "milliseconds", &bars)?;
+    Ok(svg.map(|svg| Plot {
+        name: format!("phases-{what}"),
+        caption: "Median time of each stage, in their order, as zap reports it; beside the bars their sums.",
+        svg,
+    }))
 }
 
 /// The stages of an arm in the order in which they were recorded, with their medians in milliseconds.
@@ -137,7 +145,7 @@ fn overhead_micro(samples: &[Sample]) -> Result<Option<Plot>> {
     let costs = costs::all(samples).into_iter().filter(|cost| cost.experiment == "overhead-micro");
     let groups: Vec<Group> = costs.map(|cost| Group { label: cost.label, points: cost.slower }).collect();
     let series = ["pod", "namespaces", "bubblewrap"];
-    let svg = draw::grouped("What single operations cost", "percent slower than native", &series, &groups, 0.0)?;
+    let svg = draw::grouped("What single operations cost", "percent slower than native", &series, &groups)?;
     Ok(svg.map(|svg| Plot {
         name: "overhead-micro".into(),
         caption: "Batches in turns within one run: median of the ratio to native with its 95 % interval. Right of zero is \
@@ -174,7 +182,7 @@ fn distribution(samples: &[Sample]) -> Result<Option<Plot>> {
     };
     let axes = ("milliseconds", "percent of the answers within");
     let lines = [line("native"), line("pod")];
-    let svg = draw::lines("Latency of Apache (event), 1 kB", axes, &lines, true, SeriesLabelPosition::LowerRight)?;
+    let svg = draw::lines("Latency of Apache (event), 1 kB", axes, &lines, true)?;
     Ok(svg.map(|svg| Plot {
         name: "latency-distribution".into(),
         caption: "50 connections with a request on their way all the time; medians over the runs of each percentile.",
@@ -182,54 +190,107 @@ fn distribution(samples: &[Sample]) -> Result<Option<Plot>> {
     }))
 }
 
+/// Who looks on at a checkpoint: the name of the picture, what is among the parameters, what the wait is for, and the caption.
+const CLIENTS: [(&str, &str, &str, &str); 3] = [
+    (
+        "client-gaps-requests",
+        "client=requests",
+        "an answer",
+        "Apache (event), left running; one client that asks for 1 kB again and again. The longest wait that ended in every \
+         two milliseconds.",
+    ),
+    (
+        "client-gaps-bytes",
+        "client=bytes",
+        "bytes of a stream",
+        "Apache (event), left running; one client that reads a stream of bytes as fast as they come. The longest wait that \
+         ended in every two milliseconds.",
+    ),
+    (
+        "client-gaps-frames",
+        "client=frames",
+        "a frame of VNC",
+        "A desktop on which something moves, left running, and a viewer of its screen. The longest wait that ended in every \
+         two milliseconds.",
+    ),
+];
+
+/// The samples of one client across checkpoints of a pod that is left running.
+fn of_client(samples: &[Sample], client: &str) -> Vec<Sample> {
+    let is_one =
+        |s: &&Sample| s.experiment == "downtime-client" && s.arm == "leave-running" && s.parameters.contains(client);
+    samples.iter().filter(is_one).cloned().collect()
+}
+
 /// What a client sees around a checkpoint.
-fn timeline(samples: &[Sample]) -> Result<Option<Plot>> {
+fn timeline(
+    samples: &[Sample],
+    (name, client, what, caption): &(&str, &str, &str, &'static str),
+) -> Result<Option<Plot>> {
+    let some = of_client(samples, client);
     let line = |run: u32| {
-        let own: Vec<Sample> = samples.iter().filter(|s| s.run == run).cloned().collect();
-        let gaps = values_by(&own, ["downtime-client", "apache-event", "leave-running", "gap"], "at_ms");
-        let points = gaps.into_iter().filter_map(|(ms, us)| Some((ms, median(&us)? / 1e3))).collect();
+        let gaps = some.iter().filter(|s| s.run == run && s.metric == "gap");
+        let mut points: Vec<(f64, f64)> = gaps.filter_map(|s| Some((number(s, "at_ms")?, s.value / 1e3))).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
         Line { name: format!("checkpoint {}", run + 1), points, limit: false }
     };
     // One answer alone, the latest, is no line.
     let lines: Vec<Line> = (0..5).map(line).filter(|line| line.points.len() > 2).collect();
-    let axes = ("milliseconds before and after the answer that came latest", "milliseconds since the answer before");
-    let svg =
-        draw::lines("A client while its server is checkpointed", axes, &lines, false, SeriesLabelPosition::UpperLeft)?;
-    Ok(svg.map(|svg| Plot {
-        name: "client-gaps".into(),
-        caption: "Apache (event), left running; one client that asks for 1 kB again and again. The longest wait that ended \
-                  in every two milliseconds.",
-        svg,
-    }))
+    let axes = ("milliseconds before and after the one that came latest", "milliseconds since the one before");
+    let svg = draw::lines(&format!("Waiting for {what} across a checkpoint"), axes, &lines, false)?;
+    Ok(svg.map(|svg| Plot { name: (*name).into(), caption, svg }))
 }
 
-fn migration(samples: &[Sample]) -> Result<Option<Plot>> {
-    let series = ["stop-and-copy", "pre-copy", "copy-on-reference", "flush"];
-    let mut parameters: Vec<(&str, &str)> = Vec::new();
-    for sample in samples.iter().filter(|s| s.experiment == "migration" && s.metric == "downtime") {
-        if !parameters.contains(&(&sample.workload, &sample.parameters)) {
-            parameters.push((&sample.workload, &sample.parameters));
+const STRATEGIES: [&str; 4] = ["stop-and-copy", "pre-copy", "copy-on-reference", "flush"];
+
+/// What moved, a group each, with a point for each strategy: the median of what `of_run` makes of the samples of a run.
+fn moves(samples: &[Sample], of_run: impl Fn(&[&Sample]) -> Option<f64>) -> Vec<Group> {
+    let all: Vec<&Sample> = samples.iter().filter(|s| s.experiment == "migration").collect();
+    let mut moved: Vec<(&str, &str)> = Vec::new();
+    for sample in all.iter().filter(|s| s.metric == "downtime") {
+        if !moved.contains(&(&sample.workload, &sample.parameters)) {
+            moved.push((&sample.workload, &sample.parameters));
         }
     }
     let group = |(workload, case): (&str, &str)| {
         let point = |strategy: &'static str| {
-            let is_it = |s: &&Sample| {
-                [&*s.experiment, &*s.workload, &*s.parameters, &*s.arm, &*s.metric]
-                    == ["migration", workload, case, strategy, "downtime"]
-            };
-            let ms: Vec<f64> = samples.iter().filter(is_it).map(|s| s.value / 1e3).collect();
-            Some((strategy, bootstrap(&ms, &mut StdRng::seed_from_u64(1), median)?))
+            let mut runs: BTreeMap<(u64, u32), Vec<&Sample>> = BTreeMap::new();
+            for s in all.iter().filter(|s| [&*s.workload, &*s.parameters, &*s.arm] == [workload, case, strategy]) {
+                runs.entry((s.seed, s.run)).or_default().push(s);
+            }
+            let values: Vec<f64> = runs.values().filter_map(|run| of_run(run)).collect();
+            Some((strategy, bootstrap(&values, &mut StdRng::seed_from_u64(1), median)?))
         };
         let label = if workload == "memory" { described(case) } else { workload.into() };
-        Group { label, points: series.iter().filter_map(|strategy| point(strategy)).collect() }
+        Group { label, points: STRATEGIES.iter().filter_map(|strategy| point(strategy)).collect() }
     };
-    let groups: Vec<Group> = parameters.into_iter().map(group).collect();
-    let svg = draw::grouped("Downtime of a move", "milliseconds", &series, &groups, 0.0)?;
+    moved.into_iter().map(group).collect()
+}
+
+fn value_of(run: &[&Sample], metric: &str) -> Option<f64> {
+    run.iter().find(|sample| sample.metric == metric).map(|sample| sample.value)
+}
+
+fn migration(samples: &[Sample]) -> Result<Option<Plot>> {
+    let groups = moves(samples, |run| Some(value_of(run, "downtime")? / 1e3));
+    let svg = draw::grouped("Downtime of a move", "milliseconds", &STRATEGIES, &groups)?;
     Ok(svg.map(|svg| Plot {
         name: "migration".into(),
         caption: "Medians with 95 % intervals, by strategy: a program with so much memory that writes so much of it a \
                   second, over a link of so many megabits a second (as fast as it goes where none is named); Apache and a \
                   desktop.",
+        svg,
+    }))
+}
+
+fn meanwhile(samples: &[Sample]) -> Result<Option<Plot>> {
+    let kept = |run: &[&Sample]| Some(value_of(run, "answers_meanwhile")? / value_of(run, "answers_before")? * 100.0);
+    let title = "What clients have of a pod while it moves";
+    let svg = draw::grouped(title, "percent of the answers before", &STRATEGIES, &moves(samples, kept))?;
+    Ok(svg.map(|svg| Plot {
+        name: "migration-meanwhile".into(),
+        caption: "Answers a second (frames, of the desktop) from the beginning of the command to its end, the downtime \
+                  included, against the same client before: medians with 95 % intervals.",
         svg,
     }))
 }
@@ -291,12 +352,8 @@ fn density(samples: &[Sample]) -> Result<Option<Plot>> {
 }
 
 fn frequency(samples: &[Sample]) -> Result<Option<Plot>> {
-    let wanted = ["frequency", "apache-event", "leave-running", "requests_per_second"];
-    let row = |(rate, values): (f64, Vec<f64>)| {
-        let estimate = bootstrap(&values, &mut StdRng::seed_from_u64(1), median)?;
-        Some(Interval { label: format!("{rate} checkpoints/s"), estimate })
-    };
-    let rows: Vec<Interval> = values_by(samples, wanted, "rate").into_iter().filter_map(row).collect();
+    let row = |(rate, estimate)| Interval { label: format!("{rate} checkpoints/s"), estimate };
+    let rows: Vec<Interval> = by_rate(samples, "requests_per_second", 1.0).into_iter().map(row).collect();
     let svg = draw::intervals("A server that is checkpointed again and again", "requests a second", &rows, &[])?;
     Ok(svg.map(|svg| Plot {
         name: "frequency".into(),
@@ -306,19 +363,88 @@ fn frequency(samples: &[Sample]) -> Result<Option<Plot>> {
     }))
 }
 
+/// Of the frequency experiment, by how often checkpoints were asked for.
+fn by_rate(samples: &[Sample], metric: &str, factor: f64) -> Vec<(f64, Estimate)> {
+    let found = values_by(samples, ["frequency", "apache-event", "leave-running", metric], "rate");
+    let estimate = |(rate, values): (f64, Vec<f64>)| {
+        let values: Vec<f64> = values.into_iter().map(|value| value * factor).collect();
+        Some((rate, bootstrap(&values, &mut StdRng::seed_from_u64(1), median)?))
+    };
+    found.into_iter().filter_map(estimate).collect()
+}
+
+fn frequency_latency(samples: &[Sample]) -> Result<Option<Plot>> {
+    let series = [("median", "latency_p50"), ("99th percentile", "latency_p99")];
+    let mut groups: Vec<Group> = Vec::new();
+    for (name, metric) in series {
+        for (place, (rate, estimate)) in by_rate(samples, metric, 1e-3).into_iter().enumerate() {
+            if groups.len() <= place {
+                groups.push(Group { label: format!("{rate} checkpoints/s"), points: Vec::new() });
+            }
+            groups[place].points.push((name, estimate));
+        }
+    }
+    let series = series.map(|(name, _)| name);
+    let svg = draw::grouped("Latency of a server that is checkpointed", "milliseconds", &series, &groups)?;
+    Ok(svg.map(|svg| Plot {
+        name: "frequency-latency".into(),
+        caption: "Of the answers of Apache (event) under load over 50 connections: medians over the runs, with 95 % \
+                  intervals.",
+        svg,
+    }))
+}
+
+fn frequency_storage(samples: &[Sample]) -> Result<Option<Plot>> {
+    let growth = claims::storage(samples).into_iter().filter(|(rate, _)| *rate > 0.0);
+    let bar = |(rate, bytes): (f64, f64)| Bar {
+        label: format!("{rate} checkpoints/s"),
+        parts: vec![("images".into(), bytes / f64::from(1 << 20))],
+    };
+    let svg = draw::stacked("What images take", "MiB a second", &growth.map(bar).collect::<Vec<_>>())?;
+    Ok(svg.map(|svg| Plot {
+        name: "frequency-storage".into(),
+        caption: "Medians of how fast storage grows while a server under load is checkpointed, each image written as what \
+                  changed since the one before.",
+        svg,
+    }))
+}
+
+fn density_memory(samples: &[Sample]) -> Result<Option<Plot>> {
+    let line = |(workload, metric): (&str, &str)| {
+        let by_number = values_by(samples, ["density", workload, "copies", metric], "n");
+        let each = |(n, bytes): (f64, Vec<f64>)| Some((n, median(&bytes)? / n / f64::from(1 << 20)));
+        let what = if metric == "memory" { "all" } else { "anonymous" };
+        Line {
+            name: format!("{workload}: {what}"),
+            points: by_number.into_iter().filter_map(each).collect(),
+            limit: false,
+        }
+    };
+    let of = |workload| [line((workload, "memory")), line((workload, "anonymous"))];
+    let lines = [of("sleep"), of("apache-event")].concat();
+    let svg = draw::lines("Memory of one of so many copies", ("copies", "MiB each"), &lines, true)?;
+    Ok(svg.map(|svg| Plot {
+        name: "density-memory".into(),
+        caption: "What all copies have together, divided by how many there are: each page that several have counted once. \
+                  Medians.",
+        svg,
+    }))
+}
+
 fn downtime(samples: &[Sample]) -> Result<Option<Plot>> {
-    let of = |metric| values(samples, "downtime-client", "apache-event", "leave-running", metric);
-    let points: Vec<(f64, f64)> =
-        of("pod_downtime").into_iter().zip(of("client_gap")).map(|(x, y)| (x / 1e3, y / 1e3)).collect();
-    let svg = draw::scatter(
-        "Downtime: the pod's own figure and a client's",
-        ("reported by the pod, ms", "longest pause of the client, ms"),
-        &points,
-    )?;
+    let sort = |(_, client, ..): &(&str, &str, &str, &str)| {
+        let some = of_client(samples, client);
+        let of = |metric: &'static str| some.iter().filter(move |s| s.metric == metric).map(|s| s.value / 1e3);
+        let name = client.trim_start_matches("client=").to_owned();
+        Line { name, points: of("pod_downtime").zip(of("client_gap")).collect(), limit: false }
+    };
+    let sorts: Vec<Line> = CLIENTS.iter().map(sort).filter(|sort| !sort.points.is_empty()).collect();
+    let axes = ("reported by the pod, ms", "longest pause of the client, ms");
+    let svg = draw::scatter("Downtime: the pod's own figure and a client's", axes, &sorts)?;
     Ok(svg.map(|svg| Plot {
         name: "downtime".into(),
-        caption: "One point a checkpoint of a pod that is left running. On the line both agree; above it the client \
-                  waited longer.",
+        caption: "One point a checkpoint of a pod that is left running, by what its client waits for. On the line both agree; \
+                  above it the client waited longer.",
         svg,
     }))
 }
@@ -326,11 +452,11 @@ fn downtime(samples: &[Sample]) -> Result<Option<Plot>> {
 fn sizes(samples: &[Sample]) -> Result<Option<Plot>> {
     let mut bars = Vec::new();
     for workload in workloads(samples) {
-        for compression in ["none", "lz4", "zstd"] {
+        for (compression, label) in [("none", "as it is"), ("lz4", "lz4"), ("zstd", "zstd")] {
             let arm = format!("size-{compression}");
             if let Some(bytes) = median(&values(samples, "checkpoint-restart", workload, &arm, "image_bytes")) {
                 let parts = vec![("image".to_string(), bytes / f64::from(1 << 20))];
-                bars.push(Bar { label: format!("{workload}: {compression}"), parts });
+                bars.push(Bar { label: format!("{workload}: {label}"), parts });
             }
         }
     }

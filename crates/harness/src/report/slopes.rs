@@ -99,6 +99,7 @@ mod tests {
             value,
             unit: "us".into(),
             seed: 0,
+            host: String::new(),
         }
     }
 

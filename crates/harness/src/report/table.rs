@@ -4,14 +4,9 @@ use super::findings::{Finding, Findings};
 
 /// The claims and targets as text, at most 100 columns wide.
 pub(super) fn render(findings: &Findings) -> String {
-    let mut text = String::from("\nThe paper's claims\n");
+    let mut text = String::from("\nClaims\n");
     for claim in &findings.claims {
-        let verdict = match claim.reproduced {
-            Some(true) => "reproduced",
-            Some(false) => "not reproduced",
-            None => "not measured",
-        };
-        text += &format!("  \"{}\": {verdict}\n", claim.claim);
+        text += &format!("  {:3} \"{}\": {}\n", claim.id, claim.claim, claim.state.words());
         for line in wrapped(&claim.found, 94) {
             text += &format!("    {line}\n");
         }

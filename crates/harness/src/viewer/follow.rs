@@ -27,7 +27,7 @@ struct Seen {
     updates: u64,
     /// Of them, those that brought the whole screen.
     whole: u64,
-    /// When updates came, while someone wants to know.
+    /// Since when someone wants to know when updates come, and when they came.
     times: Option<Vec<Instant>>,
     /// The last text that was selected or cut on the desktop.
     text: Option<String>,
@@ -135,21 +135,14 @@ impl Viewer {
 
     /// Notes from now on when updates come.
     pub fn watch(&self) {
-        self.shared.seen().times = Some(Vec::new());
+        self.shared.seen().times = Some(vec![Instant::now()]);
     }
 
-    /// How long the screen stood still since [`watch`](Self::watch).
+    /// How long the screen stood still since [`watch`](Self::watch), which is where its times begin.
     pub fn watched(&self) -> Result<Gaps> {
         let times = self.shared.seen().times.take().unwrap_or_default();
-        let mut gaps: Vec<Duration> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        ensure!(!gaps.is_empty(), "nothing moved on the screen");
-        gaps.sort();
-        Ok(Gaps {
-            longest: gaps[gaps.len() - 1],
-            typical: gaps[gaps.len() / 2],
-            answers: gaps.len(),
-            timeline: Vec::new(),
-        })
+        let timeline = times.windows(2).map(|pair| (pair[1] - times[0], pair[1] - pair[0])).collect();
+        Gaps::of(timeline).context("nothing moved on the screen")
     }
 
     /// Types a text.

@@ -1,22 +1,27 @@
-//! Three kinds of picture, as SVG.
+//! Kinds of picture, as SVG. What colours mean is said beside a picture, never over it.
 
 use anyhow::{Result, anyhow};
-use plotters::coord::CoordTranslate;
+use plotters::coord::Shift;
 use plotters::coord::ranged1d::{AsRangedCoord, SegmentValue, ValueFormatter};
+use plotters::element::DynElement;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::stats::Estimate;
 
-const WIDTH: u32 = 900;
+/// What there is for the picture itself, beside labels and names.
+const WIDTH: u32 = 660;
 const ROW: u32 = 28;
 /// Height of a row of a group.
-const GROUPED_ROW: u32 = 11;
-const LABELS: u32 = 220;
+const GROUPED_ROW: u32 = 14;
 /// Half of the last number of a scale is beyond its end.
 const MARGIN_RIGHT: u32 = 26;
 const FONT: (&str, u32) = ("DejaVu Sans, sans-serif", 14);
-/// Colours that people who see few can tell apart (the first eight are Okabe and Ito's).
-const COLOURS: [RGBColor; 11] = [
+const SMALL: (&str, u32) = (FONT.0, 10);
+/// What a letter takes in the middle, of the font's size.
+const LETTER: f64 = 0.57;
+/// Colours that people who see few can tell apart (Okabe and Ito's); no picture has more.
+const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
     RGBColor(0, 158, 115),
@@ -25,9 +30,6 @@ const COLOURS: [RGBColor; 11] = [
     RGBColor(213, 94, 0),
     RGBColor(240, 228, 66),
     RGBColor(100, 100, 100),
-    RGBColor(136, 34, 85),
-    RGBColor(170, 200, 60),
-    RGBColor(0, 60, 90),
 ];
 
 /// A row: a value and its interval.
@@ -54,7 +56,7 @@ pub(super) fn intervals(title: &str, unit: &str, rows: &[Interval], marks: &[f64
     let pad = (high - low).max(1e-9) * 0.05;
     let range = (if low < 0.0 { low - pad } else { 0.0 })..high + pad;
     let labels: Vec<&str> = rows.iter().map(|row| row.label.as_str()).collect();
-    rows_chart((title, unit), (&labels, ROW), range, false, |chart, count| {
+    rows_chart((title, unit), (&labels, ROW), range, &[], |chart, count| {
         for mark in marks {
             let line = [(*mark, SegmentValue::Exact(0)), (*mark, SegmentValue::Exact(count))];
             chart.draw_series(LineSeries::new(line, BLACK.mix(0.5)))?;
@@ -76,102 +78,112 @@ pub(super) struct Group {
     pub(super) points: Vec<(&'static str, Estimate)>,
 }
 
-/// Dots with whiskers, a colour for each of `series`. `None` if there are no groups.
-pub(super) fn grouped(title: &str, unit: &str, series: &[&str], groups: &[Group], mark: f64) -> Result<Option<String>> {
+/// Bars with whiskers and their values, a colour for each of `series`. `None` if there are no groups.
+pub(super) fn grouped(title: &str, unit: &str, series: &[&str], groups: &[Group]) -> Result<Option<String>> {
     let all = || groups.iter().flat_map(|group| &group.points).map(|(_, estimate)| estimate);
     if all().next().is_none() {
         return Ok(None);
     }
-    let (low, high) = all().fold((mark, mark), |(low, high), e| (low.min(e.low), high.max(e.high)));
+    let (low, high) = all().fold((0.0_f64, 0.0_f64), |(low, high), e| (low.min(e.low), high.max(e.high)));
     let pad = (high - low).max(1e-9) * 0.05;
-    // An empty row between groups, and one below the last for the legend.
+    let range = (if low < 0.0 { low - pad } else { 0.0 })..high + pad * 2.0;
+    // An empty row between groups.
     let of_each = series.len() + 1;
     let mut labels = vec![""; groups.len() * of_each];
     for (place, group) in groups.iter().rev().enumerate() {
         labels[place * of_each + of_each / 2] = &group.label;
     }
     let at = |group: usize, series: usize| (groups.len() - group) * of_each - 1 - series;
-    rows_chart((title, unit), (&labels, GROUPED_ROW), low - pad..high + pad * 6.0, true, |chart, count| {
-        let line = [(mark, SegmentValue::Exact(0)), (mark, SegmentValue::Exact(count))];
-        chart.draw_series(LineSeries::new(line, BLACK.mix(0.5)))?;
-        for (number, name) in series.iter().enumerate() {
-            let colour = COLOURS[number % COLOURS.len()];
-            let points: Vec<_> = (0..)
-                .zip(groups)
-                .flat_map(|(place, group)| {
-                    let own = group.points.iter().filter(|(of, _)| of == name);
-                    own.map(move |(_, estimate)| (place, *estimate))
-                })
-                .collect();
-            for (place, e) in &points {
-                let row = SegmentValue::CenterOf(at(*place, number));
-                chart.draw_series(LineSeries::new([(e.low, row.clone()), (e.high, row)], colour.stroke_width(2)))?;
+    let names: Vec<(&str, RGBColor)> = series.iter().copied().zip(COLOURS).collect();
+    let value = TextStyle::from(SMALL.into_font()).pos(Pos::new(HPos::Left, VPos::Center));
+    rows_chart((title, unit), (&labels, GROUPED_ROW), range, &names, |chart, count| {
+        let zero = [(0.0, SegmentValue::Exact(0)), (0.0, SegmentValue::Exact(count))];
+        for (place, group) in groups.iter().enumerate() {
+            for (number, (name, colour)) in names.iter().enumerate() {
+                let Some((_, e)) = group.points.iter().find(|(of, _)| of == name) else { continue };
+                let row = at(place, number);
+                let corners = [(0.0, SegmentValue::Exact(row)), (e.value, SegmentValue::Exact(row + 1))];
+                let mut bar = Rectangle::new(corners, colour.filled());
+                bar.set_margin(1, 1, 0, 0);
+                chart.draw_series([bar])?;
+                let whisker = [e.low, e.high].map(|end| (end, SegmentValue::CenterOf(row)));
+                chart.draw_series(LineSeries::new(whisker, BLACK.mix(0.7)))?;
+                let beside = EmptyElement::at((e.high.max(e.value).max(0.0), SegmentValue::CenterOf(row)));
+                chart.draw_series([beside + Text::new(short(e.value), (5, 0), value.clone())])?;
             }
-            let dots = points.iter().map(|(place, e)| {
-                Circle::new((e.value, SegmentValue::CenterOf(at(*place, number))), 3, colour.filled())
-            });
-            chart.draw_series(dots)?.label(*name).legend(key(colour));
         }
-        Ok(())
+        chart.draw_series(LineSeries::new(zero, BLACK.mix(0.5))).map(drop)
     })
     .map(Some)
 }
 
-/// Bars of parts, a row each, with a legend where there is more than one part. `None` if there are no rows.
+/// Bars of parts and their sums, a row each. `None` if there are no rows.
 pub(super) fn stacked(title: &str, unit: &str, bars: &[Bar]) -> Result<Option<String>> {
     if bars.is_empty() {
         return Ok(None);
     }
-    let bars: Vec<&Bar> = bars.iter().rev().collect();
-    let longest = bars.iter().map(|bar| bar.parts.iter().map(|(_, v)| v).sum::<f64>()).fold(1e-9, f64::max);
+    let sum = |bar: &Bar| bar.parts.iter().map(|(_, value)| value).sum::<f64>();
+    let longest = bars.iter().map(sum).fold(1e-9, f64::max);
     let mut names: Vec<&str> = Vec::new();
-    for (name, _) in bars.iter().rev().flat_map(|bar| &bar.parts) {
+    for (name, _) in bars.iter().flat_map(|bar| &bar.parts) {
         if !names.contains(&name.as_str()) {
             names.push(name);
         }
     }
+    let names: Vec<(&str, RGBColor)> = names.into_iter().zip(COLOURS.iter().copied().cycle()).collect();
+    let bars: Vec<&Bar> = bars.iter().rev().collect();
     let labels: Vec<&str> = bars.iter().map(|bar| bar.label.as_str()).collect();
-    // Room for the legend beside the bars.
-    let room = if names.len() > 1 { 1.25 } else { 1.05 };
-    rows_chart((title, unit), (&labels, ROW), 0.0..longest * room, names.len() > 1, |chart, _| {
-        for (n, name) in names.iter().enumerate() {
-            let colour = COLOURS[n % COLOURS.len()];
-            let rectangles = bars.iter().enumerate().filter_map(|(i, bar)| {
-                let position = bar.parts.iter().position(|(part, _)| part == name)?;
-                let start: f64 = bar.parts[..position].iter().map(|(_, v)| v).sum();
-                let corners =
-                    [(start, SegmentValue::Exact(i)), (start + bar.parts[position].1, SegmentValue::Exact(i + 1))];
+    let value = TextStyle::from((FONT.0, 12).into_font()).pos(Pos::new(HPos::Left, VPos::Center));
+    let shown = if names.len() > 1 { &names[..] } else { &[] };
+    rows_chart((title, unit), (&labels, ROW), 0.0..longest * 1.1, shown, |chart, _| {
+        for (row, bar) in bars.iter().enumerate() {
+            let mut start = 0.0;
+            for (part, length) in &bar.parts {
+                let colour = names.iter().find(|(name, _)| name == part).map_or(BLACK, |(_, colour)| *colour);
+                let corners = [(start, SegmentValue::Exact(row)), (start + length, SegmentValue::Exact(row + 1))];
                 let mut rectangle = Rectangle::new(corners, colour.filled());
                 rectangle.set_margin(4, 4, 0, 0);
-                Some(rectangle)
-            });
-            let series = chart.draw_series(rectangles)?;
-            if names.len() > 1 {
-                series.label(*name).legend(key(colour));
+                chart.draw_series([rectangle])?;
+                start += length;
             }
+            let beside = EmptyElement::at((start, SegmentValue::CenterOf(row)));
+            chart.draw_series([beside + Text::new(short(start), (5, 0), value.clone())])?;
         }
         Ok(())
     })
     .map(Some)
 }
 
-/// Points, and the line on which both coordinates are equal. `None` if there are no points.
-pub(super) fn scatter(title: &str, axes: (&str, &str), points: &[(f64, f64)]) -> Result<Option<String>> {
-    if points.is_empty() {
+/// Points of several sorts, and the line on which both coordinates are equal. `None` if there are no points.
+pub(super) fn scatter(title: &str, axes: (&str, &str), sorts: &[Line]) -> Result<Option<String>> {
+    let all = || sorts.iter().flat_map(|sort| &sort.points);
+    if all().next().is_none() {
         return Ok(None);
     }
-    let largest = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).fold(1e-9, f64::max) * 1.1;
+    let largest = |of: fn(&(f64, f64)) -> f64| all().map(of).fold(1e-9, f64::max) * 1.1;
     let (width, height) = (largest(|p| p.0), largest(|p| p.1));
-    plane(title, axes, 0.0..width, 0.0..height, None, |chart| {
+    plane(title, axes, 0.0..width, 0.0..height, &names(sorts), |chart| {
         let end = width.min(height);
         chart.draw_series(LineSeries::new([(0.0, 0.0), (end, end)], BLACK.mix(0.4)))?;
-        chart.draw_series(points.iter().map(|point| Circle::new(*point, 4, COLOURS[0].mix(0.7).filled())))?;
+        for (place, sort) in sorts.iter().enumerate() {
+            let colour = colour(sorts, place).mix(0.7);
+            // Told apart by their shapes, too.
+            let mark = |at: &(f64, f64)| -> DynElement<'_, SVGBackend<'_>, (f64, f64)> {
+                match place % 3 {
+                    0 => Circle::new(*at, 4, colour.filled()).into_dyn(),
+                    1 => TriangleMarker::new(*at, 5, colour.filled()).into_dyn(),
+                    _ => Cross::new(*at, 4, colour.stroke_width(2)).into_dyn(),
+                }
+            };
+            chart.draw_series(sort.points.iter().map(mark))?;
+        }
         Ok(())
     })
     .map(Some)
 }
 
-/// A line of a plot of both axes' logarithms: its name, and points that are all positive.
+/// A line, or points of one sort: its name, and points that are all positive where an axis is logarithmic.
+#[derive(Clone)]
 pub(super) struct Line {
     pub(super) name: String,
     pub(super) points: Vec<(f64, f64)>,
@@ -190,28 +202,12 @@ pub(super) fn logarithmic(title: &str, axes: (&str, &str), lines: &[Line]) -> Re
         (low / 1.3, high * 1.3)
     };
     let (x, y) = (ends(|p| p.0), ends(|p| p.1));
-    // Room for the legend above the lines.
-    let room = (y.1 / y.0).powf(0.12 * lines.len() as f64);
-    let (x, y) = ((x.0..x.1).log_scale(), (y.0..y.1 * room).log_scale());
-    plane(title, axes, x, y, Some(SeriesLabelPosition::UpperLeft), |chart| {
-        for (place, line) in lines.iter().enumerate() {
-            let colour = if line.limit { COLOURS[7] } else { COLOURS[place % 6] };
-            let drawn = LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)).point_size(4);
-            chart.draw_series(drawn)?.label(&line.name).legend(key(colour));
-        }
-        Ok(())
-    })
-    .map(Some)
+    let (x, y) = ((x.0..x.1).log_scale(), (y.0..y.1).log_scale());
+    plane(title, axes, x, y, &names(lines), |chart| polylines(chart, lines, 4)).map(Some)
 }
 
 /// Lines over two scales of numbers, the first one's logarithm where `logarithmic`. `None` if there are no points.
-pub(super) fn lines(
-    title: &str,
-    axes: (&str, &str),
-    lines: &[Line],
-    logarithmic: bool,
-    legend_at: SeriesLabelPosition,
-) -> Result<Option<String>> {
+pub(super) fn lines(title: &str, axes: (&str, &str), lines: &[Line], logarithmic: bool) -> Result<Option<String>> {
     let all = || lines.iter().flat_map(|line| &line.points);
     if all().next().is_none() {
         return Ok(None);
@@ -222,33 +218,34 @@ pub(super) fn lines(
     let ((left, right), (_, top)) = (ends(|point| point.0), ends(|point| point.1));
     let y = 0.0..top * 1.05 + 1e-9;
     let drawn = if logarithmic {
-        polylines(title, axes, (left / 1.1..right * 1.1).log_scale(), y, legend_at, lines)
+        let x = (left / 1.1..right * 1.1).log_scale();
+        plane(title, axes, x, y, &names(lines), |chart| polylines(chart, lines, 2))
     } else {
-        polylines(title, axes, left..right.max(left + 1e-9), y, legend_at, lines)
+        let x = left..right.max(left + 1e-9);
+        plane(title, axes, x, y, &names(lines), |chart| polylines(chart, lines, 2))
     };
     drawn.map(Some)
 }
 
-fn polylines<X, Y>(
-    title: &str,
-    axes: (&str, &str),
-    x: X,
-    y: Y,
-    legend_at: SeriesLabelPosition,
+fn polylines<'b, X: Ranged<ValueType = f64>, Y: Ranged<ValueType = f64>>(
+    chart: &mut ChartContext<'_, SVGBackend<'b>, Cartesian2d<X, Y>>,
     lines: &[Line],
-) -> Result<String>
-where
-    X: AsRangedCoord<Value = f64, CoordDescType: ValueFormatter<f64>>,
-    Y: AsRangedCoord<Value = f64, CoordDescType: ValueFormatter<f64>>,
-{
-    plane(title, axes, x, y, Some(legend_at), |chart| {
-        for (place, line) in lines.iter().enumerate() {
-            let colour = COLOURS[place % COLOURS.len()];
-            let drawn = LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)).point_size(2);
-            chart.draw_series(drawn)?.label(&line.name).legend(key(colour));
-        }
-        Ok(())
-    })
+    point: u32,
+) -> Drawn<'b> {
+    for (place, line) in lines.iter().enumerate() {
+        let style = colour(lines, place).stroke_width(2);
+        chart.draw_series(LineSeries::new(line.points.iter().copied(), style).point_size(point))?;
+    }
+    Ok(())
+}
+
+/// That of a line; limits are grey.
+fn colour(lines: &[Line], place: usize) -> RGBColor {
+    if lines[place].limit { COLOURS[7] } else { COLOURS[place % 6] }
+}
+
+fn names(lines: &[Line]) -> Vec<(&str, RGBColor)> {
+    lines.iter().enumerate().map(|(place, line)| (&*line.name, colour(lines, place))).collect()
 }
 
 /// A chart of two scales of numbers, drawn by `draw`.
@@ -257,7 +254,7 @@ fn plane<'b, X, Y>(
     axes: (&str, &str),
     x: X,
     y: Y,
-    legend_at: Option<SeriesLabelPosition>,
+    names: &[(&str, RGBColor)],
     draw: impl FnOnce(&mut Plane<'_, '_, X, Y>) -> Drawn<'b>,
 ) -> Result<String>
 where
@@ -266,10 +263,12 @@ where
 {
     let mut svg = String::new();
     {
-        let root = SVGBackend::with_string(&mut svg, (WIDTH, 420)).into_drawing_area();
         let failed = |e: &dyn std::fmt::Display| anyhow!("drawing {title}: {e}");
+        let width = WIDTH + 100;
+        let root = SVGBackend::with_string(&mut svg, (width + width_of_names(names), 420)).into_drawing_area();
         root.fill(&WHITE).map_err(|e| failed(&e))?;
-        let mut chart = ChartBuilder::on(&root)
+        let (left, right) = root.split_horizontally(width);
+        let mut chart = ChartBuilder::on(&left)
             .caption(title, (FONT.0, 18))
             .margin(10)
             .margin_right(MARGIN_RIGHT)
@@ -287,30 +286,32 @@ where
             .light_line_style(TRANSPARENT);
         mesh.draw().map_err(|e| failed(&e))?;
         draw(&mut chart).map_err(|e| failed(&e))?;
-        if let Some(position) = legend_at {
-            legend(&mut chart, position).map_err(|e| failed(&e))?;
-        }
+        legend(&right, names).map_err(|e| failed(&e))?;
         root.present().map_err(|e| failed(&e))?;
     }
     Ok(svg)
 }
 
-/// The mark of a series in a legend.
-fn key<'b>(colour: RGBColor) -> impl Fn((i32, i32)) -> Rectangle<(i32, i32)> + 'b {
-    move |(x, y)| Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled())
+/// What texts of a size take.
+fn width_of<'t>(texts: impl Iterator<Item = &'t str>, size: u32) -> u32 {
+    let letters = texts.map(|text| text.chars().count()).max().unwrap_or(0);
+    (letters as f64 * f64::from(size) * LETTER) as u32
 }
 
-fn legend<'a, 'b: 'a, C: CoordTranslate>(
-    chart: &mut ChartContext<'a, SVGBackend<'b>, C>,
-    position: SeriesLabelPosition,
-) -> Drawn<'b> {
-    chart
-        .configure_series_labels()
-        .position(position)
-        .label_font(FONT)
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.2))
-        .draw()
+/// What names take beside a picture.
+fn width_of_names(names: &[(&str, RGBColor)]) -> u32 {
+    if names.is_empty() { 0 } else { width_of(names.iter().map(|(name, _)| *name), FONT.1) + 34 }
+}
+
+/// What each colour means, beside the picture, where it can be over nothing.
+fn legend<'b>(area: &DrawingArea<SVGBackend<'b>, Shift>, names: &[(&str, RGBColor)]) -> Drawn<'b> {
+    for ((name, colour), place) in names.iter().zip(0..) {
+        let y = 56 + place * 22;
+        area.draw(&Rectangle::new([(4, y - 5), (15, y + 6)], colour.filled()))?;
+        let beside = TextStyle::from(FONT.into_font()).pos(Pos::new(HPos::Left, VPos::Center));
+        area.draw(&Text::new(*name, (22, y), beside))?;
+    }
+    Ok(())
 }
 
 type Plane<'a, 'b, X, Y> = ChartContext<
@@ -328,6 +329,15 @@ type RowChart<'a, 'b> = ChartContext<
 >;
 type Drawn<'b> = Result<(), DrawingAreaErrorKind<<SVGBackend<'b> as DrawingBackend>::ErrorType>>;
 
+/// A value beside its bar, with the digits that count.
+fn short(value: f64) -> String {
+    match value.abs() {
+        large if large >= 100.0 => format!("{value:.0}"),
+        middling if middling >= 1.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
 /// A number of a scale, without zeros behind the point.
 fn number(value: &f64) -> String {
     let text = format!("{value:.3}");
@@ -340,26 +350,30 @@ fn rows_chart<'b>(
     (title, unit): (&str, &str),
     (labels, row): (&[&str], u32),
     range: std::ops::Range<f64>,
-    named: bool,
+    names: &[(&str, RGBColor)],
     draw: impl FnOnce(&mut RowChart<'_, '_>, usize) -> Drawn<'b>,
 ) -> Result<String> {
     let mut svg = String::new();
     {
         let failed = |e: &dyn std::fmt::Display| anyhow!("drawing {title}: {e}");
-        let height = 90 + row * labels.len() as u32;
-        let root = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
+        let height = (90 + row * labels.len() as u32).max(70 + 22 * names.len() as u32);
+        let of_labels = width_of(labels.iter().copied(), FONT.1) + 24;
+        let width = WIDTH + of_labels;
+        let root = SVGBackend::with_string(&mut svg, (width + width_of_names(names), height)).into_drawing_area();
         root.fill(&WHITE).map_err(|e| failed(&e))?;
-        let mut chart = ChartBuilder::on(&root)
+        let (left, right) = root.split_horizontally(width);
+        let mut chart = ChartBuilder::on(&left)
             .caption(title, (FONT.0, 18))
             .margin(10)
             .margin_right(MARGIN_RIGHT)
             .x_label_area_size(44)
-            .y_label_area_size(LABELS)
+            .y_label_area_size(of_labels)
             // A range of one has no key points, and so no label: a single row is drawn below an empty one.
             .build_cartesian_2d(range, (0..labels.len().saturating_sub(1).max(1)).into_segmented())
             .map_err(|e| failed(&e))?;
         let row_label = |row: &SegmentValue<usize>| match row {
-            SegmentValue::CenterOf(i) => labels.get(*i).copied().unwrap_or_default().to_string(),
+            // With a space that stays, between it and the axis.
+            SegmentValue::CenterOf(i) => labels.get(*i).map(|label| format!("{label}\u{a0}")).unwrap_or_default(),
             _ => String::new(),
         };
         let mut mesh = chart.configure_mesh();
@@ -367,13 +381,12 @@ fn rows_chart<'b>(
             .x_label_formatter(&number)
             .label_style(FONT)
             .axis_desc_style(FONT)
-            .light_line_style(TRANSPARENT);
+            .light_line_style(TRANSPARENT)
+            .set_tick_mark_size(LabelAreaPosition::Left, 0);
         mesh.y_labels(labels.len().max(2)).y_label_formatter(&row_label).disable_y_mesh();
         mesh.draw().map_err(|e| failed(&e))?;
         draw(&mut chart, labels.len()).map_err(|e| failed(&e))?;
-        if named {
-            legend(&mut chart, SeriesLabelPosition::LowerRight).map_err(|e| failed(&e))?;
-        }
+        legend(&right, names).map_err(|e| failed(&e))?;
         root.present().map_err(|e| failed(&e))?;
     }
     Ok(svg)
@@ -388,6 +401,7 @@ mod tests {
         assert!(intervals("t", "u", &[], &[1.0]).unwrap().is_none());
         assert!(stacked("t", "u", &[]).unwrap().is_none());
         assert!(scatter("t", ("x", "y"), &[]).unwrap().is_none());
+        assert!(grouped("t", "u", &["a"], &[]).unwrap().is_none());
         assert!(logarithmic("t", ("x", "y"), &[]).unwrap().is_none());
     }
 
@@ -396,6 +410,17 @@ mod tests {
         let line = |name: &str| Line { name: name.into(), points: vec![(1.0, 10.0), (100.0, 1000.0)], limit: false };
         let svg = logarithmic("T", ("x", "y"), &[line("restart"), line("write")]).unwrap().unwrap();
         assert!(svg.contains("restart") && svg.contains("write") && svg.contains("<polyline"));
+    }
+
+    #[test]
+    fn a_long_label_has_its_room() {
+        let estimate = Estimate { value: 2.0, low: 1.0, high: 3.0 };
+        let width = |label: &str| {
+            let groups = [Group { label: label.into(), points: vec![("a", estimate)] }];
+            let svg = grouped("t", "u", &["a"], &groups).unwrap().unwrap();
+            svg.split_once("width=\"").unwrap().1.split_once('"').unwrap().0.parse::<u32>().unwrap()
+        };
+        assert!(width(&"m".repeat(60)) > width("m") + 59 * 8);
     }
 
     #[test]
@@ -413,6 +438,8 @@ mod tests {
         let parts = vec![("hold".to_string(), 1.0), ("look".to_string(), 2.0)];
         let svg = stacked("Title", "ms", &[Bar { label: "a".into(), parts }]).unwrap().unwrap();
         assert!(svg.contains("hold") && svg.contains("look"));
-        assert!(scatter("T", ("x", "y"), &[(1.0, 2.0)]).unwrap().unwrap().contains("<circle"));
+        let sort = |name: &str| Line { name: name.into(), points: vec![(1.0, 2.0)], limit: false };
+        let svg = scatter("T", ("x", "y"), &[sort("a"), sort("b")]).unwrap().unwrap();
+        assert!(svg.contains("<circle") && svg.contains("<polygon"));
     }
 }
