@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use crate::experiment::{self, Extent, Settings};
+use crate::experiment::{self, Experiment, Extent, Settings};
 use crate::gate::{self, Change};
 use crate::lab;
 use crate::samples::{Sample, read_all};
@@ -36,7 +36,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(samples) => gate::compare(&baseline, &read_all(samples)?),
         None => {
             lab::clean_up_on_interrupt()?;
-            gate::judge(&baseline, |experiments| measure(experiments, arguments))?
+            gate::judge(&baseline, |experiments| measure(experiments, &baseline, arguments))?
         }
     };
     let baseline = arguments.baseline.display();
@@ -51,20 +51,26 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-fn measure(experiments: &BTreeSet<String>, arguments: &Arguments) -> Result<Vec<Sample>> {
+fn measure(experiments: &BTreeSet<String>, baseline: &[Sample], arguments: &Arguments) -> Result<Vec<Sample>> {
     let out = tempfile::tempdir().context("making a directory for samples")?;
     for name in experiments {
-        measure_one(name, arguments, out.path())?;
+        measure_one(experiment::find(name)?, baseline, arguments, out.path())?;
     }
     read_all(out.path())
 }
 
-fn measure_one(name: &str, arguments: &Arguments, out: &Path) -> Result<()> {
-    let (extent, workloads) = (Extent::Ordinary, arguments.workload.clone());
+fn measure_one(of: &Experiment, baseline: &[Sample], arguments: &Arguments, out: &Path) -> Result<()> {
+    let (extent, workloads) = (Extent::Ordinary, cases_of(baseline, of));
     let settings =
         Settings { runs: arguments.runs, extent, workloads, seed: rand::random(), ..Settings::fast(out.into()) };
-    eprintln!("measuring {name}, seed {}", settings.seed);
-    experiment::find(name)?.run(&settings)
+    eprintln!("measuring {}, seed {}", of.name, settings.seed);
+    of.run(&settings)
+}
+
+/// The cases of an experiment that there is something to compare with.
+fn cases_of(baseline: &[Sample], of: &Experiment) -> Vec<String> {
+    let is_there = |case: &&str| baseline.iter().any(|s| s.experiment == of.name && s.workload == *case);
+    (of.cases)().into_iter().filter(is_there).map(str::to_owned).collect()
 }
 
 /// What has moved, a line each.
@@ -105,6 +111,25 @@ fn figure(value: f64, unit: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_measured_that_there_is_nothing_to_compare_with() {
+        let of = |workload: &str| Sample {
+            experiment: "checkpoint-restart".into(),
+            workload: workload.into(),
+            parameters: String::new(),
+            arm: "stop".into(),
+            run: 0,
+            metric: "whole".into(),
+            value: 1.0,
+            unit: "us".into(),
+            seed: 1,
+            host: String::new(),
+        };
+        let baseline = [of("redis"), of("sleep"), of("sleep"), of("gone")];
+        let cases = |name| cases_of(&baseline, experiment::find(name).unwrap());
+        assert_eq!((cases("checkpoint-restart"), cases("scaling")), (vec!["sleep".to_owned(), "redis".into()], vec![]));
+    }
 
     #[test]
     fn figures_have_four_digits_that_count() {

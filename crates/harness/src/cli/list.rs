@@ -11,7 +11,10 @@ pub(super) fn run() -> Result<ExitCode> {
     let mut text = String::from("Experiments\n");
     for experiment in experiment::ALL {
         text += &format!("  {}: {}\n    {}\n", experiment.name, experiment.claim, experiment.what);
-        text += &format!("    cases: {}\n", (experiment.cases)().join(", "));
+        let cases = (experiment.cases)();
+        if !cases.is_empty() {
+            text += &format!("    cases: {}\n", cases.join(", "));
+        }
     }
     text += "Workloads\n";
     for workload in workload::all() {

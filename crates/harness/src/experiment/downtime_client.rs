@@ -51,6 +51,7 @@ fn measure(session: &mut Session, (workload, how): (&dyn Workload, Use)) -> Resu
         for arm in ["leave-running", "stop-restart"] {
             session.step(&format!("{name}, {arm}"));
             let onlooker = seat.look(&lab, &pod)?;
+            std::thread::sleep(WINDOW);
             let options: &[&str] = if arm == "leave-running" { &["--leave-running"] } else { &[] };
             let (stats, _) = pod.checkpoint(&image, options)?;
             if arm == "stop-restart" {
@@ -71,19 +72,18 @@ fn measure(session: &mut Session, (workload, how): (&dyn Workload, Use)) -> Resu
 }
 
 /// How far before and after the longest pause answers are recorded, and in steps of what.
-const WINDOW_MS: i64 = 150;
+const WINDOW: Duration = Duration::from_millis(150);
 const STEP_MS: i64 = 2;
 
 /// The longest pause that ended in each step of a window around the longest of all; steps without an answer have none.
 fn record_timeline(session: &mut Session, of: &Circumstances<'_>, gaps: &Gaps) -> Result<()> {
-    let Some((middle, _)) = gaps.timeline.iter().max_by_key(|(_, gap)| *gap) else { return Ok(()) };
+    let Some((middle, longest)) = gaps.timeline.iter().max_by_key(|(_, gap)| *gap) else { return Ok(()) };
     let mut steps: std::collections::BTreeMap<i64, Duration> = std::collections::BTreeMap::new();
-    for (at, gap) in &gaps.timeline {
+    let is_near = |at: &Duration| *at + *longest + WINDOW >= *middle && *at <= *middle + WINDOW;
+    for (at, gap) in gaps.timeline.iter().filter(|(at, _)| is_near(at)) {
         let ms = at.as_millis() as i64 - middle.as_millis() as i64;
-        if ms.abs() <= WINDOW_MS {
-            let longest = steps.entry(ms.div_euclid(STEP_MS) * STEP_MS).or_default();
-            *longest = (*longest).max(*gap);
-        }
+        let longest = steps.entry(ms.div_euclid(STEP_MS) * STEP_MS).or_default();
+        *longest = (*longest).max(*gap);
     }
     for (ms, gap) in steps {
         let parameters = format!("{};at_ms={ms}", of.parameters);

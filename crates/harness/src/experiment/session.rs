@@ -106,16 +106,21 @@ impl Session {
         name: impl Fn(&P) -> String,
         mut work: impl FnMut(&mut Self, &P) -> Result<()>,
     ) -> Result<()> {
-        let (count, of_each) = (parts.len() as u64, u64::from(self.runs) + 1);
-        self.bar.set_length(count * of_each);
-        for (place, part) in (0..).zip(parts) {
-            self.parts = (count - place) as u32;
+        for (part, left) in parts.iter().zip((1..=parts.len() as u32).rev()) {
+            self.parts = left;
+            self.expect(u64::from(self.runs));
             if let Err(error) = work(self, part) {
                 self.fail(&name(part), &error)?;
             }
-            self.bar.set_position((place + 1) * of_each);
+            self.expect(0);
         }
         Ok(())
+    }
+
+    /// The bar is as long as what has been done, so many rounds more of the part that is on, and all those of the parts after it.
+    fn expect(&self, rounds: u64) {
+        let others = u64::from(self.parts - 1) * u64::from(self.runs);
+        self.bar.set_length(self.bar.position() + rounds + others);
     }
 
     fn fail(&mut self, part: &str, error: &anyhow::Error) -> Result<()> {
@@ -136,6 +141,7 @@ impl Session {
         let now = now();
         let share = |until: Instant| now + until.saturating_duration_since(now) / self.parts.max(1);
         let done = self.progress.rounds_of(part);
+        self.expect(u64::from(self.runs.saturating_sub(done)) + u64::from(warms_up));
         Rounds {
             part: part.into(),
             next: if warms_up { None } else { Some(done) },
@@ -295,6 +301,28 @@ mod tests {
         let little = Settings { budget: Some(Duration::from_millis(25)), ..settings };
         let (counts, _) = rounds(&little, Duration::from_millis(5), "");
         assert_eq!(counts, [1, 2]);
+    }
+
+    #[test]
+    fn the_bar_counts_what_there_is_to_do() {
+        let out = tempfile::tempdir().unwrap();
+        let settings = Settings::fast(out.path().into());
+        let mut session = Session::open("some", 5, &settings, "abc@1").unwrap();
+        let mut seen = Vec::new();
+        let work = |session: &mut Session, part: &&str| {
+            let mut rounds = session.rounds(part, *part == PARTS[1]);
+            while session.next(&mut rounds)?.is_some() {
+                seen.push((session.bar.position(), session.bar.length().unwrap()));
+                anyhow::ensure!(seen.len() != 3, "it broke");
+            }
+            Ok(())
+        };
+        session.each(&PARTS, |part| (*part).into(), work).unwrap();
+        // Two rounds of the first, and a third in which it breaks; the second warms up, too.
+        let first = [(0, 10), (1, 10), (2, 10)];
+        let second = (2..8).map(|done| (done, 8));
+        assert_eq!(seen, first.into_iter().chain(second).collect::<Vec<_>>());
+        assert_eq!((session.bar.position(), session.bar.length()), (8, Some(8)));
     }
 
     #[test]

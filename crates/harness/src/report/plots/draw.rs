@@ -420,7 +420,7 @@ mod tests {
             let svg = grouped("t", "u", &["a"], &groups).unwrap().unwrap();
             svg.split_once("width=\"").unwrap().1.split_once('"').unwrap().0.parse::<u32>().unwrap()
         };
-        assert!(width(&"m".repeat(60)) > width("m") + 59 * 8);
+        assert!(width(&"m".repeat(60)) > width("m") + 59 * 7);
     }
 
     #[test]
