@@ -372,8 +372,7 @@ fn rows_chart<'b>(
             .build_cartesian_2d(range, (0..labels.len().saturating_sub(1).max(1)).into_segmented())
             .map_err(|e| failed(&e))?;
         let row_label = |row: &SegmentValue<usize>| match row {
-            // With a space that stays, between it and the axis.
-            SegmentValue::CenterOf(i) => labels.get(*i).map(|label| format!("{label}\u{a0}")).unwrap_or_default(),
+            SegmentValue::CenterOf(i) => labels.get(*i).copied().unwrap_or_default().to_string(),
             _ => String::new(),
         };
         let mut mesh = chart.configure_mesh();
@@ -382,7 +381,8 @@ fn rows_chart<'b>(
             .label_style(FONT)
             .axis_desc_style(FONT)
             .light_line_style(TRANSPARENT)
-            .set_tick_mark_size(LabelAreaPosition::Left, 0);
+            // The lines of the scale are enough; marks keep labels at a distance, where they are not seen.
+            .axis_style(TRANSPARENT);
         mesh.y_labels(labels.len().max(2)).y_label_formatter(&row_label).disable_y_mesh();
         mesh.draw().map_err(|e| failed(&e))?;
         draw(&mut chart, labels.len()).map_err(|e| failed(&e))?;
