@@ -19,6 +19,7 @@ pub mod program;
 pub mod progress;
 pub mod report;
 pub mod samples;
+pub mod shrink;
 pub mod stats;
 #[allow(unsafe_code)]
 pub mod sys;

@@ -17,10 +17,21 @@ pub fn directory() -> PathBuf {
 pub const ALIVE: &str = "alive at a checkpoint: ";
 
 /// Counts by what was counted, from several threads.
-#[derive(Debug, Default)]
-pub struct Tally(Mutex<BTreeMap<String, u64>>);
+#[derive(Debug)]
+pub struct Tally {
+    name: &'static str,
+    counts: Mutex<BTreeMap<String, u64>>,
+}
 
 impl Tally {
+    /// For the table of the test `name`. The last run's is removed: a run that fails leaves none.
+    pub fn of(name: &'static str) -> io::Result<Tally> {
+        match std::fs::remove_file(directory().join(format!("{name}.csv"))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(Tally { name, counts: Mutex::default() }),
+        }
+    }
+
     /// Counts one more.
     pub fn count(&self, what: impl Into<String>) {
         self.add(what, 1);
@@ -28,15 +39,15 @@ impl Tally {
 
     /// Counts as many more.
     pub fn add(&self, what: impl Into<String>, many: u64) {
-        let mut counts = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut counts = self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         *counts.entry(what.into()).or_insert(0) += many;
     }
 
-    /// Writes the table of the test `name`: a row for each thing that was counted.
-    pub fn write(&self, name: &str) -> io::Result<()> {
-        let counts = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    /// Writes the table: a row for each thing that was counted.
+    pub fn write(&self) -> io::Result<()> {
+        let counts = self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let rows: Vec<[String; 2]> = counts.iter().map(|(what, count)| [what.clone(), count.to_string()]).collect();
-        write(name, &["what", "count"], &rows)
+        write(self.name, &["what", "count"], &rows)
     }
 }
 

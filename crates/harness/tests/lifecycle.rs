@@ -13,7 +13,7 @@ mod lifecycle {
 #[path = "properties/remains.rs"]
 mod remains;
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
@@ -510,9 +510,9 @@ fn used(lab: &Lab) {
 
 #[test]
 fn states_and_exit_codes_are_what_they_should_be() {
-    let tally = Tally::default();
+    let tally = Tally::of("lifecycle").unwrap();
     let worker = || {
-        let labs = RefCell::new(None);
+        let labs = Cell::new(None);
         let tally = &tally;
         move |life: Life| {
             let fresh = || {
@@ -521,14 +521,12 @@ fn states_and_exit_codes_are_what_they_should_be() {
                 labs
             };
             // After a failure another pair: what is left of it is nobody else's.
-            let labs = &mut *labs.borrow_mut();
-            let lived = live(labs.get_or_insert_with(fresh), &life.0, tally);
-            if lived.is_err() {
-                *labs = None;
-            }
-            lived
+            let pair = labs.take().unwrap_or_else(fresh);
+            live(&pair, &life.0, tally)?;
+            labs.set(Some(pair));
+            Ok(())
         }
     };
     check::side_by_side(&tally, 50, life, worker);
-    tally.write("lifecycle").unwrap();
+    tally.write().unwrap();
 }

@@ -1,8 +1,8 @@
 //! Properties over generated pods: a checkpoint cannot be told from none, names stay the pod's own, nothing is left.
 //!
-//! `PROPTEST_CASES` says how many cases of each property are tried, `ZAP_SEED` which ones (`random`: others), `ZAP_SHRINK` in how
-//! many steps at most a failing one is made smaller. What failed is written down as it is made smaller: `ZAP_CASE` tries the
-//! program of such a file again, and those of `properties/kept` are tried always.
+//! `PROPTEST_CASES` says how many cases of each property are tried, `ZAP_SEED` which ones (`random`: others), `ZAP_SHRINK` how
+//! many seconds a failing one is made shorter. The shortest program that failed is written down: `ZAP_CASE` tries the one of such
+//! a file again, and those of `properties/kept` are tried always.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,41 +12,52 @@ mod properties {
     pub(crate) mod programs;
 }
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use harness::lab::Lab;
 use harness::program::{BY_ANOTHER, Kind, Op, Step};
-use harness::verification::{self, ALIVE, Tally};
+use harness::shrink::Sequence;
+use harness::verification::{ALIVE, Tally};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use properties::check::side_by_side;
-use properties::guest::Guest;
+use properties::check::{self, side_by_side};
+use properties::guest::{Checked, Guest};
 use properties::programs::{Action, Case, case};
 
-fn same(what: &str, expected: &str, found: &str) -> Result<(), TestCaseError> {
+fn same(what: &str, expected: &str, found: &str) -> Checked {
     let (mut ours, mut theirs) = (expected.lines(), found.lines());
     loop {
         match (ours.next(), theirs.next()) {
             (None, None) => return Ok(()),
             (one, other) if one == other => {}
             (one, other) => {
-                let message = format!("{what}\n  undisturbed: {}\n  disturbed:   {}", text(one), text(other));
+                let (one, other) = (one.unwrap_or("(nothing)"), other.unwrap_or("(nothing)"));
+                let alike = one.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count();
+                let [one, other] = [one, other].map(|line| around(line, alike));
+                let message = format!("{what}\n  undisturbed: {one}\n  disturbed:   {other}");
                 return Err(TestCaseError::fail(message));
             }
         }
     }
 }
 
-fn text(line: Option<&str>) -> &str {
-    line.unwrap_or("(nothing)")
+/// Whose line it is, and what is around a place in it.
+fn around(line: &str, place: usize) -> String {
+    const BEFORE: usize = 60;
+    const SHOWN: usize = 200;
+    let head = line.find(": ").map_or(0, |colon| colon + 2);
+    let from = place.saturating_sub(BEFORE).clamp(head, line.len());
+    let to = line.len().min(from + SHOWN);
+    let [before, behind] = [from > head, to < line.len()].map(|cut| if cut { "…" } else { "" });
+    format!("{}{before}{}{behind}", &line[..head], String::from_utf8_lossy(&line.as_bytes()[from..to]))
 }
 
 /// A pod that was checkpointed, restarted, suspended, and its copies, see what an undisturbed twin sees.
 #[test]
 fn a_checkpoint_cannot_be_told_from_none() {
-    let tally = Tally::default();
+    let tally = Tally::of("equivalence").unwrap();
     for kind in Op::kinds() {
         tally.add(format!("{ALIVE}{kind}"), 0);
         tally.add(format!("{ALIVE}{kind}{BY_ANOTHER}"), 0);
@@ -54,21 +65,14 @@ fn a_checkpoint_cannot_be_told_from_none() {
     let worker = || {
         let (lab, other) = (Lab::new().unwrap(), Lab::new().unwrap());
         let tally = &tally;
-        let failed = verification::directory()
-            .join(format!("failed-{}.json", lab.directory().display().to_string().replace('/', "-")));
         move |case: Case| {
-            let compared = catch_unwind(AssertUnwindSafe(|| compare(&lab, &other, &case, tally)));
-            if !matches!(compared, Ok(Ok(()))) {
-                std::fs::create_dir_all(verification::directory()).unwrap();
-                case.write(&failed);
-                eprintln!("ZAP_CASE={} cargo test -p harness --test properties kept", failed.display());
-            }
+            compare(&lab, &other, &case, tally)?;
             case.count(tally);
-            compared.unwrap_or_else(|panic| resume_unwind(panic))
+            Ok(())
         }
     };
     side_by_side(&tally, 300, case, worker);
-    tally.write("equivalence").unwrap();
+    tally.write().unwrap();
 }
 
 /// Programs that once could tell, or that `ZAP_CASE` names.
@@ -82,46 +86,46 @@ fn kept_cases_cannot_be_told_from_none() {
         }
     };
     let (lab, other) = (Lab::new().unwrap(), Lab::new().unwrap());
-    let tally = Tally::default();
+    let tally = Tally::of("kept").unwrap();
     for path in cases {
         if let Err(error) = compare(&lab, &other, &Case::read(&path), &tally) {
             panic!("{}: {error}", path.display());
         }
         tally.count("cases");
     }
-    tally.write("kept").unwrap();
+    tally.write().unwrap();
 }
 
-fn compare(lab: &Lab, other: &Lab, case: &Case, tally: &Tally) -> Result<(), TestCaseError> {
-    let twin = Guest::start(lab, "twin", &case.steps);
+fn compare(lab: &Lab, other: &Lab, case: &Case, tally: &Tally) -> Checked {
+    let twin = Guest::start(lab, "twin", &case.steps)?;
     case.pauses().for_each(|pause| twin.go(pause));
-    let pod = Guest::start(lab, "pod", &case.steps);
+    let pod = Guest::start(lab, "pod", &case.steps)?;
     let (mut copies, mut away) = (Vec::new(), false);
     for (pause, action) in case.acts() {
-        let alive = pod.await_pause(pause);
+        let alive = pod.await_pause(pause)?;
         if !matches!(action, Action::Suspend) {
             tally.count("checkpoints");
             alive.into_iter().for_each(|kind| tally.count(format!("{ALIVE}{kind}")));
         }
         match action {
-            Action::Suspend => pod.suspend_and_resume(),
-            Action::LeaveRunning => copies.push(pod.checkpoint_and_go_on()),
+            Action::Suspend => pod.suspend_and_resume()?,
+            Action::LeaveRunning => copies.push(pod.checkpoint_and_go_on()?),
             Action::LeaveRunningMeanwhile => {
                 pod.go(pause);
-                copies.push(pod.checkpoint_and_go_on());
+                copies.push(pod.checkpoint_and_go_on()?);
             }
             Action::RestartMeanwhile => {
                 pod.go(pause);
-                pod.restart();
+                pod.restart()?;
             }
             Action::Migrate(pre_copy) => {
                 away = !away;
-                pod.migrate(if away { other } else { lab }, pre_copy);
+                pod.migrate(if away { other } else { lab }, pre_copy)?;
             }
-            Action::Restart => pod.restart(),
+            Action::Restart => pod.restart()?,
             Action::RestartTwice => {
-                pod.restart();
-                pod.restart();
+                pod.restart()?;
+                pod.restart()?;
             }
         }
         pod.go(pause);
@@ -130,17 +134,20 @@ fn compare(lab: &Lab, other: &Lab, case: &Case, tally: &Tally) -> Result<(), Tes
         guest.go(case.last());
         guest.end()
     };
-    let expected = ended(twin);
-    same("the pod itself", &expected, &ended(pod))?;
+    let expected = ended(twin)?;
+    same("the pod itself", &expected, &ended(pod)?)?;
     for image in copies {
-        let copy = Guest::copy(lab, &image);
+        let copy = Guest::copy(lab, &image)?;
         case.pauses().for_each(|pause| copy.go(pause));
-        same("a copy", &expected, &ended(copy))?;
+        same("a copy", &expected, &ended(copy)?)?;
     }
     Ok(())
 }
 
-/// A pod's own names, and things with names: processes, IPC objects, a listening port, a file, an address. What is in them
+/// What each answers who calls its port: so many bytes, and its number.
+const ANSWER: u16 = 100;
+
+/// A pod's own names, and things with names: processes, IPC objects, a listening port, files, an address. What is in them
 /// is told apart by the pod's number.
 fn named_things(rounds: usize, number: u8) -> Vec<Step> {
     let step = Step::of_first;
@@ -153,75 +160,112 @@ fn named_things(rounds: usize, number: u8) -> Vec<Step> {
         step(0, Op::Semaphore { key: 0, change: number as i8 + 1, undo: false }),
         step(0, Op::Message { key: 0, bytes: number + 1 }),
         step(1, Op::Open(Kind::Queue)),
-        step(1, Op::Put { channel: 0, bytes: 10 }),
+        step(1, Op::Put { channel: 0, bytes: 10 + u16::from(number) }),
         step(1, Op::Open(Kind::File)),
         step(1, Op::Put { channel: 1, bytes: 100 + u16::from(number) }),
+        step(2, Op::Open(Kind::Shm)),
+        step(2, Op::Put { channel: 0, bytes: 100 + u16::from(number) }),
         step(2, Op::Listen { port: 8080, tcp: true }),
     ];
-    let round = [step(0, Op::Pause), step(0, Op::Look), step(1, Op::Look), step(2, Op::Look)];
+    let round = [
+        step(0, Op::Pause),
+        step(2, Op::Connect(0)),
+        step(2, Op::Put { channel: 1, bytes: ANSWER + u16::from(number) }),
+        step(2, Op::Take { channel: 1, bytes: 2 * ANSWER }),
+        step(2, Op::Close(1)),
+        step(0, Op::Look),
+        step(1, Op::Look),
+        step(2, Op::Look),
+    ];
     begin.into_iter().chain(std::iter::repeat_n(round, rounds).flatten()).collect()
 }
+
+/// So many pods, and in what order they are checkpointed and restarted in each round but the first: all or half of them.
+#[derive(Clone, Debug)]
+struct Namesakes {
+    count: usize,
+    orders: Vec<(bool, u64, u64)>,
+}
+
+impl Sequence for Namesakes {
+    fn parts(&self) -> usize {
+        self.orders.len()
+    }
+
+    fn without(&self, parts: Range<usize>) -> Namesakes {
+        let orders = [&self.orders[..parts.start], &self.orders[parts.end..]].concat();
+        Namesakes { count: self.count, orders }
+    }
+}
+
+impl check::Case for Namesakes {}
 
 /// Pods with the same names and addresses beside each other, checkpointed and restarted in any order: none sees its names change.
 #[test]
 fn names_are_the_pods_own() {
-    const ROUNDS: usize = 3;
-    let orders = || proptest::collection::vec((any::<bool>(), any::<u64>(), any::<u64>()), ROUNDS - 1);
+    let orders = || proptest::collection::vec((any::<bool>(), any::<u64>(), any::<u64>()), 2);
+    let namesakes = || (2..=4usize, orders()).prop_map(|(count, orders)| Namesakes { count, orders });
+    let tally = Tally::of("names").unwrap();
     let worker = || {
-        let lab = Lab::new().unwrap();
-        move |(count, orders): (usize, Vec<(bool, u64, u64)>)| keep_their_names(&lab, count, &orders, ROUNDS)
+        let (lab, tally) = (Lab::new().unwrap(), &tally);
+        move |namesakes: Namesakes| keep_their_names(&lab, &namesakes, tally)
     };
-    let tally = Tally::default();
-    side_by_side(&tally, 6, || (2..=4usize, orders()), worker);
-    tally.write("names").unwrap();
+    side_by_side(&tally, 6, namesakes, worker);
+    tally.write().unwrap();
 }
 
-fn keep_their_names(lab: &Lab, count: usize, orders: &[(bool, u64, u64)], rounds: usize) -> Result<(), TestCaseError> {
+fn keep_their_names(lab: &Lab, Namesakes { count, orders }: &Namesakes, tally: &Tally) -> Checked {
+    let (count, rounds) = (*count, orders.len() + 1);
     let names: Vec<String> = (0..count).map(|number| format!("pod{number}")).collect();
     let programs: Vec<Vec<Step>> = (0..count).map(|number| named_things(rounds, number as u8)).collect();
     let steps = &programs[0];
     let pauses: Vec<usize> = (0..steps.len()).filter(|at| matches!(steps[*at].op, Op::Pause)).collect();
     // Each is born at the address that the one before has left, which it keeps.
     let start = |(name, steps): (&String, &Vec<Step>)| {
-        let pod = Guest::start_bridged(lab, name, "same", steps);
-        pod.await_pause(pauses[0]);
-        pod.checkpoint();
-        pod
+        let pod = Guest::start_bridged(lab, name, "same", steps)?;
+        pod.await_pause(pauses[0])?;
+        pod.checkpoint()?;
+        Ok(pod)
     };
-    let pods: Vec<Guest<'_>> = names.iter().zip(&programs).map(start).collect();
-    pods.iter().for_each(Guest::restart_from_image);
+    let pods: Vec<Guest<'_>> = names.iter().zip(&programs).map(start).collect::<Checked<_>>()?;
+    tally.add("pods", count as u64);
+    pods.iter().try_for_each(Guest::restart_from_image)?;
     let mut first_looks = std::collections::BTreeSet::new();
     let addresses: Vec<String> = pods.iter().map(Guest::inner_address).collect();
     prop_assert!(addresses.iter().all(|address| *address == addresses[0]), "{:?}", addresses);
     for (pause, order) in pauses.iter().zip(std::iter::once(None).chain(orders.iter().map(Some))) {
-        pods.iter().for_each(|pod| drop(pod.await_pause(*pause)));
+        pods.iter().try_for_each(|pod| pod.await_pause(*pause).map(drop))?;
         if let Some((all, first, second)) = order {
             let mut chosen: Vec<&Guest<'_>> = pods.iter().collect();
             shuffle(&mut chosen, *first);
             chosen.truncate(if *all { count } else { count.div_ceil(2) });
-            chosen.iter().for_each(|pod| pod.checkpoint());
+            chosen.iter().try_for_each(|pod| pod.checkpoint())?;
             shuffle(&mut chosen, *second);
-            chosen.iter().for_each(|pod| pod.restart_from_image());
+            tally.add("pods restarted", chosen.len() as u64);
+            chosen.iter().try_for_each(|pod| pod.restart_from_image())?;
         }
         prop_assert_eq!(&addresses, &pods.iter().map(Guest::inner_address).collect::<Vec<_>>());
         pods.iter().for_each(|pod| pod.go(*pause));
     }
-    for pod in pods {
-        let transcript = pod.end();
-        let looks = |process: &str| -> Vec<String> {
-            let of = |line: &str| Some(line.split_once(&format!(" {process} Look: "))?.1.to_owned());
+    for (number, pod) in pods.into_iter().enumerate() {
+        let transcript = pod.end()?;
+        let told = |what: &str| -> Vec<String> {
+            let of = |line: &str| Some(line.split_once(&format!(" {what}"))?.1.split_once(": ")?.1.to_owned());
             transcript.lines().filter_map(of).collect()
         };
         for process in ["p0", "p1", "p2"] {
-            let seen = looks(process);
+            let seen = told(&format!("{process} Look"));
             prop_assert_eq!(seen.len(), rounds, "{}", transcript);
             prop_assert!(seen.windows(2).all(|pair| pair[0] == pair[1]), "{:#?}", seen);
-            if process == "p0" {
-                prop_assert!(first_looks.insert(seen[0].clone()), "two pods see the same: {}", seen[0]);
-            }
+            prop_assert!(first_looks.insert(seen[0].clone()), "two pods see the same: {}", seen[0]);
             prop_assert!(seen[0].contains("itself") && seen[0].contains("same"), "{}", seen[0]);
         }
+        let answers = told("p2 Take");
+        let own = format!("Ok(({}, ", usize::from(ANSWER) + number);
+        let is_own = |answer: &String| answer.contains(&own);
+        prop_assert!(answers.len() == rounds && answers.iter().all(is_own), "pod {} heard {:?}", number, answers);
     }
+    tally.count("cases");
     Ok(())
 }
 

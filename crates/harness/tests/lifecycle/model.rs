@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
+use harness::shrink::Sequence;
 use proptest::prelude::*;
+
+use crate::check;
 
 /// Pods by host and number.
 pub(crate) type Pods = BTreeMap<(usize, usize), State>;
@@ -97,7 +101,20 @@ pub(crate) enum Side {
 }
 
 /// A sequence of steps.
+#[derive(Clone)]
 pub(crate) struct Life(pub(crate) Vec<Step>);
+
+impl Sequence for Life {
+    fn parts(&self) -> usize {
+        self.0.len()
+    }
+
+    fn without(&self, parts: Range<usize>) -> Life {
+        Life([&self.0[..parts.start], &self.0[parts.end..]].concat())
+    }
+}
+
+impl check::Case for Life {}
 
 impl fmt::Debug for Life {
     /// A line for each step.
@@ -142,12 +159,8 @@ fn step() -> impl Strategy<Value = Step> {
         (0..2usize, pods, verb).prop_map(|(host, pod, verb)| Command { host, pod, verb })
     };
     let side = || proptest::sample::select(vec![Side::Source, Side::Destination]);
-    let command = move || {
-        (0..2usize, 0..3usize, verb.clone()).prop_map(|(host, pod, verb)| {
-            let pod = if matches!(verb, Verb::Migrate { .. }) && pod == BRIDGED { 0 } else { pod };
-            Command { host, pod, verb }
-        })
-    };
+    let command =
+        move || (0..2usize, 0..3usize, verb.clone()).prop_map(|(host, pod, verb)| Command { host, pod, verb });
     prop_oneof![
         10 => command().prop_map(Step::One),
         3 => (command(), command()).prop_map(|(one, other)| Step::Both(one, other)),

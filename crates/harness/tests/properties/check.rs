@@ -1,11 +1,21 @@
 //! Trying a property on many cases, several side by side.
 
-use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
+use harness::shrink::{Sequence, smallest};
 use harness::verification::Tally;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+
+/// A case that can be told, and made shorter.
+pub(crate) trait Case: Sequence {
+    /// Keeps one that failed with this seed; the words that try it alone again, if there are such.
+    fn keep(&self, _seed: u64) -> Option<String> {
+        None
+    }
+}
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -40,7 +50,7 @@ pub(crate) fn side_by_side<S, P>(
     worker: impl Fn() -> P + Sync,
 ) where
     S: Strategy,
-    S::Value: Debug,
+    S::Value: Case,
     P: Fn(S::Value) -> Result<(), TestCaseError>,
 {
     let cases = number("PROPTEST_CASES").map_or(cases, |cases| cases as u32);
@@ -52,7 +62,7 @@ pub(crate) fn side_by_side<S, P>(
     let test = thread.name().filter(|name| *name != "main").unwrap_or_default();
     let failures = std::thread::scope(|scope| {
         let run = |seed: u64| {
-            eprintln!("{}", command(test, seed, each));
+            println!("{}", command(test, seed, each));
             let tried = catch_unwind(AssertUnwindSafe(|| one(seed, each, strategy(), worker())));
             tried.unwrap_or_else(|panic| Err(reason(&*panic)))
         };
@@ -72,19 +82,31 @@ fn reason(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
 }
 
+/// How long a failing case is made shorter.
+const SHRINKING: u64 = 60;
+
 fn one<S: Strategy>(
     seed: u64,
     cases: u32,
     strategy: S,
     property: impl Fn(S::Value) -> Result<(), TestCaseError>,
-) -> Result<(), String> {
-    let config = Config {
-        cases,
-        max_shrink_iters: number("ZAP_SHRINK").unwrap_or(40) as u32,
-        max_shrink_time: 60_000,
-        failure_persistence: None,
-        ..Config::default()
+) -> Result<(), String>
+where
+    S::Value: Case,
+{
+    let why_it_fails = |case: &S::Value| match catch_unwind(AssertUnwindSafe(|| property(case.clone()))) {
+        Ok(tried) => tried.err().map(|why| why.to_string()),
+        Err(panic) => Some(reason(&*panic)),
     };
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed.to_ne_bytes().repeat(4));
-    TestRunner::new_with_rng(config, rng).run(&strategy, property).map_err(|error| error.to_string())
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    for _ in 0..cases {
+        let case = strategy.new_tree(&mut runner).map_err(|why| why.to_string())?.current();
+        let Some(why) = why_it_fails(&case) else { continue };
+        let deadline = Instant::now() + Duration::from_secs(number("ZAP_SHRINK").unwrap_or(SHRINKING));
+        let (case, why) = smallest((case, why), deadline, why_it_fails);
+        let alone = case.keep(seed).map_or_else(String::new, |words| format!("This case alone: {words}\n"));
+        return Err(format!("{why}\n{case:?}{alone}"));
+    }
+    Ok(())
 }

@@ -1,11 +1,15 @@
 //! Generated programs, and what happens to the pod while it runs them.
 
+use std::ops::Range;
 use std::path::Path;
 
 use harness::program::{Kind, Op, Step};
-use harness::verification::Tally;
+use harness::shrink::Sequence;
+use harness::verification::{self, Tally};
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
+
+use super::check;
 
 /// What is done to a pod that pauses.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -37,6 +41,29 @@ impl std::fmt::Debug for Case {
             .iter()
             .enumerate()
             .try_for_each(|(at, step)| writeln!(out, "{at}: {}/{} {:?}", step.who, step.thread, step.op))
+    }
+}
+
+impl Sequence for Case {
+    /// All steps but the pause at the end.
+    fn parts(&self) -> usize {
+        self.last()
+    }
+
+    /// The same without some steps, and without what is done at those of them that are pauses.
+    fn without(&self, parts: Range<usize>) -> Case {
+        let actions = self.acts().filter(|(pause, _)| !parts.contains(pause)).map(|(_, action)| action).collect();
+        let steps = [&self.steps[..parts.start], &self.steps[parts.end..]].concat();
+        Case { steps, actions }
+    }
+}
+
+impl check::Case for Case {
+    fn keep(&self, seed: u64) -> Option<String> {
+        std::fs::create_dir_all(verification::directory()).unwrap();
+        let file = verification::directory().join(format!("failed-{seed}.json"));
+        self.write(&file);
+        Some(format!("ZAP_CASE={} cargo test -p harness --test properties kept", file.display()))
     }
 }
 
@@ -97,8 +124,10 @@ pub(crate) fn case() -> impl Strategy<Value = Case> {
             steps.extend(part);
             steps.push(pause());
         }
-        // In the end everybody looks at everything.
-        steps.extend((0..8).flat_map(|who| [Op::Look, Op::Wait].map(|op| Step::of_first(who, op))));
+        // In the end everybody takes the signals that wait, and looks at everything.
+        let taken = (0..6).map(Op::Unblock);
+        let end: Vec<Op> = taken.chain([Op::Look, Op::Wait]).collect();
+        steps.extend((0..8).flat_map(|who| end.iter().map(move |op| Step::of_first(who, op.clone()))));
         steps.push(pause());
         Case { steps, actions }
     })
