@@ -20,8 +20,9 @@ mod strategies;
 mod welcome;
 
 use std::process::Stdio;
+use std::time::Instant;
 
-use common::{Done, Host, Outcomes, done, eventually, fault_points, finish};
+use common::{Done, Host, Outcomes, PATIENCE, done, eventually, fault_points, finish};
 use counter::Counter;
 
 /// The command that leads to `zap receive` on a host.
@@ -42,6 +43,7 @@ fn portrait(host: &Host) -> String {
         &["ip", "-o", "link"][..],
         &["ip", "-o", "address"],
         &["ip", "-o", "route", "show", "table", "all"],
+        &["ip", "-o", "rule"],
         &["ip", "neigh"],
         &["nft", "list", "ruleset"],
     ];
@@ -73,6 +75,29 @@ fn portrait(host: &Host) -> String {
             &entries.map(|e| e.file_name().into_string().unwrap()).filter(|name| name != "pods").collect::<String>();
     }
     seen
+}
+
+/// A host that takes pods, and what there was on it before.
+struct Clean<'a> {
+    host: &'a Host,
+    before: String,
+}
+
+impl Clean<'_> {
+    /// What is made once is there: the host has been used.
+    fn destination(host: &Host) -> Clean<'_> {
+        host.ok(["ls"]);
+        Clean { host, before: portrait(host) }
+    }
+
+    /// Waits until it is as it was before.
+    fn again(&self, what: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while portrait(self.host) != self.before && Instant::now() < deadline {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert_eq!(portrait(self.host), self.before, "{what}: the destination is not as it was");
+    }
 }
 
 /// Processes that have to do with a host: in its network namespace, or of its pods and monitors.
@@ -222,16 +247,20 @@ fn bring_back(a: &Host, b: &Host) {
     }
 }
 
+/// Options of a pod that is reached at a port of its host.
+const PUBLISHED: [&str; 2] = ["-p", "8080:80"];
+
 /// More than either side sends.
 const FRAMES: u32 = 100;
 
 /// Has the stream break before each of the frames that a side sends: by itself, or with the monitor of that side.
 fn cut_everywhere(side: &str, name: &'static str, dies: bool) {
     let (a, b) = (Host::new(), Host::new());
-    Counter::start(&a, "counter", &[]);
+    Counter::start(&a, "counter", &PUBLISHED);
     let mut outcomes = Outcomes::of(name);
     for frame in 0..FRAMES {
         let cut = format!("{side}:{frame}{}", if dies { ":dies" } else { "" });
+        let clean = Clean::destination(&b);
         let done = migrate(&a, &b, "counter", &[("ZAP_CUT", &cut)], &[]);
         if done.code == 0 {
             assert!(frame > 2 && runs(&b) && pods(&a).is_empty());
@@ -242,6 +271,7 @@ fn cut_everywhere(side: &str, name: &'static str, dies: bool) {
         let fault = if dies { format!("{side} killed") } else { format!("wire cut by the {side}") };
         outcomes.note(format!("{fault} before frame {frame}"), where_it_lives(&a));
         bring_back(&a, &b);
+        clean.again(&cut);
     }
     panic!("it has not arrived after {FRAMES} attempts");
 }
@@ -271,7 +301,7 @@ fn the_stream_is_cut_in_the_middle_of_pages() {
     let (a, b) = (Host::new(), Host::new());
     // Most of what is sent is its memory, of which this much is certain: how often pages are sent anew depends on the machine.
     const CERTAIN: u64 = 2_700_000;
-    let script = format!("x=$(head -c 2000000 /dev/urandom | base64); {}", counter::COUNT);
+    let script = format!("{} x=$(head -c 2000000 /dev/urandom | base64); {}", counter::SERVE, counter::COUNT);
     Counter::start_command(&a, "counter", &[], &["sh", "-c", &script]);
     let done = migrate(&a, &b, "counter", &[], &["--stats"]);
     assert_eq!(done.code, 0, "{done:?}");
@@ -298,7 +328,8 @@ fn killed_everywhere(side: &'static str) {
     for point in fault_points(side) {
         let point = &*point;
         let (a, b) = (Host::new(), Host::new());
-        Counter::start(&a, "counter", &[]);
+        Counter::start(&a, "counter", &PUBLISHED);
+        let clean = Clean::destination(&b);
         let done = migrate(&a, &b, "counter", &[("ZAP_FAULT", point)], &[]);
         // What is left of the source's copy when its monitor dies after all was done is an ended pod.
         if point == "migrate-away" {
@@ -309,6 +340,8 @@ fn killed_everywhere(side: &'static str) {
         }
         one_lives(&a, &b, &done, point);
         outcomes.note_at(point, where_it_lives(&a));
+        bring_back(&a, &b);
+        clean.again(point);
     }
     outcomes.write();
 }

@@ -98,7 +98,7 @@ fn tidy(store: &Store, mut record: Record) -> Result<(), PodError> {
             }
             connection.detach().map_err(failed)?;
         }
-        // The link of a pod whose making was cut off went with its network namespace; the bridge did not.
+        // The link of a pod whose making was cut off went with its network namespace; its rules and the bridge did not.
         None if record.spec.network == NetworkMode::Bridge => {
             let config = HostConfig::load(store.state())
                 .map_err(|e| PodError::Request { pod: name.clone(), what: e.to_string() })?;

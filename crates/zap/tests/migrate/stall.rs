@@ -5,7 +5,8 @@ use std::process::Stdio;
 use std::thread::scope;
 
 use super::{
-    Counter, FRAMES, Host, Outcomes, counter, done, eventually, migrate, one_lives, pods, runs, via, where_it_lives,
+    Clean, Counter, FRAMES, Host, Outcomes, PUBLISHED, bring_back, counter, done, eventually, migrate, one_lives, pods,
+    runs, via, where_it_lives,
 };
 
 /// How long the other side may be silent here: long enough for what takes time on a busy machine.
@@ -18,7 +19,8 @@ pub(super) const AT_ONCE: u32 = 11;
 /// frame.
 fn stalled_before(side: &str, frame: u32) -> Option<&'static str> {
     let (a, b) = (Host::new(), Host::new());
-    Counter::start(&a, "counter", &["--net", "private"]);
+    Counter::start(&a, "counter", &PUBLISHED);
+    let clean = Clean::destination(&b);
     let cut = format!("{side}:{frame}:stalls");
     let done = migrate(&a, &b, "counter", &[("ZAP_CUT", &cut), PATIENCE], &[]);
     if done.code == 0 {
@@ -27,7 +29,10 @@ fn stalled_before(side: &str, frame: u32) -> Option<&'static str> {
     }
     assert!((done.code, done.stderr.contains("counter")) == (1, true), "{cut}: {done:?}");
     one_lives(&a, &b, &done, &cut);
-    Some(where_it_lives(&a))
+    let lives = where_it_lives(&a);
+    bring_back(&a, &b);
+    clean.again(&cut);
+    Some(lives)
 }
 
 fn stalled_everywhere(side: &'static str, name: &'static str) {

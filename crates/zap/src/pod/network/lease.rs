@@ -23,7 +23,12 @@ pub(super) fn link_alias(pod: &str, mac: [u8; 6]) -> String {
 
 /// The address that a link leases, if it is one of zap's.
 pub(super) fn leased(link: &Link) -> Option<Ipv4Addr> {
-    let digits = link.name.strip_prefix("zv").filter(|d| d.len() == 8)?;
+    of_link(&link.name)
+}
+
+/// The address that a link of this name leases. The tables of its rules are called so, too.
+pub(super) fn of_link(name: &str) -> Option<Ipv4Addr> {
+    let digits = name.strip_prefix("zv").filter(|d| d.len() == 8)?;
     u32::from_str_radix(digits, 16).ok().map(Ipv4Addr::from_bits)
 }
 

@@ -38,6 +38,7 @@ use crate::ids::HostPid;
 use crate::pod::host_config::HostConfig;
 use crate::pod::{AddressPlan, Publish};
 use crate::sys::packet;
+use filter::Family;
 use former::{FormerPlace, Kept};
 use line::Line;
 use links::{FarEnd, PortState};
@@ -557,10 +558,19 @@ pub fn could_lease(config: &HostConfig, address: Ipv4Addr) -> Result<(), Network
     lease::choose(config, &request, &bridge::list(&open()?)?).map(drop)
 }
 
-/// Removes the bridge if no pod is left on it: for the command that finds that a pod's monitor died with it.
+/// Removes the rules of links that went with their pods, and the bridge if no pod is left on it: for the command that finds that
+/// a pod's monitor died with it.
 pub fn tidy(config: &HostConfig) -> Result<(), NetworkError> {
     let channel = open()?;
     let _lock = namespace::lock().map_err(kernel("locking", "the network namespace"))?;
+    let links = bridge::list(&channel)?;
+    let link_of = |table: &str| trail::link_of(table).or_else(|| lease::of_link(table).map(|_| table.to_owned()));
+    let is_gone = |table: &str| link_of(table).is_some_and(|gone| links.iter().all(|link| link.name != gone));
+    for family in [Family::Inet, Family::Device] {
+        for (table, _) in filter::tables(family)?.iter().filter(|(table, _)| is_gone(table)) {
+            filter::delete_table(family, table)?;
+        }
+    }
     bridge::remove_if_idle(config, &channel, None).map(drop)
 }
 

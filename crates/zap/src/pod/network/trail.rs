@@ -243,6 +243,11 @@ fn table(link: &str) -> String {
     format!("zk{}", link.trim_start_matches("zv"))
 }
 
+/// The pod's link that a table of [`keep_address`] is for.
+pub(super) fn link_of(table: &str) -> Option<String> {
+    table.strip_prefix("zk").map(|digits| format!("zv{digits}"))
+}
+
 /// Leaves connections that the pod at `link` has come with the address that it has here: those with whom it is connected know it.
 pub(super) fn keep_address(link: &str, outer: &AddressPlan) -> Result<(), NetworkError> {
     let table = table(link);
