@@ -8,6 +8,7 @@ mod counter;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use common::{Done, Host, finish};
 use counter::Counter;
@@ -55,8 +56,9 @@ impl Drop for Changed {
 
 fn verify_and_restart_refuse(host: &Host, image: &Path, words: &[&str]) {
     let path = image.to_str().unwrap();
-    refused(&host.run(["verify", path]), 5, words);
-    refused(&host.run(["restart", path, "-d"]), 5, words);
+    let run = |words: &[&str]| finish(host.frugal(words).stdin(Stdio::null()));
+    refused(&run(&["verify", path]), 5, words);
+    refused(&run(&["restart", path, "-d"]), 5, words);
 }
 
 #[test]

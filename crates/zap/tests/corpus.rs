@@ -9,19 +9,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use common::peak;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use zap::fuzzing::TARGETS;
 
 fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus")
-}
-
-/// Peak of this process's memory, in KiB.
-fn peak() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 fn change(bytes: &mut Vec<u8>, random: &mut StdRng) {
@@ -47,6 +41,7 @@ fn change(bytes: &mut Vec<u8>, random: &mut StdRng) {
 
 #[test]
 fn nothing_panics_hangs_or_takes_much_memory() {
+    let counts = common::Counts::of("corpus");
     let before = peak();
     let mut tried = Vec::new();
     for (name, target) in TARGETS {
@@ -72,8 +67,8 @@ fn nothing_panics_hangs_or_takes_much_memory() {
         }
         tried.push(((*name).to_owned(), count));
     }
-    assert!(peak() < before + (512 << 10), "it took {} KiB", peak() - before);
-    common::write_counts("corpus", &tried);
+    assert!(peak() < before + common::ENOUGH, "it took {} KiB", peak() - before);
+    counts.write(&tried);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{Host, PATIENCE, done, eventually, write_counts};
+use common::{Counts, ENOUGH, Host, PATIENCE, done, eventually, forget_peak, peak};
 use hostile::mutation::{Change, Parts, change};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -69,7 +69,7 @@ fn check<S: Strategy>(
     let thread = std::thread::current();
     let test = thread.name().filter(|name| *name != "main").unwrap_or_default();
     let again = format!("ZAP_SEED={seed} PROPTEST_CASES={cases} cargo test -p zap --test hostile {test}");
-    eprintln!("{again}");
+    println!("{again}");
     let config = Config { cases, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed.to_ne_bytes().repeat(4));
     if let Err(error) = TestRunner::new_with_rng(config, rng).run(&strategy, property) {
@@ -108,7 +108,8 @@ fn changed(parts: &Parts, at: &Path, changes: &[Change]) -> String {
 
 /// Without a process: `zap verify` of whatever comes.
 #[test]
-fn no_record_makes_verify_panic_or_hang() {
+fn no_record_makes_verify_panic_hang_or_take_much_memory() {
+    let counts = Counts::of("hostile-verify");
     let host = Host::new();
     let parts = Parts::of(&image(&host, "rich", &["python3", "-c", RICH])).with_little_data(256 << 10);
     let at = host.path("changed");
@@ -117,9 +118,12 @@ fn no_record_makes_verify_panic_or_hang() {
     let tried = check(600, proptest::collection::vec(change(), 1..3), |changes| {
         let said = changed(&parts, &at, &changes);
         let begun = Instant::now();
+        forget_peak();
+        let before = peak();
         let verified = std::panic::catch_unwind(|| verify(&at).map_err(|error| (error.exit_code(), error.to_string())));
         slowest.set(slowest.get().max(begun.elapsed()));
         prop_assert!(begun.elapsed() < PATIENCE, "{}: {:?}", said, begun.elapsed());
+        prop_assert!(peak() < before + ENOUGH, "{}: it took {} KiB", said, peak() - before);
         let code = verified.as_ref().map_or(0, |verified| verified.as_ref().map_or_else(|(code, _)| *code, |()| 0));
         *tally.borrow_mut().entry(format!("exit code {code}")).or_insert(0) += 1;
         match verified {
@@ -134,7 +138,7 @@ fn no_record_makes_verify_panic_or_hang() {
         Ok(())
     });
     eprintln!("the slowest took {:?}", slowest.get());
-    write_counts("hostile-verify", &tried.into_iter().chain(tally.into_inner()).collect::<Vec<_>>());
+    counts.write(&tried.into_iter().chain(tally.into_inner()).collect::<Vec<_>>());
 }
 
 /// Everything of a host that a restart could leave something in.
@@ -153,7 +157,8 @@ fn remains(host: &Host) -> Vec<String> {
 
 /// `zap restart` of whatever comes: it ends, in one sentence if it fails, and then nothing is left.
 #[test]
-fn no_record_makes_restart_panic_hang_or_leave_something() {
+fn no_record_makes_restart_panic_hang_take_much_memory_or_leave_something() {
+    let counts = Counts::of("hostile-restart");
     let host = Host::new();
     let parts = Parts::of(&image(&host, "rich", &["python3", "-c", RICH]));
     let at = host.path("changed");
@@ -161,7 +166,7 @@ fn no_record_makes_restart_panic_hang_or_leave_something() {
     let tally = std::cell::RefCell::new(std::collections::BTreeMap::new());
     let tried = check(80, proptest::collection::vec(change(), 1..3), |changes| {
         let said = changed(&parts, &at, &changes);
-        let mut command = host.zap(["restart", at.to_str().unwrap(), "-d"]);
+        let mut command = host.frugal(["restart", at.to_str().unwrap(), "-d"]);
         let begun = Instant::now();
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (pid, (sender, receiver)) = (child.id(), std::sync::mpsc::channel());
@@ -196,13 +201,14 @@ fn no_record_makes_restart_panic_hang_or_leave_something() {
         prop_assert_eq!(remains(&host), before.clone(), "{}: {:?}", said, ended);
         Ok(())
     });
-    write_counts("hostile-restart", &tried.into_iter().chain(tally.into_inner()).collect::<Vec<_>>());
+    counts.write(&tried.into_iter().chain(tally.into_inner()).collect::<Vec<_>>());
 }
 
 /// Of the golden image, which is small, every byte is changed, and every file cut at every length. What is left is never
 /// taken for an image.
 #[test]
 fn bytes_and_lengths_of_a_small_image_count() {
+    let counts = Counts::of("hostile-bytes");
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/format-{}", zap::image::FORMAT));
     let directory = tempfile::tempdir().unwrap();
     let mut tried = (0, 0);
@@ -229,7 +235,7 @@ fn bytes_and_lengths_of_a_small_image_count() {
         }
         std::fs::write(&file, whole).unwrap();
     }
-    write_counts("hostile-bytes", &[("bytes changed".into(), tried.0), ("lengths cut".into(), tried.1)]);
+    counts.write(&[("bytes changed".into(), tried.0), ("lengths cut".into(), tried.1)]);
 }
 
 /// An image whose pod is called by a path, or whose binds lead back: refused before anything is made.
@@ -250,7 +256,20 @@ fn names_and_paths_that_lead_elsewhere_are_refused() {
         parts.write(&at, &records);
     };
     let text = |text: &str| Value::Text(text.into());
-    for (field, value) in [("name", text("../../elsewhere")), ("name", text("")), ("root", text("/srv/../etc"))] {
+    let bind = |source: &str, target: &str| {
+        let fields = [("source", text(source)), ("target", text(target)), ("read_only", Value::Bool(false))];
+        Value::Array(vec![Value::Map(fields.map(|(name, value)| (text(name), value)).into())])
+    };
+    let outside = [
+        ("name", text("../../elsewhere")),
+        ("name", text("")),
+        ("root", text("/srv/../etc")),
+        ("binds", bind("/srv/../etc", "/mnt")),
+        ("binds", bind("/etc", "/mnt/../../../etc")),
+        ("binds", bind("/etc", "../etc")),
+        ("binds", bind("etc", "/mnt")),
+    ];
+    for (field, value) in outside {
         with(field, value);
         for words in [&["verify", path][..], &["restart", path, "-d"]] {
             let refused = host.run(words);
@@ -259,6 +278,10 @@ fn names_and_paths_that_lead_elsewhere_are_refused() {
     }
     assert_eq!(host.json(["ls", "--json"]), serde_json::json!([]));
     assert!(!host.path("elsewhere").exists() && !host.state().join("elsewhere").exists());
+    // One that leads nowhere else is what it says.
+    with("binds", bind("/etc", "/mnt"));
+    host.ok(["restart", path, "-d", "-n", "bound"]);
+    host.ok(["exec", "bound", "test", "-e", "/mnt/passwd"]);
     with("name", text("else.where"));
     host.ok(["restart", path, "-d"]);
     assert_eq!(host.row("else.where")["state"], "running");

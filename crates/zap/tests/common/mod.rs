@@ -60,6 +60,13 @@ impl Host {
         command
     }
 
+    /// One that may have no more than [`ENOUGH`] memory of its own, nor whatever it starts.
+    pub fn frugal<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = self.command("prlimit");
+        command.arg(format!("--data={}", ENOUGH << 10)).arg(env!("CARGO_BIN_EXE_zap")).args(args);
+        command
+    }
+
     /// The words, for a shell, that lead to such a command of zap's on this host.
     pub fn leads_to(&self, command: &str) -> String {
         let command = self.zap([command]);
@@ -199,16 +206,38 @@ pub fn fault_points(prefix: &str) -> impl Iterator<Item = String> {
     deaths.chain(failures).filter(move |point| point.starts_with(prefix))
 }
 
-/// What became of faults, written down as a table for the report: `target/verification/faults-NAME.csv`.
+/// A table that a test writes for the report: `target/verification/NAME.csv`.
+struct Table(PathBuf);
+
+impl Table {
+    /// The last run's is removed: a run that fails leaves none.
+    fn of(name: &str) -> Table {
+        let directory = match std::env::var_os("ZAP_VERIFICATION") {
+            Some(directory) => PathBuf::from(directory),
+            None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/verification"),
+        };
+        std::fs::create_dir_all(&directory).unwrap();
+        let table = Table(directory.join(format!("{name}.csv")));
+        let _ = std::fs::remove_file(&table.0);
+        table
+    }
+
+    fn write(self, head: &str, rows: &[(String, String)]) {
+        let rows: String = rows.iter().map(|(one, other)| format!("{one},{other}\n")).collect();
+        std::fs::write(self.0, format!("{head}\n{rows}")).unwrap();
+    }
+}
+
+/// What became of faults, written down as a table for the report.
 pub struct Outcomes {
-    name: &'static str,
+    table: Table,
     rows: Vec<(String, String)>,
 }
 
 impl Outcomes {
     /// An empty table.
-    pub fn of(name: &'static str) -> Outcomes {
-        Outcomes { name, rows: Vec::new() }
+    pub fn of(name: &str) -> Outcomes {
+        Outcomes { table: Table::of(&format!("faults-{name}")), rows: Vec::new() }
     }
 
     /// Notes what became of a fault at one of [`fault_points`].
@@ -227,22 +256,38 @@ impl Outcomes {
 
     /// Writes it down, once everything has been seen to.
     pub fn write(self) {
-        write_table(&format!("faults-{}", self.name), "fault,outcome", &self.rows);
+        self.table.write("fault,outcome", &self.rows);
     }
 }
 
-/// Writes down for the report how often what was tried: `target/verification/NAME.csv`.
-pub fn write_counts(name: &str, counts: &[(String, u64)]) {
-    let rows: Vec<(String, String)> = counts.iter().map(|(what, count)| (what.clone(), count.to_string())).collect();
-    write_table(name, "what,count", &rows);
+/// How often what was tried, written down as a table for the report.
+pub struct Counts(Table);
+
+impl Counts {
+    /// An empty table.
+    pub fn of(name: &str) -> Counts {
+        Counts(Table::of(name))
+    }
+
+    /// Writes it down, once everything has been tried.
+    pub fn write(self, counts: &[(String, u64)]) {
+        let rows: Vec<(String, String)> =
+            counts.iter().map(|(what, count)| (what.clone(), count.to_string())).collect();
+        self.0.write("what,count", &rows);
+    }
 }
 
-fn write_table(name: &str, head: &str, rows: &[(String, String)]) {
-    let directory = match std::env::var_os("ZAP_VERIFICATION") {
-        Some(directory) => PathBuf::from(directory),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/verification"),
-    };
-    std::fs::create_dir_all(&directory).unwrap();
-    let rows: String = rows.iter().map(|(one, other)| format!("{one},{other}\n")).collect();
-    std::fs::write(directory.join(format!("{name}.csv")), format!("{head}\n{rows}")).unwrap();
+/// Peak of this process's memory since it began, or since [`forget_peak`], in KiB.
+pub fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
+
+/// Has the peak be what is there now (proc_pid_clear_refs(5)).
+pub fn forget_peak() {
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+}
+
+/// More memory than zap needs for a small image, whatever that says, in KiB.
+pub const ENOUGH: u64 = 512 << 10;
