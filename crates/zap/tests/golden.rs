@@ -75,31 +75,119 @@ fn comes_back<T: DeserializeOwned + Serialize>(kind: &str, body: &[u8]) {
 
 type Check = fn(&str, &[u8]);
 
-/// All kinds of records, of a pod that has mounted something, with namespaces of its own making.
+/// Kinds of records. Images of this version have no `layers`, which are known for those that had.
+const RECORDS: [(&str, Check); 8] = [
+    ("pod", comes_back::<zap::record::PodRecord>),
+    ("process", comes_back::<zap::process::state::ProcessState>),
+    ("zombies", comes_back::<Vec<zap::process::state::EndedState>>),
+    ("ipc", comes_back::<zap::ipc::IpcState>),
+    ("file", file_comes_back),
+    ("namespace", comes_back::<zap::namespaces::NamespaceState>),
+    ("network", comes_back::<zap::namespaces::network::NetworkState>),
+    ("mount", comes_back::<zap::mounts::MountState>),
+];
+
+/// Kinds of files: what each keeps is in a state of its own.
+const FILES: [(&str, Check); 29] = {
+    use zap::{files, sockets};
+    [
+        ("proc", comes_back::<files::proc::ProcState>),
+        ("removed-directory", comes_back::<files::removed::RemovedState>),
+        ("name-only", comes_back::<files::name_only::NameOnlyState>),
+        ("mqueue", comes_back::<files::mqueue::MqueueState>),
+        ("regular", comes_back::<files::regular::RegularState>),
+        ("memfd", comes_back::<files::memfd::MemfdState>),
+        ("shared-memory", comes_back::<files::shared_memory::SharedMemoryState>),
+        ("huge-memory", comes_back::<files::huge_memory::HugeMemoryState>),
+        ("directory", comes_back::<files::directory::DirectoryState>),
+        ("pipe", comes_back::<files::pipe::PipeState>),
+        ("fifo", comes_back::<files::fifo::FifoState>),
+        ("device", comes_back::<files::device::DeviceState>),
+        ("tun", comes_back::<files::tun::TunState>),
+        ("tcp", comes_back::<sockets::TcpState>),
+        ("udp", comes_back::<sockets::UdpState>),
+        ("raw", comes_back::<sockets::RawState>),
+        ("packet", comes_back::<sockets::LinkState>),
+        ("netlink", comes_back::<sockets::NetlinkState>),
+        ("eventfd", comes_back::<files::eventfd::EventfdState>),
+        ("io-uring", comes_back::<files::io_uring::IoUringState>),
+        ("epoll", comes_back::<files::epoll::EpollState>),
+        ("timerfd", comes_back::<files::timerfd::TimerfdState>),
+        ("signalfd", comes_back::<files::signalfd::SignalfdState>),
+        ("pty", comes_back::<files::pty::PtyState>),
+        ("unix", comes_back::<sockets::UnixState>),
+        ("pidfd", comes_back::<files::pidfd::PidfdState>),
+        ("inotify", comes_back::<files::inotify::InotifyState>),
+        ("fanotify", comes_back::<files::fanotify::FanotifyState>),
+        ("namespace-file", comes_back::<files::namespace::NamespaceFileState>),
+    ]
+};
+
+/// Kinds of files that not every host lets a pod have.
+const RARE: [&str; 4] = ["huge-memory", "tun", "io-uring", "fanotify"];
+
+fn file_comes_back(kind: &str, body: &[u8]) {
+    comes_back::<zap::files::FileState>(kind, body);
+    let file: zap::files::FileState = decode(body).unwrap();
+    let (_, check) = FILES.iter().find(|(kind, _)| *kind == file.kind).unwrap();
+    check(&file.kind, &file.state);
+}
+
+/// A file of every kind but the rare ones, and a child that has ended.
+const FILES_OPENER: &str = "
+import ctypes, mmap, os, select, socket, time
+libc = ctypes.CDLL(None)
+os.mkfifo('/tmp/fifo'); os.mkdir('/tmp/gone')
+kept = [os.pipe(), os.openpty(), os.eventfd(7), os.memfd_create('memory'), os.pidfd_open(os.getpid()), select.epoll(),
+        os.open('/tmp/fifo', os.O_RDWR), os.open('/tmp/gone', os.O_RDONLY), os.open('/', os.O_RDONLY), os.open('/', os.O_PATH),
+        os.open('/proc/self/status', os.O_RDONLY), os.open('/proc/self/ns/net', os.O_RDONLY), os.open('/dev/null', os.O_RDWR),
+        open('/tmp/file', 'w'), mmap.mmap(-1, 8192), socket.socketpair(), socket.create_server(('127.0.0.1', 80)),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket(socket.AF_INET, socket.SOCK_RAW, 1),
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)]
+made = [libc.timerfd_create(1, 0), libc.inotify_init(), libc.signalfd(-1, ctypes.create_string_buffer(128), 0),
+        libc.mq_open(b'/queue', os.O_RDWR | os.O_CREAT, 0o600, None)]
+assert min(made) >= 0, made
+os.rmdir('/tmp/gone')
+if os.fork() == 0: os._exit(3)
+print('ready', flush=True)
+time.sleep(1000)
+";
+
+/// All records of an image come back; their kinds, and those of its files.
+fn all_come_back(image: &Path) -> BTreeSet<String> {
+    let reader = ImageReader::open(image).unwrap();
+    let mut seen: BTreeSet<String> = reader.contents().map(|(kind, ..)| kind.to_owned()).collect();
+    for kind in seen.clone() {
+        let (_, check) = RECORDS.iter().find(|(known, _)| *known == kind).unwrap_or_else(|| panic!("of a kind {kind}"));
+        reader.records(&kind).for_each(|(_, body)| check(&kind, body));
+    }
+    let file = |(_, body)| decode::<zap::files::FileState>(body).unwrap().kind;
+    seen.extend(reader.records("file").map(file));
+    seen
+}
+
+/// All kinds of records, of pods that have mounted something, with namespaces of their own making, and files of all kinds.
 #[test]
 fn every_record_comes_back() {
+    let records: BTreeSet<&str> = RECORDS.iter().map(|(kind, _)| *kind).chain(["layers"]).collect();
+    assert_eq!(records, zap::record::KNOWN.iter().map(|(kind, _)| *kind).collect());
+    let files: BTreeSet<&str> = FILES.iter().map(|(kind, _)| *kind).collect();
+    assert_eq!(files, zap::files::KINDS.iter().map(|kind| kind.name()).collect());
     const INNER: &str =
         "ip address add 10.7.0.1/32 dev lo; ip rule add to 10.8.0.0/16 lookup 7; echo ready; exec sleep 1000";
-    let host = Host::new();
     let command = format!("mount -t tmpfs none /mnt; unshare -Urmnipf sh -c '{INNER}'");
-    host.start(["-n", "nested", "--cap-add", "sys_admin", "--", "sh", "-c", &command]);
-    eventually("it is ready", || host.ok(["logs", "nested"]).contains("ready"));
-    let image = host.path("image");
-    host.ok(["checkpoint", "nested", "-o", image.to_str().unwrap()]);
-    let kinds: [(&str, Check); 8] = [
-        ("pod", comes_back::<zap::record::PodRecord>),
-        ("process", comes_back::<zap::process::state::ProcessState>),
-        ("zombies", comes_back::<Vec<zap::process::state::EndedState>>),
-        ("ipc", comes_back::<zap::ipc::IpcState>),
-        ("file", comes_back::<zap::files::FileState>),
-        ("namespace", comes_back::<zap::namespaces::NamespaceState>),
-        ("network", comes_back::<zap::namespaces::network::NetworkState>),
-        ("mount", comes_back::<zap::mounts::MountState>),
-    ];
-    let (reader, mut seen) = (ImageReader::open(&image).unwrap(), BTreeSet::new());
-    for (kind, check) in kinds {
-        seen.extend(reader.records(kind).map(|(_, body)| check(kind, body)).map(|()| kind));
+    let host = Host::new();
+    let mut seen = BTreeSet::new();
+    for (name, capability, command) in
+        [("nested", "sys_admin", ["sh", "-c", &command]), ("files", "net_raw", ["python3", "-c", FILES_OPENER])]
+    {
+        host.start([&["-n", name, "--cap-add", capability, "--"][..], &command].concat());
+        eventually("it is ready", || host.ok(["logs", name]).contains("ready"));
+        let image = host.path(name);
+        host.ok(["checkpoint", name, "-o", image.to_str().unwrap()]);
+        seen.append(&mut all_come_back(&image));
     }
-    let missing: Vec<&str> = kinds.iter().map(|(kind, _)| *kind).filter(|kind| !seen.contains(kind)).collect();
+    let wanted = RECORDS.iter().chain(&FILES).map(|(kind, _)| *kind).filter(|kind| !RARE.contains(kind));
+    let missing: Vec<&str> = wanted.filter(|kind| !seen.contains(*kind)).collect();
     assert!(missing.is_empty(), "no record of the kinds {missing:?} was seen");
 }
