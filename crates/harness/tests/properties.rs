@@ -147,6 +147,21 @@ fn compare(lab: &Lab, other: &Lab, case: &Case, tally: &Tally) -> Checked {
 /// What each answers who calls its port: so many bytes, and its number.
 const ANSWER: u16 = 100;
 
+/// What programs that are generated leave out of what they tell are rows of the list of differences, which says so of no other.
+#[test]
+fn what_is_masked_is_listed() {
+    const DIFFERENCES: &str = include_str!("../../../docs/differences.md");
+    const MASKS: &str = include_str!("../src/bin/pod-program/masks.rs");
+    let rows = DIFFERENCES.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | "));
+    let mut marked: Vec<&str> = rows.filter_map(|(what, _)| what.strip_suffix(" †")).collect();
+    for mask in MASKS.lines().filter_map(|line| line.strip_prefix("/// Row: ")) {
+        let rows = marked.len();
+        marked.retain(|row| !row.starts_with(mask));
+        assert_eq!(rows - marked.len(), 1, "one row of docs/differences.md with the mark † begins so: {mask}");
+    }
+    assert!(marked.is_empty(), "these are not masked: {marked:#?}");
+}
+
 /// A pod's own names, and things with names: processes, IPC objects, a listening port, files, an address. What is in them
 /// is told apart by the pod's number.
 fn named_things(rounds: usize, number: u8) -> Vec<Step> {

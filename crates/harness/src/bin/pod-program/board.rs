@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering::Seq
 
 use harness::program::{Op, Step};
 
-use super::raw;
+use super::{masks, raw};
 
 const NOBODY: u32 = u32::MAX;
 
@@ -171,7 +171,7 @@ impl Board {
     /// as in any other run.
     pub(crate) fn see_delivered(&self, pid: i32, signal: i32) {
         let waits = |task: &std::path::Path| {
-            let status = raw::shown(task.join("status"));
+            let status = masks::shown(task.join("status"));
             let has = |name: &str| {
                 let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
                 u64::from_str_radix(line.trim(), 16).unwrap_or(0) >> (signal - 1) & 1 == 1

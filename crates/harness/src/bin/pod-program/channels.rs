@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use harness::program::{Kind, Op};
 
 use super::channel::{Channel, hash};
-use super::{Process, pattern, raw};
+use super::{Process, masks, pattern, raw};
 
 /// Kinds that may be passed, and that an epoll may watch, without a cycle.
 fn is_leaf(kind: Kind) -> bool {
@@ -188,9 +188,7 @@ impl Process {
         let Some(epoll) = self.such(|other| other.kind == Kind::Epoll, epoll).filter(|_| is_leaf(channel.kind)) else {
             return "no epoll".into();
         };
-        // not edge-triggered: whether an edge was told already may be told once more
-        let flags = [libc::EPOLLRDHUP, libc::EPOLLOUT, libc::EPOLLONESHOT];
-        let wanted = flags.into_iter().enumerate().filter(|(bit, _)| how >> bit & 1 == 1);
+        let wanted = masks::WATCHED_FOR.into_iter().enumerate().filter(|(bit, _)| how >> bit & 1 == 1);
         let events = wanted.fold(libc::EPOLLIN, |all, (_, flag)| all | flag);
         let added = raw::watch(epoll.reader().as_raw_fd(), channel.reader().as_raw_fd(), events, channel.number as u64);
         format!("{} by {} {added}", channel.number, epoll.number)
@@ -216,7 +214,6 @@ impl Process {
     /// Whether it can be read from.
     pub(super) fn is_ready(&self, channel: &Channel) -> bool {
         self.await_contents(channel);
-        // What an epoll instance reports may be a one-shot's error once more.
-        channel.kind != Kind::Epoll && raw::is_readable(channel.reader().as_raw_fd())
+        masks::tells_whether_ready(channel.kind) && raw::is_readable(channel.reader().as_raw_fd())
     }
 }

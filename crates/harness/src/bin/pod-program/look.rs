@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, getpgrp, getpid, getppid, getsid};
 
-use super::{Process, raw};
+use super::{Process, masks, raw};
 
 impl Process {
     /// Everything that it can see of itself and that is the same in every run; the first thread asks the others what they see.
@@ -24,7 +24,7 @@ impl Process {
         format!(
             "{} comm {:?} signals {:?} {} mutexes {:?} time {}{in_handler}",
             if is_itself { "itself" } else { "another" },
-            raw::shown("/proc/thread-self/comm"),
+            masks::shown("/proc/thread-self/comm"),
             raw::blocked_and_pending(),
             super::traits::describe_thread(),
             self.thread().mutexes,
@@ -48,7 +48,7 @@ impl Process {
             nix::unistd::gethostname(),
             self.board.time_goes_on(),
         );
-        text += &format!(" comm {:?}", raw::shown("/proc/self/comm"));
+        text += &format!(" comm {:?}", masks::shown("/proc/self/comm"));
         text += &format!(" signals {:?} seen {:?}", raw::blocked_and_pending(), self.signals_seen());
         self.regions.iter().for_each(|region| text += &region.describe());
         for channel in &self.channels {
@@ -72,7 +72,7 @@ impl Process {
 
     /// Its terminal, and the group in front there.
     fn terminal(&self) -> String {
-        let stat = raw::shown("/proc/self/stat");
+        let stat = masks::shown("/proc/self/stat");
         // after the name: state, parent, group, session, terminal, group in front
         let words: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let front = words.get(5).and_then(|word| word.parse().ok()).unwrap_or(0);
@@ -93,10 +93,7 @@ impl Process {
         if self.had_threads {
             all.sort_unstable();
         }
-        // A parent that ends with several threads is told of once for each that a child belongs to on the way: in whatever order
-        // the threads end.
-        let of_death = |seen: &(i32, i32, bool, bool)| (seen.0, seen.1) == (raw::DEATH, 0);
-        all.dedup_by(|one, other| of_death(one) && of_death(other));
+        masks::one_death(&mut all, |seen| (seen.0, seen.1) == (raw::DEATH, 0));
         all
     }
 }
@@ -108,10 +105,8 @@ fn files() -> String {
         .filter_map(|entry| {
             let link = std::fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned();
             let number = entry.file_name().to_str()?.parse().ok()?;
-            let (kind, id) = link.split_once(":[").unwrap_or((&link, ""));
-            let named = id.is_empty() || id.starts_with(|c: char| !c.is_ascii_digit());
             // the directory itself, that is being read
-            (!link.starts_with("/proc/")).then(|| (number, if named { link.clone() } else { kind.to_owned() }))
+            (!link.starts_with("/proc/")).then(|| (number, masks::without_number(&link).to_owned()))
         })
         .collect();
     links.sort();

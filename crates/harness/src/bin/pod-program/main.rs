@@ -12,6 +12,7 @@ mod handler;
 mod ipc;
 mod listeners;
 mod look;
+mod masks;
 mod memory;
 mod mutexes;
 mod notify;

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use harness::program::Op;
 
-use super::{Process, pattern, raw};
+use super::{Process, masks, pattern, raw};
 
 /// A region of memory, at a place that no other has.
 #[derive(Clone, Copy)]
@@ -40,29 +40,23 @@ impl Region {
                 let protection = words.next().unwrap_or_default();
                 pages[here.clone()].fill(protection.to_owned());
             } else if !here.is_empty() && first == "VmFlags:" {
-                // soft-dirty and what a watcher does to the region are not the program's
-                let flags: String = words.filter(|flag| FLAGS.contains(flag)).map(|flag| format!(" {flag}")).collect();
+                let flags: String =
+                    words.filter(|flag| masks::MAPPING_FLAGS.contains(flag)).map(|flag| format!(" {flag}")).collect();
                 pages[here.clone()].iter_mut().for_each(|page| *page += &flags);
             }
         }
         pages
     }
 
-    /// Its pages, those that are alike in one word, and what is in those that can be read.
+    /// Its pages, and what is in those that can be read.
     pub(super) fn describe(&self) -> String {
         let pages = self.pages();
-        let mut text = String::new();
-        for alike in pages.chunk_by(|one, other| one == other) {
-            text += &format!(" {}x {}", alike.len(), alike[0]);
-        }
+        let text = masks::by_page(&pages);
         let readable = (0..pages.len()).filter(|page| pages[*page].starts_with('r'));
         let contents: Vec<u8> = readable.flat_map(|page| raw::peek(self.address() + page * PAGE, PAGE)).collect();
         format!(" region {}{text} {:x}", self.number, super::channel::hash(&contents))
     }
 }
-
-/// Flags that a program sets.
-const FLAGS: [&str; 12] = ["sh", "gd", "lo", "sr", "rr", "dc", "ht", "dd", "wf", "mg", "nh", "hg"];
 
 const PAGE: usize = 4096;
 

@@ -20,12 +20,11 @@ fn watch(inotify: &Inotify, directory: &str) -> nix::Result<String> {
     inotify.add_watch(directory, events).map(|number| format!("{number:?}"))
 }
 
-/// Changes something in the directory, and tells what is heard of that; all that could be heard before is forgotten: what
-/// waited at a checkpoint has become one event then.
+/// Changes something in the directory, and tells what is heard of that; all that could be heard before is forgotten.
 pub(super) fn change(channel: &Channel, number: usize) -> String {
     let Ok(descriptor) = channel.reader().try_clone_to_owned() else { return "no descriptor".into() };
     let inotify = super::raw::as_inotify(descriptor);
-    while inotify.read_events().is_ok() {}
+    super::masks::forget_events(&inotify);
     let path = format!("{}/{}", channel.path(), number % 4);
     let changed = match number % 3 {
         0 => std::fs::create_dir(&path).map(|()| watch(&inotify, &path)),

@@ -550,7 +550,7 @@ pub(crate) fn timers() -> String {
         text += &roughly(&in_seconds(value.it_value.tv_sec, value.it_interval.tv_sec));
         text += ", ";
     }
-    let shown = shown("/proc/self/timers");
+    let shown = super::masks::shown("/proc/self/timers");
     for line in shown.lines() {
         if let Some(id) = line.strip_prefix("ID: ").and_then(|id| id.trim().parse::<i32>().ok()) {
             let mut value = in_seconds(0, 0);
@@ -650,11 +650,4 @@ pub(crate) fn scheduling() -> String {
             stack.ss_flags,
         )
     }
-}
-
-/// What a small file of `/proc` shows, in one read: a text that is half read when all is held goes on in a new one.
-pub(super) fn shown(path: impl AsRef<std::path::Path>) -> String {
-    let mut bytes = vec![0; 64 << 10];
-    let read = std::fs::File::open(path).and_then(|mut file| std::io::Read::read(&mut file, &mut bytes));
-    String::from_utf8_lossy(&bytes[..read.unwrap_or(0)]).into_owned()
 }

@@ -4,7 +4,7 @@ use harness::program::Op;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::raw;
+use super::{masks, raw};
 
 /// What a step on them says.
 pub(super) fn perform(op: &Op, slot: usize) -> String {
@@ -46,7 +46,7 @@ fn tune(what: u8, value: u8) -> String {
 
 /// What each thread has of its own.
 pub(super) fn describe_thread() -> String {
-    let status = raw::shown("/proc/thread-self/status");
+    let status = masks::shown("/proc/thread-self/status");
     let wanted = ["Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs"];
     let lines = status.lines().filter(|line| wanted.iter().any(|name| line.starts_with(name)));
     let text: String = lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") + " ").collect();
@@ -56,12 +56,12 @@ pub(super) fn describe_thread() -> String {
 
 /// All of them.
 pub(super) fn describe() -> String {
-    let status = raw::shown("/proc/self/status");
+    let status = masks::shown("/proc/self/status");
     let wanted = ["Threads", "SigIgn", "SigCgt"];
     let lines = status.lines().filter(|line| wanted.iter().any(|name| line.starts_with(name)));
     let mut text: String = lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") + " ").collect();
     text += &describe_thread();
-    let read = |name: &str| raw::shown(format!("/proc/self/{name}")).trim().to_owned();
+    let read = |name: &str| masks::shown(format!("/proc/self/{name}")).trim().to_owned();
     text += &format!(
         " subreaper {:?} oom {} core {} threads {:?} dumpable {:?} huge {:?} limits {:x} {}",
         prctl::get_child_subreaper(),
@@ -99,7 +99,7 @@ pub(super) fn limit(number: u8) -> String {
 /// The names of its threads.
 fn threads() -> Vec<String> {
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let mut names: Vec<String> = tasks.map(|task| raw::shown(task.path().join("comm")).trim().to_owned()).collect();
+    let mut names: Vec<String> = tasks.map(|task| masks::shown(task.path().join("comm")).trim().to_owned()).collect();
     names.sort();
     names
 }
