@@ -152,7 +152,7 @@ guests! {
     shared_directory shared_files shared_strangely shared_memory_process shared_memory_alone shared_memory_wholly
     shared_memory_family shared_memory_siblings shared_memory_written shared_memory_stopped
     groups daemon daemon_family background_job session_late
-    threads thread_ids rseq robust_list robust_death joining thread_credentials
+    threads thread_ids thread_directory rseq robust_list robust_death joining thread_credentials
     general_registers vector_registers x87 segments
     actions action_works pending pending_thread pending_kinds terminal_full terminal_typed_full terminal_stopped
     pending_all all_handled all_preempted signal_files alternate_stack in_handler autodisarm sigsuspend
@@ -230,7 +230,8 @@ refused! {
     dispatched_calls_now "is in code whose system calls come back to it"
     namespace_handle_mounts "is a mount namespace in which no process lives, which cannot be checkpointed"
     no_vdso "vDSO"
-    thread_directory "has a root and working directory of its own"
+    thread_directory_shared "has a root and working directory of its own (CLONE_FS) together with another"
+    thread_directory_of_process "has a root and working directory of its own (CLONE_FS) in /proc"
     thread_files "has a descriptor table of its own"
     thread_undo_list "has a semaphore undo list of its own"
     thread_namespace "a thread is in another"

@@ -153,7 +153,8 @@ fn check_files(process: &ProcessState, known: &BTreeSet<FileId>) -> Result<(), S
         _ => None,
     });
     let used = process.descriptors.iter().map(|descriptor| descriptor.file).chain(mapped);
-    let used = used.chain([process.cwd]).chain(process.root).chain(process.memory.fields.exe);
+    let used = used.chain([process.cwd]).chain(process.root).chain(process.directories_of_threads());
+    let used = used.chain(process.memory.fields.exe);
     match { used }.find(|file| !known.contains(file)) {
         Some(file) => Err(format!("it has {file}, which is not there")),
         None => Ok(()),

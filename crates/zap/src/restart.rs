@@ -526,6 +526,7 @@ impl Image {
         for process in &self.processes {
             near.extend(process.memory.files());
             near.extend(process.root.into_iter().chain([process.cwd]));
+            near.extend(process.directories_of_threads());
             if process.namespaces.of(Kind::User).is_some() {
                 near.extend(process.descriptors.iter().map(|descriptor| descriptor.file));
             }

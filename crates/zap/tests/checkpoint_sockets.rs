@@ -114,6 +114,49 @@ fn clients_notice_a_pause_and_nothing_else() {
     host.wait_for("server", "[ $(grep -c ended /tmp/ended) -ge 1 ]");
 }
 
+/// A restart finds no bridge: the pod was the last on it.
+#[test]
+fn clients_of_a_published_port_go_on_after_a_restart() {
+    let host = Host::new();
+    assert!(host.command("ip").args(["address", "add", "192.0.2.1/32", "dev", "lo"]).status().unwrap().success());
+    host.ok(["run", "-d", "-n", "server", "-p", "8080:80", "--", "perl", "-e", SERVER]);
+    host.wait_for("server", "grep -q ':0050 .* 0A ' /proc/net/tcp");
+    let addresses = ["127.0.0.1:8080", "192.0.2.1:8080"];
+    let mut clients = addresses.map(|address| connect(&host, address.to_owned()));
+    // The first to speak after the restart is the server.
+    let mut listeners = addresses.map(|address| connect(&host, address.to_owned()));
+    let large = 40_000_000;
+    for listener in &mut listeners {
+        nix::sys::socket::setsockopt(listener, nix::sys::socket::sockopt::RcvBuf, &4096).unwrap();
+        ask(listener, large);
+        expect(listener, 0, 100_000);
+    }
+    for round in 0..2 {
+        for client in &mut clients {
+            ask(client, 1000);
+            expect(client, 0, 1000);
+        }
+        // Who speaks while the pod is away is reset by the host. Nobody has anything to say once all is acknowledged (no timer
+        // 01), and those who take nothing more have said so (04).
+        let timers = |number: &str| format!("grep -c ' 01 [0-9A-F]*:[0-9A-F]* {number}:' /proc/net/tcp");
+        host.wait_for("server", &format!("[ $({}) = 0 ] && [ $({}) = 2 ]", timers("01"), timers("04")));
+        let image = host.path(&format!("image{round}"));
+        let image = image.to_str().unwrap();
+        host.ok(["checkpoint", "server", "-o", image]);
+        host.ok(["restart", "-d", image]);
+        // The first to speak are the servers, in a network that is new: they ask whether they may send.
+        let asked = "awk '/TCPWinProbe/ { for (i = 1; i <= NF; i++) if ($i == \"TCPWinProbe\") at = i; getline; exit $at < 4 }'";
+        host.wait_for("server", &format!("{asked} /proc/net/netstat"));
+    }
+    for client in &mut clients {
+        ask(client, 300_000);
+        expect(client, 0, 300_000);
+    }
+    for listener in &mut listeners {
+        expect(listener, 100_000, large - 100_000);
+    }
+}
+
 /// Sets things up, says so, waits for a file, and looks whether all is as it was.
 const OBJECTS: &str = r#"
 use Socket qw(:all); $| = 1;

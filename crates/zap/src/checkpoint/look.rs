@@ -16,6 +16,7 @@ use crate::process::ahead::MemoryAhead;
 use crate::process::capture::{self, Questions};
 use crate::process::discover::{Found, PodProc};
 use crate::process::hold::{HeldPod, HoldError, OwnLayout, Share, Standing};
+use crate::process::own_directories;
 use crate::process::sharing::Kinship;
 use crate::process::state::ProcessState;
 use crate::process::statuses::Statuses;
@@ -64,8 +65,14 @@ pub(super) fn processes(
     let answers = held.each((PodProc::new(look.init), inherited, Arc::new(questions)), capture::ask_processes);
     let memories = surveys.wait().and_then(|surveys| look_at_memory(look, held, surveys, (&forkers, &owners)));
     let (rings, threads, answers) = (rings.wait(), threads.wait(), answers.wait());
-    rings.and(threads)?;
-    let (answers, mut memories) = (answers?, memories?);
+    let wanderers = rings.and(threads)?;
+    let (mut answers, mut memories) = (answers?, memories?);
+    for ((process, answers), wanderers) in held.processes.iter().zip(&mut answers).zip(wanderers) {
+        let subject = &process.found.subject;
+        let has_table = !kinship.state_of(subject.pod).files;
+        let all = held.processes.iter().map(|process| process.found.subject.host);
+        answers.place_threads(own_directories::look_at(look, (subject, has_table), &wanderers, all)?);
+    }
     for (memory, answers) in memories.iter_mut().zip(&answers) {
         let Some(memory) = memory else { continue };
         memory.state.fields.brk = answers.brk;

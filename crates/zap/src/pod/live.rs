@@ -360,7 +360,7 @@ impl LivePod {
     /// that, and begun before the kernel removes the pod's network namespace, which would keep it waiting.
     pub fn begin_end(&mut self) -> Result<(), PodError> {
         if let Some(network) = self.network.take() {
-            self.departing = Some(std::thread::spawn(move || network.detach()));
+            self.departing = Some(std::thread::spawn(move || network.depart()));
         }
         self.cgroup.begin_kill()
     }

@@ -20,6 +20,7 @@ use crate::process::discover::{Found, PodProc, Population, Zombie};
 use crate::process::filters::{self, FilterState};
 use crate::process::hold::{HeldPod, HeldProcess, HoldError, Share, Standing};
 use crate::process::limits;
+use crate::process::own_directories::{OwnDirectories, Wanderer};
 use crate::process::proc_files::{Stat, Status};
 use crate::process::segments::{self, SegmentState};
 use crate::process::sharing::{self, Groups, Kinship};
@@ -74,6 +75,15 @@ pub struct Answers {
 }
 
 impl Answers {
+    /// Notes where threads are by themselves.
+    pub fn place_threads(&mut self, places: Vec<(PodPid, OwnDirectories)>) {
+        for (tid, own) in places {
+            if let Some(thread) = self.threads.iter_mut().find(|thread| thread.tid == tid) {
+                thread.directories = Some(own);
+            }
+        }
+    }
+
     /// What a restart, the kernel, or the first instructions of its threads touch.
     pub fn needed_at_once(&self) -> Vec<Range<u64>> {
         threads::needed_at_once(&self.threads)
@@ -89,8 +99,9 @@ struct Numbers {
     personality: u32,
 }
 
-/// Asks every thread but the leaders what only it can tell, and looks at it from outside. A job of a tracer.
-pub fn ask_threads(share: &mut Share, statuses: Arc<Statuses>) -> Result<Vec<(PodPid, ())>, HoldError> {
+/// Asks every thread but the leaders what only it can tell, and looks at it from outside. Says which have directories of their
+/// own. A job of a tracer.
+pub fn ask_threads(share: &mut Share, statuses: Arc<Statuses>) -> Result<Vec<(PodPid, Vec<Wanderer>)>, HoldError> {
     let mut batch = Batch::new();
     let questions = threads::ask(&mut batch);
     for HeldProcess { threads, ground, .. } in &mut share.held {
@@ -98,10 +109,11 @@ pub fn ask_threads(share: &mut Share, statuses: Arc<Statuses>) -> Result<Vec<(Po
         Held::begin_all(others, ground, 0, &batch)?;
     }
     // Meanwhile they answer.
-    let alike = share.held.iter().try_for_each(|HeldProcess { found, threads, .. }| {
-        let others = threads.iter().skip(1).map(|held| held.name.host);
-        sharing::check_threads(&found.subject, others)
+    let wanderers = share.held.iter().map(|HeldProcess { found, threads, .. }| {
+        let others = threads.iter().skip(1).map(|held| (held.name.pod, held.name.host));
+        Ok((found.subject.pod, sharing::check_threads(&found.subject, others)?))
     });
+    let wanderers: Result<_, CaptureError> = wanderers.collect();
     let mut buffer = Vec::new();
     for HeldProcess { found, threads, ground, learned, .. } in &mut share.held {
         let others = threads.get_mut(1..).unwrap_or_default();
@@ -111,8 +123,7 @@ pub fn ask_threads(share: &mut Share, statuses: Arc<Statuses>) -> Result<Vec<(Po
             learned.push(threads::capture(held, found.level(), &status, &questions, results, &mut buffer)?);
         }
     }
-    alike?;
-    Ok(Vec::new())
+    Ok(wanderers?)
 }
 
 /// Refuses threads with which rings of `io_uring` are registered (`IORING_REGISTER_RING_FDS`): which, the kernel does not say.
@@ -385,7 +396,7 @@ pub fn assemble(
         place: Place { cloner: kinship.cloner_of(subject.pod), ..place(subject.pod, stat, None, inner) },
         terminal: terminal(stat, subject.pod),
         no_terminal: stat.terminal == 0 && stat.session != subject.pod,
-        umask: process.found.status.field("Umask").and_then(|m| u32::from_str_radix(m, 8).ok()).unwrap_or(0o22),
+        umask: process.found.status.umask(),
         cwd,
         root,
         descriptors: answers.descriptors,

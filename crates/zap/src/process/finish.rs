@@ -10,7 +10,7 @@ use crate::namespaces::enter::Names;
 use crate::process::grow::{GrowError, Grown};
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::threads::{Identity, ThreadState};
-use crate::process::{controls, credentials, segments, signals, threads, timers};
+use crate::process::{controls, credentials, own_directories, segments, signals, threads, timers};
 use crate::tracee::{Arg, Batch, Ground, Held, TraceeError};
 
 /// Attributes of the process that it sets itself while it is still root.
@@ -73,8 +73,12 @@ pub fn threads(
     let mut waiting: Vec<(&ThreadState, &mut Held, usize, Batch)> = Vec::new();
     let mut next = 0;
     let inherited = state.bounding();
+    let mut steps = own_directories::steps(state).into_iter();
     for (place, (thread, held)) in state.threads.iter().zip(all).enumerate() {
         let mut batch = Batch::new();
+        if let Some(own) = &thread.directories {
+            own_directories::restart(own, &mut steps, &mut batch);
+        }
         if thread.credentials.bounding() != inherited {
             credentials::restrict(thread.credentials.bounding(), &mut batch);
         }

@@ -13,6 +13,7 @@ mod growing;
 pub mod handles;
 pub mod hold;
 pub mod limits;
+pub mod own_directories;
 pub mod proc_files;
 pub mod segments;
 pub mod sharing;

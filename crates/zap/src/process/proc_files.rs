@@ -98,6 +98,11 @@ impl Status {
         self.field(label).and_then(|text| text.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
     }
 
+    /// The file mode creation mask.
+    pub fn umask(&self) -> u32 {
+        self.field("Umask").and_then(|mask| u32::from_str_radix(mask, 8).ok()).unwrap_or(0o22)
+    }
+
     /// The last `count` numbers behind `label:`.
     pub fn innermost(&self, label: &str, count: usize) -> Vec<i32> {
         let all = self.numbers(label);

@@ -14,6 +14,7 @@ use crate::error::CaptureError;
 use crate::ids::{HostPid, PodPid};
 use crate::look::Subject;
 use crate::process::discover::{Found, Population};
+use crate::process::own_directories::Wanderer;
 use crate::process::proc_files::parse_stat;
 use crate::process::state::ProcessState;
 use crate::process::vfork;
@@ -70,21 +71,27 @@ impl SharingState {
     }
 }
 
-/// Refuses threads that have something of their own which is their process's ordinarily (`unshare(2)`). They stand still: one
-/// that ends has nothing any more.
-pub fn check_threads(subject: &Subject, threads: impl Iterator<Item = HostPid>) -> Result<(), CaptureError> {
-    const COMMON: [(Shared, &str); 3] = [
+/// Refuses threads that have something of their own which is their process's ordinarily (`unshare(2)`), but for directories:
+/// returns whoever has some. They stand still: one that ends has nothing any more.
+pub fn check_threads(
+    subject: &Subject,
+    threads: impl Iterator<Item = Wanderer>,
+) -> Result<Vec<Wanderer>, CaptureError> {
+    const COMMON: [(Shared, &str); 2] = [
         (Shared::Files, "a descriptor table of its own (CLONE_FILES)"),
-        (Shared::Fs, "a root and working directory of its own (CLONE_FS)"),
         (Shared::SemUndo, "a semaphore undo list of its own (CLONE_SYSVSEM)"),
     ];
-    for thread in threads {
+    let mut wanderers = Vec::new();
+    for (tid, thread) in threads {
         let is_own = |what| kcmp::shares(subject.host.0, thread.0, what).is_ok_and(|same| !same);
         if let Some((_, what)) = COMMON.into_iter().find(|(what, _)| is_own(*what)) {
             return Err(subject.refuse("a thread", format!("has {what}, which cannot be checkpointed yet")));
         }
+        if is_own(Shared::Fs) {
+            wanderers.push((tid, thread));
+        }
     }
-    Ok(())
+    Ok(wanderers)
 }
 
 /// Processes by what they share, those of each kind in the kernel's own order: so each is compared with a few.

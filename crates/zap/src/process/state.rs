@@ -10,6 +10,7 @@ use crate::namespaces::{Births, Membership, NamespaceId};
 use crate::process::controls::ProcessControls;
 use crate::process::credentials::CredentialsState;
 use crate::process::filters::FilterState;
+use crate::process::own_directories::OwnDirectories;
 use crate::process::segments::SegmentState;
 use crate::process::sharing::SharingState;
 use crate::process::signals::{ActionState, QueuedSignal};
@@ -189,6 +190,11 @@ impl ProcessState {
     /// The threads that are made besides the one that a process begins with.
     pub fn further_threads(&self) -> &[ThreadState] {
         &self.threads[usize::from(self.ended_leader.is_none())..]
+    }
+
+    /// The directories of threads that have some of their own.
+    pub fn directories_of_threads(&self) -> impl Iterator<Item = FileId> {
+        self.threads.iter().filter_map(|thread| thread.directories.as_ref()).flat_map(OwnDirectories::files)
     }
 
     /// Capabilities that one of its threads or another could ever have.

@@ -10,6 +10,7 @@ use crate::look::Subject;
 use crate::process::controls::{self, ThreadControls};
 use crate::process::credentials::{self, CredentialsState};
 use crate::process::filters::{self, FilterState};
+use crate::process::own_directories::OwnDirectories;
 use crate::process::proc_files::Status;
 use crate::process::signals::{self, AlternateStack, QueuedSignal};
 use crate::sys::memory;
@@ -59,6 +60,9 @@ pub struct ThreadState {
     /// `personality`, where it is not that of the process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub personality: Option<u32>,
+    /// Where it is, if that is not where its process is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directories: Option<OwnDirectories>,
     /// Scheduling policy, nice value, priority.
     pub scheduling: SchedulingAttributes,
     /// Switches that it has set.
@@ -186,6 +190,7 @@ pub fn capture(
         timer_slack: results.get(asked.timer_slack).max(0) as u64,
         credentials: credentials::capture(status, results, asked.securebits),
         personality: u32::try_from(results.get(asked.personality)).ok(),
+        directories: None,
         scheduling: sched::scheduling(tid).capturing("reading the scheduling policy", object())?,
         controls: asked.controls.answers(results),
         affinity: sched::affinity(tid).capturing("reading the affinity", object())?,

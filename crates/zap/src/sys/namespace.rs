@@ -115,6 +115,34 @@ fn apart(socket: &OwnedFd, then: impl FnOnce() -> io::Result<Infallible>) -> io:
     }
 }
 
+/// Sends `bytes` through `socket` in a process of its own, which is nobody's child, has nothing but that socket and `until` open,
+/// and ends with the call: for requests that the kernel is long about. Other threads may run beside the caller.
+pub fn send_apart(socket: BorrowedFd<'_>, bytes: &[u8], until: BorrowedFd<'_>) -> io::Result<()> {
+    // A copy of one thread of several has locks that nobody lets go of: nothing from here on takes any, or memory.
+    let Side::Parent(child) = fork()? else {
+        let begun = fork();
+        if let Ok(Side::Child) = begun {
+            exit_now(send_alone(socket, bytes, until).map_or(1, |()| 0));
+        }
+        exit_now(begun.map_or(1, |_| 0));
+    };
+    match nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None)? {
+        nix::sys::wait::WaitStatus::Exited(_, 0) => Ok(()),
+        _ => Err(io::ErrorKind::OutOfMemory.into()),
+    }
+}
+
+fn send_alone(socket: BorrowedFd<'_>, bytes: &[u8], until: BorrowedFd<'_>) -> io::Result<()> {
+    const ROOM: i32 = 10;
+    let keep = |file: BorrowedFd<'_>| nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_DUPFD(ROOM));
+    let (socket, until) = (keep(socket)?, keep(until)?);
+    super::exec::duplicate_to(socket, 0)?;
+    super::exec::duplicate_to(until, 1)?;
+    super::exec::close_from(2)?;
+    nix::sys::socket::send(0, bytes, nix::sys::socket::MsgFlags::empty())?;
+    Ok(())
+}
+
 fn start_apart(socket: &OwnedFd) -> io::Result<()> {
     nix::unistd::setsid()?;
     if let Side::Parent(_) = fork()? {

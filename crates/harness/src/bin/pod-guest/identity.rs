@@ -165,7 +165,7 @@ fn umask() -> Checked {
     equal("the mode of a new file", mode & 0o777, 0o640)
 }
 
-fn go_to(path: &str) -> Checked {
+pub(crate) fn go_to(path: &str) -> Checked {
     std::env::set_current_dir(path).map_err(|e| format!("{path}: {e}"))
 }
 

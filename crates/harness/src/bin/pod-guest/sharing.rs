@@ -3,7 +3,9 @@
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 
+use crate::identity::go_to;
 use crate::stage::*;
+use crate::watches::make;
 
 pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("shared-directory", shared_directory),
@@ -17,6 +19,8 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("shared-memory-written", shared_memory_written),
     ("shared-memory-stopped", shared_memory_stopped),
     ("thread-directory", thread_directory),
+    ("thread-directory-shared", thread_directory_shared),
+    ("thread-directory-of-process", thread_directory_of_process),
     ("thread-files", thread_files),
     ("thread-undo-list", thread_undo_list),
 ];
@@ -456,12 +460,86 @@ fn apart(flag: i32, then: impl FnOnce() -> Checked + Send, afterwards: impl FnOn
     })
 }
 
-/// A thread in a directory of its own, as file servers have them.
+/// Threads in directories of their own, as file servers have them: one with a mask of its own, one where nothing is any more,
+/// one below another root, as another user.
 fn thread_directory() -> Checked {
+    make("/tmp/cell/tmp")?;
+    make("/tmp/gone")?;
+    let (set_up, go) = (Gate::new()?, Gate::new()?);
+    let apart = |there: fn() -> Checked, afterwards: fn() -> Checked| {
+        let (set_up, go) = (&set_up, &go);
+        move || {
+            done("unshare", unsafe { libc::unshare(libc::CLONE_FS) })?;
+            there()?;
+            set_up.open()?;
+            go.pass(1)?;
+            afterwards()
+        }
+    };
+    let masked = || {
+        unsafe { libc::umask(0o27) };
+        go_to("/usr")
+    };
+    let is_masked = || {
+        equal("where it is", working_directory(), "/usr".into())?;
+        equal("its mask", unsafe { libc::umask(0) }, 0o27)
+    };
+    let removed = || {
+        go_to("/tmp/gone")?;
+        std::fs::remove_dir("/tmp/gone").map_err(|e| e.to_string())
+    };
+    let is_removed = || check(std::env::current_dir().is_err(), "a removed directory has a name");
+    let rooted = || {
+        done("chroot", unsafe { libc::chroot(c"/tmp/cell".as_ptr()) })?;
+        go_to("/tmp")?;
+        call("setresuid", libc::SYS_setresuid, [u64::MAX, 1234, u64::MAX]).map(drop)
+    };
+    let is_rooted = || {
+        check(!std::path::Path::new("/proc").exists(), "the old root is there")?;
+        equal("where it is", working_directory(), "/tmp".into())?;
+        equal("its user", unsafe { libc::syscall(libc::SYS_geteuid) }, 1234)
+    };
+    std::thread::scope(|scope| {
+        let threads = [
+            scope.spawn(apart(masked, is_masked)),
+            scope.spawn(apart(removed, is_removed)),
+            scope.spawn(apart(rooted, is_rooted)),
+        ];
+        set_up.pass(3)?;
+        let open = open_descriptors()?;
+        hold()?;
+        equal("open descriptors", open_descriptors()?, open)?;
+        equal("where the first thread is", working_directory(), "/".into())?;
+        equal("its mask", unsafe { libc::umask(0o22) }, 0o22)?;
+        go.open()?;
+        go.open()?;
+        go.open()?;
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| Err("it panicked".into())))
+    })
+}
+
+fn open_descriptors() -> Result<usize, String> {
+    std::fs::read_dir("/proc/self/fd").map(Iterator::count).map_err(|e| e.to_string())
+}
+
+/// A thread that shares its directory with a thread which it has made, and with no other.
+fn thread_directory_shared() -> Checked {
     apart(
         libc::CLONE_FS,
-        || std::env::set_current_dir("/usr").map_err(|e| e.to_string()),
-        || equal("where it is", working_directory(), "/usr".into()),
+        || {
+            std::thread::spawn(await_go);
+            Ok(())
+        },
+        || Ok(()),
+    )
+}
+
+/// A thread whose directory is that of a process.
+fn thread_directory_of_process() -> Checked {
+    apart(
+        libc::CLONE_FS,
+        || std::env::set_current_dir("/proc/self").map_err(|e| e.to_string()),
+        || check(std::fs::exists("status").unwrap_or(false), "it is elsewhere"),
     )
 }
 

@@ -49,6 +49,8 @@ const ROLL_CALL: usize = usize::MAX;
 
 thread_local! {
     static NUMBER: Cell<i32> = const { Cell::new(0) };
+    /// Whether this thread has directories of its own.
+    static WANDERS: Cell<bool> = const { Cell::new(false) };
     /// In a child that a thread other than the first one has made: the process, whose only thread it is.
     static ADOPTED: Cell<*mut Process> = const { Cell::new(null_mut()) };
 }
@@ -56,6 +58,18 @@ thread_local! {
 /// The number of this thread in its process.
 pub(super) fn number() -> i32 {
     NUMBER.get()
+}
+
+/// Whether this thread is somewhere by itself.
+pub(super) fn wanders() -> bool {
+    WANDERS.get()
+}
+
+/// Has this thread go to places by itself from now on, if it is not the first one.
+pub(super) fn wander() {
+    if raw::thread_id() != nix::unistd::getpid().as_raw() {
+        WANDERS.set(nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).is_ok());
+    }
 }
 
 impl Thread {

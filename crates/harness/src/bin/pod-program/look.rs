@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, getpgrp, getpid, getppid, getsid};
 
-use super::{Process, masks, raw};
+use super::{Process, crew, masks, raw};
 
 impl Process {
     /// Everything that it can see of itself and that is the same in every run; the first thread asks the others what they see.
@@ -21,8 +21,9 @@ impl Process {
     fn look_as_thread(&self) -> String {
         let is_itself = raw::thread_id() == self.thread().id;
         let in_handler = if self.thread().in_handler { " in a handler" } else { "" };
+        let place = if crew::wanders() { format!(" {}", place()) } else { String::new() };
         format!(
-            "{} comm {:?} signals {:?} {} mutexes {:?} time {}{in_handler}",
+            "{} comm {:?} signals {:?} {} mutexes {:?} time {}{in_handler}{place}",
             if is_itself { "itself" } else { "another" },
             masks::shown("/proc/thread-self/comm"),
             raw::blocked_and_pending(),
@@ -36,15 +37,12 @@ impl Process {
         let name = |pid: Pid| self.board.name(pid.as_raw());
         let own = getpid().as_raw() == self.board.pid(self.slot);
         let session = getsid(None).map(name);
-        let mask = umask(Mode::empty());
-        umask(mask);
         let mut text = format!(
-            "{} of {} in {} {session:?} umask {:o} cwd {:?} host {:?} time {}",
+            "{} of {} in {} {session:?} {} host {:?} time {}",
             if own { "itself" } else { "another" },
             name(getppid()),
             name(getpgrp()),
-            mask.bits(),
-            std::env::current_dir().map(|path| path.to_string_lossy().replace(&getpid().to_string(), "PID")).ok(),
+            place(),
             nix::unistd::gethostname(),
             self.board.time_goes_on(),
         );
@@ -111,4 +109,12 @@ fn files() -> String {
         .collect();
     links.sort();
     links.into_iter().map(|(number, link)| format!("{number}>{link} ")).collect()
+}
+
+/// Where the thread is, and its mask for what it makes there.
+fn place() -> String {
+    let mask = umask(Mode::empty());
+    umask(mask);
+    let directory = std::env::current_dir().map(|path| path.to_string_lossy().replace(&getpid().to_string(), "PID"));
+    format!("umask {:o} cwd {:?}", mask.bits(), directory.ok())
 }

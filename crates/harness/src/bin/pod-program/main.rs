@@ -174,6 +174,8 @@ impl Process {
             Op::RemoveObject(_) | Op::Semaphore { .. } | Op::Message { .. } | Op::Receive(_) => ipc::perform(op),
             Op::Stop(to) => self.stop(*to),
             Op::Continue(to) => self.go_on(*to),
+            // It would share the directories of this one, and of no other.
+            Op::Thread(_) if crew::wanders() => "elsewhere".into(),
             Op::Thread(number) => self.start_thread(&format!("thread {number}")),
             Op::Leave | Op::Await(_) => "never".into(),
             Op::Ring(which) => self.ring(*which),
@@ -192,8 +194,15 @@ impl Process {
             }
             Op::Umask(mask) => format!("{:o}", umask(Mode::from_bits_truncate(u32::from(*mask))).bits()),
             Op::Chdir(which) => {
-                // A directory of a process that ended cannot be had again; the first one never ends.
-                let of_process = if self.slot == 0 { "/proc/self" } else { "/proc/sys" };
+                if *which >= 128 {
+                    crew::wander();
+                }
+                // A directory of a process that ended cannot be had again; the first one never ends. A thread alone is kept in none.
+                let of_process = match crew::wanders() {
+                    true => "/tmp",
+                    false if self.slot == 0 => "/proc/self",
+                    false => "/proc/sys",
+                };
                 let directory = ["/", "/tmp", "/usr", of_process][usize::from(*which) % 4];
                 format!("{:?}", nix::unistd::chdir(directory))
             }

@@ -8,7 +8,7 @@ use super::former;
 use super::forwarder;
 use super::lease::{ipv6_of, leased, mac_of};
 use super::links::{self, FarEnd, Link};
-use super::netlink::{Batch, Channel};
+use super::netlink::{Batch, Behind, Channel};
 use super::waiting_room;
 use super::way_out::{self, WayOut};
 use super::{NetworkError, kernel, open};
@@ -65,13 +65,13 @@ pub(super) fn ensure(config: &HostConfig, channel: &Channel) -> Result<u32, Netw
     match find(config, &links) {
         Some(bridge) if bridge.up => return Ok(bridge.index),
         // One of ours that is down is what a maker who was killed has left.
-        Some(bridge) if Undo::from_alias(&bridge.alias).is_some() => remove(config, &links, None)?,
+        Some(bridge) if Undo::from_alias(&bridge.alias).is_some() => remove(config, &links, None, Behind::Thread)?,
         Some(_) => return Err(NetworkError::Lacks(format!("the bridge {}: it is switched off", config.bridge))),
         None => {}
     }
     let uplink = config.uplink.as_deref().map(|name| usable_uplink(&links, name)).transpose()?;
     make(config, channel, uplink).inspect_err(|_| {
-        let _ = list(channel).and_then(|links| remove(config, &links, None));
+        let _ = list(channel).and_then(|links| remove(config, &links, None, Behind::Thread));
         // All that there is if it was the bridge that could not be made.
         let mut batch = Batch::default();
         links::delete(&mut batch, &keeper(config)[0]);
@@ -88,7 +88,12 @@ pub(super) fn list(channel: &Channel) -> Result<Vec<Link>, NetworkError> {
 
 /// Removes the bridge if it is ours and idle; `last` is a pod's link that goes at the same time. The caller has the lock.
 /// Returns whether it has removed it.
-pub(super) fn remove_if_idle(config: &HostConfig, channel: &Channel, last: Option<&str>) -> Result<bool, NetworkError> {
+pub(super) fn remove_if_idle(
+    config: &HostConfig,
+    channel: &Channel,
+    last: Option<&str>,
+    behind: Behind,
+) -> Result<bool, NetworkError> {
     let links = list(channel)?;
     let Some(bridge) = find(config, &links).filter(|b| Undo::from_alias(&b.alias).is_some()) else { return Ok(false) };
     let is_pod = |l: &&Link| leased(l).is_some() && Some(l.name.as_str()) != last;
@@ -96,7 +101,7 @@ pub(super) fn remove_if_idle(config: &HostConfig, channel: &Channel, last: Optio
     if links.iter().any(|l| needs_it(&l)) || follow::relies_on(config) {
         return Ok(false);
     }
-    remove(config, &links, last).map(|()| true)
+    remove(config, &links, last, behind).map(|()| true)
 }
 
 /// Prepares the host for published ports: they need forwarding, and packets of its loopback addresses on the bridge if
@@ -211,7 +216,7 @@ fn usable_uplink<'a>(links: &'a [Link], name: &str) -> Result<&'a Link, NetworkE
     }
 }
 
-fn remove(config: &HostConfig, links: &[Link], last: Option<&str>) -> Result<(), NetworkError> {
+fn remove(config: &HostConfig, links: &[Link], last: Option<&str>, behind: Behind) -> Result<(), NetworkError> {
     let Some(bridge) = find(config, links) else { return Ok(()) };
     let undo = Undo::from_alias(&bridge.alias).unwrap_or_default();
     way_out::close(config, undo.forward4, undo.forward6, undo.guard)?;
@@ -241,7 +246,7 @@ fn remove(config: &HostConfig, links: &[Link], last: Option<&str>) -> Result<(),
     }
     links::delete_group(&mut batch, group);
     let first = links.iter().find(|l| l.name == near).unwrap_or(bridge).index;
-    Ok(open()?.remove(batch, first)?)
+    Ok(open()?.remove(batch, first, behind)?)
 }
 
 #[cfg(test)]

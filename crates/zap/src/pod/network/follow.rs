@@ -21,7 +21,7 @@ use super::connections::{self, Connection, FROM_PORT, Ports, TO_PORT, found};
 use super::filter::{self, Base, Checksum, Family, Hook, Rule, Ruleset, delete_table};
 use super::former::{self, DESTINATION4, DESTINATION6, NUMBER4, NUMBER6, SOURCE4, SOURCE6, TARGET4, TARGET6};
 use super::lease::{self, ipv6_of};
-use super::netlink::{Batch, Channel};
+use super::netlink::{Batch, Behind, Channel};
 use super::stand_in::StandIn;
 use super::translate::{IPV4, IPV6};
 use super::{NetworkError, bridge, kernel, links, namespace, open, probe};
@@ -146,7 +146,7 @@ impl Here {
 
     /// Removes the bridge if nobody relies on it any more.
     fn leave_bridge(&self) -> Result<(), NetworkError> {
-        bridge::remove_if_idle(&self.config, &open()?, None).map(drop)
+        bridge::remove_if_idle(&self.config, &open()?, None, Behind::Thread).map(drop)
     }
 
     fn tidy(&self) -> Result<Vec<Followed>, NetworkError> {

@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use super::former::FormerPlace;
 use super::line::{self, Line};
 use super::links::{self, Lead, Link};
+use super::netlink::Behind;
 use super::{Network, NetworkError, bridge, follow, kernel, namespace, open};
 use crate::pod::host_config::HostConfig;
 
@@ -116,7 +117,7 @@ pub fn remove_forwarders(config: &HostConfig, pod: &str) -> Result<bool, Network
     let all = forwarders(config)?;
     let its: Vec<_> = all.into_iter().filter(|forwarder| forwarder.pod == pod).collect();
     its.iter().try_for_each(|forwarder| line::remove(&link_name(forwarder.address)))?;
-    bridge::remove_if_idle(config, &open()?, None)?;
+    bridge::remove_if_idle(config, &open()?, None, Behind::Thread)?;
     Ok(!its.is_empty())
 }
 

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use super::filter::{Base, Family, Hook, Rule, Ruleset, delete_table};
 use super::links::{self, Ends, PortState};
-use super::netlink::{Batch, Channel};
+use super::netlink::{Batch, Behind, Channel};
 use super::translate::{self, ARP, IPV4, IPV6};
 use super::{NetworkError, open};
 use crate::pod::AddressPlan;
@@ -127,7 +127,7 @@ pub(super) fn remove(name: &str) -> Result<(), NetworkError> {
     let Some(index) = index else { return Ok(()) };
     let mut batch = Batch::default();
     links::delete(&mut batch, name);
-    match channel.remove(batch, index) {
+    match channel.remove(batch, index, Behind::Thread) {
         Err(gone) if gone.source.raw_os_error() == Some(libc::ENODEV) => Ok(()),
         other => Ok(other?),
     }

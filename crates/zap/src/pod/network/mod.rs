@@ -42,7 +42,7 @@ use filter::Family;
 use former::{FormerPlace, Kept};
 use line::Line;
 use links::{FarEnd, PortState};
-use netlink::{Batch, Channel};
+use netlink::{Batch, Behind, Channel};
 use trail::{End, Trail};
 use waiting_room::{Waiting, WaitingRoom};
 
@@ -152,7 +152,7 @@ impl Network {
             let _lock = namespace::lock().map_err(kernel("locking", "the network namespace"))?;
             let bridge = bridge::ensure(config, &channel)?;
             Network::lease(config, request, init, &channel, bridge)
-                .inspect_err(|_| drop(bridge::remove_if_idle(config, &channel, None)))?
+                .inspect_err(|_| drop(bridge::remove_if_idle(config, &channel, None, Behind::Thread)))?
         };
         network.held = held;
         let connect = || {
@@ -466,11 +466,21 @@ impl Network {
 
     /// Removes the pod's link and rules, and the bridge with its last pod. Whether its processes live or not; again is no error.
     pub fn detach(&self) -> Result<(), NetworkError> {
+        self.take_away(Behind::Thread)
+    }
+
+    /// As [`Network::detach`], for a process that is about to end: what the kernel does when nobody sees the link any more, for
+    /// tens of milliseconds, it does in another.
+    pub fn depart(&self) -> Result<(), NetworkError> {
+        self.take_away(Behind::Process)
+    }
+
+    fn take_away(&self, behind: Behind) -> Result<(), NetworkError> {
         let channel = open()?;
         let _lock = namespace::lock().map_err(kernel("locking", "the network namespace"))?;
         self.remove_rules()?;
         let line = self.former.as_ref().map(|_| former::link_name(&self.link));
-        if bridge::remove_if_idle(&self.config, &channel, Some(&self.link))? {
+        if bridge::remove_if_idle(&self.config, &channel, Some(&self.link), behind)? {
             return line.as_deref().map_or(Ok(()), line::remove);
         }
         if let Some(line) = &line {
@@ -482,7 +492,7 @@ impl Network {
             links::delete(&mut batch, &waiting_room::name(&self.link));
             batch.optional();
         }
-        match channel.remove(batch, self.index) {
+        match channel.remove(batch, self.index, behind) {
             // The pod's last process ended, and the kernel has removed the link with the pod's namespace.
             Err(gone) if gone.source.raw_os_error() == Some(libc::ENODEV) => Ok(()),
             other => Ok(other?),
@@ -571,7 +581,7 @@ pub fn tidy(config: &HostConfig) -> Result<(), NetworkError> {
             filter::delete_table(family, table)?;
         }
     }
-    bridge::remove_if_idle(config, &channel, None).map(drop)
+    bridge::remove_if_idle(config, &channel, None, Behind::Thread).map(drop)
 }
 
 /// Reads some bytes as what the kernel says of links, routes, neighbours, connections and packet filters.

@@ -3,13 +3,15 @@
 //! The requests of a batch travel in one datagram; the kernel carries them out in order before `send` returns, and goes
 //! on after one that failed.
 
-use std::io;
+use std::io::{self, PipeReader};
 use std::os::fd::AsFd;
 
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 use netlink_sys::{Socket, SocketAddr};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::SndBufForce;
+
+use crate::sys::namespace;
 
 const HEADER: usize = 16;
 const NLMSG_ERROR: u16 = 2;
@@ -172,6 +174,18 @@ impl Batch {
         message(&mut self.bytes, kind, 0, self.steps.len() as u32, body);
     }
 
+    /// Whether it can be sent.
+    fn check(&self) -> Result<(), Failed> {
+        let Some((step, object)) = &self.too_long else { return Ok(()) };
+        let source = io::Error::new(io::ErrorKind::InvalidInput, "a setting is longer than any can be");
+        Err(Failed { step, object: object.clone(), source })
+    }
+
+    fn failed(&self, index: usize, source: io::Error) -> Failed {
+        let step = &self.steps[index.min(self.steps.len() - 1)];
+        Failed { step: step.step, object: step.object.clone(), source }
+    }
+
     /// Lets the last request fail: for what the host may be without, such as IPv6.
     pub(crate) fn optional(&mut self) -> &mut Batch {
         if let Some(last) = self.steps.last_mut() {
@@ -191,6 +205,34 @@ fn message(bytes: &mut Vec<u8>, kind: u16, flags: i32, sequence: u32, body: &[u8
     bytes.extend(body);
     // The next one begins where the kernel looks for it.
     bytes.resize(bytes.len().next_multiple_of(4), 0);
+}
+
+/// Who sees a removal of links through, once the kernel has reported it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Behind {
+    /// A thread: this process does not end earlier.
+    Thread,
+    /// A process that has nothing of this one's.
+    Process,
+}
+
+/// Waits until the removal of the link `index` is in the news (true), or the other end of `done` is closed.
+fn reported(news: &Channel, done: &PipeReader, index: u32) -> io::Result<bool> {
+    loop {
+        let mut ready = [PollFd::new(news.0.as_fd(), PollFlags::POLLIN), PollFd::new(done.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut ready, PollTimeout::NONE) {
+            Err(nix::Error::EINTR) => continue,
+            other => other?,
+        };
+        if ready[1].any().unwrap_or(true) {
+            return Ok(false);
+        }
+        // Overrun (ENOBUFS) means that there was news.
+        match news.receive() {
+            Ok(Some(bytes)) if messages(&bytes).any(|m| m.removes(index)) => return Ok(true),
+            _ => {}
+        }
+    }
 }
 
 /// A conversation with one part of the kernel, in the network namespace of the thread that opened it.
@@ -236,22 +278,20 @@ impl Channel {
 
     /// Carries out a batch; the first failure that matters is the result, after all have been tried.
     pub(crate) fn run(&self, batch: &Batch) -> Result<(), Failed> {
-        let at = |index: usize, source| {
-            let step = &batch.steps[index.min(batch.steps.len() - 1)];
-            Failed { step: step.step, object: step.object.clone(), source }
-        };
-        if let Some((step, object)) = &batch.too_long {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "a setting is longer than any can be");
-            return Err(Failed { step, object: object.clone(), source });
-        }
-        self.0.send(&batch.bytes, 0).map_err(|e| at(0, e))?;
+        batch.check()?;
+        self.0.send(&batch.bytes, 0).map_err(|e| batch.failed(0, e))?;
+        self.outcome(batch)
+    }
+
+    /// What the kernel has answered to a batch.
+    fn outcome(&self, batch: &Batch) -> Result<(), Failed> {
         let mut failed = Ok(());
-        while let Some(bytes) = self.receive().map_err(|e| at(0, e))? {
+        while let Some(bytes) = self.receive().map_err(|e| batch.failed(0, e))? {
             for answer in messages(&bytes) {
                 let (index, error) = (answer.sequence as usize, answer.error().unwrap_or(0));
                 let optional = batch.steps.get(index).is_some_and(|s| s.optional);
                 if error != 0 && !optional && failed.is_ok() {
-                    failed = Err(at(index, io::Error::from_raw_os_error(error)));
+                    failed = Err(batch.failed(index, io::Error::from_raw_os_error(error)));
                 }
             }
         }
@@ -259,35 +299,32 @@ impl Channel {
     }
 
     /// Carries out a batch that ends in the removal of links, until that of the link `index` is reported; the rest of
-    /// it goes on behind the scenes.
+    /// it goes on behind the scenes, in a thread or in a process of its own.
     ///
     /// By then the kernel lists none of them any more, and nothing passes them. What is left to it is waiting for readers of
     /// the old lists, tens of milliseconds that nobody else has to wait for.
-    pub(crate) fn remove(self, batch: Batch, index: u32) -> Result<(), Failed> {
+    pub(crate) fn remove(self, batch: Batch, index: u32, behind: Behind) -> Result<(), Failed> {
         let failed = |source| Failed { step: "removing", object: "links".to_owned(), source };
         let news = Channel::news(libc::RTMGRP_LINK).map_err(failed)?;
         let (done, at_end) = io::pipe().map_err(failed)?;
+        if behind == Behind::Process {
+            batch.check()?;
+            namespace::send_apart(self.0.as_fd(), &batch.bytes, at_end.as_fd()).map_err(failed)?;
+            drop(at_end);
+            return match reported(&news, &done, index).map_err(failed)? {
+                true => Ok(()),
+                false => self.outcome(&batch),
+            };
+        }
         let running = std::thread::spawn(move || {
             let _at_end = at_end;
             self.run(&batch)
         });
-        loop {
-            let mut ready =
-                [PollFd::new(news.0.as_fd(), PollFlags::POLLIN), PollFd::new(done.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut ready, PollTimeout::NONE) {
-                Err(nix::Error::EINTR) => continue,
-                other => other.map_err(|e| failed(e.into()))?,
-            };
-            if ready[1].any().unwrap_or(true) {
-                let panicked = || Err(failed(io::Error::other("the thread panicked")));
-                return running.join().unwrap_or_else(|_| panicked());
-            }
-            // Overrun (ENOBUFS) means that there was news.
-            match news.receive() {
-                Ok(Some(bytes)) if messages(&bytes).any(|m| m.removes(index)) => return Ok(()),
-                _ => {}
-            }
+        if reported(&news, &done, index).map_err(failed)? {
+            return Ok(());
         }
+        let panicked = || Err(failed(io::Error::other("the thread panicked")));
+        running.join().unwrap_or_else(|_| panicked())
     }
 
     /// Waits for something to be received, and drops it; whether anything was.

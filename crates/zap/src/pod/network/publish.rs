@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 
 use super::filter::{Base, Family, Hook, Rule, Ruleset, delete_table};
+use super::lease::ipv6_of;
 use super::{NetworkError, kernel};
 use crate::pod::host_config::HostConfig;
 use crate::pod::{AddressPlan, Publish};
@@ -77,12 +78,14 @@ pub(super) fn install(
             }
         }
     }
-    for to in outers {
-        // From the host itself, and from pods that go the long way round: the answer has to come back by the host.
+    let gateway = config.address.address;
+    for (to, gateway) in outers.into_iter().zip([IpAddr::from(gateway), ipv6_of(gateway).into()]) {
+        // From the host itself, and from pods that go the long way round: the answer has to come back by the host. Not by what
+        // the kernel calls masquerading: it forgets such connections when the bridge goes, and a pod's go on after a restart.
         if to.is_ipv4() {
-            rules.rule("out", sent_to(to, config).has(Base::Network, 12, &LOOPBACK4).masquerade());
+            rules.rule("out", sent_to(to, config).has(Base::Network, 12, &LOOPBACK4).come_from(gateway));
         }
-        rules.rule("out", sent_to(to, config).in_by(&config.bridge).masquerade());
+        rules.rule("out", sent_to(to, config).in_by(&config.bridge).come_from(gateway));
     }
     rules.make()
 }

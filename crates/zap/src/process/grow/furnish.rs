@@ -1,5 +1,6 @@
 //! What live processes are given once all exist: namespaces, directories, users, descriptors, threads.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::error::{Context, RebuildError};
@@ -13,7 +14,7 @@ use crate::process::grow::ends::end;
 use crate::process::grow::{Grove, GrowError, Grown, PART, PATIENTLY};
 use crate::process::state::{EndedState, ProcessState};
 use crate::process::threads::ThreadState;
-use crate::process::{credentials, finish, timers};
+use crate::process::{credentials, finish, own_directories, timers};
 use crate::tracee::{Batch, TraceeError};
 
 /// How many processes are at work beside each other.
@@ -65,7 +66,12 @@ impl<'a> Grove<'a> {
             None if self.around.late.contains(file) => files::Source::Late,
             None => self.common.source(file),
         };
-        let own = (!state.sharing.files).then(|| files::restart_descriptors(&state.descriptors, &source));
+        let steps = own_directories::steps(state);
+        let descriptors = || match steps.is_empty() {
+            true => Cow::Borrowed(&state.descriptors[..]),
+            false => [&state.descriptors[..], &steps].concat().into(),
+        };
+        let own = (!state.sharing.files).then(|| files::restart_descriptors(&descriptors(), &source));
         let late = memory::late_batch(&state.memory).into_iter().map(|memory| memory.batch);
         let own = own.transpose()?.into_iter().flatten();
         let parts: Vec<Batch> = [places].into_iter().chain(own).chain(late).chain([self.attributes(state)]).collect();
