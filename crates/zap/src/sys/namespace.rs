@@ -126,9 +126,14 @@ pub fn send_apart(socket: BorrowedFd<'_>, bytes: &[u8], until: BorrowedFd<'_>) -
         }
         exit_now(begun.map_or(1, |_| 0));
     };
-    match nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None)? {
-        nix::sys::wait::WaitStatus::Exited(_, 0) => Ok(()),
-        _ => Err(io::ErrorKind::OutOfMemory.into()),
+    loop {
+        return match nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None) {
+            Err(nix::Error::EINTR) => continue,
+            Ok(nix::sys::wait::WaitStatus::Exited(_, 0)) => Ok(()),
+            // It could not be forked.
+            Ok(_) => Err(io::ErrorKind::OutOfMemory.into()),
+            Err(error) => Err(error.into()),
+        };
     }
 }
 

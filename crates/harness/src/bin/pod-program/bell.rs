@@ -10,7 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::board::state_of_task;
-use super::raw;
+use super::{masks, raw};
 
 /// In which call.
 #[derive(Clone, Copy, Debug)]
@@ -65,8 +65,7 @@ impl Bell {
         let before = block_all();
         let came = loop {
             match self.wait_once() {
-                // A stop ends some of the calls.
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if masks::is_of_a_stop(&error) => {}
                 other => break other,
             }
         };

@@ -63,3 +63,11 @@ pub(crate) fn forget_events(inotify: &Inotify) {
 pub(crate) fn one_death<T>(seen: &mut Vec<T>, is_of_death: impl Fn(&T) -> bool) {
     seen.dedup_by(|one, other| is_of_death(one) && is_of_death(other));
 }
+
+/// Row: a wait in a call that no stop restarts
+///
+/// Whether a stop has ended a wait, which is then begun again. That a checkpoint ends none the guests `waiting-calls` and its like
+/// try, who forgive nothing.
+pub(crate) fn is_of_a_stop(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::Interrupted
+}
