@@ -16,6 +16,11 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Whether a file is of such a file system.
+pub(crate) fn has(path: &Path) -> bool {
+    nix::sys::statfs::statfs(path).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
+}
+
 /// Reads a file to its end.
 pub(crate) fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
     fill(path.as_ref(), |_, _| false)

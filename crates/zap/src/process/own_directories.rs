@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 
-use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 
 use crate::error::CaptureError;
@@ -73,8 +72,7 @@ pub fn look_at(
     }
     let mut found = Vec::with_capacity(wanderers.len());
     for (tid, host) in wanderers {
-        let is_process = |name| statfs(&host.proc(name)).is_ok_and(|s| s.filesystem_type() == PROC_SUPER_MAGIC);
-        if is_process("cwd") || is_process("root") {
+        if ["cwd", "root"].iter().any(|name| procfs::has(&host.proc(name))) {
             return refuse("in /proc");
         }
         let subject = Subject { host: *host, pod: *tid, command: process.command.clone() };
@@ -100,13 +98,22 @@ pub fn steps(state: &ProcessState) -> Vec<DescriptorState> {
 /// Has a thread go to its own directories by the first of `steps`, which are then gone. It may do anything still.
 pub fn restart(own: &OwnDirectories, steps: &mut impl Iterator<Item = DescriptorState>, batch: &mut Batch) {
     batch.call(libc::SYS_unshare, [libc::CLONE_FS.into()], "giving a thread directories of its own");
-    for (place, step) in steps.take(own.files().count()).enumerate() {
-        batch.call(libc::SYS_fchdir, [step.number.into()], "changing the directory of a thread");
-        if own.root.is_some() && place == 0 {
-            let dot = batch.bytes(b".\0");
-            batch.call(libc::SYS_chroot, [dot], "changing the root directory of a thread");
-        }
+    let to_root = own.root.map(|_| change_root as fn(i32, &mut Batch));
+    for (go, step) in to_root.into_iter().chain([change_directory as fn(i32, &mut Batch)]).zip(steps) {
+        go(step.number, batch);
         batch.call(libc::SYS_close, [step.number.into()], "closing a directory");
     }
     batch.call(libc::SYS_umask, [own.umask.into()], "setting the umask of a thread");
+}
+
+/// Goes to the directory of a descriptor.
+pub(super) fn change_directory(number: i32, batch: &mut Batch) {
+    batch.call(libc::SYS_fchdir, [number.into()], "changing directory");
+}
+
+/// Makes the directory of a descriptor the root, and goes there.
+pub(super) fn change_root(number: i32, batch: &mut Batch) {
+    change_directory(number, batch);
+    let dot = batch.bytes(b".\0");
+    batch.call(libc::SYS_chroot, [dot], "changing the root directory");
 }

@@ -105,14 +105,28 @@ fn apart(socket: &OwnedFd, then: impl FnOnce() -> io::Result<Infallible>) -> io:
     let Side::Parent(child) = fork()? else {
         exit_now(match start_apart(socket).and_then(|()| then()) {
             Ok(never) => match never {},
-            Err(e) => e.raw_os_error().unwrap_or(libc::EINVAL),
+            Err(e) => error_number(&e),
         })
     };
-    match nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None)? {
-        nix::sys::wait::WaitStatus::Exited(_, 0) => Ok(()),
-        nix::sys::wait::WaitStatus::Exited(_, code) => Err(io::Error::from_raw_os_error(code)),
-        _ => Err(io::Error::from_raw_os_error(libc::EINTR)),
+    await_child(child)
+}
+
+/// Waits for a child that ends with the number of its error, or 0.
+fn await_child(child: i32) -> io::Result<()> {
+    use nix::sys::wait::WaitStatus::Exited;
+    loop {
+        return match nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None) {
+            Err(nix::Error::EINTR) => continue,
+            Ok(Exited(_, 0)) => Ok(()),
+            Ok(Exited(_, code)) => Err(io::Error::from_raw_os_error(code)),
+            Ok(_) => Err(io::Error::from_raw_os_error(libc::EINTR)),
+            Err(error) => Err(error.into()),
+        };
     }
+}
+
+fn error_number(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EINVAL)
 }
 
 /// Sends `bytes` through `socket` in a process of its own, which is nobody's child, has nothing but that socket and `until` open,
@@ -120,21 +134,13 @@ fn apart(socket: &OwnedFd, then: impl FnOnce() -> io::Result<Infallible>) -> io:
 pub fn send_apart(socket: BorrowedFd<'_>, bytes: &[u8], until: BorrowedFd<'_>) -> io::Result<()> {
     // A copy of one thread of several has locks that nobody lets go of: nothing from here on takes any, or memory.
     let Side::Parent(child) = fork()? else {
-        let begun = fork();
-        if let Ok(Side::Child) = begun {
-            exit_now(send_alone(socket, bytes, until).map_or(1, |()| 0));
-        }
-        exit_now(begun.map_or(1, |_| 0));
+        exit_now(match fork() {
+            Ok(Side::Child) => send_alone(socket, bytes, until).map_or_else(|e| error_number(&e), |()| 0),
+            Ok(Side::Parent(_)) => 0,
+            Err(e) => error_number(&e),
+        })
     };
-    loop {
-        return match nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None) {
-            Err(nix::Error::EINTR) => continue,
-            Ok(nix::sys::wait::WaitStatus::Exited(_, 0)) => Ok(()),
-            // It could not be forked.
-            Ok(_) => Err(io::ErrorKind::OutOfMemory.into()),
-            Err(error) => Err(error.into()),
-        };
-    }
+    await_child(child)
 }
 
 fn send_alone(socket: BorrowedFd<'_>, bytes: &[u8], until: BorrowedFd<'_>) -> io::Result<()> {

@@ -443,19 +443,29 @@ fn shared_memory_stopped() -> Checked {
     nothing_wrong()
 }
 
+/// What a thread does that leaves what it shares with the others.
+fn leave_others(
+    flag: i32,
+    (set_up, go): (&Gate, &Gate),
+    then: impl FnOnce() -> Checked,
+    afterwards: impl FnOnce() -> Checked,
+) -> Checked {
+    done("unshare", unsafe { libc::unshare(flag) })?;
+    then()?;
+    set_up.open()?;
+    go.pass(1)?;
+    afterwards()
+}
+
 /// A thread that has left what it shares with the others.
 fn apart(flag: i32, then: impl FnOnce() -> Checked + Send, afterwards: impl FnOnce() -> Checked + Send) -> Checked {
-    let set_up = Gate::new()?;
+    let (set_up, go) = (Gate::new()?, Gate::new()?);
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            done("unshare", unsafe { libc::unshare(flag) })?;
-            then()?;
-            set_up.open()?;
-            await_go();
-            afterwards()
-        });
+        let thread = scope.spawn(|| leave_others(flag, (&set_up, &go), then, afterwards));
         set_up.pass(1)?;
-        hold_loosely()?;
+        let held = hold_loosely();
+        go.open()?;
+        held?;
         thread.join().unwrap_or_else(|_| Err("it panicked".into()))
     })
 }
@@ -466,16 +476,6 @@ fn thread_directory() -> Checked {
     make("/tmp/cell/tmp")?;
     make("/tmp/gone")?;
     let (set_up, go) = (Gate::new()?, Gate::new()?);
-    let apart = |there: fn() -> Checked, afterwards: fn() -> Checked| {
-        let (set_up, go) = (&set_up, &go);
-        move || {
-            done("unshare", unsafe { libc::unshare(libc::CLONE_FS) })?;
-            there()?;
-            set_up.open()?;
-            go.pass(1)?;
-            afterwards()
-        }
-    };
     let masked = || {
         unsafe { libc::umask(0o27) };
         go_to("/usr")
@@ -500,20 +500,18 @@ fn thread_directory() -> Checked {
         equal("its user", unsafe { libc::syscall(libc::SYS_geteuid) }, 1234)
     };
     std::thread::scope(|scope| {
-        let threads = [
-            scope.spawn(apart(masked, is_masked)),
-            scope.spawn(apart(removed, is_removed)),
-            scope.spawn(apart(rooted, is_rooted)),
-        ];
+        let apart = |there: fn() -> Checked, afterwards: fn() -> Checked| {
+            let gates = (&set_up, &go);
+            scope.spawn(move || leave_others(libc::CLONE_FS, gates, there, afterwards))
+        };
+        let threads = [apart(masked, is_masked), apart(removed, is_removed), apart(rooted, is_rooted)];
         set_up.pass(3)?;
         let open = open_descriptors()?;
         hold()?;
         equal("open descriptors", open_descriptors()?, open)?;
         equal("where the first thread is", working_directory(), "/".into())?;
         equal("its mask", unsafe { libc::umask(0o22) }, 0o22)?;
-        go.open()?;
-        go.open()?;
-        go.open()?;
+        threads.iter().try_for_each(|_| go.open())?;
         threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| Err("it panicked".into())))
     })
 }

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use crate::procfs;
+
 /// More entries than this are not looked at.
 const MOST: usize = 4_000_000;
 
@@ -12,7 +14,7 @@ const MOST: usize = 4_000_000;
 pub(super) fn find(top: &Path, numbers: &HashSet<u64>) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let Ok(device) = std::fs::symlink_metadata(top).map(|m| m.dev()) else { return found };
-    let proc = nix::sys::statfs::statfs(top).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC);
+    let proc = procfs::has(top);
     let (mut rest, mut seen) = (vec![top.to_owned()], 0);
     while let Some(directory) = rest.pop() {
         // Its number as others list it may be that of a mount point below.

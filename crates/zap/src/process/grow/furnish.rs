@@ -157,13 +157,11 @@ impl<'a> Grove<'a> {
             self.run(pid, &std::mem::take(batch))?;
             self.lead_nowhere(pid, path)?;
         } else if let Some(root) = state.root {
-            change_directory(self.common.number(root), batch);
-            let dot = batch.bytes(b".\0");
-            batch.call(libc::SYS_chroot, [dot], "changing the root directory");
+            own_directories::change_root(self.common.number(root), batch);
         }
         let is_nowhere = nowhere.is_some() && self.around.late.nowhere(state.cwd).is_some();
         if !self.around.late.contains(state.cwd) && !is_nowhere {
-            change_directory(self.common.number(state.cwd), batch);
+            own_directories::change_directory(self.common.number(state.cwd), batch);
         }
         Ok(())
     }
@@ -335,10 +333,6 @@ impl<'a> Grove<'a> {
             }
         }
     }
-}
-
-fn change_directory(number: i32, batch: &mut Batch) {
-    batch.call(libc::SYS_fchdir, [number.into()], "changing directory");
 }
 
 /// Threads in pieces whose numbers follow each other.
