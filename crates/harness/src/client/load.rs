@@ -25,7 +25,8 @@ pub const LATENCIES: [&str; 4] = ["latency_p50", "latency_p90", "latency_p99", "
 pub struct Burst {
     /// Requests answered within its time, every byte right.
     pub answered: usize,
-    /// Its time.
+    /// Its time: what was asked for, or until the first answer, where that came later. A burst without an answer would say
+    /// that a server which takes its time never answers.
     pub duration: Duration,
     /// Microseconds that each request took, those included that were answered after it.
     pub latencies: Vec<f64>,
@@ -108,7 +109,8 @@ impl<'a> Driver<'a> {
         Ok(driver)
     }
 
-    /// Keeps a request on its way over every connection for `duration`, and waits for the last answers.
+    /// Keeps a request on its way over every connection for `duration`, or until the first is answered, and waits for the
+    /// last answers.
     pub fn burst(&mut self, duration: Duration) -> Result<Burst> {
         let mut burst = Burst { duration, ..Burst::default() };
         let start = Instant::now();
@@ -124,8 +126,12 @@ impl<'a> Driver<'a> {
                 if !self.read(slot, &mut burst)? {
                     continue;
                 }
-                if start.elapsed() < duration {
-                    burst.answered += 1;
+                let elapsed = start.elapsed();
+                if burst.answered == 0 {
+                    burst.duration = duration.max(elapsed);
+                }
+                burst.answered += usize::from(elapsed <= burst.duration);
+                if elapsed < duration {
                     self.ask(slot, &mut burst)?;
                 } else {
                     open -= 1;
@@ -250,6 +256,24 @@ mod tests {
         assert!(burst.answered > 0 && burst.latencies.len() == burst.answered + 1, "{burst:?}");
         assert!(burst.latencies_us().unwrap().is_sorted());
         assert_eq!(burst.closed, 0);
+    }
+
+    #[test]
+    fn what_is_answered_late_is_answered() {
+        let netns = Netns::new().unwrap();
+        let listener = netns.enter(|| TcpListener::bind("127.0.0.1:0")).unwrap().unwrap();
+        let mut driver = Driver::open(&netns, listener.local_addr().unwrap(), "1k.bin", 1).unwrap();
+        let asked_for = Duration::from_millis(10);
+        let late = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 16]).unwrap();
+            std::thread::sleep(asked_for);
+            stream.write_all(&answer()).unwrap();
+            stream
+        });
+        let burst = driver.burst(asked_for).unwrap();
+        assert!(burst.answered == 1 && burst.latencies.len() == 1 && burst.duration > asked_for, "{burst:?}");
+        late.join().unwrap();
     }
 
     #[test]
