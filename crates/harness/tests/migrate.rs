@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::fs::File;
+use std::io::Read;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -16,6 +18,7 @@ use harness::lab::{
 };
 use harness::viewer::Viewer;
 use harness::workload::{Apache, Desktop, Mpm, Workload};
+use nix::pty::{Winsize, openpty};
 
 /// The way to a host: at most so many bytes a second, if it is slow.
 fn way(to: &Lab, rate: Option<u64>) -> String {
@@ -75,18 +78,36 @@ fn moves(kind: &str, strategy: &str, rate: Option<u64>) -> Result<()> {
 
 /// A guest that has left, most of whose memory is still where it was. `zap migrate` runs on; the way is slow.
 fn leave(a: &Lab, b: &Lab, fault: &str) -> Result<Child> {
-    start(a, "moving-threads")?;
-    // Long enough for all that a test does before the rest has come.
-    let via = way(b, Some(8 << 20));
-    let words = ["migrate", "guest", "--via", &via, "--strategy", "copy-on-reference"];
-    let mut command = Command::new(zap_binary()?);
-    command.arg("--state").arg(a.state()).args(words).env("ZAP_FAULT", fault).stderr(Stdio::piped());
-    let child = a.host().spawn(&mut command)?;
+    let child = leaves(a, b, fault, Stdio::piped())?;
     wait_until("the guest to have moved", || {
         ensure!(!b.pods()?.is_empty(), "it has not");
         Ok(())
     })?;
     Ok(child)
+}
+
+/// The same while it leaves, with what `zap migrate` says.
+fn leaves(a: &Lab, b: &Lab, fault: &str, says: Stdio) -> Result<Child> {
+    start(a, "moving-threads")?;
+    // Long enough for all that a test does before the rest has come.
+    let via = way(b, Some(8 << 20));
+    let words = ["migrate", "guest", "--via", &via, "--strategy", "copy-on-reference"];
+    let mut command = Command::new(zap_binary()?);
+    command.arg("--state").arg(a.state()).args(words).env("ZAP_FAULT", fault).stderr(says);
+    a.host().spawn(command.env_remove("NO_COLOR").env_remove("CI"))
+}
+
+/// What comes to a terminal up to a word, or to its end.
+fn shown(terminal: &mut File, word: &str) -> String {
+    let (mut shown, mut part) = (String::new(), [0; 4096]);
+    while !shown.contains(word) {
+        match terminal.read(&mut part) {
+            Ok(bytes) if bytes > 0 => shown += &String::from_utf8_lossy(&part[..bytes]),
+            // Nobody has its other end any more.
+            _ => break,
+        }
+    }
+    shown
 }
 
 /// What `zap migrate` said in the end, and with what code it ended.
@@ -153,17 +174,19 @@ fn a_migration_that_is_interrupted_leaves_the_pod_where_it_is() {
 #[test]
 fn while_memory_follows_an_interrupt_only_says_what_it_would_mean() {
     let (a, b) = (Lab::new().unwrap(), Lab::new().unwrap());
-    let child = leave(&a, &b, "").unwrap();
-    // The source knows that it runs there, and the command has heard of it.
-    wait_until("something to be listed", || {
-        ensure!(a.zap(&["ls", "--residual", "--json"])?.0.contains("guest"));
-        Ok(())
-    })
-    .unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    let window = Winsize { ws_row: 24, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(&window, None).unwrap();
+    let child = leaves(&a, &b, "", pty.slave.into()).unwrap();
+    let mut terminal = File::from(pty.master);
+    // It says so once it has heard that the guest runs there.
+    let follows = shown(&mut terminal, "memory follows");
+    assert!(follows.contains("memory follows"), "{follows}");
     interrupt(&child);
-    let (code, said) = ended(child).unwrap();
-    assert!(code == Some(0) && said.contains("Ctrl-C once more"), "{code:?} {said}");
+    let said = shown(&mut terminal, "Ctrl-C once more");
+    assert!(said.contains("Ctrl-C once more"), "{said}");
+    // What nobody reads would keep it from going on.
+    let _ = terminal.read_to_end(&mut Vec::new());
+    assert_eq!(ended(child).unwrap().0, Some(0));
     check(&b).unwrap();
 }
 
