@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,7 @@ const KEPT: usize = 64 << 10;
 pub struct Prober {
     begun: Instant,
     stop: Arc<AtomicBool>,
+    first: Receiver<()>,
     thread: JoinHandle<Result<Vec<(Duration, Duration)>, HttpError>>,
 }
 
@@ -82,6 +84,7 @@ impl Prober {
     fn ask(pause: Duration, mut next: impl FnMut() -> Result<(), HttpError> + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let (came, first) = channel();
         let begun = Instant::now();
         let thread = std::thread::spawn(move || {
             let (mut gaps, mut last) = (Vec::new(), begun);
@@ -91,18 +94,26 @@ impl Prober {
                 let now = Instant::now();
                 gaps.push((now - begun, now - last));
                 last = now;
+                if gaps.len() == 1 {
+                    let _ = came.send(());
+                }
                 if !pause.is_zero() {
                     std::thread::sleep(pause);
                 }
             }
             Ok(gaps)
         });
-        Self { begun, stop, thread }
+        Self { begun, stop, first, thread }
     }
 
     /// How long it has asked.
     pub fn elapsed(&self) -> Duration {
         self.begun.elapsed()
+    }
+
+    /// Waits for the first answer to what it has asked since then, once. Where none comes, [`finish`](Self::finish) says why.
+    pub fn await_first(&self) {
+        let _ = self.first.recv();
     }
 
     /// Stops asking and says how long the pauses were.

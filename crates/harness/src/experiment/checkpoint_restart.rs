@@ -53,7 +53,7 @@ fn measure(session: &mut Session, workload: &dyn Workload) -> Result<()> {
     let mut peers = Peers::connect(&lab, &pod, workload)?;
     let parameters = peers.parameters();
     let mut rivals = Rivals::start(session, &lab, workload)?;
-    let mut rounds = session.rounds(workload.name(), true);
+    let mut rounds = session.rounds(workload.name());
     while let Some(run) = session.next(&mut rounds)? {
         let round = Round { lab: &lab, workload: workload.name(), parameters: &parameters, run };
         yardstick::measure(session, &lab, &round.of(""))?;

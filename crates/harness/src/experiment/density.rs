@@ -32,8 +32,9 @@ fn run(session: &mut Session) -> Result<()> {
         &workloads,
         |workload| workload.name().into(),
         |session, workload| {
-            let mut rounds = session.rounds(workload.name(), false);
+            let mut rounds = session.rounds(workload.name());
             while let Some(run) = session.next(&mut rounds)? {
+                let copies = if session.warms_up() { 1 } else { copies };
                 measure(session, workload.as_ref(), copies, run)?;
             }
             Ok(())

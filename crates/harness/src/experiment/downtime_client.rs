@@ -44,14 +44,14 @@ fn measure(session: &mut Session, (workload, how): (&dyn Workload, Use)) -> Resu
     let mut pod = lab.start_pod(workload, "used", &PodOptions::default())?;
     let seat = Seat::take(&lab, &pod, how)?;
     let name = name((workload, how));
-    let mut rounds = session.rounds(&name, true);
+    let mut rounds = session.rounds(&name);
     while let Some(run) = session.next(&mut rounds)? {
         let of = |arm| Circumstances { workload: workload.name(), parameters: how.parameters(), arm, run };
         yardstick::measure(session, &lab, &of(""))?;
         for arm in ["leave-running", "stop-restart"] {
             session.step(&format!("{name}, {arm}"));
             let onlooker = seat.look(&lab, &pod)?;
-            std::thread::sleep(WINDOW);
+            onlooker.look_for(WINDOW)?;
             let options: &[&str] = if arm == "leave-running" { &["--leave-running"] } else { &[] };
             let (stats, _) = pod.checkpoint(&image, options)?;
             if arm == "stop-restart" {

@@ -40,9 +40,11 @@ fn run(session: &mut Session) -> Result<()> {
         &[apache.name()],
         |part| (*part).into(),
         |session, part| {
-            let mut rounds = session.rounds(part, false);
+            let mut rounds = session.rounds(part);
             while let Some(run) = session.next(&mut rounds)? {
-                for rate in session.shuffled(&rates) {
+                // The most frequent one warms up whatever any of them needs.
+                let rates = if session.warms_up() { &rates[rates.len() - 1..] } else { &rates[..] };
+                for rate in session.shuffled(rates) {
                     session.step(&format!("{rate} a second"));
                     let (burst, images) = serve_and_checkpoint(&lab, &pod, rate, time)?;
                     let parameters =

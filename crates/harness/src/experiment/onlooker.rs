@@ -74,6 +74,20 @@ pub(super) enum Onlooker<'v> {
 }
 
 impl Onlooker<'_> {
+    /// Looks on for so long, or until there was something to see: what he had before something is done to the pod.
+    pub(super) fn look_for(&self, time: Duration) -> Result<()> {
+        std::thread::sleep(time);
+        match self {
+            Self::Prober(prober) => prober.await_first(),
+            // From one frame to the next.
+            Self::Viewer(viewer, begun) => {
+                let first = viewer.await_update_after(*begun)?;
+                viewer.await_update_after(first)?;
+            }
+        }
+        Ok(())
+    }
+
     /// How long he has looked on.
     pub(super) fn elapsed(&self) -> Duration {
         match self {

@@ -58,7 +58,7 @@ fn measure(
     let native = lab.start_native(&apache)?;
     let arms: [(&str, SocketAddr); 2] = [("native", native.served_at()), ("pod", pod.served_at()?)];
     let parameters = format!("file={file};connections={connections};turns={TURNS};turn_ms={}", turn.as_millis());
-    let mut rounds = session.rounds(&format!("{} {file}", apache.name()), true);
+    let mut rounds = session.rounds(&format!("{} {file}", apache.name()));
     while let Some(run) = session.next(&mut rounds)? {
         session.step(&format!("{}, {file}", apache.name()));
         let measured = in_turns(&lab, session, &arms, (file, connections, turn))?;

@@ -27,6 +27,8 @@ const USUAL: [&str; 1] = ["desktop-classic"];
 const ARMS: [&str; 2] = ["native", "pod"];
 /// Drawing, copying, text, pictures from a client, and a round trip.
 const TESTS: [&str; 7] = ["-rect100", "-copywinwin100", "-line100", "-ftext", "-scroll100", "-putimage100", "-prop"];
+/// How long x11perf does each.
+const SECONDS: &str = "1";
 /// Keys a run.
 const KEYS: usize = 20;
 /// A key that draws something in a shell, and the one that takes it away again.
@@ -50,12 +52,13 @@ fn measure(session: &mut Session, desktop: Desktop) -> Result<()> {
     let look = |address| Viewer::connect(lab.client(), Desktop::screen_at(address));
     let viewers = [look(native.served_at())?, look(pod.served_at()?)?];
     let places = [Place::Native(&native), Place::Pod(pod.clone())];
-    let mut rounds = session.rounds(desktop.name(), false);
+    let mut rounds = session.rounds(desktop.name());
     while let Some(run) = session.next(&mut rounds)? {
         session.step(&format!("{}: x11perf", desktop.name()));
         let rates = in_turns(session, &places)?;
         for (arm, rates) in ARMS.iter().zip(&rates) {
-            let of = Circumstances { workload: desktop.name(), parameters: "", arm, run };
+            let parameters = format!("tests={};seconds={SECONDS};repeat=1", rates.len());
+            let of = Circumstances { workload: desktop.name(), parameters: &parameters, arm, run };
             let mean = (rates.iter().map(|(_, rate)| rate.ln()).sum::<f64>() / rates.len() as f64).exp();
             session.record(&of, "x11perf", mean, "1/s")?;
             for (test, rate) in rates {
@@ -66,7 +69,8 @@ fn measure(session: &mut Session, desktop: Desktop) -> Result<()> {
             session.step("a key");
             for index in session.shuffled(&[0, 1]) {
                 let latency = latency(&viewers[index]).with_context(|| format!("typing, {}", ARMS[index]))?;
-                let of = Circumstances { workload: desktop.name(), parameters: "", arm: ARMS[index], run };
+                let parameters = format!("keys={KEYS}");
+                let of = Circumstances { workload: desktop.name(), parameters: &parameters, arm: ARMS[index], run };
                 session.record_duration(&of, "key_to_screen", latency)?;
             }
         }
@@ -77,7 +81,12 @@ fn measure(session: &mut Session, desktop: Desktop) -> Result<()> {
 /// What each test of x11perf reaches in each place: one place right after the other, the first of them drawn each time.
 fn in_turns(session: &mut Session, places: &[Place<'_>; 2]) -> Result<[Vec<(String, f64)>; 2]> {
     let mut rates = [Vec::new(), Vec::new()];
-    let tests = if session.extent == Extent::Fast { &TESTS[..2] } else { &TESTS[..] };
+    let tests = match session.extent {
+        // x11perf itself does each of them for a while before it measures.
+        _ if session.warms_up() => &TESTS[..1],
+        Extent::Fast => &TESTS[..2],
+        _ => &TESTS[..],
+    };
     for test in tests {
         for index in session.shuffled(&[0, 1]) {
             rates[index].push(x11perf(&places[index], test)?);
@@ -87,7 +96,7 @@ fn in_turns(session: &mut Session, places: &[Place<'_>; 2]) -> Result<[Vec<(Stri
 }
 
 fn x11perf(place: &Place<'_>, test: &str) -> Result<(String, f64)> {
-    let options = ["-time", "1", "-repeat", "1", test];
+    let options = ["-time", SECONDS, "-repeat", "1", test];
     let printed = match place {
         Place::Pod(pod) => pod.exec(&[&["env", "DISPLAY=:1", "x11perf"], &options[..]].concat())?,
         Place::Native(native) => {

@@ -44,7 +44,7 @@ fn run(session: &mut Session) -> Result<()> {
         &["micro"],
         |part| (*part).into(),
         |session, part| {
-            let mut rounds = session.rounds(part, true);
+            let mut rounds = session.rounds(part);
             while let Some(run) = session.next(&mut rounds)? {
                 let mut arms = start_measurers(session, part, &lab, &micro)?;
                 for (operation, _) in OPERATIONS {

@@ -39,17 +39,18 @@ fn run(session: &mut Session) -> Result<()> {
         &wanted,
         |program| (*program).into(),
         |session, program| {
-            // Compilers are warm after their first file.
-            let mut rounds = session.rounds(program, *program != "make");
+            let how = if session.extent == Extent::Fast { "fast" } else { "whole" };
+            let built = if *program == "make" { format!(";source={}", source_in(&sources)?) } else { String::new() };
+            let parameters = format!("how={how}{built}");
+            let mut rounds = session.rounds(program);
             while let Some(run) = session.next(&mut rounds)? {
                 for arm in session.shuffled(&["native", "pod"]) {
                     session.step(&format!("{program}, {arm}"));
-                    let how = if session.extent == Extent::Fast { "fast" } else { "whole" };
                     let printed = match arm {
                         "pod" => in_pod(&pod, program, how),
                         _ => natively(&lab, [&folder, &sources], program, how),
                     };
-                    let of = Circumstances { workload: program, parameters: "", arm, run };
+                    let of = Circumstances { workload: program, parameters: &parameters, arm, run };
                     for line in printed.with_context(|| arm.to_string())?.lines() {
                         let (metric, value, unit) =
                             figure(line).with_context(|| format!("{program} printed {line:?}"))?;
@@ -68,6 +69,14 @@ fn sources() -> Result<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/sources");
     std::fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
     path.canonicalize().with_context(|| format!("looking for {}", path.display()))
+}
+
+/// Which source is built, with its version: it is no package that is installed.
+fn source_in(sources: &Path) -> Result<String> {
+    let entries = std::fs::read_dir(sources).with_context(|| format!("reading {}", sources.display()))?;
+    let mut names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let named = names.find_map(|name| name.split_once(".orig.tar").map(|(source, _)| source.to_owned()));
+    named.with_context(|| format!("{} has no source: ./setup.sh fetches it", sources.display()))
 }
 
 fn in_pod(pod: &Pod<'_>, program: &str, how: &str) -> Result<String> {

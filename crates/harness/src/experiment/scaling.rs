@@ -32,7 +32,10 @@ pub struct Dimension {
     large: &'static [u64],
 }
 
-/// Every one of them. `dirty` is MiB written a second by a pod of 256 MiB.
+/// MiB of memory that a pod has while it writes to it.
+const WRITTEN: &str = "256";
+
+/// Every one of them. `dirty` is MiB written a second by a pod of [`WRITTEN`] MiB.
 pub const DIMENSIONS: [Dimension; 8] = [
     Dimension { name: "memory", unit: "MiB", sizes: &[4, 64, 512], large: &[2048, 4096] },
     Dimension { name: "dirty", unit: "MiB/s", sizes: &[1, 20, 200], large: &[1000] },
@@ -63,7 +66,7 @@ fn run(session: &mut Session) -> Result<()> {
         |session, dimension| {
             // A lab each: what one leaves behind when it fails is in nobody's way.
             let lab = Lab::new()?;
-            let mut rounds = session.rounds(dimension.name, false);
+            let mut rounds = session.rounds(dimension.name);
             while let Some(run) = session.next(&mut rounds)? {
                 for size in session.shuffled(&dimension.sizes(extent)) {
                     session.step(&format!("{size} × {}", dimension.unit));
@@ -81,11 +84,12 @@ fn run(session: &mut Session) -> Result<()> {
 fn measure(session: &mut Session, lab: &Lab, dimension: &Dimension, size: u64, run: u32) -> Result<()> {
     let (count, image) = (size.to_string(), lab.directory().join("image"));
     let words = match dimension.name {
-        "dirty" => ["memory", "256", &count],
+        "dirty" => ["memory", WRITTEN, &count],
         name => [name, &count, "0"],
     };
     let pod = load::start(lab, "load", &["--net", "private"], &words)?;
-    let parameters = format!("n={size}");
+    let beside = if dimension.name == "dirty" { format!(";memory={WRITTEN}") } else { String::new() };
+    let parameters = format!("n={size}{beside}");
     let of = |arm| Circumstances { workload: dimension.name, parameters: &parameters, arm, run };
     let remove = || std::fs::remove_dir_all(&image).with_context(|| format!("removing {}", image.display()));
 

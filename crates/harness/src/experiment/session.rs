@@ -42,11 +42,11 @@ pub(crate) struct Session {
 #[derive(Debug)]
 pub(super) struct Rounds {
     part: String,
-    /// The next; the first warms up, where that is wanted.
-    next: Option<u32>,
+    /// Whether the first, which warms up, is over.
+    is_warm: bool,
     until: Option<Instant>,
     longest: Duration,
-    /// The one that is on: `None` is one that warms up.
+    /// The one that is on.
     on: Option<On>,
     done: u32,
 }
@@ -108,7 +108,7 @@ impl Session {
     ) -> Result<()> {
         for (part, left) in parts.iter().zip((1..=parts.len() as u32).rev()) {
             self.parts = left;
-            self.expect(u64::from(self.runs));
+            self.expect(self.all_rounds());
             if let Err(error) = work(self, part) {
                 self.fail(&name(part), &error)?;
             }
@@ -119,8 +119,13 @@ impl Session {
 
     /// The bar is as long as what has been done, so many rounds more of the part that is on, and all those of the parts after it.
     fn expect(&self, rounds: u64) {
-        let others = u64::from(self.parts - 1) * u64::from(self.runs);
+        let others = u64::from(self.parts - 1) * self.all_rounds();
         self.bar.set_length(self.bar.position() + rounds + others);
+    }
+
+    /// Those of a part of which nothing is there: one warms up.
+    fn all_rounds(&self) -> u64 {
+        u64::from(self.runs) + 1
     }
 
     fn fail(&mut self, part: &str, error: &anyhow::Error) -> Result<()> {
@@ -135,16 +140,16 @@ impl Session {
         self.progress.note(Note { part: part.into(), who: who.into(), words: words.into() })
     }
 
-    /// The rounds of a part: one that warms up, where `warms_up`, then as many as were asked for; fewer where its share of
-    /// the time that is left allows no more, but one at least.
-    pub(super) fn rounds(&mut self, part: &str, warms_up: bool) -> Rounds {
+    /// The rounds of a part: one that warms up, then as many as were asked for; fewer where its share of the time that is
+    /// left allows no more, but one at least.
+    pub(super) fn rounds(&mut self, part: &str) -> Rounds {
         let now = now();
         let share = |until: Instant| now + until.saturating_duration_since(now) / self.parts.max(1);
         let done = self.progress.rounds_of(part);
-        self.expect(u64::from(self.runs.saturating_sub(done)) + u64::from(warms_up));
+        self.expect(u64::from(self.runs.saturating_sub(done)) + 1);
         Rounds {
             part: part.into(),
-            next: if warms_up { None } else { Some(done) },
+            is_warm: false,
             until: self.until.map(share),
             longest: Duration::ZERO,
             on: None,
@@ -171,11 +176,14 @@ impl Session {
             }
             return Ok(None);
         }
-        self.recording = rounds.next.is_some();
+        self.recording = std::mem::replace(&mut rounds.is_warm, true);
         rounds.on = Some(On { warms_up: !self.recording, begun: now(), from: self.recorder.bytes()? });
-        let number = rounds.next.unwrap_or(0);
-        rounds.next = Some(rounds.done + u32::from(rounds.next.is_some()));
-        Ok(Some(number))
+        Ok(Some(rounds.done))
+    }
+
+    /// Whether the round that is on warms up: nothing of it is recorded. It may do less than others where they take long.
+    pub(super) fn warms_up(&self) -> bool {
+        !self.recording
     }
 
     /// Whether the time for everything is used up.
@@ -267,9 +275,15 @@ mod tests {
                 &PARTS,
                 |part| (*part).into(),
                 |session, part| {
-                    let mut rounds = session.rounds(part, true);
+                    let mut rounds = session.rounds(part);
+                    let mut warmed_up = false;
                     while let Some(run) = session.next(&mut rounds)? {
                         NOW.set(NOW.get() + each);
+                        assert_eq!(
+                            session.warms_up(),
+                            !std::mem::replace(&mut warmed_up, true),
+                            "the first and no other"
+                        );
                         let of = Circumstances { workload: part, parameters: "", arm: "a", run };
                         session.record(&of, "whole", 1.0, "us")?;
                         if session.recording {
@@ -310,7 +324,7 @@ mod tests {
         let mut session = Session::open("some", 5, &settings, "abc@1").unwrap();
         let mut seen = Vec::new();
         let work = |session: &mut Session, part: &&str| {
-            let mut rounds = session.rounds(part, *part == PARTS[1]);
+            let mut rounds = session.rounds(part);
             while session.next(&mut rounds)?.is_some() {
                 seen.push((session.bar.position(), session.bar.length().unwrap()));
                 anyhow::ensure!(seen.len() != 3, "it broke");
@@ -318,8 +332,8 @@ mod tests {
             Ok(())
         };
         session.each(&PARTS, |part| (*part).into(), work).unwrap();
-        // Two rounds of the first, and a third in which it breaks; the second warms up, too.
-        let first = [(0, 10), (1, 10), (2, 10)];
+        // Two rounds of the first, one of which warms up, and a third in which it breaks.
+        let first = [(0, 12), (1, 12), (2, 12)];
         let second = (2..8).map(|done| (done, 8));
         assert_eq!(seen, first.into_iter().chain(second).collect::<Vec<_>>());
         assert_eq!((session.bar.position(), session.bar.length()), (8, Some(8)));
