@@ -4,8 +4,8 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
 
 use anyhow::ensure;
 use harness::client::{Connection, Crowd, HttpError};
@@ -31,6 +31,30 @@ impl Site {
 
     fn image(&self) -> PathBuf {
         self.lab.directory().join("image")
+    }
+
+    /// A connection over which something was asked.
+    fn connection(&self, pod: &Pod<'_>) -> Connection {
+        let address = pod.served_at().unwrap();
+        let open = || {
+            let mut connection = Connection::open(address, PATIENCE)?;
+            connection.get_file("1k.bin")?;
+            Ok::<_, HttpError>(connection)
+        };
+        self.lab.client().enter(open).unwrap().unwrap()
+    }
+
+    /// Waits until the client's kernel has asked three times more over a connection that nobody answers.
+    fn await_repetitions(&self, port: u16) {
+        wait_until("a client's kernel to ask again and again", || {
+            let mut command = Command::new("ss");
+            let output = self.lab.client().output(command.args(["-Htin", &format!("sport = :{port}")]))?;
+            let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+            let times = shown.split_whitespace().find_map(|word| word.strip_prefix("backoff:")?.parse::<u32>().ok());
+            ensure!(times >= Some(3), "ss says {shown:?}");
+            Ok(())
+        })
+        .unwrap();
     }
 
     fn crowd(&self, pod: &Pod<'_>) -> Crowd {
@@ -97,12 +121,14 @@ fn connections_survive_a_restart(mpm: Mpm) {
     let site = Site::new(mpm);
     let pod = site.start();
     let mut crowd = site.crowd(&pod);
+    let mut early = site.connection(&pod);
     let memory = resident(&pod.processes().unwrap()).unwrap();
     pod.checkpoint(&site.image(), &[]).unwrap();
     assert!(site.lab.pods().unwrap().is_empty(), "a checkpoint that stops a pod leaves none");
-    // A wait by the clock, since time is what is tested and nothing is waited for: the server lies on a disk, its clients'
-    // kernels ask for it a few times (after 0.2, 0.4, 0.8 s), and none of them must notice more than that.
-    std::thread::sleep(Duration::from_secs(2));
+    // The server lies on a disk; a client that asks meanwhile must not notice more than that it takes a while.
+    let port = early.local_port().unwrap();
+    let asked = std::thread::spawn(move || early.get_file("1k.bin"));
+    site.await_repetitions(port);
     let pod = site.restart(&[]);
     if mpm == Mpm::Prefork {
         // Before the server works: what it has mapped of the files that it sends changes with every part of them.
@@ -114,6 +140,7 @@ fn connections_survive_a_restart(mpm: Mpm) {
         });
         weighed.unwrap();
     }
+    asked.join().unwrap().unwrap();
     crowd.use_once().unwrap();
     if mpm == Mpm::Prefork {
         assert_alike(resident(&pod.processes().unwrap()).unwrap().anonymous, memory.anonymous).unwrap();
