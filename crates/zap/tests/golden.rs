@@ -75,8 +75,14 @@ fn comes_back<T: DeserializeOwned + Serialize>(kind: &str, body: &[u8]) {
 
 type Check = fn(&str, &[u8]);
 
+/// What an image that builds on another says of each of its files: where stretches of it are stored.
+type Stretches = Vec<(String, Vec<(u16, u64, u64)>)>;
+
+/// The kind of the record that is the image's own.
+const STRETCHES: &str = "stretches";
+
 /// Kinds of records. Images of this version have no `layers`, which are known for those that had.
-const RECORDS: [(&str, Check); 8] = [
+const RECORDS: [(&str, Check); 9] = [
     ("pod", comes_back::<zap::record::PodRecord>),
     ("process", comes_back::<zap::process::state::ProcessState>),
     ("zombies", comes_back::<Vec<zap::process::state::EndedState>>),
@@ -85,6 +91,7 @@ const RECORDS: [(&str, Check); 8] = [
     ("namespace", comes_back::<zap::namespaces::NamespaceState>),
     ("network", comes_back::<zap::namespaces::network::NetworkState>),
     ("mount", comes_back::<zap::mounts::MountState>),
+    (STRETCHES, comes_back::<Stretches>),
 ];
 
 /// Kinds of files: what each keeps is in a state of its own.
@@ -123,9 +130,6 @@ const FILES: [(&str, Check); 29] = {
     ]
 };
 
-/// Kinds of files that not every host lets a pod have.
-const RARE: [&str; 4] = ["huge-memory", "tun", "io-uring", "fanotify"];
-
 fn file_comes_back(kind: &str, body: &[u8]) {
     comes_back::<zap::files::FileState>(kind, body);
     let file: zap::files::FileState = decode(body).unwrap();
@@ -133,7 +137,7 @@ fn file_comes_back(kind: &str, body: &[u8]) {
     check(&file.kind, &file.state);
 }
 
-/// A file of every kind but the rare ones, and a child that has ended.
+/// A file of every kind but those of [`RARE_FILES_OPENER`], and a child that has ended.
 const FILES_OPENER: &str = "
 import ctypes, mmap, os, select, socket, time
 libc = ctypes.CDLL(None)
@@ -149,6 +153,22 @@ made = [libc.timerfd_create(1, 0), libc.inotify_init(), libc.signalfd(-1, ctypes
 assert min(made) >= 0, made
 os.rmdir('/tmp/gone')
 if os.fork() == 0: os._exit(3)
+print('ready', flush=True)
+time.sleep(1000)
+";
+
+/// Files that a pod has whose filter and capabilities are others. No huge page is used, so the host need not have one.
+const RARE_FILES_OPENER: &str = "
+import ctypes, fcntl, mmap, os, struct, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+tun = os.open('/dev/net/tun', os.O_RDWR)
+fcntl.ioctl(tun, 0x400454ca, struct.pack('16sH22x', b'tun0', 1))
+made = [libc.fanotify_init(0, os.O_RDONLY), libc.syscall(425, 8, ctypes.create_string_buffer(120))]
+made += [libc.fanotify_mark(made[0], 1, ctypes.c_uint64(0x20), -100, b'/tmp')]
+assert min(made) >= 0, (made, ctypes.get_errno())
+shared, without_reserve, huge = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, 0x4000, 0x40000
+assert libc.mmap(None, ctypes.c_size_t(2 << 20), 3, shared | without_reserve | huge, -1, ctypes.c_long(0)) % 4096 == 0
 print('ready', flush=True)
 time.sleep(1000)
 ";
@@ -170,24 +190,31 @@ fn all_come_back(image: &Path) -> BTreeSet<String> {
 #[test]
 fn every_record_comes_back() {
     let records: BTreeSet<&str> = RECORDS.iter().map(|(kind, _)| *kind).chain(["layers"]).collect();
-    assert_eq!(records, zap::record::KNOWN.iter().map(|(kind, _)| *kind).collect());
+    let known = zap::record::KNOWN.iter().map(|(kind, _)| *kind).chain([STRETCHES]);
+    assert_eq!(records, known.collect());
     let files: BTreeSet<&str> = FILES.iter().map(|(kind, _)| *kind).collect();
     assert_eq!(files, zap::files::KINDS.iter().map(|kind| kind.name()).collect());
     const INNER: &str =
         "ip address add 10.7.0.1/32 dev lo; ip rule add to 10.8.0.0/16 lookup 7; echo ready; exec sleep 1000";
     let command = format!("mount -t tmpfs none /mnt; unshare -Urmnipf sh -c '{INNER}'");
+    let rare = "--cap-add sys_admin --cap-add net_admin --seccomp unconfined --bind /dev/net/tun";
     let host = Host::new();
     let mut seen = BTreeSet::new();
-    for (name, capability, command) in
-        [("nested", "sys_admin", ["sh", "-c", &command]), ("files", "net_raw", ["python3", "-c", FILES_OPENER])]
-    {
-        host.start([&["-n", name, "--cap-add", capability, "--"][..], &command].concat());
+    for (name, options, command) in [
+        ("nested", "--cap-add sys_admin", ["sh", "-c", &command]),
+        ("files", "--cap-add net_raw", ["python3", "-c", FILES_OPENER]),
+        ("rare", rare, ["python3", "-c", RARE_FILES_OPENER]),
+    ] {
+        let options: Vec<&str> = options.split(' ').collect();
+        host.start([&["-n", name], &options[..], &["--"], &command].concat());
         eventually("it is ready", || host.ok(["logs", name]).contains("ready"));
-        let image = host.path(name);
-        host.ok(["checkpoint", name, "-o", image.to_str().unwrap()]);
-        seen.append(&mut all_come_back(&image));
+        let [image, child] = ["", "-child"].map(|end| host.path(&format!("{name}{end}")));
+        let (image, child) = (image.to_str().unwrap(), child.to_str().unwrap());
+        host.ok(["checkpoint", name, "-o", image, "--leave-running"]);
+        host.ok(["checkpoint", name, "-o", child, "--parent", image]);
+        [image, child].iter().for_each(|image| seen.append(&mut all_come_back(Path::new(image))));
     }
-    let wanted = RECORDS.iter().chain(&FILES).map(|(kind, _)| *kind).filter(|kind| !RARE.contains(kind));
-    let missing: Vec<&str> = wanted.filter(|kind| !seen.contains(*kind)).collect();
+    let missing: Vec<&str> =
+        RECORDS.iter().chain(&FILES).map(|(kind, _)| *kind).filter(|k| !seen.contains(*k)).collect();
     assert!(missing.is_empty(), "no record of the kinds {missing:?} was seen");
 }

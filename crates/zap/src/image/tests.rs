@@ -81,6 +81,9 @@ fn a_child_is_small_and_as_whole_as_its_parent() {
         let reader = ImageReader::open(path).unwrap();
         reader.verify_layers().and_then(|()| reader.verify_data()).unwrap();
         reader.check_kinds(&[("pod", 1)]).unwrap();
+        for (_, body) in reader.records(inherit::KIND) {
+            assert_eq!(encode(&decode::<inherit::Stretches>(body).unwrap()), body);
+        }
         let length = reader.parts().find(|part| part.0 == "data").unwrap().2;
         let of = |reader: &ImageReader| {
             let mut layer = Vec::new();
