@@ -15,6 +15,9 @@ pub(crate) struct Slot {
     stopped: AtomicU32,
     /// Whether it knows itself.
     begun: AtomicU32,
+    /// How often it was asked whether it is back from its handlers, and how often it has said so.
+    asked: AtomicU32,
+    answered: AtomicU32,
     /// Which kinds of steps it has taken, by their places in [`Op::kinds`]: bits, by its first thread, by another.
     taken: [AtomicU8; 128],
     /// Its threads by number, 0 for one that does not live.
@@ -167,21 +170,43 @@ impl Board {
         }
     }
 
-    /// Waits until a signal that was sent is on its way into a handler, or is bound to wait: the next one shall find things
-    /// as in any other run.
-    pub(crate) fn see_delivered(&self, pid: i32, signal: i32) {
+    /// Waits until signals that have come are on their way into a handler, or are bound to wait.
+    pub(crate) fn await_delivery(&self, slot: usize) {
+        let signals = raw::BLOCKABLE.iter().fold(0, |all, signal| all | 1u64 << (signal - 1));
         let waits = |task: &std::path::Path| {
             let status = masks::shown(task.join("status"));
-            let has = |name: &str| {
+            let set = |name: &str| {
                 let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-                u64::from_str_radix(line.trim(), 16).unwrap_or(0) >> (signal - 1) & 1 == 1
+                u64::from_str_radix(line.trim(), 16).unwrap_or(0)
             };
             let stands = ['T', 'Z', 'X'].into_iter().any(|state| status.contains(&format!("State:\t{state}")));
-            (has("ShdPnd:") || has("SigPnd:")) && !has("SigBlk:") && !stands
+            (set("ShdPnd:") | set("SigPnd:")) & !set("SigBlk:") & signals != 0 && !stands
         };
-        while tasks(pid).iter().any(|task| waits(task)) {
+        while tasks(self.pid(slot)).iter().any(|task| waits(task)) {
             std::thread::sleep(std::time::Duration::from_micros(200));
         }
+    }
+
+    /// Asks a process whether its threads are back from handlers that they were in, and waits for the answer, unless it is stopped.
+    pub(crate) fn ask(&self, slot: usize) {
+        let Slot { asked, answered, .. } = &self.slots[slot];
+        let number = asked.fetch_add(1, SeqCst) + 1;
+        self.wake();
+        while answered.load(SeqCst) != number && state_of(self.pid(slot)) != Some('T') {
+            std::thread::sleep(std::time::Duration::from_micros(50));
+        }
+    }
+
+    /// The number of what the process of `slot` was asked and has not answered.
+    pub(crate) fn question(&self, slot: usize) -> Option<u32> {
+        let Slot { asked, answered, .. } = &self.slots[slot];
+        let number = asked.load(SeqCst);
+        (answered.load(SeqCst) != number).then_some(number)
+    }
+
+    /// Answers it.
+    pub(crate) fn answer(&self, slot: usize, question: u32) {
+        self.slots[slot].answered.store(question, SeqCst);
     }
 
     /// Living processes that the kernel shows as stopped.
@@ -197,19 +222,28 @@ impl Board {
         self.wake();
     }
 
-    /// Waits until the process that is ending has ended, and ends its turn.
-    pub(crate) fn see_off(&self, steps: &[Step]) {
+    /// Whether a process was ending; it has ended then.
+    pub(crate) fn see_off(&self) -> bool {
         let pid = self.leaving.load(SeqCst);
         if pid == 0 {
-            return;
+            return false;
         }
         // While other threads of it are ending, nobody can bury it.
         let alive = || state_of(pid).is_some_and(|state| state != 'Z' || threads_of(pid).len() > 1);
-        while alive() {
+        while alive() || self.is_anyone_to_be_buried() {
             std::thread::sleep(std::time::Duration::from_micros(200));
         }
         self.leaving.store(0, SeqCst);
-        self.advance(steps);
+        true
+    }
+
+    /// Whether PID 1 has not come yet to bury some of those whose parents have ended: they count as of their groups.
+    fn is_anyone_to_be_buried(&self) -> bool {
+        let count = self.slot_count.load(SeqCst) as usize;
+        (0..count).any(|slot| {
+            let stat = masks::shown(format!("/proc/{}/stat", self.pid(slot)));
+            stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z 1 "))
+        })
     }
 
     /// A name for a PID that is the same in every run.

@@ -123,7 +123,10 @@ impl Process {
             Kind::Packets | Kind::Udp | Kind::Datagrams => contents.store(inside as u32 + 1, SeqCst),
             _ => contents.store((inside + bytes) as u32, SeqCst),
         }
-        format!("{} {:?}", channel.number, channel.put(&pattern(now, bytes)))
+        let put = channel.put(&pattern(now, bytes));
+        // Somebody else may be told of it by an epoll instance.
+        self.await_contents(channel);
+        format!("{} {put:?}", channel.number)
     }
 
     fn take(&self, channel: &Channel, bytes: usize) -> String {

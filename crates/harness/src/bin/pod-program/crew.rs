@@ -143,15 +143,22 @@ impl Desk {
                 Some(Op::Leave) if !process.thread().in_handler && !process.thread().has_forked => {
                     return self.answer(None);
                 }
-                Some(Op::Handler) if process.thread().in_handler => {
-                    process.thread_mut().in_handler = false;
-                    return self.answer(Some("comes back".into()));
+                Some(Op::Handler) if process.thread().in_handler => return,
+                Some(Op::Handler) => {
+                    handler::run_within(&mut || {
+                        process.thread_mut().in_handler = true;
+                        self.answer(Some("goes on within".into()));
+                        self.serve();
+                    });
+                    let adopted = ADOPTED.get();
+                    if adopted.is_null() {
+                        process.thread_mut().in_handler = false;
+                        self.answer(Some("comes back".into()));
+                    } else {
+                        // SAFETY: as below.
+                        unsafe { &mut *adopted }.come_back();
+                    }
                 }
-                Some(Op::Handler) => handler::run_within(&mut || {
-                    process.thread_mut().in_handler = true;
-                    self.answer(Some("goes on within".into()));
-                    self.serve();
-                }),
                 Some(op) => match process.perform(now, op) {
                     Some(said) => self.answer(Some(said)),
                     None => ADOPTED.set(process),
@@ -302,7 +309,7 @@ impl Process {
     }
 
     /// Sends a signal with a value to one thread.
-    pub(super) fn direct(&self, now: usize, to: u8, thread: u8, signal: u8) -> String {
+    pub(super) fn direct(&mut self, now: usize, to: u8, thread: u8, signal: u8) -> String {
         let living = self.board.living();
         let to = living[usize::from(to) % living.len()];
         let threads = self.board.threads(to);
@@ -311,7 +318,7 @@ impl Process {
         let signal = raw::OF_THREADS[usize::from(signal) % raw::OF_THREADS.len()];
         let value = raw::DIRECTED * (number as i32 + 1) + now as i32;
         let sent = raw::send_to_thread(self.board.pid(to), id, signal, value);
-        self.board.see_delivered(self.board.pid(to), signal);
+        self.alarmed.push(to);
         format!("to p{to}t{number} {sent}")
     }
 }

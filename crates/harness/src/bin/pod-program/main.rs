@@ -48,6 +48,8 @@ struct Process {
     threads_born: usize,
     /// Whether there ever were more than one, here or where it was forked.
     had_threads: bool,
+    /// To whom this turn may have brought signals.
+    alarmed: Vec<usize>,
 }
 
 fn main() {
@@ -78,6 +80,7 @@ fn main() {
         acting: 0,
         threads_born: 1,
         had_threads: false,
+        alarmed: Vec::new(),
     };
     process.run();
 }
@@ -87,8 +90,14 @@ impl Process {
     fn run(&mut self) {
         loop {
             let generation = self.board.generation();
-            if self.slot == 0 {
-                self.board.see_off(self.steps);
+            if let Some(question) = self.board.question(self.slot) {
+                self.call_roll();
+                self.board.answer(self.slot, question);
+            }
+            if self.slot == 0 && self.board.see_off() {
+                // Children may have been told.
+                self.alarmed = self.board.living();
+                self.end_turn();
             }
             if !self.board.is_turn_of(self.slot) {
                 self.board.wait(generation);
@@ -107,16 +116,15 @@ impl Process {
                     self.say(now, &said);
                     self.strike_off();
                 }
-                Op::Handler if self.thread().in_handler => {
-                    self.say(now, "comes back");
-                    self.thread_mut().in_handler = false;
-                    return;
+                Op::Handler if self.thread().in_handler => return,
+                Op::Handler => {
+                    handler::run_within(&mut || {
+                        self.thread_mut().in_handler = true;
+                        self.say(now, "goes on within");
+                        self.run();
+                    });
+                    self.come_back();
                 }
-                Op::Handler => handler::run_within(&mut || {
-                    self.thread_mut().in_handler = true;
-                    self.say(now, "goes on within");
-                    self.run();
-                }),
                 // A child that was just born has no turn to end.
                 _ => {
                     if let Some(said) = self.perform(now, &step.op) {
@@ -128,8 +136,24 @@ impl Process {
     }
 
     /// Notes what came of a step, and ends the turn.
-    fn say(&self, now: usize, said: &str) {
+    fn say(&mut self, now: usize, said: &str) {
         self.board.note(&format!("{now} {} {:?}: {said}", self.acting_name(), self.steps[now].op));
+        self.end_turn();
+    }
+
+    /// Says that it has come back from a handler: with what is blocked as it was before.
+    fn come_back(&mut self) {
+        self.thread_mut().in_handler = false;
+        self.say(self.board.step(), "comes back");
+    }
+
+    /// The next one shall find things as in any other run: signals that have come are where they belong, and handlers are over.
+    fn end_turn(&mut self) {
+        let alarmed = std::mem::take(&mut self.alarmed);
+        alarmed.iter().for_each(|slot| self.board.await_delivery(*slot));
+        for slot in alarmed {
+            if slot == self.slot { self.call_roll() } else { self.board.ask(slot) }
+        }
         self.board.advance(self.steps);
     }
 
@@ -180,16 +204,21 @@ impl Process {
             Op::Leave | Op::Await(_) => "never".into(),
             Op::Ring(which) => self.ring(*which),
             Op::Direct { to, thread, signal } => self.direct(now, *to, *thread, *signal),
-            Op::Alarm(_) | Op::User(_) | Op::Tune { .. } => traits::perform(op, self.slot),
+            Op::Alarm(number) => {
+                self.alarmed.push(self.slot);
+                raw::alarm(*number)
+            }
+            Op::User(_) | Op::Tune { .. } => traits::perform(op, self.slot),
             Op::Block(signal) => self.mask(libc::SIG_BLOCK, *signal),
             Op::Unblock(signal) => self.mask(libc::SIG_UNBLOCK, *signal),
             Op::Send { to, signal } => {
                 let living = self.board.living();
-                let to = self.board.pid(living[usize::from(*to) % living.len()]);
+                let slot = living[usize::from(*to) % living.len()];
+                let to = self.board.pid(slot);
                 self.board.senders[now].store(getpid().as_raw(), SeqCst);
                 let signal = raw::SIGNALS[usize::from(*signal) % raw::SIGNALS.len()];
                 let sent = raw::send(to, signal, now as i32);
-                self.board.see_delivered(to, signal);
+                self.alarmed.push(slot);
                 format!("to {} {sent}", self.board.name(to))
             }
             Op::Umask(mask) => format!("{:o}", umask(Mode::from_bits_truncate(u32::from(*mask))).bits()),
@@ -270,7 +299,7 @@ impl Process {
         format!("p{slot} {stopped}")
     }
 
-    fn go_on(&self, to: u8) -> String {
+    fn go_on(&mut self, to: u8) -> String {
         let stopped = self.board.stopped();
         if stopped.is_empty() {
             return "nobody".into();
@@ -279,6 +308,7 @@ impl Process {
         let done = raw::kill(self.board.pid(slot), libc::SIGCONT);
         if done == 0 {
             self.board.set_stopped(slot, false);
+            self.alarmed.push(slot);
         }
         format!("p{slot} {done}")
     }

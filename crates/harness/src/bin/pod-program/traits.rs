@@ -12,7 +12,6 @@ pub(super) fn perform(op: &Op, slot: usize) -> String {
         Op::User(_) if slot == 0 => "never".into(),
         // Of the thread alone: the C library's would do it for all.
         Op::User(number) => raw::become_user(1000 + u32::from(*number % 3)).to_string(),
-        Op::Alarm(number) => raw::alarm(*number),
         Op::Tune { what, value } => tune(what % 16, *value),
         _ => "no such thing".into(),
     }
