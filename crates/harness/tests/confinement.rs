@@ -211,6 +211,57 @@ fn nothing_gets_out_or_looks_out() {
     }
 }
 
+/// Gets hold of zap's own program, which a command begins as, and tries to write to it when nobody runs it but PID 1.
+const OVERWRITER: &str = "
+import os, time
+def held():
+    while True:
+        for number in filter(str.isdigit, os.listdir('/proc')):
+            try:
+                if number != '1' and os.path.basename(os.readlink(f'/proc/{number}/exe')) == 'zap':
+                    return os.open(f'/proc/{number}/exe', os.O_PATH), number
+            except OSError:
+                pass
+while True:
+    program, number = held()
+    print('held', flush=True)
+    while os.path.exists(f'/proc/{number}'): time.sleep(0.001)
+    try:
+        os.open(f'/proc/self/fd/{program}', os.O_WRONLY)
+        print('OPENED', flush=True)
+    except OSError as error:
+        print('refused', error.errno, flush=True)
+    os.close(program)
+";
+
+/// The program of zap that a pod's PID 1 runs is a file of the host's: who is run as it, by its link, cannot write to it.
+#[test]
+fn the_program_of_pid_1_is_not_written_to() {
+    let outside = Outside::new().unwrap();
+    let image = outside.lab.directory().join("image");
+    let image = image.to_str().unwrap();
+    outside.zap(&["run", "-d", "-n", "over", "--net", "private", "--", "python3", "-c", OVERWRITER]).unwrap();
+    let refused = || -> Result<usize> {
+        let log = outside.zap(&["logs", "over"])?;
+        ensure!(!log.contains("OPENED"), "it has printed {log:?}");
+        Ok(log.lines().filter(|line| *line == format!("refused {}", libc::ETXTBSY)).count())
+    };
+    for _ in ["in a new pod", "after a restart"] {
+        let before = refused().unwrap();
+        wait_until("it to be refused", || {
+            // Each is there for a moment only.
+            outside.zap(&["exec", "over", "/proc/self/exe", "--version"])?;
+            ensure!(refused()? > before, "it was not refused once more");
+            Ok(())
+        })
+        .unwrap();
+        outside.zap(&["checkpoint", "over", "-o", image]).unwrap();
+        outside.zap(&["restart", image, "-d"]).unwrap();
+        fs::remove_dir_all(image).unwrap();
+    }
+    refused().unwrap();
+}
+
 /// A device that is bound into a pod works there, others do not.
 #[test]
 fn a_device_that_is_bound_works() {

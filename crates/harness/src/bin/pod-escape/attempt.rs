@@ -26,11 +26,20 @@ pub(crate) type Attempt = (&'static str, fn(&Facts, &Kept) -> Tried);
 pub(crate) struct Kept {
     pub(crate) root: File,
     pub(crate) bind: File,
+    pub(crate) proc: File,
+    pub(crate) namespace: File,
+    pub(crate) groups: File,
 }
 
 impl Kept {
     pub(crate) fn open(facts: &Facts) -> std::io::Result<Kept> {
-        Ok(Kept { root: File::open("/")?, bind: File::open(&facts.bind)? })
+        Ok(Kept {
+            root: File::open("/")?,
+            bind: File::open(&facts.bind)?,
+            proc: File::open("/proc")?,
+            namespace: File::open("/proc/self/ns/net")?,
+            groups: File::open("/sys/fs/cgroup")?,
+        })
     }
 }
 

@@ -40,6 +40,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     ("ports", |_, _| plain(libc::SYS_iopl, [3, 0, 0, 0, 0, 0])),
     ("port", |_, _| plain(libc::SYS_ioperm, [0x80, 1, 1, 0, 0, 0])),
     ("new-key", |_, _| plain(libc::SYS_add_key, [0; 6])),
+    ("asked-key", |_, _| plain(libc::SYS_request_key, [0; 6])),
     ("user-keyring", |_, _| plain(libc::SYS_keyctl, [0, -4i64 as u64, 0, 0, 0, 0])),
     ("ring", |_, _| plain(libc::SYS_io_uring_setup, [0; 6])),
     ("hypervisor-socket", |_, _| plain(libc::SYS_socket, [libc::AF_VSOCK as u64, 1, 0, 0, 0, 0])),

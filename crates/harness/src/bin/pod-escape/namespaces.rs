@@ -17,12 +17,17 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         check(call(libc::SYS_pivot_root, [c"/tmp".as_ptr() as u64, c"/tmp".as_ptr() as u64, 0, 0, 0, 0])).map(drop)
     }),
     ("own-namespace-again", |_, _| enter(network()?.as_raw_fd())),
+    ("kept-namespace-again", |_, kept| enter(kept.namespace.as_raw_fd())),
+    ("mount-anew", |_, _| check(call(libc::SYS_fsopen, [c"tmpfs".as_ptr() as u64, 0, 0, 0, 0, 0])).map(drop)),
     ("parent-of-namespace", |_, _| {
         let own = fs::File::open("/proc/self/ns/pid").map_err(io)?;
         check(unsafe { libc::ioctl(own.as_raw_fd(), NS_GET_PARENT) }.into()).map(drop)
     }),
     ("host-name", |_, _| host_name()),
     ("sub-group", |_, _| fs::create_dir("/sys/fs/cgroup/inner").map_err(io)),
+    ("sub-group-by-kept-group", |_, kept| {
+        check(unsafe { libc::mkdirat(kept.groups.as_raw_fd(), c"inner".as_ptr(), 0o700) }.into()).map(drop)
+    }),
     ("leave-group", |_, _| write("/sys/fs/cgroup/cgroup.procs", "0")),
     ("thaw-group", |_, _| write("/sys/fs/cgroup/cgroup.freeze", "0")),
     ("inner-mount-proc", |_, _| inner(0, || mount("proc", "/mnt", 0))),
@@ -79,6 +84,7 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
         let network = network()?;
         inner(libc::CLONE_NEWNET, move || enter(network.as_raw_fd()))
     }),
+    ("inner-kept-namespace", |_, kept| inner(libc::CLONE_NEWNET, || enter(kept.namespace.as_raw_fd()))),
     ("inner-interface", |_, _| inner(0, interface)),
     ("inner-handle-of-namespace", |_, _| inner(0, handle_of_namespace)),
     ("inner-trace-init", |_, _| inner(0, || check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, 1, 0, 0) }).map(drop))),

@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 
 use harness::escape::Facts;
 
-use super::attempt::{Attempt, Failed, Kept, Tried, call, check, io, own, prepare, read, write};
+use super::attempt::{Attempt, Failed, Kept, Tried, c, call, check, io, own, prepare, read, write};
 
 pub(crate) const ATTEMPTS: &[Attempt] = &[
     ("signal-host", |f, _| check(unsafe { libc::kill(f.pid, 0) }.into()).map(drop)),
@@ -41,6 +41,10 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     }),
     ("proc-host", |f, _| read(&format!("/proc/{}/status", f.pid))),
     ("proc-host-root", |f, _| read(&format!("/proc/{}/root{}", f.pid, f.marker))),
+    ("proc-host-by-kept-proc", |f, kept| {
+        let path = c(&format!("{}/status", f.pid));
+        check(unsafe { libc::openat(kept.proc.as_raw_fd(), path.as_ptr(), libc::O_RDONLY) }.into()).map(drop)
+    }),
     ("proc-init-memory", |_, _| write("/proc/1/mem", "x")),
     ("proc-init-maps", |_, _| read("/proc/1/maps")),
     ("proc-init-environment", |_, _| read("/proc/1/environ")),
