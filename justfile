@@ -77,6 +77,10 @@ soak CASES='1000000' MINUTES='100000': build
       target/soak/counts | tee target/verification/soak.csv
     echo "soak: $cases cases in $((SECONDS - begun)) s"
 
+# Have a generated program that failed, the last one or that of FILE, be tried by every run of the tests: `just keep lost-lock`
+keep NAME *FILE:
+    cargo run -q -p harness --bin harness -- keep {{NAME}} {{FILE}}
+
 # Needs `cargo install cargo-llvm-cov` and `rustup component add llvm-tools`; `just coverage --html` shows each line.
 # Lines of crates/zap that tests run, in their own process and in every `zap` that they start
 coverage *ARGS='--summary-only':

@@ -2,6 +2,7 @@
 
 mod demo;
 mod gate;
+mod keep;
 mod list;
 mod picture;
 mod report;
@@ -45,6 +46,10 @@ enum Command {
     DemoMigrate(demo::Arguments),
     /// Everything the paper shows, then the report
     Repro(repro::Arguments),
+    /// Have a generated program that failed be tried by every run of the tests
+    ///
+    /// Example: harness keep lock-lost-by-a-copy
+    Keep(keep::Arguments),
 }
 
 /// What every command that measures is told.
@@ -102,6 +107,7 @@ pub fn main() -> ExitCode {
         Command::Picture(arguments) => picture::run(&arguments),
         Command::DemoMigrate(arguments) => demo::run(&arguments),
         Command::Repro(arguments) => repro::run(&arguments),
+        Command::Keep(arguments) => keep::run(&arguments),
     };
     match result {
         Ok(code) => code,

@@ -63,7 +63,8 @@ impl check::Case for Case {
         std::fs::create_dir_all(verification::directory()).unwrap();
         let file = verification::directory().join(format!("failed-{seed}.json"));
         self.write(&file);
-        Some(format!("ZAP_CASE={} cargo test -p harness --test properties kept", file.display()))
+        let file = file.display();
+        Some(format!("ZAP_CASE={file} cargo test -p harness --test properties kept\nKeep it: just keep NAME {file}"))
     }
 }
 
