@@ -1,6 +1,6 @@
 //! Named fault points: where a test can have zap die, or fail.
 //!
-//! `ZAP_FAULT=NAME` in the environment of `zap checkpoint`, `restart`, `migrate` or `receive` makes the pod's monitor kill itself (SIGKILL) when
+//! `ZAP_FAULT=NAME` in the environment of `zap run`, `checkpoint`, `restart`, `migrate` or `receive` makes the pod's monitor kill itself (SIGKILL) when
 //! it comes to that point; with `ZAP_FAULT=NAME:error` what is being done there fails, as if the kernel had said EIO, and with
 //! `ZAP_FAULT=NAME:full` as if it had said ENOSPC. Nothing else reads it.
 
@@ -9,8 +9,19 @@ use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
-/// Every point, in the order in which a checkpoint, a restart, and the two sides of a migration come to them.
+/// Every point, in the order in which a pod's birth (by a restart, too), a checkpoint, a restart, and the two sides of a
+/// migration come to them.
 pub const POINTS: &[&str] = &[
+    "birth-claimed",
+    "birth-recorded",
+    "birth-grouped",
+    "birth-layered",
+    "birth-cloned",
+    "birth-connected",
+    "birth-ready",
+    "birth-saved",
+    "run-spawned",
+    "run-done",
     "checkpoint-begin",
     "checkpoint-looked-ahead",
     "checkpoint-frozen",
@@ -47,6 +58,15 @@ pub const POINTS: &[&str] = &[
 
 /// Those at which something can fail and the pod is whole yet: not those at which it has ended, or gone to the other side.
 pub const FALLIBLE: &[&str] = &[
+    "birth-claimed",
+    "birth-recorded",
+    "birth-grouped",
+    "birth-layered",
+    "birth-cloned",
+    "birth-connected",
+    "birth-ready",
+    "birth-saved",
+    "run-spawned",
     "checkpoint-begin",
     "checkpoint-looked-ahead",
     "checkpoint-frozen",

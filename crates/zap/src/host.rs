@@ -41,7 +41,7 @@ impl Host {
     /// Makes a pod and runs its command in it, unattended. Returns its name.
     pub fn run(&self, spec: PodSpec) -> Result<String, Failure> {
         let (store, watch) = (self.store.clone(), Watch::default());
-        let start = Start::Run { store, spec: Box::new(spec), address: None, mac: None, watch };
+        let start = Start::Run { store, spec: Box::new(spec), address: None, mac: None, watch, fault: None };
         client::launch::<Born>(&start).map(|(born, _)| born.name)
     }
 

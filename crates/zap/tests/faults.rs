@@ -1,4 +1,4 @@
-//! The pod's monitor is killed at every named point of a checkpoint and of a restart, and what it does fails there.
+//! The pod's monitor is killed at every named point of a birth, a checkpoint and a restart, and what it does fails there.
 
 #![allow(missing_docs)]
 
@@ -9,8 +9,8 @@ mod counter;
 use std::path::Path;
 use std::process::Stdio;
 
-use common::{Done, Host, Outcomes, eventually, fault_points, finish};
-use counter::Counter;
+use common::{Done, Host, Outcomes, eventually, fault_points, finish, kill};
+use counter::{COUNT, Counter, SERVE};
 
 /// A command whose monitor dies, or fails, at a point.
 fn die_at(host: &Host, point: &str, words: &[&str]) -> Done {
@@ -82,6 +82,63 @@ fn network(host: &Host) -> String {
     [&["ip", "-o", "link"][..], &["ip", "-o", "route"], &["nft", "list", "ruleset"]].map(run).concat()
 }
 
+/// Processes that zap has started for this host.
+fn processes(host: &Host) -> Vec<String> {
+    let state = format!("ZAP_STATE={}", host.state().display());
+    let of = |entry: std::fs::DirEntry| {
+        let environment = std::fs::read(entry.path().join("environ")).ok()?;
+        let is_ours = environment.split(|byte| *byte == 0).any(|one| one == state.as_bytes());
+        is_ours.then(|| format!("{:?} {:?}", entry.file_name(), std::fs::read_to_string(entry.path().join("comm"))))
+    };
+    std::fs::read_dir("/proc").unwrap().filter_map(|entry| of(entry.unwrap())).collect()
+}
+
+/// No pod is listed, and nothing of one is there: a host as `before`.
+fn nothing_is_left(host: &Host, before: &str, point: &str) {
+    assert_eq!(host.json(["ls", "--json"]), serde_json::json!([]), "{point}");
+    eventually("no process is left", || processes(host).is_empty());
+    assert!(host.cgroups().is_empty(), "{point}: {:?}", host.cgroups());
+    eventually("the network is as before", || network(host) == before);
+    for place in ["pods", "storage/pods"] {
+        assert_eq!(others(&host.state().join(place), &[]), Vec::<String>::new(), "{point}");
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(host.state().to_str().unwrap()), "{point}");
+}
+
+/// Has a command, which begins a pod that counts, be cut off at these points. The last of all finds the pod begun.
+fn births_are_cut_off(host: &Host, table: &str, words: &[&str], points: impl Iterator<Item = String>, last: &str) {
+    let mut outcomes = Outcomes::of(table);
+    let before = network(host);
+    for point in points {
+        let died = die_at(host, &point, words);
+        assert_eq!(died.code, 125, "{point}: {died:?}");
+        assert!(died.stderr.starts_with("zap: ") && died.stderr.lines().count() == 1, "{point}: {died:?}");
+        let lives = point == last && host.json(["ls", "--json"]) != serde_json::json!([]);
+        outcomes.note_at(&point, if lives { "the pod lives" } else { "nothing is left" });
+        if lives {
+            // All was done.
+            Counter::of(host, "counter").begins();
+            host.ok(["rm", "-f", "counter"]);
+        }
+        nothing_is_left(host, &before, &point);
+        host.ok(words);
+        Counter::of(host, "counter").begins();
+        host.ok(["rm", "-f", "counter"]);
+    }
+    outcomes.write();
+}
+
+#[test]
+fn nothing_is_left_of_a_birth_that_is_killed() {
+    let host = Host::new();
+    let command = format!("{SERVE} {COUNT}");
+    let limits = ["--memory", "512m", "--pids", "100"];
+    let run = [&["run", "-d", "-n", "counter", "-p", "8080:80"][..], &limits, &["--", "sh", "-c", &command]].concat();
+    let points = fault_points("birth-").chain(fault_points("run-"));
+    births_are_cut_off(&host, "birth", &run, points, "run-done");
+}
+
 #[test]
 fn nothing_is_left_of_a_restart_that_is_killed() {
     let host = Host::new();
@@ -91,35 +148,31 @@ fn nothing_is_left_of_a_restart_that_is_killed() {
     let image = image.to_str().unwrap();
     host.ok(["checkpoint", "counter", "-o", image]);
     eventually("the network is as before", || network(&host) == before);
-    let mut outcomes = Outcomes::of("restart");
-    for point in fault_points("restart-") {
-        let point = &*point;
-        let died = die_at(&host, point, &["restart", image, "-d"]);
-        assert_eq!(died.code, 125, "{point}: {died:?}");
-        assert!(died.stderr.starts_with("zap: ") && died.stderr.lines().count() == 1, "{point}: {died:?}");
-        let listed = host.json(["ls", "--json"]);
-        let lives = point == "restart-done" && listed != serde_json::json!([]);
-        let outcome = if lives { "the pod lives" } else { "nothing is left" };
-        outcomes.note_at(point, outcome);
-        if lives {
-            // All was done: the pod lives.
-            Counter::of(&host, "counter").goes_on();
-            host.ok(["rm", "-f", "counter"]);
-        } else {
-            assert_eq!(listed, serde_json::json!([]), "{point}");
-        }
-        assert!(host.cgroups().is_empty(), "{point}");
-        eventually("the network is as before", || network(&host) == before);
-        for place in ["pods", "storage/pods"] {
-            assert_eq!(others(&host.state().join(place), &[]), Vec::<String>::new(), "{point}");
-        }
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(!mounts.contains(host.state().to_str().unwrap()), "{point}");
-        host.ok(["restart", image, "-d"]);
-        Counter::of(&host, "counter").goes_on();
-        host.ok(["rm", "-f", "counter"]);
-    }
-    outcomes.write();
+    let points = fault_points("restart-").chain(fault_points("birth-"));
+    births_are_cut_off(&host, "restart", &["restart", image, "-d"], points, "restart-done");
+}
+
+/// Whoever has the address of a pod that was killed, with its monitor, before anybody took note: nothing is taken from it, and
+/// what led to the other does not lead to it.
+#[test]
+fn a_killed_pod_takes_nothing_from_who_has_its_address() {
+    let host = Host::new();
+    let before = network(&host);
+    Counter::start(&host, "gone", &["-p", "8080:80"]);
+    let (address, known) = (host.row("gone")["address"].clone(), host.json(["inspect", "--json", "gone"]));
+    [&known["monitor"], &known["init"]].iter().for_each(|process| kill(process["pid"].as_i64().unwrap() as i32));
+    eventually("its link is gone", || !network(&host).contains("zap 02:"));
+    assert!(network(&host).contains("8080"), "somebody has taken note");
+    host.ok(["run", "-d", "-n", "heir", "--", "sh", "-c", &format!("{SERVE} {COUNT}")]);
+    assert!(!network(&host).contains("8080"), "{}", network(&host));
+    let heir = Counter::of(&host, "heir");
+    // To list them is to take note.
+    heir.begins();
+    assert_eq!((&host.row("gone")["state"], &host.row("heir")["address"]), (&"stopped".into(), &address));
+    host.ok(["rm", "gone"]);
+    heir.goes_on();
+    host.ok(["rm", "-f", "heir"]);
+    nothing_is_left(&host, &before, "in the end");
 }
 
 /// A destination that says so many bytes and then nothing more: whoever interrupts the command has the pod as it was, also

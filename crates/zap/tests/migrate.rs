@@ -323,9 +323,9 @@ fn the_stream_is_cut_in_the_middle_of_pages() {
     outcomes.write();
 }
 
-fn killed_everywhere(side: &'static str) {
-    let mut outcomes = Outcomes::of(side.trim_end_matches('-'));
-    for point in fault_points(side) {
+fn killed_everywhere(table: &str, points: impl Iterator<Item = String>) {
+    let mut outcomes = Outcomes::of(table);
+    for point in points {
         let point = &*point;
         let (a, b) = (Host::new(), Host::new());
         Counter::start(&a, "counter", &PUBLISHED);
@@ -348,12 +348,12 @@ fn killed_everywhere(side: &'static str) {
 
 #[test]
 fn the_source_is_killed_at_every_point() {
-    killed_everywhere("migrate-");
+    killed_everywhere("migrate", fault_points("migrate-"));
 }
 
 #[test]
 fn the_destination_is_killed_at_every_point() {
-    killed_everywhere("receive-");
+    killed_everywhere("receive", fault_points("receive-").chain(fault_points("birth-")));
 }
 
 /// A line that a child prints on stderr, by what is in it.

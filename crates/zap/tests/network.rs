@@ -27,7 +27,7 @@ impl Host {
 
     fn attach(&self, pod: &Namespace, request: Request<'static>) -> Result<Network, NetworkError> {
         let (config, id) = (self.config.clone(), pod.id());
-        self.namespace.run(move || Network::attach(&config, &request, id))
+        self.namespace.run(move || Network::attach(&config, &request, id, &|_| Ok(())))
     }
 
     fn pod(&self, request: Request<'static>) -> Pod<'_> {

@@ -102,8 +102,10 @@ pub(super) fn run(store: &Store, args: Args) -> Result<u8, Failure> {
     let named = args.name.is_some();
     let mut spec = spec(store, args)?;
     let watch = Watch { attached: !detach, window: if tty { console::window() } else { None } };
+    let fault = crate::fault::wanted();
     let (born, socket) = loop {
-        let start = Start::Run { store: store.clone(), spec: Box::new(spec.clone()), address, mac, watch };
+        let (on, what, fault) = (store.clone(), Box::new(spec.clone()), fault.clone());
+        let start = Start::Run { store: on, spec: what, address, mac, watch, fault };
         match client::launch::<Born>(&start) {
             // Somebody else took the fresh name in the meantime.
             Err(failure)

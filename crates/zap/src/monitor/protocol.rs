@@ -27,6 +27,8 @@ pub enum Start {
         mac: Option<[u8; 6]>,
         /// How the caller watches it.
         watch: Watch,
+        /// The fault point at which the monitor is to die, or to fail.
+        fault: Option<String>,
     },
     /// It restarts an image.
     Restart {

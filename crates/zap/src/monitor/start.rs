@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::frame::{self, Kind};
 use super::protocol::{Answer, Born, Failure, Start, Watch};
 use super::serve::Monitor;
-use super::session::End;
+use crate::fault;
 use crate::files::HashCache;
 use crate::ids::HostPid;
 use crate::migrate::destination;
@@ -59,9 +59,11 @@ pub(super) fn answer<T: Serialize>(socket: &UnixStream, result: Result<T, Failur
 
 fn begin(start: Start, socket: &UnixStream) -> Result<Option<Monitor>, Failure> {
     match start {
-        Start::Run { store, spec, address, mac, watch } => {
+        Start::Run { store, spec, address, mac, watch, fault } => {
+            fault::arm(fault.as_deref());
             let birth = Birth { address, mac, ..Birth::default() };
             let pod = run(store, *spec, birth, watch)?;
+            fault::point("run-done");
             let born = born(&pod, None);
             Ok(Some(welcome(pod, socket, &born, watch)))
         }
@@ -100,9 +102,7 @@ fn run(store: Store, spec: PodSpec, birth: Birth<'_>, watch: Watch) -> Result<Li
         Ok(()) => Ok(pod),
         Err(e) => {
             // A pod whose command cannot run is not left behind.
-            if let Err(second) = pod.destroy(End::Exited(1)) {
-                tracing::error!("{second}");
-            }
+            pod.abandon();
             Err(e.into())
         }
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::SystemTime;
 
+use crate::fault;
 use crate::ids::HostPid;
 use crate::mounts;
 use crate::pod::control::Control;
@@ -35,13 +36,21 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         shim: birth.shim,
         standing: false,
     };
+    let failed = |step: &str| {
+        let (pod, step) = (spec.name.clone(), step.to_owned());
+        move |source: io::Error| PodError::Kernel { pod, step, source }
+    };
+    let passed = |point: &str| fault::fallible(point).map_err(failed(fault::OBJECT));
+    passed("birth-claimed")?;
     let listener = Some(store.listen(&spec.name)?);
     let mut cgroup = Cgroup::of(&store, &spec)?;
     scaffold.cgroup = Some(cgroup.clone());
     let created = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     store.save(&unborn(&spec, &cgroup, &created))?;
+    passed("birth-recorded")?;
     cgroup.make()?;
     devices::confine(&cgroup, &spec.binds)?;
+    passed("birth-grouped")?;
     let sysctls = Sysctls::watch(&cgroup);
     let fresh = birth.unpack.is_none();
     let mut plan = rootfs::plan(&store, &spec, fresh)?;
@@ -57,11 +66,8 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
     if let Some(unpack) = birth.unpack {
         unpack(&rootfs::upper_dir(&store, &spec.name))?;
     }
+    passed("birth-layered")?;
 
-    let failed = |step: &str| {
-        let (pod, step) = (spec.name.clone(), step.to_owned());
-        move |source: io::Error| PodError::Kernel { pod, step, source }
-    };
     let (control, monitor_end) = channel::message_pair().map_err(failed("making a socket"))?;
     let setup = Setup { control: &control, monitor_end: &monitor_end, plan: &plan, hostname: &spec.hostname };
     let own_network = spec.network != NetworkMode::Host;
@@ -78,14 +84,21 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         .start_init(&setup, birth.clocks.unwrap_or_default(), own_network, &directory, &doors)
         .map_err(|(step, source)| failed(step)(source))?;
     drop(control);
+    passed("birth-cloned")?;
     let limits = LimitGroups::create(&cgroup, &spec.limits).map_err(|e| limit_error(&spec.name, e))?;
     scaffold.limits = Some(limits.clone());
-    scaffold.network = connect(&store, &spec, &wishes, init)?;
+    let note = |network: &Network| {
+        let limits = limits.clone();
+        store.save(&Record { network: serde_json::to_value(network).ok(), limits, ..unborn(&spec, &cgroup, &created) })
+    };
+    scaffold.network = connect(&store, &spec, &wishes, init, &note)?;
+    passed("birth-connected")?;
     let process = PidFd::open(init).map_err(failed("opening PID 1"))?;
     Control::await_ready(&spec.name, &monitor_end, &process)?;
     let control = Control::listen(&spec.name, monitor_end, process)?;
     let noted = mounts::note_birth(&spec, init, &store.mounts_file(&spec.name));
     noted.map_err(failed("writing its mounts down"))?;
+    passed("birth-ready")?;
 
     let network = scaffold.finish();
     if let (None, Some(network)) = (&spec.address, &network) {
@@ -116,8 +129,17 @@ pub(super) fn create(store: Store, mut spec: PodSpec, birth: Birth<'_>) -> Resul
         listener,
         _claim: claim,
     };
-    pod.save()?;
-    Ok(pod)
+    let saved = pod.save().and_then(|()| {
+        let pod = pod.spec.name.clone();
+        fault::fallible("birth-saved").map_err(|source| PodError::Kernel { pod, step: fault::OBJECT.into(), source })
+    });
+    match saved {
+        Ok(()) => Ok(pod),
+        Err(error) => {
+            pod.abandon();
+            Err(error)
+        }
+    }
 }
 
 /// What the registry knows of a pod that is being made: enough to tidy up if that is cut off.
@@ -147,7 +169,13 @@ struct Wishes<'a> {
     trail: Option<&'a Trail>,
 }
 
-fn connect(store: &Store, spec: &PodSpec, wishes: &Wishes<'_>, init: HostPid) -> Result<Option<Network>, PodError> {
+fn connect(
+    store: &Store,
+    spec: &PodSpec,
+    wishes: &Wishes<'_>,
+    init: HostPid,
+    note: &dyn Fn(&Network) -> Result<(), PodError>,
+) -> Result<Option<Network>, PodError> {
     let network = |source| PodError::Network { pod: spec.name.clone(), source };
     match spec.network {
         NetworkMode::Host => Ok(None),
@@ -165,7 +193,8 @@ fn connect(store: &Store, spec: &PodSpec, wishes: &Wishes<'_>, init: HostPid) ->
                 former: wishes.former,
                 trail: wishes.trail,
             };
-            Network::attach(&config, &request, init).map(Some).map_err(network)
+            let note = |network: &Network| note(network).map_err(io::Error::other);
+            Network::attach(&config, &request, init, &note).map(Some).map_err(network)
         }
     }
 }

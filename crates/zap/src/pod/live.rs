@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use crate::error::RebuildError;
+use crate::fault;
 use crate::ids::{HostPid, PodPid};
 use crate::look::Console;
 use crate::monitor::log::Log;
@@ -134,6 +135,7 @@ impl LivePod {
             seccomp: self.spec.seccomp.clone(),
         };
         let pid = self.control.spawn(&command, &stdio, self.spec.tty, true)?;
+        fault::fallible("run-spawned").map_err(self.failed(fault::OBJECT))?;
         self.set_main(pid)
     }
 
@@ -403,5 +405,12 @@ impl LivePod {
             session.end(end);
         }
         gone
+    }
+
+    /// Ends it and removes all of it, because it could not be finished: that is the error to tell.
+    pub(crate) fn abandon(self) {
+        if let Err(second) = self.destroy(session::End::Exited(1)) {
+            tracing::error!("{second}");
+        }
     }
 }

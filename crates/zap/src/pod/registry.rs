@@ -133,7 +133,7 @@ impl Store {
         self.pod_dir(name).join("console.log")
     }
 
-    /// The names of all pods, sorted.
+    /// The names of all pods, sorted. What monitors that died before they had recorded anything left is removed.
     pub fn names(&self) -> Result<Vec<String>, PodError> {
         let path = self.state.join("pods");
         let entries = match fs::read_dir(&path) {
@@ -142,7 +142,23 @@ impl Store {
         };
         let mut names: Vec<String> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
         names.sort();
+        let (names, unknown): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| self.is_recorded(name));
+        if !unknown.is_empty() {
+            let _registry = self.lock_registry()?;
+            for name in unknown.iter().filter(|name| self.is_abandoned(name)) {
+                self.forget_unlocked(name)?;
+            }
+        }
         Ok(names)
+    }
+
+    fn is_recorded(&self, name: &str) -> bool {
+        self.pod_dir(name).join(RECORD).exists()
+    }
+
+    /// Whether nobody is about to record something under this name; while the registry is locked nobody begins to.
+    fn is_abandoned(&self, name: &str) -> bool {
+        !self.is_recorded(name) && matches!(self.claim(name), Ok(Some(_)))
     }
 
     /// Takes a name: makes the pod's directories and becomes its monitor. What a monitor that died before it had
@@ -152,8 +168,7 @@ impl Store {
         let dir = self.pod_dir(name);
         match make_dir(&dir) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                let abandoned = !dir.join(RECORD).exists() && self.claim(name)?.is_some();
-                if !abandoned {
+                if !self.is_abandoned(name) {
                     return Err(PodError::Taken(name.to_owned()));
                 }
                 self.forget_unlocked(name)?;

@@ -39,11 +39,7 @@ pub fn take_over(store: Store, name: &str, claim: Claim) -> Result<Found, PodErr
             // Its PID 1 ends with it.
             record.cgroup.kill()?;
             await_end(init);
-            let never_ran = record.main.is_none();
             tidy(&store, record)?;
-            if never_ran {
-                store.forget(name)?;
-            }
             Ok(Found::Ended)
         }
         Some(init) if init.lives() => match adopt(store.clone(), record, claim) {
@@ -109,7 +105,8 @@ fn tidy(store: &Store, mut record: Record) -> Result<(), PodError> {
     record.limits.remove();
     record.cgroup.remove()?;
     rootfs::remove_layers(&store.storage_dir(&name))?;
-    if record.spec.remove {
+    // A pod without a first command is one whose making was cut off.
+    if record.spec.remove || record.main.is_none() {
         return store.forget(&name);
     }
     record.state = PodState::Stopped;

@@ -37,8 +37,7 @@ impl<'a> Counter<'a> {
     pub(crate) fn start_command(host: &'a Host, name: &str, options: &[&str], command: &[&str]) -> Counter<'a> {
         host.ok([&["run", "-d", "-n", name], options, &["--"], command].concat());
         let counter = Counter::of(host, name);
-        eventually("it serves", || counter.calls().iter().all(|call| call.code == 0));
-        counter.goes_on();
+        counter.begins();
         counter
     }
 
@@ -67,6 +66,12 @@ impl<'a> Counter<'a> {
             finish(self.host.command("timeout").args([ANSWERS_WITHIN, "bash", "-c", &script]))
         };
         places.map(call).collect()
+    }
+
+    /// Waits until it counts, and is reached.
+    pub(crate) fn begins(&self) {
+        eventually("it serves", || self.calls().iter().all(|call| call.code == 0));
+        self.goes_on();
     }
 
     /// It counts on, has neither left out nor repeated a number, and is reached.

@@ -1,10 +1,18 @@
 //! Who has which address. A lease is a link: its name says the address, its alias the MAC address and the pod.
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
 
-use super::links::Link;
-use super::{NetworkError, Request, forwarder};
+use super::filter::{self, Family};
+use super::links::{self, FarEnd, Link};
+use super::netlink::{Batch, Channel};
+use super::trail::End;
+use super::{ETH0, Network, NetworkError, Request, bridge, former_place, forwarder, kernel};
+use crate::ids::HostPid;
 use crate::pod::AddressPlan;
 use crate::pod::host_config::{HostConfig, Subnet};
 
@@ -30,6 +38,73 @@ pub(super) fn leased(link: &Link) -> Option<Ipv4Addr> {
 pub(super) fn of_link(name: &str) -> Option<Ipv4Addr> {
     let digits = name.strip_prefix("zv").filter(|d| d.len() == 8)?;
     u32::from_str_radix(digits, 16).ok().map(Ipv4Addr::from_bits)
+}
+
+impl Network {
+    /// Chooses an address, which is taken when the link is made that is named after it.
+    pub(super) fn lease(
+        config: &HostConfig,
+        request: &Request<'_>,
+        init: HostPid,
+        channel: &Channel,
+    ) -> Result<Network, NetworkError> {
+        let links = bridge::list(channel)?;
+        let outer = choose(config, request, &links)?;
+        let inner = request.inner.unwrap_or(&outer).clone();
+        let former = former_place(config, request, &outer, &inner, channel)?;
+        let gateway_mac = || bridge::hardware_address(config, channel);
+        let trail = request.trail.map(|trail| gateway_mac().map(|mac| End::new(trail, mac))).transpose()?;
+        let link = link_name(outer.ipv4);
+        let alias = link_alias(request.pod, outer.mac);
+        // The kernel takes an index for the far end only when it is given one for the near end.
+        let index = links.last().map_or(1, |l| l.index) + 1;
+        let publish = request.publish.to_vec();
+        Ok(Network {
+            config: config.clone(),
+            init,
+            link,
+            index,
+            alias,
+            inner,
+            outer,
+            publish,
+            former,
+            trail,
+            held: Vec::new(),
+            waiting_room: OnceLock::new(),
+        })
+    }
+
+    /// Makes the link, once that it will be there is written down.
+    pub(super) fn make_link(
+        &self,
+        channel: &Channel,
+        bridge: u32,
+        note: &dyn Fn(&Network) -> io::Result<()>,
+    ) -> Result<(), NetworkError> {
+        let namespace =
+            File::open(self.init.proc("ns/net")).map_err(kernel("opening", "the pod's network namespace"))?;
+        note(self).map_err(kernel("writing down", "the pod's connection"))?;
+        // Rules of somebody who had the address and has not been tidied up after. Where none can be looked for there are none.
+        for family in [Family::Inet, Family::Device] {
+            if filter::has_table(family, &self.link).unwrap_or_default() {
+                filter::delete_table(family, &self.link)?;
+            }
+        }
+        let (name, index) = ETH0;
+        let far = FarEnd { name, index, mac: Some(self.inner.mac), namespace: Some(namespace.as_raw_fd()) };
+        let mut batch = Batch::default();
+        links::add_veth(&mut batch, &self.link, self.index, Some(bridge), &far);
+        links::set_alias(&mut batch, &self.link, &self.alias);
+        links::set_up(&mut batch, &self.link);
+        Ok(channel.run(&batch)?)
+    }
+
+    /// Whether the link of this name is not the pod's: that went with the pod's last process, and somebody has the address now.
+    pub(super) fn is_somebody_elses(&self, links: &[Link]) -> bool {
+        let same_name = links.iter().find(|link| link.name == self.link);
+        same_name.is_some_and(|link| !self.alias.is_empty() && (link.index, &link.alias) != (self.index, &self.alias))
+    }
 }
 
 /// The addresses of this host that go with an IPv4 address.

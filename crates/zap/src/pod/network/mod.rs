@@ -26,10 +26,8 @@ mod translate;
 mod waiting_room;
 mod way_out;
 
-use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
@@ -41,7 +39,7 @@ use crate::sys::packet;
 use filter::Family;
 use former::{FormerPlace, Kept};
 use line::Line;
-use links::{FarEnd, PortState};
+use links::PortState;
 use netlink::{Batch, Behind, Channel};
 use trail::{End, Trail};
 use waiting_room::{Waiting, WaitingRoom};
@@ -74,6 +72,9 @@ pub struct Network {
     init: HostPid,
     link: String,
     index: u32,
+    /// What the link is told apart by from that of whoever has the address next.
+    #[serde(default)]
+    alias: String,
     inner: AddressPlan,
     outer: AddressPlan,
     publish: Vec<Publish>,
@@ -144,14 +145,20 @@ const ETH0: (&str, u32) = ("eth0", 64);
 
 impl Network {
     /// Connects the network namespace of `init` (a fresh one) to the bridge of ours: leases an address, makes the veth, and
-    /// gives the pod `eth0` and `lo`. On failure nothing is left.
-    pub fn attach(config: &HostConfig, request: &Request<'_>, init: HostPid) -> Result<Network, NetworkError> {
+    /// gives the pod `eth0` and `lo`. It is written down by `note` before there is anything of it. On failure nothing is left.
+    pub fn attach(
+        config: &HostConfig,
+        request: &Request<'_>,
+        init: HostPid,
+        note: &dyn Fn(&Network) -> io::Result<()>,
+    ) -> Result<Network, NetworkError> {
         let channel = open()?;
         let held = publish::hold(request.publish)?;
         let mut network = {
             let _lock = namespace::lock().map_err(kernel("locking", "the network namespace"))?;
             let bridge = bridge::ensure(config, &channel)?;
-            Network::lease(config, request, init, &channel, bridge)
+            Network::lease(config, request, init, &channel)
+                .and_then(|network| network.make_link(&channel, bridge, note).map(|()| network))
                 .inspect_err(|_| drop(bridge::remove_if_idle(config, &channel, None, Behind::Thread)))?
         };
         network.held = held;
@@ -165,47 +172,6 @@ impl Network {
             let _ = network.detach();
         })?;
         Ok(network)
-    }
-
-    /// Takes an address by making the link that is named after it.
-    fn lease(
-        config: &HostConfig,
-        request: &Request<'_>,
-        init: HostPid,
-        channel: &Channel,
-        bridge: u32,
-    ) -> Result<Network, NetworkError> {
-        let namespace = File::open(init.proc("ns/net")).map_err(kernel("opening", "the pod's network namespace"))?;
-        let links = bridge::list(channel)?;
-        let outer = lease::choose(config, request, &links)?;
-        let inner = request.inner.unwrap_or(&outer).clone();
-        let former = former_place(config, request, &outer, &inner, channel)?;
-        let gateway_mac = || bridge::hardware_address(config, channel);
-        let trail = request.trail.map(|trail| gateway_mac().map(|mac| End::new(trail, mac))).transpose()?;
-        let link = lease::link_name(outer.ipv4);
-        let (name, index) = ETH0;
-        let far = FarEnd { name, index, mac: Some(inner.mac), namespace: Some(namespace.as_raw_fd()) };
-        // The kernel takes an index for the far end only when it is given one for the near end.
-        let next = links.last().map_or(1, |l| l.index) + 1;
-        let mut batch = Batch::default();
-        links::add_veth(&mut batch, &link, next, Some(bridge), &far);
-        links::set_alias(&mut batch, &link, &lease::link_alias(request.pod, outer.mac));
-        links::set_up(&mut batch, &link);
-        channel.run(&batch)?;
-        let publish = request.publish.to_vec();
-        Ok(Network {
-            config: config.clone(),
-            init,
-            link,
-            index: next,
-            inner,
-            outer,
-            publish,
-            former,
-            trail,
-            held: Vec::new(),
-            waiting_room: OnceLock::new(),
-        })
     }
 
     /// Translates and publishes, where need be: most pods need no rule at all.
@@ -478,6 +444,9 @@ impl Network {
     fn take_away(&self, behind: Behind) -> Result<(), NetworkError> {
         let channel = open()?;
         let _lock = namespace::lock().map_err(kernel("locking", "the network namespace"))?;
+        if self.is_somebody_elses(&bridge::list(&channel)?) {
+            return Ok(());
+        }
         self.remove_rules()?;
         let line = self.former.as_ref().map(|_| former::link_name(&self.link));
         if bridge::remove_if_idle(&self.config, &channel, Some(&self.link), behind)? {
