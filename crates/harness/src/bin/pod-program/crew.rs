@@ -136,6 +136,8 @@ impl Desk {
                         process.thread_mut().awaits = Some(bell.clone());
                         self.answer(Some("waits".into()));
                         let came = bell.wait();
+                        // Its descriptors are free for others as soon as it has answered.
+                        drop(bell);
                         self.answer(Some(came));
                     }
                     Err(error) => self.answer(Some(error.to_string())),
