@@ -28,6 +28,7 @@ use crate::files::{self, FileIdentity, UsedFile};
 use crate::ids::{HostPid, PodPid};
 use crate::image::ImageWriter;
 use crate::ipc::{self, IpcState};
+use crate::kernel;
 use crate::look::Look;
 use crate::memory::{self, LeftBehind, MappedFiles};
 use crate::migrate::strategies::{PreCopy, Strategy};
@@ -191,6 +192,9 @@ fn tell_stages(
 const MOST_ROOM: u64 = 256 << 20;
 const LITTLE_ROOM: usize = 1 << 20;
 
+/// Threads that it is worth having the kernel tell of: to begin with that takes some milliseconds, once, beside all else.
+const MANY_THREADS: u64 = 8;
+
 /// Descriptors that a monitor may have.
 const MOST_FILES: u64 = 1 << 20;
 
@@ -307,6 +311,9 @@ impl Checkpoint<'_> {
         let (give, permission) = Permission::new();
         let (trees, memory) = std::thread::scope(|scope| {
             let (groups, data, handles) = (&groups, &mut data, &mut handles);
+            if population.threads() > MANY_THREADS {
+                scope.spawn(kernel::threads::open);
+            }
             let at_once = taker.is_none();
             let memory = scope.spawn(move || match follows && (at_once || permission.is_given()) {
                 true => {
@@ -332,9 +339,8 @@ impl Checkpoint<'_> {
 
     /// Has room for copies of all files be made: in the hold it would take long.
     fn make_room(&self, population: &Population) {
-        let of =
-            |found: &Found, field| found.status.field(field).and_then(|size| size.parse::<u64>().ok()).unwrap_or(0);
-        let needed: u64 = population.live.iter().map(|found| of(found, "FDSize") + of(found, "Threads")).sum();
+        let size = |found: &Found| found.status.field("FDSize").and_then(|size| size.parse::<u64>().ok()).unwrap_or(0);
+        let needed = population.live.iter().map(size).sum::<u64>() + population.threads();
         if let Err(error) = descriptor::make_room(needed.min(MOST_FILES / 8)) {
             tracing::info!(%error, "the table of descriptors grows as it is needed");
         }

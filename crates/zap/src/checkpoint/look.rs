@@ -112,6 +112,7 @@ fn look_at_files(look: &mut Look<'_>, held: &HeldPod) -> Result<Seen, HoldError>
     let mut stopped = stopped_children(held);
     let mut questions = HashMap::with_capacity(held.processes.len());
     let mut directories = Vec::with_capacity(held.processes.len());
+    files::put_apart(look);
     for process in &held.processes {
         let subject = &process.found.subject;
         let descriptors = files::process_descriptors(look, subject, &capture::pidfd(subject)?)?;
@@ -119,6 +120,7 @@ fn look_at_files(look: &mut Look<'_>, held: &HeldPod) -> Result<Seen, HoldError>
         questions.insert(subject.pod, Questions { descriptors, stopped });
         directories.push(capture::directories(look, subject)?);
     }
+    files::read_apart(look)?;
     Ok((questions, directories))
 }
 

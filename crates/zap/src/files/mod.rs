@@ -75,7 +75,7 @@ pub use regular::verify_root;
 pub(crate) use regular::{Directories, RootFile};
 pub(crate) use reopen::from_host;
 pub(crate) use table::intern_root_file;
-pub use table::{FileTable, describe, finish, intern, intern_file};
+pub use table::{FileTable, describe, finish, intern, intern_file, put_apart, read_apart};
 pub use terminal::{controlling_pty, give_terminal_up, set_foreground, take_terminal};
 
 /// One open file description of the pod, seen through a copy of it that is ours (`pidfd_getfd`).
@@ -202,6 +202,17 @@ pub trait FileKind: Sync {
     /// Kernel → state. The pod is held. Returns the encoded state.
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError>;
 
+    /// Whether [`FileKind::read_apart`] reads files of this kind.
+    fn reads_apart(&self) -> bool {
+        false
+    }
+
+    /// Does what takes long of a capture and needs nothing of other files, on any thread, beside that of others; what it returns
+    /// does the rest. [`FileKind::capture`] does both.
+    fn read_apart(&self, descriptor: &Descriptor) -> Result<Keep, CaptureError> {
+        Err(descriptor.refuse("is of a kind that is not read by itself"))
+    }
+
     /// How the file is opened if that can be done only when every process of the pod exists; [`FileKind::open`] is not
     /// called then.
     fn late(&self, _state: &[u8]) -> Result<Option<Late>, RebuildError> {
@@ -249,6 +260,9 @@ pub trait FileKind: Sync {
         false
     }
 }
+
+/// Gives what was read of a file, by its number, its place in the image; the encoded state.
+pub type Keep = Box<dyn FnOnce(&mut Look<'_>, FileId) -> Vec<u8> + Send>;
 
 /// An open file description in the image.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ use crate::files::{Descriptor, FileKind, FileState, RootFile, kind_of, locks, ow
 use crate::ids::{FileId, HostPid};
 use crate::look::{Look, Subject};
 use crate::namespaces::NamespaceId;
+use crate::parallel;
 use crate::sockets;
 use crate::sys::pidfd::PidFd;
 use crate::sys::{descriptor, file, kcmp};
@@ -25,6 +26,8 @@ pub struct FileTable {
     buckets: HashMap<Key, Vec<usize>>,
     /// Descriptions whose capture refers to others, put off until all have been met.
     late: Vec<(FileId, &'static dyn FileKind, Descriptor)>,
+    /// Descriptions that are read beside each other; none before that is asked for.
+    apart: Option<Vec<(FileId, &'static dyn FileKind, Descriptor)>>,
     /// What the descriptors of the processes led to, by process and number.
     numbers: HashMap<(HostPid, i32), FileId>,
     /// What a number led to in the process that was looked at last.
@@ -81,6 +84,7 @@ impl Default for FileTable {
             most: descriptor::most().unwrap_or(1024) as usize / 2,
             buckets: HashMap::new(),
             late: Vec::new(),
+            apart: None,
             numbers: HashMap::new(),
             latest: HashMap::new(),
             mounts: Mounts::default(),
@@ -226,12 +230,32 @@ pub(crate) fn intern_root_file(look: &mut Look<'_>, file: RootFile) -> Result<Fi
 fn meet(look: &mut Look<'_>, descriptor: Descriptor, key: Key, place: usize) -> Result<FileId, CaptureError> {
     let kind = kind_of(&descriptor)?;
     let id = look.files.insert(key, place, descriptor.file.clone());
-    if kind.refers_to_others() {
-        look.files.late.push((id, kind, descriptor));
-    } else {
-        capture(look, id, kind, &descriptor)?;
+    match &mut look.files.apart {
+        _ if kind.refers_to_others() => look.files.late.push((id, kind, descriptor)),
+        Some(apart) if kind.reads_apart() => apart.push((id, kind, descriptor)),
+        _ => capture(look, id, kind, &descriptor)?,
     }
     Ok(id)
+}
+
+/// From now on descriptions of kinds that take long wait for [`read_apart`].
+pub fn put_apart(look: &mut Look<'_>) {
+    look.files.apart.get_or_insert_default();
+}
+
+/// Captures the descriptions that have been put apart, beside each other.
+pub fn read_apart(look: &mut Look<'_>) -> Result<(), CaptureError> {
+    let apart = look.files.apart.as_mut().map(std::mem::take).unwrap_or_default();
+    let read = |(id, kind, descriptor): (FileId, &'static dyn FileKind, Descriptor)| {
+        // The lines that `capture` asks for are read here already.
+        let keep = kind.read_apart(&descriptor).and_then(|keep| descriptor.info().map(|_| keep));
+        (id, kind, descriptor, keep)
+    };
+    for (id, kind, descriptor, keep) in parallel::map(apart, read) {
+        let state = keep?(look, id);
+        keep_state(look, id, kind, &descriptor, state)?;
+    }
+    Ok(())
 }
 
 /// The mount namespace from whose root the path of a file leads, if it is not the pod's own.
@@ -255,6 +279,17 @@ fn capture(
     descriptor: &Descriptor,
 ) -> Result<(), CaptureError> {
     let state = kind.capture(look, descriptor)?;
+    keep_state(look, id, kind, descriptor, state)
+}
+
+/// Keeps what was captured of a description, with what every kind has.
+fn keep_state(
+    look: &mut Look<'_>,
+    id: FileId,
+    kind: &'static dyn FileKind,
+    descriptor: &Descriptor,
+    state: Vec<u8>,
+) -> Result<(), CaptureError> {
     let (owner, locks) = (owner::capture(descriptor, look.depth)?, locks::capture(descriptor)?);
     let is_elsewhere =
         look.namespaces.has_networks() && (descriptor.link.starts_with(b"socket:") || tun::is_one(descriptor));
@@ -271,6 +306,8 @@ pub fn finish(look: &mut Look<'_>) -> Result<(), CaptureError> {
     while let Some((id, kind, descriptor)) = look.files.late.pop() {
         capture(look, id, kind, &descriptor)?;
     }
+    // What was met on its way in a queue. Of what is read apart, nothing leads to others.
+    read_apart(look)?;
     sockets::reconcile(look)?;
     sockets::complete(look)?;
     look.sockets.complete()

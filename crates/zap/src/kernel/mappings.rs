@@ -12,9 +12,6 @@ pub(crate) use crate::sys::mappings::{Record, Told};
 use crate::sys::memory::MADV_GUARD_INSTALL;
 use crate::sys::userfault;
 
-/// What the kernel calls with every mapping of a process.
-pub(super) const TELLER: &str = "bpf_iter_task_vma";
-
 /// Who tells of mappings, once it was opened; the error is why nobody does.
 static TELLS: OnceLock<io::Result<Mappings>> = OnceLock::new();
 
@@ -28,7 +25,8 @@ struct Mappings {
 
 impl Mappings {
     fn open(kernel: &Kernel) -> io::Result<Mappings> {
-        let function = kernel.teller.ok_or(io::ErrorKind::Unsupported)?;
+        let [function, _] = kernel.tellers;
+        let function = function.ok_or(io::ErrorKind::Unsupported)?;
         if !kernel.has("mm_struct.mm_lock_seq") {
             return Err(io::ErrorKind::Unsupported.into());
         }

@@ -6,6 +6,7 @@
 
 pub(crate) mod mappings;
 mod pages;
+pub(crate) mod threads;
 mod types;
 
 use std::collections::HashMap;
@@ -140,7 +141,28 @@ const OPTIONAL: &[&str] = &[
     "kioctx_table.table",
     "mm_struct.ioctx_table",
     "mm_struct.mm_lock_seq",
+    "sigpending.signal",
+    "task_struct.atomic_flags",
+    "task_struct.clear_child_tid",
+    "task_struct.comm",
+    "task_struct.cred",
+    "task_struct.flags",
+    "task_struct.fs",
+    "task_struct.mempolicy",
+    "task_struct.pdeath_signal",
+    "task_struct.pending",
+    "task_struct.personality",
+    "task_struct.robust_list",
+    "task_struct.sas_ss_flags",
+    "task_struct.sas_ss_size",
+    "task_struct.sas_ss_sp",
+    "task_struct.seccomp",
+    "task_struct.sysvsem",
+    "task_struct.thread_info",
+    "task_struct.timer_slack_ns",
     "tcp_sock.snd_up",
+    "thread_info.flags",
+    "thread_info.syscall_work",
     "vm_area_struct.anon_name",
 ];
 
@@ -153,6 +175,9 @@ const FORMERLY: &[(&str, &str)] = &[
 
 /// The structures whose sizes are of interest.
 const SIZES: &[&str] = &["page", "upid"];
+
+/// What the kernel calls with every mapping of a process, and with every thread.
+const TELLERS: [&str; 2] = ["bpf_iter_task_vma", "bpf_iter_task"];
 
 /// Bytes of a pointer.
 const POINTER: u64 = 8;
@@ -168,8 +193,8 @@ pub(crate) struct Kernel {
     pages: Option<Pages>,
     /// How many PID namespaces lie around the one that we are in.
     level: usize,
-    /// The number of the function that tells of mappings.
-    teller: Option<u32>,
+    /// The numbers of the functions that tell of mappings, and of threads.
+    tellers: [Option<u32>; 2],
 }
 
 /// The one of this process, opened by whoever first asks: ahead of a hold, since it takes some milliseconds. The error is
@@ -188,7 +213,7 @@ impl Kernel {
         let text = std::fs::read("/sys/kernel/btf/vmlinux")?;
         let members = MEMBERS.iter().chain(OPTIONAL).chain(FORMERLY.iter().map(|(_, former)| former));
         let wanted = members.filter_map(|member| member.split('.').next()).chain(SIZES.iter().copied());
-        let types = Types::parse(&text, &wanted.collect(), mappings::TELLER).ok_or(io::ErrorKind::InvalidData)?;
+        let types = Types::parse(&text, &wanted.collect(), &TELLERS).ok_or(io::ErrorKind::InvalidData)?;
         let formerly = |name: &str| {
             let (_, former) = FORMERLY.iter().find(|(now, _)| *now == name)?;
             types.member(former)
@@ -205,7 +230,7 @@ impl Kernel {
             window,
             pages: None,
             level: 0,
-            teller: types.function(),
+            tellers: TELLERS.map(|name| types.function(name)),
             members: members.collect::<io::Result<_>>()?,
             sizes: SIZES.iter().map(size).collect::<io::Result<_>>()?,
         };

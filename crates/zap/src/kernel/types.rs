@@ -17,8 +17,8 @@ pub(crate) struct Types<'t> {
     places: Vec<usize>,
     /// The numbers of the structures that were asked for.
     found: HashMap<&'t str, usize>,
-    /// The number of the function that was.
-    function: Option<u32>,
+    /// The numbers of the functions that were.
+    functions: HashMap<&'t str, u32>,
 }
 
 /// What every type begins with.
@@ -31,8 +31,8 @@ struct Head {
 }
 
 impl<'t> Types<'t> {
-    /// Finds the structures of these names, and a function; `None` if the bytes are no types.
-    pub(crate) fn parse(bytes: &'t [u8], wanted: &HashSet<&str>, function: &str) -> Option<Types<'t>> {
+    /// Finds the structures and the functions of these names; `None` if the bytes are no types.
+    pub(crate) fn parse(bytes: &'t [u8], wanted: &HashSet<&str>, functions: &[&'t str]) -> Option<Types<'t>> {
         const MAGIC: &[u8] = &[0x9f, 0xeb];
         if bytes.get(..2)? != MAGIC {
             return None;
@@ -41,7 +41,7 @@ impl<'t> Types<'t> {
         let after = header(4)?;
         let part = |from: usize, length: usize| bytes.get(after..)?.get(from..)?.get(..length);
         let (types, names) = (part(header(8)?, header(12)?)?, part(header(16)?, header(20)?)?);
-        let mut all = Types { bytes: types, names, places: vec![0], found: HashMap::new(), function: None };
+        let mut all = Types { bytes: types, names, places: vec![0], found: HashMap::new(), functions: HashMap::new() };
         let mut at = 0;
         while at < types.len() {
             let head = all.head(at)?;
@@ -51,8 +51,10 @@ impl<'t> Types<'t> {
             {
                 all.found.insert(name, all.places.len());
             }
-            if head.kind == FUNCTION && all.is_called(head.name, function) {
-                all.function = Some(all.places.len() as u32);
+            if head.kind == FUNCTION
+                && let Some(name) = functions.iter().find(|name| all.is_called(head.name, name))
+            {
+                all.functions.insert(name, all.places.len() as u32);
             }
             all.places.push(at);
             at += HEAD + following(&head)?;
@@ -60,9 +62,9 @@ impl<'t> Types<'t> {
         Some(all)
     }
 
-    /// The number of the function that was asked for.
-    pub(crate) fn function(&self) -> Option<u32> {
-        self.function
+    /// The number of a function that was asked for.
+    pub(crate) fn function(&self, name: &str) -> Option<u32> {
+        self.functions.get(name).copied()
     }
 
     /// How large a structure that was found is, in bytes.
@@ -138,7 +140,7 @@ fn following(head: &Head) -> Option<usize> {
 
 /// Reads some bytes as types, and asks for what is looked for in those of a kernel.
 pub(crate) fn try_types(bytes: &[u8]) {
-    if let Some(types) = Types::parse(bytes, &HashSet::from(["task_struct", "outer"]), "int") {
+    if let Some(types) = Types::parse(bytes, &HashSet::from(["task_struct", "outer"]), &["int"]) {
         let _ = (types.size("outer"), types.member("outer.one"), types.member("task_struct.pid"));
     }
 }
@@ -170,21 +172,21 @@ mod tests {
     fn members_are_found_also_in_what_has_no_name() {
         let mut bytes = types(0);
         let wanted = HashSet::from(["outer"]);
-        let all = Types::parse(&bytes, &wanted, "in").unwrap();
+        let all = Types::parse(&bytes, &wanted, &["in"]).unwrap();
         assert_eq!((all.size("outer"), all.member("outer.in"), all.member("outer.out")), (Some(12), Some(0), None));
-        assert_eq!(all.function(), Some(4));
+        assert_eq!(all.function("in"), Some(4));
         // The structure's own member has another name now: the one in the union is left.
         let second = 24 + 4 * (4 + 6 + 3);
         bytes[second..second + 4].copy_from_slice(&1u32.to_ne_bytes());
-        let all = Types::parse(&bytes, &wanted, "in").unwrap();
+        let all = Types::parse(&bytes, &wanted, &["in"]).unwrap();
         assert_eq!(all.member("outer.in"), Some(8));
         assert_eq!(all.member("outer.int"), Some(0));
     }
 
     #[test]
     fn what_is_cut_off_is_no_type() {
-        assert!(Types::parse(&types(1), &HashSet::new(), "").is_none());
-        assert!(Types::parse(&types(30), &HashSet::new(), "").is_none());
-        assert!(Types::parse(&[], &HashSet::new(), "").is_none());
+        assert!(Types::parse(&types(1), &HashSet::new(), &[]).is_none());
+        assert!(Types::parse(&types(30), &HashSet::new(), &[]).is_none());
+        assert!(Types::parse(&[], &HashSet::new(), &[]).is_none());
     }
 }

@@ -18,7 +18,7 @@ use crate::process::controls::{self, ProcessControls};
 use crate::process::credentials;
 use crate::process::discover::{Found, PodProc, Population, Zombie};
 use crate::process::filters::{self, FilterState};
-use crate::process::hold::{HeldPod, HeldProcess, HoldError, Share, Standing};
+use crate::process::hold::{self, HeldPod, HeldProcess, HoldError, Likes, Share, Standing};
 use crate::process::limits;
 use crate::process::own_directories::{OwnDirectories, Wanderer};
 use crate::process::proc_files::{Stat, Status};
@@ -27,7 +27,7 @@ use crate::process::sharing::{self, Groups, Kinship};
 use crate::process::signals::{self, QueuedSignal};
 use crate::process::state::{EndedState, Inner, Place, ProcessState, TerminalState};
 use crate::process::statuses::Statuses;
-use crate::process::threads::{self, ThreadState};
+use crate::process::threads::{self, Learned, ThreadState};
 use crate::process::timers::{self, TimersState, parse_timers};
 use crate::process::tree::{self, Role, TreeError};
 use crate::procfs;
@@ -99,31 +99,45 @@ struct Numbers {
     personality: u32,
 }
 
-/// Asks every thread but the leaders what only it can tell, and looks at it from outside. Says which have directories of their
-/// own. A job of a tracer.
+/// Asks every thread but the leaders what only it can tell, unless the kernel does, and looks at it from outside. Says which have
+/// directories of their own. A job of a tracer.
 pub fn ask_threads(share: &mut Share, statuses: Arc<Statuses>) -> Result<Vec<(PodPid, Vec<Wanderer>)>, HoldError> {
     let mut batch = Batch::new();
     let questions = threads::ask(&mut batch);
-    for HeldProcess { threads, ground, .. } in &mut share.held {
-        let others = threads.get_mut(1..).unwrap_or_default();
-        Held::begin_all(others, ground, 0, &batch)?;
+    let likes: Vec<Likes> =
+        share.held.iter().map(|process| hold::likes_of_leader(&process.found, &process.threads)).collect();
+    for (HeldProcess { threads, ground, .. }, likes) in share.held.iter_mut().zip(&likes) {
+        Held::begin_all(&mut unlike(threads, likes), ground, 0, &batch)?;
     }
     // Meanwhile they answer.
-    let wanderers = share.held.iter().map(|HeldProcess { found, threads, .. }| {
-        let others = threads.iter().skip(1).map(|held| (held.name.pod, held.name.host));
+    let wanderers = share.held.iter_mut().zip(&likes).map(|(HeldProcess { found, threads, .. }, likes)| {
+        let others = unlike(threads, likes);
+        let others = others.iter().map(|held| (held.name.pod, held.name.host));
         Ok((found.subject.pod, sharing::check_threads(&found.subject, others)?))
     });
     let wanderers: Result<_, CaptureError> = wanderers.collect();
     let mut buffer = Vec::new();
-    for HeldProcess { found, threads, ground, learned, .. } in &mut share.held {
-        let others = threads.get_mut(1..).unwrap_or_default();
-        for (results, held) in Held::finish_all(others, ground, 0, &batch)?.iter().zip(others) {
-            let status = statuses.read(found.subject.host, held.name.host);
-            let status = status.map_err(|_| CaptureError::Vanished(held.name.pod))?;
-            learned.push(threads::capture(held, found.level(), &status, &questions, results, &mut buffer)?);
+    for (HeldProcess { found, threads, ground, learned, .. }, likes) in share.held.iter_mut().zip(&likes) {
+        let results = Held::finish_all(&mut unlike(threads, likes), ground, 0, &batch)?;
+        let mut results = results.iter();
+        for held in threads.iter().skip(1) {
+            if let Some(told) = likes.get(&held.name.host) {
+                learned.push(threads::capture_told(held, told, &mut buffer)?);
+                continue;
+            }
+            let vanished = || CaptureError::Vanished(held.name.pod);
+            let status = statuses.read(found.subject.host, held.name.host).map_err(|_| vanished())?;
+            let results = results.next().ok_or_else(vanished)?;
+            let state = threads::capture(held, found.level(), &status, &questions, results, &mut buffer)?;
+            learned.push(Learned::Whole(state));
         }
     }
     Ok(wanderers?)
+}
+
+/// The threads but for the leader that it does not speak for.
+fn unlike<'t>(threads: &'t mut [Held], likes: &Likes) -> Vec<&'t mut Held> {
+    threads.iter_mut().skip(1).filter(|held| !likes.contains_key(&held.name.host)).collect()
 }
 
 /// Refuses threads with which rings of `io_uring` are registered (`IORING_REGISTER_RING_FDS`): which, the kernel does not say.
@@ -139,12 +153,12 @@ pub fn refuse_registered_rings(share: &mut Share, anybody: bool) -> Result<Vec<(
     let calls: Vec<Call> = (0..MOST).map(enter).collect();
     let may_have = |process: &HeldProcess| anybody || process.has_rings;
     for HeldProcess { threads, ground, .. } in share.held.iter_mut().filter(|process| may_have(process)) {
-        Held::begin_all(threads, ground, 0, &batch)?;
+        Held::begin_all(&mut threads.iter_mut().collect::<Vec<_>>(), ground, 0, &batch)?;
     }
     let is_there = |results: &Results, call: Call| [0, -i64::from(libc::EBADFD)].contains(&results.get(call));
     let mut refused = None;
     for HeldProcess { found, threads, ground, .. } in share.held.iter_mut().filter(|process| may_have(process)) {
-        let results = Held::finish_all(threads, ground, 0, &batch)?;
+        let results = Held::finish_all(&mut threads.iter_mut().collect::<Vec<_>>(), ground, 0, &batch)?;
         if results.iter().any(|results| calls.iter().any(|call| is_there(results, *call))) {
             refused = Some(found.subject.clone());
         }
@@ -318,7 +332,8 @@ fn answers(
     // Read when it was frozen: it has not run since.
     let (level, status) = (process.found.level(), &process.found.status);
     let state = threads::capture(leader, level, status, &asked.thread, &results, buffer)?;
-    let mut threads: Vec<ThreadState> = std::iter::once(state).chain(process.learned.drain(..)).collect();
+    let others: Vec<ThreadState> = process.learned.drain(..).map(|learned| learned.whole(&state)).collect();
+    let mut threads: Vec<ThreadState> = std::iter::once(state).chain(others).collect();
     let hosts = process.threads.iter().map(|held| held.name.host);
     let names: HashMap<i32, i32> = threads.iter().map(|thread| (thread.tid.0, thread.own_tid)).collect();
     let filters = filters::capture_all(&mut threads, hosts, inherited)?;

@@ -124,6 +124,14 @@ pub struct Population {
     pub zombies: Vec<Zombie>,
 }
 
+impl Population {
+    /// How many threads they have, all together.
+    pub fn threads(&self) -> u64 {
+        let of = |found: &Found| found.status.field("Threads").and_then(|threads| threads.parse::<u64>().ok());
+        self.live.iter().filter_map(of).sum()
+    }
+}
+
 /// The namespaces' numbers of a task, the pod's first: what `NSpid` says without the numbers of namespaces around the pod.
 fn pod_numbers(status: &Status, depth: usize) -> Vec<i32> {
     status.namespace_pids().split_off(depth.min(status.namespace_pids().len()))

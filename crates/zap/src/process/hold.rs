@@ -1,12 +1,13 @@
 //! Holding a whole pod: every thread of every process stands still, and each process has ground to act on.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::CaptureError;
 use crate::files;
 use crate::ids::{HostPid, PodPid};
+use crate::kernel::{self, threads::Told};
 use crate::memory::{self, Mapping, policy};
 use crate::process::ahead::MemoryAhead;
 use crate::process::capture::without_vdso;
@@ -15,7 +16,7 @@ use crate::process::discover::{self, Found, PodProc, Zombie};
 use crate::process::sharing::{self, Groups};
 use crate::process::signals;
 use crate::process::statuses::Statuses;
-use crate::process::threads::ThreadState;
+use crate::process::threads::Learned;
 use crate::process::timers;
 use crate::sys::{self, ptrace};
 use crate::tracee::{Ground, Held, Preparing, Seized, Site, TraceeError, seize};
@@ -37,7 +38,7 @@ pub struct HeldProcess {
     /// Those that may have a memory policy of their own, by their first addresses.
     pub asked_about: Vec<u64>,
     /// What was learned of its threads, but for the leader.
-    pub learned: Vec<ThreadState>,
+    pub learned: Vec<Learned>,
 }
 
 /// Mappings, the very ones that were noted ahead if they still are what they were, and the range of addresses among them that
@@ -208,7 +209,8 @@ fn stop_share(share: &mut Share, ahead: Arc<MemoryAhead>) -> Result<Vec<Standing
         if let [only] = &mut threads[..] {
             only.alone = true;
         }
-        refuse_dispatch(&found, &threads)?;
+        let likes = likes_of_leader(&found, &threads);
+        refuse_dispatch(&found, threads.iter().filter(|held| !likes.contains_key(&held.name.host)))?;
         stopped.push((found, threads));
     }
     let households = gathered(stopped, &share.sharers);
@@ -257,9 +259,29 @@ fn gathered(stopped: Vec<Stopped>, sharers: &[Vec<HostPid>]) -> Vec<(Stopped, Ve
     households
 }
 
+/// Threads of a process that the leader speaks for in all that the kernel does not tell, which none of them has run since.
+pub(crate) type Likes = HashMap<HostPid, Told>;
+
+/// Threads that a process has at least for its leader to speak for others.
+const SEVERAL: usize = 2;
+
+/// The threads that [are like](Told::is_like) the leader, with what the kernel tells of them, where it does. The leader's
+/// system calls are its own affair only if it sees to none of them.
+pub(crate) fn likes_of_leader(found: &Found, threads: &[Held]) -> Likes {
+    let is_usual = found.level() == 0 && found.ended.is_none();
+    let (Some(leader), true) = (threads.first(), is_usual && threads.len() >= SEVERAL) else { return Likes::new() };
+    if !matches!(ptrace::dispatch(leader.name.host), Ok(None)) {
+        return Likes::new();
+    }
+    let told = kernel::threads::of(found.subject.host).unwrap_or_default();
+    let Some(first) = told.iter().find(|told| told.thread == leader.name.host).copied() else { return Likes::new() };
+    let is_like = |told: &Told| told.thread != first.thread && told.is_like(&first);
+    told.into_iter().filter(is_like).map(|told| (told.thread, told)).collect()
+}
+
 /// A thread that sees to its own calls lets those of a batch be made while its selector says so. Otherwise they would come
 /// back to it as signals. Nobody can tell before it is held.
-fn refuse_dispatch(found: &Found, threads: &[Held]) -> Result<(), CaptureError> {
+fn refuse_dispatch<'h>(found: &Found, mut threads: impl Iterator<Item = &'h Held>) -> Result<(), CaptureError> {
     const ALLOW: u8 = 0;
     let comes_back = |held: &&Held| {
         let Ok(Some(dispatch)) = ptrace::dispatch(held.name.host) else { return false };
@@ -269,7 +291,7 @@ fn refuse_dispatch(found: &Found, threads: &[Held]) -> Result<(), CaptureError> 
             && sys::memory::read(held.name.host, &[there], &mut selector).is_ok_and(|read| read == 1)
             && selector == [ALLOW])
     };
-    let Some(held) = threads.iter().find(comes_back) else { return Ok(()) };
+    let Some(held) = threads.find(comes_back) else { return Ok(()) };
     Err(found.subject.refuse(
         format!("thread {}", held.name.pod),
         "is in code whose system calls come back to it (PR_SET_SYSCALL_USER_DISPATCH, as in Wine), which cannot be \

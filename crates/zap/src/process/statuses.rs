@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 
 use crate::ids::HostPid;
+use crate::kernel;
 use crate::process::discover::{self, PodProc, Population};
 use crate::process::proc_files::Status;
 use crate::procfs;
@@ -37,8 +38,10 @@ impl Statuses {
             {
                 opened.stats.insert(host, stat);
             }
+            // Where the kernel tells of threads, few are read but the first.
+            let most = left.saturating_sub(1).min(if kernel::threads::are_told() { 1 } else { MOST });
             let open = |thread: HostPid| Some((thread, File::open(path(host, thread)).ok()?));
-            opened.statuses.extend(threads.into_iter().take(left.saturating_sub(1)).filter_map(open));
+            opened.statuses.extend(threads.into_iter().take(most).filter_map(open));
         }
         opened
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{CaptureError, Context};
 use crate::ids::{HostPid, PodPid};
+use crate::kernel::threads::Told;
 use crate::look::Subject;
 use crate::process::controls::{self, ThreadControls};
 use crate::process::credentials::{self, CredentialsState};
@@ -119,6 +120,8 @@ const PR_GET_TID_ADDRESS: i32 = 40;
 /// What personality(2) is called with to change nothing.
 const ASK: u32 = u32::MAX;
 const SECCOMP_MODE_STRICT: i32 = 1;
+/// Bytes of what a list of robust futexes begins with.
+const ROBUST_LIST: u64 = 24;
 
 /// Adds the questions that only the thread can answer.
 pub fn ask(batch: &mut Batch) -> Asked {
@@ -163,42 +166,136 @@ pub fn capture(
     buffer: &mut Vec<u8>,
 ) -> Result<ThreadState, CaptureError> {
     let (tid, pod) = (held.name.host, held.name.pod);
-    let object = || format!("thread {pod}");
-    ptrace::extended_state(tid, buffer).capturing("reading the extended registers", object())?;
+    let seen = Seen::of(held, buffer)?;
     let word = |out: Output| results.output(out).first_chunk().map_or(0, |word| u64::from_ne_bytes(*word));
-    let name = results.output(asked.name);
-    let command = || String::from_utf8_lossy(name.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
-    let pending = queued_signals(tid, false, || Subject { host: tid, pod, command: command() })?;
+    let command = until_zero(results.output(asked.name));
     Ok(ThreadState {
         tid: pod,
         own_tid: held.name.own.1,
         inner: status.innermost("NSpid", level),
-        command: name.split(|b| *b == 0).next().unwrap_or_default().to_vec(),
-        registers: ptrace::registers_to_words(&interrupted::named(&held.registers, &|at, into| {
-            let place = at..at.saturating_add(into.len() as u64);
-            memory::read(tid, std::slice::from_ref(&place), into).is_ok_and(|read| read == into.len())
-        })),
-        extended: trimmed(buffer).to_vec(),
+        pending: pending(held, command)?,
+        command: command.to_vec(),
+        registers: seen.registers,
+        extended: seen.extended,
         mask: held.mask,
-        pending: pending.into_iter().map(QueuedSignal::new).collect(),
         alternate_stack: signals::alternate_stack(asked.stack, results),
         clear_tid: word(asked.clear_tid),
-        robust_list: sched::robust_list(tid).unwrap_or((0, 24)),
-        rseq: ptrace::rseq_configuration(tid).unwrap_or_default(),
+        robust_list: sched::robust_list(tid).unwrap_or((0, ROBUST_LIST)),
+        rseq: seen.rseq,
         dispatch: ptrace::dispatch(tid).unwrap_or_default(),
         death_signal: word(asked.death_signal) as i32,
         timer_slack: results.get(asked.timer_slack).max(0) as u64,
         credentials: credentials::capture(status, results, asked.securebits),
         personality: u32::try_from(results.get(asked.personality)).ok(),
         directories: None,
-        scheduling: sched::scheduling(tid).capturing("reading the scheduling policy", object())?,
+        scheduling: seen.scheduling,
         controls: asked.controls.answers(results),
-        affinity: sched::affinity(tid).capturing("reading the affinity", object())?,
-        io_priority: sched::io_priority(tid).unwrap_or(0),
+        affinity: seen.affinity,
+        io_priority: seen.io_priority,
         filters: status.field("Seccomp_filters").and_then(|n| n.parse().ok()).unwrap_or(0),
         own_filters: None,
         strict: status.field("Seccomp") == Some("1"),
     })
+}
+
+/// What was learned of a thread other than the first.
+pub enum Learned {
+    /// All that there is to know.
+    Whole(ThreadState),
+    /// What is its own; all else is as with the first thread of its process.
+    Own(ThreadState),
+}
+
+impl Learned {
+    /// All of it. `first` is the first thread of the process.
+    pub fn whole(self, first: &ThreadState) -> ThreadState {
+        match self {
+            Learned::Whole(state) => state,
+            Learned::Own(own) => ThreadState {
+                dispatch: first.dispatch,
+                credentials: first.credentials.clone(),
+                personality: first.personality,
+                controls: first.controls.clone(),
+                filters: first.filters,
+                strict: first.strict,
+                ..own
+            },
+        }
+    }
+}
+
+/// What is a thread's own, where the kernel has told of it and it [is like](Told::is_like) the first thread of its process, which
+/// is in no PID namespace made inside the pod.
+pub(crate) fn capture_told(held: &Held, told: &Told, buffer: &mut Vec<u8>) -> Result<Learned, CaptureError> {
+    let command = until_zero(&told.name);
+    let seen = Seen::of(held, buffer)?;
+    Ok(Learned::Own(ThreadState {
+        tid: held.name.pod,
+        own_tid: held.name.own.1,
+        inner: Vec::new(),
+        command: command.to_vec(),
+        registers: seen.registers,
+        extended: seen.extended,
+        mask: held.mask,
+        pending: if told.has_signals { pending(held, command)? } else { Vec::new() },
+        alternate_stack: told.alternate_stack,
+        clear_tid: told.clear_tid,
+        robust_list: (told.robust_list, ROBUST_LIST),
+        rseq: seen.rseq,
+        dispatch: None,
+        death_signal: told.death_signal,
+        timer_slack: told.timer_slack,
+        credentials: CredentialsState::default(),
+        personality: None,
+        directories: None,
+        scheduling: seen.scheduling,
+        controls: ThreadControls::default(),
+        affinity: seen.affinity,
+        io_priority: seen.io_priority,
+        filters: 0,
+        own_filters: None,
+        strict: false,
+    }))
+}
+
+/// What is seen of a thread from outside, whoever tells of the rest.
+struct Seen {
+    registers: [u64; 27],
+    extended: Vec<u8>,
+    rseq: RseqConfiguration,
+    scheduling: SchedulingAttributes,
+    affinity: Vec<u64>,
+    io_priority: i32,
+}
+
+impl Seen {
+    fn of(held: &Held, buffer: &mut Vec<u8>) -> Result<Seen, CaptureError> {
+        let tid = held.name.host;
+        let object = || format!("thread {}", held.name.pod);
+        ptrace::extended_state(tid, buffer).capturing("reading the extended registers", object())?;
+        Ok(Seen {
+            registers: ptrace::registers_to_words(&interrupted::named(&held.registers, &|at, into| {
+                let place = at..at.saturating_add(into.len() as u64);
+                memory::read(tid, std::slice::from_ref(&place), into).is_ok_and(|read| read == into.len())
+            })),
+            extended: trimmed(buffer).to_vec(),
+            rseq: ptrace::rseq_configuration(tid).unwrap_or_default(),
+            scheduling: sched::scheduling(tid).capturing("reading the scheduling policy", object())?,
+            affinity: sched::affinity(tid).capturing("reading the affinity", object())?,
+            io_priority: sched::io_priority(tid).unwrap_or(0),
+        })
+    }
+}
+
+/// The signals that wait for a thread that is called so.
+fn pending(held: &Held, command: &[u8]) -> Result<Vec<QueuedSignal>, CaptureError> {
+    let (host, pod) = (held.name.host, held.name.pod);
+    let subject = || Subject { host, pod, command: String::from_utf8_lossy(command).into_owned() };
+    Ok(queued_signals(host, false, subject)?.into_iter().map(QueuedSignal::new).collect())
+}
+
+fn until_zero(name: &[u8]) -> &[u8] {
+    name.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 fn trimmed(bytes: &[u8]) -> &[u8] {

@@ -6,12 +6,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use super::common::{self, Fresh, Name, SocketOptions};
-use super::tcp_queues::{Connection, Phase};
+use super::tcp_queues::{Connection, Phase, Queued};
 use super::tcp_repair::Agreed;
 use super::waiting::{connections, has_waiting};
 use super::{address, tcp_fin, tcp_repair, tcp_urgent, unkept};
 use crate::error::{CaptureError, Context, RebuildError};
-use crate::files::{Descriptor, FileKind};
+use crate::files::{Descriptor, FileKind, Keep};
 use crate::ids::FileId;
 use crate::image;
 use crate::look::Look;
@@ -176,20 +176,66 @@ impl Tcp {
     }
 
     fn closed(
-        look: &mut Look<'_>,
         descriptor: &Descriptor,
         local: SocketAddr,
         options: &SocketOptions,
-    ) -> Result<Form, CaptureError> {
+    ) -> Result<(Form, Vec<u8>), CaptureError> {
         let fd = descriptor.as_fd();
         let ready = socket::readiness(fd, libc::POLLIN | libc::POLLRDHUP).capturing("polling", descriptor.object())?;
         if ready & libc::POLLRDHUP == 0 {
-            return Ok(Form::Idle { local: common::bound_to(local, options) });
+            return Ok((Form::Idle { local: common::bound_to(local, options) }, Vec::new()));
         }
         let unread = socket::ioctl_int(fd, libc::FIONREAD).capturing("measuring the queue", descriptor.object())?;
-        let receive = super::tcp_queues::peek(fd, unread as u32).capturing("reading the queue", descriptor.object())?;
+        let queue = super::tcp_queues::peek(fd, unread as u32).capturing("reading the queue", descriptor.object())?;
         let local = (local.port() != 0).then_some(local);
-        Ok(Form::Ended { local, reset: ready & libc::POLLERR != 0, receive: look.data.append(receive) })
+        let receive = image::DataRef { offset: 0, length: queue.len() as u64 };
+        Ok((Form::Ended { local, reset: ready & libc::POLLERR != 0, receive }, queue))
+    }
+}
+
+/// What a socket does, and the bytes that were in its queues.
+#[derive(Debug)]
+enum Doing {
+    Connected(Connection, Queued),
+    Other(Form, Vec<u8>),
+}
+
+impl Doing {
+    fn read(descriptor: &Descriptor, options: &SocketOptions) -> Result<Doing, CaptureError> {
+        let mut info = Info::read(descriptor.as_fd()).capturing("reading TCP_INFO", descriptor.object())?;
+        if Phase::of_state(info.state()).is_some() {
+            if let Some((connection, queued)) = Connection::read(descriptor, &info, options.reuse)? {
+                return Ok(Doing::Connected(connection, queued));
+            }
+            info = Info::read(descriptor.as_fd()).capturing("reading TCP_INFO", descriptor.object())?;
+        }
+        let (local, _) = ends(descriptor)?;
+        let form = match info.state() {
+            LISTEN => {
+                Tcp::refuse_waiting(descriptor, &info)?;
+                Form::Listening { local, backlog: info.backlog() }
+            }
+            CLOSE => return Tcp::closed(descriptor, local, options).map(|(form, queue)| Doing::Other(form, queue)),
+            SYN_SENT => Form::Connecting { local, peer: peer_to_be(descriptor)? },
+            state => {
+                return Err(descriptor.refuse(format!("is in TCP state {state}, which cannot be checkpointed yet")));
+            }
+        };
+        Ok(Doing::Other(form, Vec::new()))
+    }
+
+    /// Gives the bytes a place in the image.
+    fn keep(self, look: &mut Look<'_>) -> Form {
+        match self {
+            Doing::Connected(mut connection, queued) => {
+                connection.keep(look, queued);
+                Form::Connected(connection.into())
+            }
+            Doing::Other(Form::Ended { local, reset, .. }, queue) => {
+                Form::Ended { local, reset, receive: look.data.append(queue) }
+            }
+            Doing::Other(form, _) => form,
+        }
     }
 }
 
@@ -199,23 +245,52 @@ pub(super) fn form(
     descriptor: &Descriptor,
     options: &SocketOptions,
 ) -> Result<Form, CaptureError> {
-    let reuse = options.reuse;
-    let mut info = Info::read(descriptor.as_fd()).capturing("reading TCP_INFO", descriptor.object())?;
-    if Phase::of_state(info.state()).is_some() {
-        if let Some(connection) = Connection::capture(look, descriptor, &info, reuse)? {
-            return Ok(Form::Connected(connection.into()));
+    Doing::read(descriptor, options).map(|doing| doing.keep(look))
+}
+
+/// A socket whose bytes have no place in the image yet.
+struct Read {
+    family: i32,
+    options: SocketOptions,
+    cork: bool,
+    congestion: String,
+    doing: Doing,
+}
+
+impl Read {
+    fn of(descriptor: &Descriptor) -> Result<Read, CaptureError> {
+        let fd = descriptor.as_fd();
+        refuse_layers(descriptor)?;
+        let get = |level, name| socket::get_int(fd, level, name).capturing("reading an option", descriptor.object());
+        let family = get(libc::SOL_SOCKET, libc::SO_DOMAIN)?;
+        let v6: &[&[Name]] = if family == libc::AF_INET6 { &[common::IPV6, common::STREAM6] } else { &[] };
+        let groups = [&[OPTIONS, common::IPV4, common::STREAM4], v6].concat();
+        let mut options = SocketOptions::capture(descriptor, &groups)?;
+        options.add_headers(fd, family);
+        let doing = Doing::read(descriptor, &options)?;
+        unkept::refuse_tcp(descriptor, matches!(doing, Doing::Connected(..)))?;
+        match &doing {
+            Doing::Other(Form::Idle { .. } | Form::Listening { .. }, _) => {
+                options.add_numbers(fd, UNCONNECTED);
+                options.add_numbers(fd, common::UNCONNECTED);
+                options.add_variable(fd, FASTOPEN_KEY);
+            }
+            Doing::Connected(connection, _) if !connection.phase.fin_theirs() => {
+                options.shutdown = common::reading_shut(fd).capturing("polling", descriptor.object())?.into();
+            }
+            _ => {}
         }
-        info = Info::read(descriptor.as_fd()).capturing("reading TCP_INFO", descriptor.object())?;
+        let cork = get(libc::IPPROTO_TCP, libc::TCP_CORK)? != 0;
+        Ok(Read { family, options, cork, congestion: text_option(fd, libc::TCP_CONGESTION), doing })
     }
-    let (local, _) = ends(descriptor)?;
-    match info.state() {
-        LISTEN => {
-            Tcp::refuse_waiting(descriptor, &info)?;
-            Ok(Form::Listening { local, backlog: info.backlog() })
+
+    fn keep(self, look: &mut Look<'_>, id: Option<FileId>, descriptor: &Descriptor) -> Vec<u8> {
+        let Read { family, options, cork, congestion, doing } = self;
+        let state = TcpState { family, options, cork, congestion, form: doing.keep(look) };
+        if let Some(id) = id {
+            look.sockets.pairs.meet(id, descriptor, &state);
         }
-        CLOSE => Tcp::closed(look, descriptor, local, options),
-        SYN_SENT => Ok(Form::Connecting { local, peer: peer_to_be(descriptor)? }),
-        state => Err(descriptor.refuse(format!("is in TCP state {state}, which cannot be checkpointed yet"))),
+        image::encode(&state)
     }
 }
 
@@ -247,39 +322,18 @@ impl FileKind for Tcp {
     }
 
     fn capture(&self, look: &mut Look<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, CaptureError> {
-        let fd = descriptor.as_fd();
-        refuse_layers(descriptor)?;
-        let get = |level, name| socket::get_int(fd, level, name).capturing("reading an option", descriptor.object());
-        let family = get(libc::SOL_SOCKET, libc::SO_DOMAIN)?;
-        let v6: &[&[Name]] = if family == libc::AF_INET6 { &[common::IPV6, common::STREAM6] } else { &[] };
-        let groups = [&[OPTIONS, common::IPV4, common::STREAM4], v6].concat();
-        let mut options = SocketOptions::capture(descriptor, &groups)?;
-        options.add_headers(fd, family);
         let id = look.files.newest();
-        let form = form(look, descriptor, &options)?;
-        unkept::refuse_tcp(descriptor, matches!(form, Form::Connected(_)))?;
-        match &form {
-            Form::Idle { .. } | Form::Listening { .. } => {
-                options.add_numbers(fd, UNCONNECTED);
-                options.add_numbers(fd, common::UNCONNECTED);
-                options.add_variable(fd, FASTOPEN_KEY);
-            }
-            Form::Connected(connection) if !connection.phase.fin_theirs() => {
-                options.shutdown = common::reading_shut(fd).capturing("polling", descriptor.object())?.into();
-            }
-            _ => {}
-        }
-        let state = TcpState {
-            family,
-            options,
-            cork: get(libc::IPPROTO_TCP, libc::TCP_CORK)? != 0,
-            congestion: text_option(fd, libc::TCP_CONGESTION),
-            form,
-        };
-        if let Some(id) = id {
-            look.sockets.pairs.meet(id, descriptor, &state);
-        }
-        Ok(image::encode(&state))
+        Ok(Read::of(descriptor)?.keep(look, id, descriptor))
+    }
+
+    fn reads_apart(&self) -> bool {
+        true
+    }
+
+    fn read_apart(&self, descriptor: &Descriptor) -> Result<Keep, CaptureError> {
+        let read = Read::of(descriptor)?;
+        let descriptor = descriptor.clone();
+        Ok(Box::new(move |look, id| read.keep(look, Some(id), &descriptor)))
     }
 
     fn open(&self, rebuild: &mut Rebuild<'_>, id: FileId, state: &[u8]) -> Result<OwnedFd, RebuildError> {

@@ -102,14 +102,21 @@ pub struct Connection {
     pub receive: DataRef,
 }
 
+/// What was in the queues of a connection: not acknowledged, and not read.
+#[derive(Debug, Default)]
+pub(super) struct Queued {
+    send: Vec<u8>,
+    receive: Vec<u8>,
+}
+
 impl Connection {
-    /// Reads a connection; none if it is over. The pod is held, and nothing reaches it from outside.
-    pub(super) fn capture(
-        look: &mut Look<'_>,
+    /// Reads a connection; none if it is over. The pod is held, and nothing reaches it from outside. Its queues have no place
+    /// in an image before [`keep`](Self::keep).
+    pub(super) fn read(
         descriptor: &Descriptor,
         info: &super::tcp::Info,
         reuse: bool,
-    ) -> Result<Option<Connection>, CaptureError> {
+    ) -> Result<Option<(Connection, Queued)>, CaptureError> {
         let fd = descriptor.as_fd();
         let ends = super::tcp::ends(descriptor)?;
         let (local, peer) = (ends.0, ends.1.ok_or_else(|| unexpected(descriptor, "lack of a peer"))?);
@@ -131,7 +138,9 @@ impl Connection {
         let urgent = urgent.capturing("looking for urgent data in", descriptor.object())?;
         let segment = raw.segment.try_into().map_err(|_| unexpected(descriptor, "segment size"))?;
         let fin_sent = sending.unsent == 0;
-        Ok(Some(Connection {
+        let place = |bytes: &Vec<u8>| DataRef { offset: 0, length: bytes.len() as u64 };
+        let (send, receive) = (place(&sending.bytes), place(&receiving.bytes));
+        let connection = Connection {
             local,
             peer,
             phase,
@@ -144,9 +153,15 @@ impl Connection {
             urgent,
             fin_sent,
             receive_from: receiving.end.wrapping_sub(receiving.unread + u32::from(phase.fin_theirs())),
-            send: look.data.append(sending.bytes),
-            receive: look.data.append(receiving.bytes),
-        }))
+            send,
+            receive,
+        };
+        Ok(Some((connection, Queued { send: sending.bytes, receive: receiving.bytes })))
+    }
+
+    /// Gives what was in its queues a place in the image.
+    pub(super) fn keep(&mut self, look: &mut Look<'_>, queued: Queued) {
+        (self.send, self.receive) = (look.data.append(queued.send), look.data.append(queued.receive));
     }
 
     /// Reads once more what has been received, and whether the peer has closed. False if the connection is over.
@@ -394,16 +409,13 @@ pub(super) fn peek(fd: BorrowedFd<'_>, length: u32) -> std::io::Result<Vec<u8>> 
     if length == 0 {
         return Ok(Vec::new());
     }
-    let mut bytes = vec![0; length as usize];
     let read = super::common::peeking_from_start(fd, || {
-        socket::receive(fd, &mut bytes, libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+        socket::receive_fresh(fd, length as usize, libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
     });
     match read {
-        Ok(length) => bytes.truncate(length),
-        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => bytes.clear(),
-        Err(e) => return Err(e),
+        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Ok(Vec::new()),
+        read => read,
     }
-    Ok(bytes)
 }
 
 /// Puts bytes into a queue, which stays selected.

@@ -154,11 +154,21 @@ fn give(load: &Load) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_bpf, PROGRAM_LOAD, std::ptr::from_ref(load), size_of::<Load>()) })
 }
 
-/// The stream of what a program that goes through things of one thread writes about them. Whoever reads it must know where it
-/// ends: read on, it begins again somewhere (seen on Linux 6.18).
-pub(super) fn iterate(program: &OwnedFd, thread: i32) -> io::Result<File> {
+/// Whose things a program goes through.
+#[derive(Clone, Copy)]
+pub(super) enum Of {
+    Thread(i32),
+    Process(i32),
+}
+
+/// The stream of what a program that goes through things of one thread or process writes about them. Whoever reads it must know
+/// where it ends: read on, it begins again somewhere (seen on Linux 6.18).
+pub(super) fn iterate(program: &OwnedFd, of: Of) -> io::Result<File> {
     // union bpf_iter_link_info: of which thread, of which process, by which descriptor
-    let of = [thread, 0, 0, 0];
+    let of = match of {
+        Of::Thread(thread) => [thread, 0, 0, 0],
+        Of::Process(process) => [0, process, 0, 0],
+    };
     let link = Link {
         program: program.as_raw_fd() as u32,
         target: 0,

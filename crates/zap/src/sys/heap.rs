@@ -17,8 +17,10 @@ pub fn warm(bytes: usize) {
     let room = Vec::<u8>::with_capacity(bytes + PAGE);
     let start = (room.as_ptr() as usize).next_multiple_of(PAGE);
     let length = (room.as_ptr() as usize + room.capacity()).saturating_sub(start) / PAGE * PAGE;
-    for advice in [libc::MADV_HUGEPAGE, MADV_POPULATE_WRITE] {
-        // SAFETY: whole pages inside an allocation of ours; neither advice changes what is in them.
+    // What is there stays as it is then: the kernel, making huge pages of others, would keep us from our memory for milliseconds,
+    // and has been seen to do so in the hold.
+    for advice in [libc::MADV_HUGEPAGE, MADV_POPULATE_WRITE, libc::MADV_NOHUGEPAGE] {
+        // SAFETY: whole pages inside an allocation of ours; no advice changes what is in them.
         unsafe { libc::madvise(start as *mut libc::c_void, length, advice) };
     }
 }

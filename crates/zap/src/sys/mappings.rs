@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::bpf::{self, Instruction};
+use super::bpf::{self, Instruction, Of};
 use super::check;
 
 /// Where the members of the kernel's structures are, in bytes.
@@ -97,7 +97,7 @@ impl Teller {
 
     /// The mappings of the process that has this thread; none of one without memory.
     pub fn read(&self, thread: i32) -> io::Result<Told> {
-        let mut stream = bpf::iterate(&self.0, thread)?;
+        let mut stream = bpf::iterate(&self.0, Of::Thread(thread))?;
         let (mut told, mut bytes) = (Told::default(), vec![0; AT_ONCE]);
         loop {
             let length = stream.read(&mut bytes)?;

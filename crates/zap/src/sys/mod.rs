@@ -34,6 +34,7 @@ pub mod seccomp;
 pub mod seed;
 pub mod socket;
 pub mod tap;
+pub mod tasks;
 pub mod terminal;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -166,6 +166,16 @@ pub fn receive(fd: impl AsFd, buffer: &mut [u8], flags: i32) -> io::Result<usize
     Ok(length as usize)
 }
 
+/// `recv(2)` of up to `most` bytes into memory that was not touched for it.
+pub fn receive_fresh(fd: impl AsFd, most: usize, flags: i32) -> io::Result<Vec<u8>> {
+    let (fd, mut bytes) = (fd.as_fd().as_raw_fd(), Vec::<u8>::with_capacity(most));
+    // SAFETY: the kernel writes at most as many bytes as there is room for.
+    let length = check(unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), most, flags) } as libc::c_long)?;
+    // SAFETY: so many were written; with `MSG_TRUNC` there may have been more than that.
+    unsafe { bytes.set_len((length as usize).min(most)) };
+    Ok(bytes)
+}
+
 /// `send(2)`.
 pub fn send(fd: impl AsFd, bytes: &[u8], flags: i32) -> io::Result<usize> {
     let fd = fd.as_fd().as_raw_fd();

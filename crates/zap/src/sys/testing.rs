@@ -37,3 +37,23 @@ pub(crate) fn exit() -> ! {
     // SAFETY: ends the process without running anything.
     unsafe { libc::_exit(0) }
 }
+
+/// The alternate stack of this thread: address, flags, size.
+pub(crate) fn alternate_stack() -> [u64; 3] {
+    // SAFETY: nothing is set, and the kernel fills in a structure that is ours; zeros are valid.
+    let stack = unsafe {
+        let mut stack: libc::stack_t = std::mem::zeroed();
+        check(libc::sigaltstack(std::ptr::null(), &raw mut stack).into()).unwrap();
+        stack
+    };
+    [stack.ss_sp as u64, stack.ss_flags as u64, stack.ss_size as u64]
+}
+
+/// What this thread has the kernel clear when it ends (`set_tid_address(2)`).
+pub(crate) fn clear_tid() -> u64 {
+    const PR_GET_TID_ADDRESS: i32 = 40;
+    let mut address = 0u64;
+    // SAFETY: the kernel writes one word, which is ours.
+    check(unsafe { libc::prctl(PR_GET_TID_ADDRESS, &raw mut address, 0u64, 0u64, 0u64) }.into()).unwrap();
+    address
+}

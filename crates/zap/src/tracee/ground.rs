@@ -327,9 +327,12 @@ impl Ground {
     }
 
     /// Writes the seats of several threads that are to run the same batch, one behind the other from `first` on.
-    pub(super) fn place_all(&self, first: usize, all: &[Held], batch: &Batch) -> Result<(), TraceeError> {
+    pub(super) fn place_all(&self, first: usize, all: &[&mut Held], batch: &Batch) -> Result<(), TraceeError> {
         if batch.size() > self.seat_size {
             return Err(TraceeError::NoRoom(self.process.1));
+        }
+        if all.is_empty() {
+            return Ok(());
         }
         let mut bytes = Vec::with_capacity(all.len() * self.seat_size);
         for (place, held) in all.iter().enumerate() {

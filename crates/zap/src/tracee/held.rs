@@ -234,7 +234,7 @@ impl Held {
     }
 
     /// Starts the same batch in several threads of a process, in the seats from `first` on.
-    pub fn begin_all(all: &mut [Held], ground: &Ground, first: usize, batch: &Batch) -> Result<(), TraceeError> {
+    pub fn begin_all(all: &mut [&mut Held], ground: &Ground, first: usize, batch: &Batch) -> Result<(), TraceeError> {
         ground.place_all(first, all, batch)?;
         for (place, held) in all.iter_mut().enumerate() {
             held.enter(ground, ground.stub, ground.seat(first + place), None)?;
@@ -244,7 +244,7 @@ impl Held {
 
     /// Waits for the ends of what [`begin_all`](Self::begin_all) started; what each brought back.
     pub fn finish_all(
-        all: &mut [Held],
+        all: &mut [&mut Held],
         ground: &Ground,
         first: usize,
         batch: &Batch,
