@@ -156,7 +156,7 @@ guests! {
     general_registers vector_registers x87 segments
     actions action_works pending pending_thread pending_kinds terminal_full terminal_typed_full terminal_stopped
     pending_all all_handled all_preempted signal_files alternate_stack in_handler autodisarm sigsuspend
-    interval_timers interval_ticks posix_timers posix_ticks absolute_timer thread_timer many_timers many_signals clocks clock_watchers
+    interval_timers interval_ticks posix_timers posix_ticks absolute_timer thread_timer thread_timers_expiring posix_timers_expiring many_timers many_signals clocks clock_watchers
     credentials capabilities no_new_privileges securebits limits names umask cwd cwd_deleted chroot scheduling oom_score
     undumpable personality login_user
     private shared_anonymous file_private file_shared file_deleted copy_on_write huge_pages heap big

@@ -148,13 +148,16 @@ fn slowest(samples: &[Sample], arms: &[&str], workloads: &str) -> Shown {
 fn micro(samples: &[Sample]) -> Shown {
     let of_it = ALL.iter().filter(|target| target.experiment == "overhead-micro");
     let found: Vec<Finding> = of_it.map(|target| finding(samples, *target)).collect();
-    let measured: Vec<_> = found.iter().filter_map(|f| Some((f.target, f.estimate?))).collect();
-    let words = measured.iter().map(|(target, e)| {
-        let unit = target.unit();
-        format!("{}: {:+.1} {unit} (95 % interval {:+.1} to {:+.1})", target.what, e.value, e.low, e.high)
+    let measured: Vec<_> = found.iter().filter_map(|f| Some((f.target, f.estimate?, f.samples))).collect();
+    let words = measured.iter().map(|(target, e, samples)| {
+        let interval = match samples {
+            0..2 => "one run".into(),
+            _ => format!("95 % interval {:+.1} to {:+.1}", e.low, e.high),
+        };
+        format!("{}: {:+.1} {} ({interval})", target.what, e.value, target.unit())
     });
     let words: Vec<String> = words.collect();
-    let is_low = measured.iter().all(|(target, e)| target.unit() != "%" || e.value <= FEW);
+    let is_low = measured.iter().all(|(target, e, _)| target.unit() != "%" || e.value <= FEW);
     (!measured.is_empty()).then(|| (words.join("; ") + ".", is_low))
 }
 

@@ -76,6 +76,7 @@ fn claim(claim: &super::claims::Claim) -> Vec<Cell> {
 fn target(finding: &Finding) -> Vec<Cell> {
     let (unit, of) = (finding.target.unit(), finding.target.experiment);
     let (value, interval) = match finding.estimate {
+        Some(e) if finding.samples < 2 => (format!("{:.2} {unit}", e.value), "one run".into()),
         Some(e) => (format!("{:.2} {unit}", e.value), format!("{:.2} to {:.2} {unit}", e.low, e.high)),
         None => ("–".into(), "–".into()),
     };

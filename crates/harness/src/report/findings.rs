@@ -27,9 +27,12 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    fn of(estimate: Option<Estimate>, limit: f64) -> Self {
+    /// One run says nothing of how far others lie from it: nothing is sure then.
+    fn of(estimate: Option<Estimate>, samples: usize, limit: f64) -> Self {
         match estimate {
             None => Verdict::NotMeasured,
+            Some(e) if samples < 2 && e.value <= limit => Verdict::Likely,
+            Some(_) if samples < 2 => Verdict::Doubtful,
             Some(e) if e.high <= limit => Verdict::Within,
             Some(e) if e.value <= limit => Verdict::Likely,
             Some(e) if e.low <= limit => Verdict::Doubtful,
@@ -84,7 +87,7 @@ pub(super) fn finding(samples: &[Sample], target: Target) -> Finding {
     let among: Vec<Sample> = samples.iter().filter(is_among).cloned().collect();
     let estimate = estimate(&among, &target);
     let count = values(&among, target.experiment, target.workload, target.arm, target.metric).len();
-    Finding { target, estimate, samples: count, verdict: Verdict::of(estimate, target.limit) }
+    Finding { target, estimate, samples: count, verdict: Verdict::of(estimate, count, target.limit) }
 }
 
 /// The number of a target, with its interval.
@@ -138,12 +141,14 @@ pub(crate) mod tests {
 
     #[test]
     fn verdicts_follow_the_interval() {
-        let verdict = |low, value, high| Verdict::of(Some(Estimate { value, low, high }), 10.0);
+        let verdict = |low, value, high| Verdict::of(Some(Estimate { value, low, high }), 5, 10.0);
         assert_eq!(verdict(7.0, 8.0, 9.0), Verdict::Within);
         assert_eq!(verdict(7.0, 8.0, 11.0), Verdict::Likely);
         assert_eq!(verdict(7.0, 11.0, 12.0), Verdict::Doubtful);
         assert_eq!(verdict(11.0, 12.0, 13.0), Verdict::Missed);
-        assert_eq!(Verdict::of(None, 10.0), Verdict::NotMeasured);
+        assert_eq!(Verdict::of(None, 0, 10.0), Verdict::NotMeasured);
+        let of_one_run = |value| Verdict::of(Some(Estimate { value, low: value, high: value }), 1, 10.0);
+        assert_eq!((of_one_run(8.0), of_one_run(12.0)), (Verdict::Likely, Verdict::Doubtful));
     }
 
     #[test]

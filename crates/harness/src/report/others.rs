@@ -40,6 +40,10 @@ fn row(samples: &[Sample], wanted: [&str; 6]) -> Option<Vec<Cell>> {
     let found = bootstrap(&values, &mut StdRng::seed_from_u64(SEED), median)?;
     let [experiment, workload, parameters, arm, metric, unit] = wanted;
     let readable = |value| costs::readable(value, unit);
+    let interval = match values.len() {
+        0..2 => "one run".into(),
+        _ => format!("{} to {}", readable(found.low), readable(found.high)),
+    };
     let what =
         if parameters.is_empty() { workload.into() } else { format!("{workload}, {}", parameters.replace(';', ", ")) };
     Some(vec![
@@ -48,7 +52,7 @@ fn row(samples: &[Sample], wanted: [&str; 6]) -> Option<Vec<Cell>> {
         Cell::words(arm),
         Cell::words(metric),
         Cell::number(readable(found.value)).of(experiment),
-        Cell::number(format!("{} to {}", readable(found.low), readable(found.high))).of(experiment),
+        Cell::number(interval).of(experiment),
     ])
 }
 

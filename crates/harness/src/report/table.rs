@@ -23,8 +23,11 @@ pub(super) fn render(findings: &Findings) -> String {
 
 fn row(finding: &Finding) -> [String; 4] {
     let unit = finding.target.unit();
-    let measured =
-        finding.estimate.map_or("–".into(), |e| format!("{:.1} ({:.1}–{:.1}) {unit}", e.value, e.low, e.high));
+    let measured = match finding.estimate {
+        None => "–".into(),
+        Some(e) if finding.samples < 2 => format!("{:.1} (one run) {unit}", e.value),
+        Some(e) => format!("{:.1} ({:.1}–{:.1}) {unit}", e.value, e.low, e.high),
+    };
     let verdict = finding.verdict.words().to_string();
     [finding.target.what.into(), format!("≤ {} {unit}", finding.target.limit), measured, verdict]
 }

@@ -232,11 +232,20 @@ fn meet(look: &mut Look<'_>, descriptor: Descriptor, key: Key, place: usize) -> 
     let id = look.files.insert(key, place, descriptor.file.clone());
     match &mut look.files.apart {
         _ if kind.refers_to_others() => look.files.late.push((id, kind, descriptor)),
-        Some(apart) if kind.reads_apart() => apart.push((id, kind, descriptor)),
+        Some(apart) if kind.reads_apart() => {
+            apart.push((id, kind, descriptor));
+            // Each of them is open here, and what is read stays in memory until it is kept.
+            if apart.len() >= MOST_APART {
+                read_apart(look)?;
+            }
+        }
         _ => capture(look, id, kind, &descriptor)?,
     }
     Ok(id)
 }
+
+/// Descriptions that are put apart at most.
+const MOST_APART: usize = 256;
 
 /// From now on descriptions of kinds that take long wait for [`read_apart`].
 pub fn put_apart(look: &mut Look<'_>) {

@@ -145,6 +145,10 @@ impl Threads {
         };
         let learn = || {
             let mut bits = [0; 2];
+            // Some are inherited, from whoever began zap.
+            for (option, _, back) in SWITCHES {
+                let _ = tasks::set_switch(option, back);
+            }
             let before = flags()?;
             for (option, set, back) in SWITCHES {
                 // What there is not cannot be set by anybody.

@@ -34,8 +34,6 @@ pub struct Captured {
     subject: Subject,
     /// Its page map: what its children share with it is found there.
     pagemap: File,
-    /// What is known of what its pages are.
-    frames: Frames,
     /// All the pages that the image will have of it.
     stored: Vec<Range<u64>>,
     /// Those that are still to be read.
@@ -88,17 +86,14 @@ pub fn capture(look: &mut Look<'_>, request: &Request<'_>, survey: Survey) -> Re
     let shared = request.parent.map(|parent| {
         let candidates = ranges::common(&parent.stored, &joined_kept(&parent.state, &state));
         let candidates = ranges::common(&rest, &candidates);
-        let ours = Frames::with_known(&survey.frames, &survey.pagemap, &candidates)?;
-        let theirs = Frames::with_known(&parent.frames, &parent.pagemap, &candidates)?;
-        Ok::<_, std::io::Error>(ours.same_as(&theirs, &candidates))
+        Frames::read(&survey.pagemap, &candidates)?.shared_with(&parent.pagemap, &candidates)
     });
     let shared = shared.transpose().capturing("comparing", looking())?.unwrap_or_default();
     let unread = ranges::minus(&rest, &shared);
     let inherited = shared.iter().map(|r| PageRun { start: r.start, end: r.end, source: PageSource::Parent });
     state.pages.extend(copied);
     state.pages.extend(inherited);
-    let Survey { pagemap, frames, .. } = survey;
-    Ok(Captured { state, subject: subject.clone(), pagemap, frames, stored: wanted, unread })
+    Ok(Captured { state, subject: subject.clone(), pagemap: survey.pagemap, stored: wanted, unread })
 }
 
 impl Captured {
@@ -143,7 +138,7 @@ pub fn read_all<'c>(
     let pieces: Vec<_> = all.iter().enumerate().flat_map(pieces_of).collect();
     let read = parallel::map(pieces, |(place, piece)| {
         let captured = &all[place];
-        let bytes = unless_hidden(pages::read(&captured.subject, (&captured.pagemap, &captured.frames), &piece))?;
+        let bytes = unless_hidden(pages::read(&captured.subject, &captured.pagemap, &piece))?;
         Ok((place, piece, bytes))
     });
     let mut unreadable = Vec::new();
@@ -169,8 +164,7 @@ pub fn stream_all<'c>(
         for (place, captured) in all.into_iter().enumerate() {
             for pages in pages::pieces(&captured.unread) {
                 let mut buffer = feed.buffer(pages::total(&pages));
-                let read =
-                    pages::read_into(&mut buffer, &captured.subject, (&captured.pagemap, &captured.frames), &pages);
+                let read = pages::read_into(&mut buffer, &captured.subject, &captured.pagemap, &pages);
                 let offset = feed.append(buffer).offset;
                 match unless_hidden(read)? {
                     Some(()) => pages::note(&pages, offset, &mut captured.state.pages),

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::ops::Range;
 
 use super::layout::flag;
-use super::pages::{self, Frames};
+use super::pages;
 use super::state::{Backing, MemoryState, PageRun, PageSource, VmaState};
 use super::{PAGE, ranges};
 use crate::error::CaptureError;
@@ -59,7 +59,7 @@ impl LeftBehind {
             let from = range.start + wanted.start.saturating_sub(*offset);
             let to = range.end.min(range.start + (wanted.end - offset));
             let (subject, pagemap) = &self.processes[*whose];
-            bytes.extend(pages::read(subject, (pagemap, &Frames::default()), std::slice::from_ref(&(from..to)))?);
+            bytes.extend(pages::read(subject, pagemap, std::slice::from_ref(&(from..to)))?);
         }
         Ok(bytes)
     }

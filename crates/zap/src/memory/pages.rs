@@ -193,16 +193,6 @@ impl Frames {
         Ok(Frames { runs })
     }
 
-    /// The frames behind `ranges` (sorted, disjoint): those that are `known` already, and the others.
-    pub(super) fn with_known(known: &Frames, pagemap: &File, ranges: &[Range<u64>]) -> io::Result<Frames> {
-        let there = known.ranges();
-        let mut runs = Frames::read(pagemap, &ranges::minus(ranges, &there))?.runs;
-        let known = ranges::common(ranges, &there).into_iter().map(|range| (range.start, known.of(&range).to_vec()));
-        runs.extend(known);
-        runs.sort_by_key(|(start, _)| *start);
-        Ok(Frames { runs })
-    }
-
     /// The pages that are there and bear no mark of having been written.
     pub(super) fn unmarked(&self) -> Vec<Range<u64>> {
         let addresses = |start: u64| (start..).step_by(PAGE as usize);
@@ -233,18 +223,13 @@ impl Frames {
     /// The pages that are the same in the process with page map `parent`, among those at `candidates` (sorted, disjoint).
     pub(super) fn shared_with(&self, parent: &File, candidates: &[Range<u64>]) -> io::Result<Vec<Range<u64>>> {
         let candidates = ranges::common(&self.ranges(), candidates);
-        Frames::read(parent, &candidates).map(|parent| self.same_as(&parent, &candidates))
-    }
-
-    /// The pages that are the same in a `parent`, among those at `candidates` (sorted, disjoint) that both know.
-    pub(super) fn same_as(&self, parent: &Frames, candidates: &[Range<u64>]) -> Vec<Range<u64>> {
-        let candidates = ranges::common(&ranges::common(&self.ranges(), &parent.ranges()), candidates);
+        let parent = Frames::read(parent, &candidates)?;
         let same = candidates.into_iter().flat_map(|range| {
             let pairs = self.of(&range).iter().zip(parent.of(&range));
             let addresses = (range.start..).step_by(PAGE as usize).zip(pairs);
             addresses.filter(|(_, (ours, theirs))| is_same(**ours, **theirs)).map(|(address, _)| address)
         });
-        in_rows(same)
+        Ok(in_rows(same))
     }
 }
 
@@ -310,14 +295,10 @@ pub(super) fn pieces(wanted: &[Range<u64>]) -> Vec<Vec<Range<u64>>> {
     pieces
 }
 
-/// The contents of the pages of a piece, one behind the other. The process is held; `known` are frames of its.
-pub(super) fn read(
-    subject: &Subject,
-    (pagemap, known): (&File, &Frames),
-    piece: &[Range<u64>],
-) -> Result<Vec<u8>, CaptureError> {
+/// The contents of the pages of a piece, one behind the other. The process is held.
+pub(super) fn read(subject: &Subject, pagemap: &File, piece: &[Range<u64>]) -> Result<Vec<u8>, CaptureError> {
     let mut buffer = vec![0; total(piece)];
-    read_into(&mut buffer, subject, (pagemap, known), piece)?;
+    read_into(&mut buffer, subject, pagemap, piece)?;
     Ok(buffer)
 }
 
@@ -325,11 +306,11 @@ pub(super) fn read(
 pub(super) fn read_into(
     buffer: &mut [u8],
     subject: &Subject,
-    (pagemap, known): (&File, &Frames),
+    pagemap: &File,
     piece: &[Range<u64>],
 ) -> Result<(), CaptureError> {
-    let reading = || format!("the page frames of process {}", subject.pod);
-    let frames = Frames::with_known(known, pagemap, piece).capturing("reading", reading())?;
+    let frames =
+        Frames::read(pagemap, piece).capturing("reading", format!("the page frames of process {}", subject.pod))?;
     let mut reader = Reader { process: subject.host, forced: None };
     let object = || format!("process {}", subject.pod);
     reader.read(piece, &frames.mapped_elsewhere(), buffer).capturing("reading the memory", object())

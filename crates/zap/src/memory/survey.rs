@@ -6,18 +6,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::layout::{self, Mapping};
-use super::pages::{self, Frames};
-use super::ranges;
 use super::state::{MmFields, PageRun};
 use super::tracking::Ahead;
+use super::{pages, ranges};
 use crate::error::{CaptureError, Context};
 use crate::ids::HostPid;
 use crate::procfs;
-use crate::sys::pagemap::{Region, page};
+use crate::sys::pagemap::Region;
 use crate::sys::procmap::{self, Queried};
-
-/// Bytes of pages that it is worth looking at at once: all of them are asked for, by one or the other, if they are few.
-const FEW_PAGES: u64 = 64 << 20;
 
 /// What was read.
 pub struct Survey {
@@ -32,8 +28,6 @@ pub struct Survey {
     /// Fields of the kernel's; `brk` and `exe` are still open.
     pub(super) fields: MmFields,
     pub(super) pagemap: File,
-    /// What the private pages are, of a process that has few of them.
-    pub(super) frames: Frames,
     /// Where pages of files were mapped in.
     pub(super) touched: Vec<Range<u64>>,
 }
@@ -109,17 +103,9 @@ pub fn survey(
     let known = ranges::joined(much.iter().chain(untouched).cloned().collect());
     let regions =
         pages::find(&pagemap, &mappings, &known).capturing("scanning the pages", format!("process {process}"))?;
-    let frames = match regions.iter().map(|region| region.end - region.start).sum::<u64>() {
-        0..=FEW_PAGES => {
-            let pages = regions.iter().filter(|region| region.is & page::GUARD == 0);
-            let pages = ranges::joined(pages.map(|region| region.start..region.end).collect());
-            Frames::read(&pagemap, &pages).capturing("reading", format!("the page frames of process {process}"))?
-        }
-        _ => Frames::default(),
-    };
     let unchanged = ahead.map_or(Vec::new(), |ahead| ahead.unchanged(&mappings, much, &regions));
     let fields = read_fields(process)?;
-    Ok(Survey { process, mappings, regions, unchanged, fields, pagemap, frames, touched: Vec::new() })
+    Ok(Survey { process, mappings, regions, unchanged, fields, pagemap, touched: Vec::new() })
 }
 
 /// The parts of a mapping that are not ours.

@@ -1,6 +1,6 @@
 //! What a held process is: all of its parts, captured.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -332,12 +332,20 @@ fn answers(
     // Read when it was frozen: it has not run since.
     let (level, status) = (process.found.level(), &process.found.status);
     let state = threads::capture(leader, level, status, &asked.thread, &results, buffer)?;
-    let others: Vec<ThreadState> = process.learned.drain(..).map(|learned| learned.whole(&state)).collect();
+    let timers = timers::capture(asked.timers, &results);
+    let notified: HashSet<i32> = timers.notified().collect();
+    let mut others: Vec<ThreadState> = process.learned.drain(..).map(|learned| learned.whole(&state)).collect();
+    for (held, thread) in process.threads.iter().skip(1).zip(&mut others) {
+        if notified.contains(&thread.tid.0) {
+            threads::hear_timers(held, thread, &timers)?;
+        }
+    }
     let mut threads: Vec<ThreadState> = std::iter::once(state).chain(others).collect();
     let hosts = process.threads.iter().map(|held| held.name.host);
     let names: HashMap<i32, i32> = threads.iter().map(|thread| (thread.tid.0, thread.own_tid)).collect();
     let filters = filters::capture_all(&mut threads, hosts, inherited)?;
     let pending = threads::queued_signals(subject.host, true, || subject.clone())?;
+    let pending = pending.into_iter().map(QueuedSignal::new);
     let mut descriptors = questions.descriptors.clone();
     asked.close_on_exec.fill(&results, &mut descriptors);
     let mut controls = asked.controls.answers(&results);
@@ -353,7 +361,7 @@ fn answers(
     }
     let is_news = |stop: &Output| results.output(*stop)[0] != 0;
     Ok(Answers {
-        pending: pending.into_iter().map(QueuedSignal::new).collect(),
+        pending: pending.filter(|signal| !timers.will_send(signal)).collect(),
         filters,
         threads,
         actions: signals::actions(&asked.actions, &results),
@@ -367,7 +375,7 @@ fn answers(
         controls,
         segments,
         news: asked.stops.iter().filter(|(_, stop)| is_news(stop)).map(|(child, _)| *child).collect(),
-        timers: timers::capture(asked.timers, &results).named(&names),
+        timers: timers.named(&names),
         numbers: Numbers {
             oom_score_adj: number_in(subject, "oom_score_adj", 10),
             autogroup: if process.found.stat.session == subject.pod { autogroup(subject) } else { 0 },

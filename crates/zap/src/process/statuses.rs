@@ -16,7 +16,7 @@ const MOST: usize = 4096;
 /// The files that are open.
 #[derive(Debug, Default)]
 pub struct Statuses {
-    /// The `status` of each thread.
+    /// The `status` of each process, and of each thread where the kernel does not tell of those.
     statuses: HashMap<HostPid, File>,
     /// The `stat` of each process, as the pod numbers things.
     stats: HashMap<HostPid, File>,

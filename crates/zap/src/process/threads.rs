@@ -14,6 +14,7 @@ use crate::process::filters::{self, FilterState};
 use crate::process::own_directories::OwnDirectories;
 use crate::process::proc_files::Status;
 use crate::process::signals::{self, AlternateStack, QueuedSignal};
+use crate::process::timers::TimersState;
 use crate::sys::memory;
 use crate::sys::ptrace::{self, DispatchConfiguration, RseqConfiguration};
 use crate::sys::sched::{self, SchedulingAttributes};
@@ -285,6 +286,14 @@ impl Seen {
             io_priority: sched::io_priority(tid).unwrap_or(0),
         })
     }
+}
+
+/// Adds what timers have sent to a thread since it was captured: they go on while it is held. What a timer of `timers` has
+/// sent that had not expired when they were captured, it sends again after a restart.
+pub fn hear_timers(held: &Held, state: &mut ThreadState, timers: &TimersState) -> Result<(), CaptureError> {
+    let since = pending(held, &state.command)?.into_iter().skip(state.pending.len());
+    state.pending.extend(since.filter(|signal| !timers.will_send(signal)));
+    Ok(())
 }
 
 /// The signals that wait for a thread that is called so.

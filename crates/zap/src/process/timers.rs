@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::HostPid;
 use crate::process::proc_files::Status;
+use crate::process::signals::QueuedSignal;
 use crate::procfs;
 use crate::sys::probe;
 use crate::tracee::{Arg, Batch, Call, Output, Results};
@@ -45,6 +46,21 @@ pub struct TimersState {
 }
 
 impl TimersState {
+    /// The threads that are notified, as they are called here.
+    pub fn notified(&self) -> impl Iterator<Item = i32> {
+        self.posix.iter().filter(|timer| timer.notify == libc::SIGEV_THREAD_ID).map(|timer| timer.thread)
+    }
+
+    /// Whether a signal is of a timer that expires once and is written down as if it had not yet.
+    pub fn will_send(&self, signal: &QueuedSignal) -> bool {
+        const CODE: usize = 8;
+        const TIMER: usize = 16;
+        let word = |at: usize| signal.info[at..].first_chunk().map(|word| i32::from_ne_bytes(*word));
+        let runs = |timer: &&PosixTimer| timer.setting[..2] == [0; 2] && timer.setting[2..] != [0; 2];
+        let runs_once = |id| self.posix.iter().filter(runs).any(|timer| timer.id == id);
+        word(CODE) == Some(libc::SI_TIMER) && word(TIMER).is_some_and(runs_once)
+    }
+
     /// With what threads are called in their own PID namespace, in place of what the pod calls them.
     pub fn named(mut self, own: &HashMap<i32, i32>) -> TimersState {
         for timer in &mut self.posix {

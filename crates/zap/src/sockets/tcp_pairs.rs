@@ -1,7 +1,7 @@
 //! Connections both of whose ends are in the pod.
 //!
 //! The kernel goes on while a pod is held: what was written before the hold still goes from one end to the other over the
-//! pod's loopback, and timers of TCP's own send more of it. So the two ends, which are read one after the other, need not
+//! pod's loopback, and timers of TCP's own send more of it. So the two ends, which are not read at one moment, need not
 //! fit together: one may have received what the other, read earlier, had not sent yet (its answers would be taken for
 //! acknowledgements of nothing, for ever), or lack what the other, read later, had dropped as acknowledged already.
 //!

@@ -168,7 +168,9 @@ impl Seized {
         };
         if interrupted::needs_rewind(&held.registers) && !held.has_deliverable_signal()? {
             interrupted::rewind(&mut held.registers);
-            held.away = true;
+            // At once: whoever sees it home may be gone then.
+            ptrace::set_registers(name.host, &held.registers)
+                .map_err(TraceeError::kernel("setting the registers of", name.pod))?;
         }
         Ok(held)
     }

@@ -10,6 +10,8 @@ pub(crate) const KINDS: &[crate::stage::Kind] = &[
     ("posix-ticks", posix_ticks),
     ("absolute-timer", absolute_timer),
     ("thread-timer", thread_timer),
+    ("thread-timers-expiring", || expiring(libc::SIGEV_THREAD_ID)),
+    ("posix-timers-expiring", || expiring(libc::SIGEV_SIGNAL)),
     ("many-timers", many_timers),
 ];
 
@@ -179,6 +181,50 @@ fn thread_timer() -> Checked {
     }
     drop(told);
     thread.join().map_err(|_| "the thread panicked".to_string())
+}
+
+/// Timers for a thread or its process, one of which expires every two milliseconds, also while they are held: each rings once.
+fn expiring(notify: i32) -> Checked {
+    const TIMERS: usize = 1500;
+    let signal = libc::SIGRTMIN() + 9;
+    block(&[signal]);
+    let ((tell, told), (go, wait)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
+    let thread = std::thread::spawn(move || {
+        let _ = tell.send(unsafe { libc::gettid() });
+        let _ = wait.recv();
+        let mut rung = vec![0; TIMERS];
+        while rung.contains(&0) {
+            let Some(timer) = value_of_next(signal) else { break };
+            rung[timer] += 1;
+        }
+        // Nor does one ring again.
+        while poll_for(&[signal]).is_some() {
+            rung[0] += 1;
+        }
+        rung
+    });
+    let thread_id = told.recv().map_err(|e| e.to_string())?;
+    for number in 0..TIMERS as i64 {
+        let id = timer(libc::CLOCK_MONOTONIC, notify, signal, number as u64, thread_id)?;
+        let after = (number + 1) * 2_000_000;
+        set_timer(id, 0, [0, 0, after / 1_000_000_000, after % 1_000_000_000])?;
+    }
+    hold_loosely()?;
+    drop(go);
+    let rung = thread.join().map_err(|_| "the thread panicked".to_string())?;
+    let odd: Vec<(usize, i32)> = rung.into_iter().enumerate().filter(|(_, times)| *times != 1).collect();
+    check(odd.is_empty(), format!("timers and how often they rang, if not once: {odd:?}"))
+}
+
+/// The value that comes with the next such signal; none if none comes for a minute.
+fn value_of_next(signal: i32) -> Option<usize> {
+    let minute = libc::timespec { tv_sec: 60, tv_nsec: 0 };
+    unsafe {
+        let (mut set, mut info): (libc::sigset_t, libc::siginfo_t) = std::mem::zeroed();
+        libc::sigaddset(&raw mut set, signal);
+        let came = libc::sigtimedwait(&raw const set, &raw mut info, &raw const minute);
+        (came == signal).then(|| info.si_value().sival_ptr as usize)
+    }
 }
 
 /// Passes signals on until nobody listens.
